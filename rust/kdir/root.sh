@@ -26,7 +26,7 @@ if [ "$(codename)" = "$suite" ]; then
 	exit 0
 fi
 
-stamp=$( (packages; sha256sum <"$0") | sha256sum | cut -c 1-16)
+stamp=$( (echo "$suite"; packages) | sha256sum | cut -c 1-16)
 current()
 {
 	[ -x "$build/root/usr/bin/rustc" ] && [ "$(cat "$build/root/.stamp" 2>/dev/null)" = "$stamp" ]

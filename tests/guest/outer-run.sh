@@ -1,0 +1,69 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# outer-run.sh CMD...: runs a shell line in the outer guest, where /dev/kvm works (in software),
+# with the project at the same path and the same current folder. Its output comes out here as it
+# is printed; its exit status is this script's (124: out of time, 125: the guest died).
+#   OUTER_TIMEOUT  seconds until the guest is ended (600)
+#   OUTER_ARGS     more arguments for QEMU, such as -icount ...
+#   OUTER_APPEND   more of the kernel command line
+#   OUTER_SMP      processors (2)
+set -eu
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../../rust/kdir/lib.sh"
+what=outer-run
+[ $# -gt 0 ] || die "no command given" "usage: $0 'SHELL LINE'"
+for file in guest/outer.cpio kernel/amd64/vmlinuz; do
+	[ -e "$build/$file" ] || die "there is no build/$file" "make guest creates it"
+done
+
+# Two processors run one guest at a time well, and two badly.
+exec 8>"$build/vm.lock"
+if ! flock -n 8; then
+	echo "outer-run: waiting for another virtual machine to finish" >&2
+	flock 8
+fi
+
+job=$build/guest/outer.$$
+dir=$PWD
+case $dir/ in
+"$top"/*) ;;
+*) dir=$top ;;
+esac
+printf 'cd %q\n%s\n' "$dir" "$*" >"$job.cmd"
+rm -f "$job.status"
+pid=
+# shellcheck disable=SC2317 # called by trap
+finish()
+{
+	if [ -n "$pid" ]; then
+		kill "$pid" 2>/dev/null || true
+		wait "$pid" 2>/dev/null || true
+	fi
+	rm -f "$job.cmd" "$job.status"
+}
+trap finish EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
+
+# shellcheck disable=SC2086
+"$top/rust/kdir/enter" timeout -k 5 "${OUTER_TIMEOUT:-600}" \
+	qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec \
+	-smp "${OUTER_SMP:-2}" -m 4G -nodefaults -no-user-config -display none -no-reboot \
+	-serial stdio \
+	-virtfs "local,path=$top,mount_tag=project,security_model=none,multidevs=remap" \
+	-kernel "$build/kernel/amd64/vmlinuz" -initrd "$build/guest/outer.cpio" \
+	-append "console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off nokaslr outer.dir=$top outer.job=$job ${OUTER_APPEND:-}" \
+	${OUTER_ARGS:-} </dev/null &
+pid=$!
+status=0
+wait "$pid" || status=$?
+pid=
+if [ -e "$job.status" ]; then
+	exit "$(cat "$job.status")"
+fi
+if [ "$status" = 124 ]; then
+	echo "outer-run: ended after ${OUTER_TIMEOUT:-600} s" >&2
+	exit 124
+fi
+echo "outer-run: the outer guest ended without a result (QEMU's status $status)" >&2
+exit 125
