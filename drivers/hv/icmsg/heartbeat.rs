@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Heartbeat messages.
+//!
+//! | Body offset | Field                                            |
+//! | ----------- | ------------------------------------------------ |
+//! | 0           | sequence number u64, answered plus one           |
+//! | 8           | application state u32 (from version 3 on)        |
+//!
+//! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
+//! (`struct heartbeat_msg_data`). The host may leave out any part of what follows the sequence
+//! number.
+
+use super::{
+    wire,
+    Version, //
+};
+
+const SEQUENCE: usize = 0;
+const APPLICATION_STATE: usize = 8;
+
+/// How the guest's applications are, as the host's administrator sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum ApplicationState {
+    /// All is well.
+    Healthy = 1,
+}
+
+/// Answers the beat in `body`; `None` if there's no sequence number in it.
+#[must_use]
+pub(crate) fn answer(version: Version, body: &mut [u8], state: ApplicationState) -> Option<()> {
+    if body.len() < SEQUENCE + 8 {
+        return None;
+    }
+    let next = wire::u64_at(body, SEQUENCE).wrapping_add(1);
+    wire::put_u64(body, SEQUENCE, next);
+    if version.major >= 3 && body.len() >= APPLICATION_STATE + 4 {
+        wire::put_u32(body, APPLICATION_STATE, state as u32);
+    }
+    Some(())
+}
+
+#[cfg(any(test, CONFIG_KUNIT = "y"))]
+#[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_heartbeat))]
+mod tests {
+    use super::*;
+
+    const V1: Version = Version::new(1, 0);
+    const V3: Version = Version::new(3, 0);
+
+    #[test]
+    fn the_sequence_number_is_counted_up() {
+        let mut body = [0u8; 8];
+        wire::put_u64(&mut body, 0, 41);
+        assert!(answer(V3, &mut body, ApplicationState::Healthy).is_some());
+        assert_eq!(wire::u64_at(&body, 0), 42);
+    }
+
+    #[test]
+    fn the_sequence_number_wraps() {
+        let mut body = [0xffu8; 8];
+        assert!(answer(V1, &mut body, ApplicationState::Healthy).is_some());
+        assert_eq!(body, [0; 8]);
+    }
+
+    #[test]
+    fn the_state_is_reported_from_version_3_on() {
+        let mut body = [0u8; 40];
+        assert!(answer(V3, &mut body, ApplicationState::Healthy).is_some());
+        assert_eq!(wire::u32_at(&body, 8), 1);
+        assert!(body[12..].iter().all(|byte| *byte == 0));
+
+        let mut body = [0u8; 40];
+        assert!(answer(V1, &mut body, ApplicationState::Healthy).is_some());
+        assert_eq!(wire::u32_at(&body, 8), 0);
+    }
+
+    #[test]
+    fn a_body_may_end_in_the_middle_of_the_state() {
+        let mut body = [0u8; 11];
+        assert!(answer(V3, &mut body, ApplicationState::Healthy).is_some());
+        assert_eq!(&body[8..], &[0; 3]);
+    }
+
+    #[test]
+    fn a_body_without_sequence_number_is_refused() {
+        let mut body = [3u8; 7];
+        assert!(answer(V3, &mut body, ApplicationState::Healthy).is_none());
+        assert_eq!(body, [3; 7]);
+    }
+}

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Integration service (IC) messages: framing and version negotiation, once for all services.
+//!
+//! Everything here is plain code over byte slices. It knows neither the kernel nor the channel, so
+//! it is tested by KUnit in the kernel and by `rustc --test` on the build machine alike.
+//!
+//! A message lies in an in-band VMBus packet (all numbers are little-endian):
+//!
+//! | Offset | Field                    | Offset | Field                                  |
+//! | ------ | ------------------------ | ------ | -------------------------------------- |
+//! | 0      | pipe flags u32           | 18     | size of the body u16                   |
+//! | 4      | pipe message size u32    | 20     | status u32                             |
+//! | 8      | framework version u16 x2 | 24     | IC transaction id u8                   |
+//! | 12     | message type u16         | 25     | flags u8                               |
+//! | 14     | message version u16 x2   | 28     | body                                   |
+//!
+//! An answer is the request, changed in place: it echoes everything but flags, status and what the
+//! service writes into the body.
+//!
+//! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
+//! (`struct vmbuspipe_hdr`, `struct icmsg_hdr`, `struct icmsg_negotiate`).
+
+pub(crate) mod heartbeat;
+pub(crate) mod shutdown;
+pub(crate) mod timesync;
+pub(crate) mod wire;
+
+use core::fmt;
+
+/// Bytes in front of the body: pipe header (8) and IC header (20).
+pub(crate) const HEADER_LEN: usize = 28;
+
+/// Versions that one negotiation request may list, of each kind; from
+/// `IC_VERSION_NEGOTIATION_MAX_VER_COUNT`.
+pub(crate) const MAX_VERSIONS: usize = 100;
+
+const TYPE: usize = 12;
+const BODY_SIZE: usize = 18;
+const STATUS: usize = 20;
+const FLAGS: usize = 25;
+
+const FLAG_TRANSACTION: u8 = 1;
+const FLAG_REQUEST: u8 = 2;
+const FLAG_RESPONSE: u8 = 4;
+
+// Offsets in the body of a negotiation.
+const FRAMEWORK_COUNT: usize = 0;
+const MESSAGE_COUNT: usize = 2;
+const VERSIONS: usize = 8;
+const VERSION_LEN: usize = 4;
+
+/// Size of the body of a negotiation's answer: two counts, four reserved bytes, two versions.
+const NEGOTIATE_ANSWER_LEN: u16 = 16;
+
+/// A version of the framework or of a service's messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version {
+    /// Major number: the layout of messages.
+    pub(crate) major: u16,
+    /// Minor number: additions within a layout.
+    pub(crate) minor: u16,
+}
+
+impl Version {
+    /// The version `major.minor`.
+    pub(crate) const fn new(major: u16, minor: u16) -> Self {
+        Self { major, minor }
+    }
+}
+
+/// What a message asks for; from `ICMSGTYPE_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kind(pub(crate) u16);
+
+impl Kind {
+    /// Agree on versions; the first message on a channel, and again at any time after it.
+    pub(crate) const NEGOTIATE: Self = Self(0);
+    /// A heartbeat.
+    pub(crate) const HEARTBEAT: Self = Self(1);
+    /// A request to shut down, restart or hibernate.
+    pub(crate) const SHUTDOWN: Self = Self(3);
+    /// A sample of the host's time.
+    pub(crate) const TIMESYNC: Self = Self(4);
+}
+
+/// How a request ended, as an `HRESULT`; from `HV_S_OK`, `HV_E_FAIL` and their kin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Status(pub(crate) u32);
+
+impl Status {
+    /// Done.
+    pub(crate) const OK: Self = Self(0);
+    /// Not done, for no reason that has a number of its own.
+    pub(crate) const FAIL: Self = Self(0x8000_4005);
+}
+
+/// Why a packet cannot be answered: it has no message that an answer could echo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unanswerable {
+    /// The packet ends before the message's header does.
+    Short {
+        /// Bytes in the packet.
+        len: usize,
+    },
+    /// The message is itself an answer.
+    Response,
+}
+
+impl fmt::Display for Unanswerable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short { len } => write!(f, "packet of {len} bytes has no message header"),
+            Self::Response => f.write_str("message is a response, not a request"),
+        }
+    }
+}
+
+/// A request: a message that is long enough to be answered.
+///
+/// # Invariants
+///
+/// The slice holds at least [`HEADER_LEN`] bytes.
+#[derive(Debug)]
+pub(crate) struct Request<'a>(&'a mut [u8]);
+
+impl<'a> Request<'a> {
+    /// Takes the payload of an in-band packet as a request.
+    ///
+    /// The size in the header isn't needed to find the body's end, and hosts differ in what they
+    /// count in it: a body ends where the packet does. The answer has to be right in it, though,
+    /// so a size beyond the packet's end is cut back.
+    pub(crate) fn new(payload: &'a mut [u8]) -> Result<Self, Unanswerable> {
+        let len = payload.len();
+        if len < HEADER_LEN {
+            return Err(Unanswerable::Short { len });
+        }
+        if payload[FLAGS] & (FLAG_REQUEST | FLAG_RESPONSE) == FLAG_RESPONSE {
+            return Err(Unanswerable::Response);
+        }
+        let room = len - HEADER_LEN;
+        if usize::from(wire::u16_at(payload, BODY_SIZE)) > room {
+            // CAST: `room` is less than a `u16` here.
+            wire::put_u16(payload, BODY_SIZE, room as u16);
+        }
+        Ok(Self(payload))
+    }
+
+    /// What the message asks for.
+    pub(crate) fn kind(&self) -> Kind {
+        Kind(wire::u16_at(self.0, TYPE))
+    }
+
+    /// The bytes after the header, up to seven bytes of packet padding included.
+    pub(crate) fn body(&mut self) -> &mut [u8] {
+        &mut self.0[HEADER_LEN..]
+    }
+
+    /// Turns the request into its answer.
+    pub(crate) fn answer(self, status: Status) {
+        wire::put_u32(self.0, STATUS, status.0);
+        self.0[FLAGS] = FLAG_TRANSACTION | FLAG_RESPONSE;
+    }
+
+    /// Turns a negotiation into its answer and returns the message version agreed on.
+    ///
+    /// Both lists are the guest's, best first; the first that the host offers too, exactly, is
+    /// taken. If there is none, or the request's own counts don't fit into it, the answer says so
+    /// with counts of 0 and the result is `None`.
+    ///
+    /// A request too short to hold the counts can't take that answer: it is failed.
+    pub(crate) fn negotiate(
+        mut self,
+        frameworks: &[Version],
+        messages: &[Version],
+    ) -> Option<Version> {
+        let body = self.body();
+        if body.len() < VERSIONS {
+            self.answer(Status::FAIL);
+            return None;
+        }
+        let agreed = agree(body, frameworks, messages);
+        let count = u16::from(agreed.is_some());
+        wire::put_u16(body, FRAMEWORK_COUNT, count);
+        wire::put_u16(body, MESSAGE_COUNT, count);
+        if let Some((framework, message)) = agreed {
+            // Both lists had a version at least, so there is room for two.
+            put_version(body, 0, framework);
+            put_version(body, 1, message);
+            wire::put_u16(self.0, BODY_SIZE, NEGOTIATE_ANSWER_LEN);
+        }
+        self.answer(Status::OK);
+        agreed.map(|(_, message)| message)
+    }
+}
+
+/// Picks from the versions offered in `body`, or `None` if no pair is common to both sides.
+fn agree(body: &[u8], frameworks: &[Version], messages: &[Version]) -> Option<(Version, Version)> {
+    let framework_count = usize::from(wire::u16_at(body, FRAMEWORK_COUNT));
+    let message_count = usize::from(wire::u16_at(body, MESSAGE_COUNT));
+    if framework_count > MAX_VERSIONS || message_count > MAX_VERSIONS {
+        return None;
+    }
+    let offered = body.get(VERSIONS..)?;
+    let (theirs, rest) = offered.split_at_checked(framework_count * VERSION_LEN)?;
+    let framework = first_common(frameworks, theirs)?;
+    let theirs = rest.get(..message_count * VERSION_LEN)?;
+    Some((framework, first_common(messages, theirs)?))
+}
+
+fn first_common(ours: &[Version], theirs: &[u8]) -> Option<Version> {
+    ours.iter().copied().find(|version| {
+        theirs
+            .chunks_exact(VERSION_LEN)
+            .any(|offer| Version::new(wire::u16_at(offer, 0), wire::u16_at(offer, 2)) == *version)
+    })
+}
+
+fn put_version(body: &mut [u8], index: usize, version: Version) {
+    let at = VERSIONS + index * VERSION_LEN;
+    wire::put_u16(body, at, version.major);
+    wire::put_u16(body, at + 2, version.minor);
+}
+
+#[cfg(any(test, CONFIG_KUNIT = "y"))]
+#[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_icmsg))]
+mod tests {
+    use super::*;
+
+    const FRAMEWORKS: [Version; 2] = [Version::new(3, 0), Version::new(1, 0)];
+    const MESSAGES: [Version; 2] = [Version::new(3, 2), Version::new(1, 0)];
+
+    /// A packet of `N` bytes with a negotiation that lists `versions`, frameworks first.
+    fn negotiation<const N: usize>(
+        frameworks: u16,
+        messages: u16,
+        versions: &[Version],
+    ) -> [u8; N] {
+        let mut packet = [0xa5; N];
+        wire::put_u16(&mut packet, TYPE, 0);
+        wire::put_u16(&mut packet, BODY_SIZE, (N - HEADER_LEN) as u16);
+        wire::put_u32(&mut packet, STATUS, 0);
+        packet[24] = 7;
+        packet[FLAGS] = FLAG_TRANSACTION | FLAG_REQUEST;
+        wire::put_u16(&mut packet, HEADER_LEN, frameworks);
+        wire::put_u16(&mut packet, HEADER_LEN + 2, messages);
+        for (index, version) in versions.iter().enumerate() {
+            put_version(&mut packet[HEADER_LEN..], index, *version);
+        }
+        packet
+    }
+
+    fn negotiate(packet: &mut [u8]) -> Option<Version> {
+        match Request::new(packet) {
+            Ok(request) => request.negotiate(&FRAMEWORKS, &MESSAGES),
+            Err(_) => None,
+        }
+    }
+
+    fn counts(packet: &[u8]) -> (u16, u16) {
+        (
+            wire::u16_at(packet, HEADER_LEN),
+            wire::u16_at(packet, HEADER_LEN + 2),
+        )
+    }
+
+    #[test]
+    fn a_short_packet_cannot_be_answered() {
+        for len in 0..HEADER_LEN {
+            let mut packet = [0u8; HEADER_LEN];
+            let result = Request::new(&mut packet[..len]);
+            assert_eq!(result.err(), Some(Unanswerable::Short { len }));
+        }
+        assert!(Request::new(&mut [0u8; HEADER_LEN]).is_ok());
+    }
+
+    #[test]
+    fn a_response_is_not_answered() {
+        let mut packet = [0u8; HEADER_LEN];
+        packet[FLAGS] = FLAG_TRANSACTION | FLAG_RESPONSE;
+        assert_eq!(
+            Request::new(&mut packet).err(),
+            Some(Unanswerable::Response)
+        );
+    }
+
+    #[test]
+    fn an_answer_echoes_the_request() {
+        let mut packet = [0x5au8; 40];
+        packet[FLAGS] = FLAG_TRANSACTION | FLAG_REQUEST;
+        wire::put_u16(&mut packet, BODY_SIZE, 12);
+        let mut expected = packet;
+        if let Ok(request) = Request::new(&mut packet) {
+            request.answer(Status::FAIL);
+        }
+        expected[FLAGS] = 5;
+        wire::put_u32(&mut expected, STATUS, 0x8000_4005);
+        assert_eq!(packet, expected);
+    }
+
+    #[test]
+    fn a_size_beyond_the_packet_is_cut_back() {
+        let mut packet = [0u8; 40];
+        wire::put_u16(&mut packet, BODY_SIZE, 13);
+        assert!(Request::new(&mut packet).is_ok());
+        assert_eq!(wire::u16_at(&packet, BODY_SIZE), 12);
+    }
+
+    #[test]
+    fn the_best_common_versions_are_agreed_on() {
+        let offer = [
+            Version::new(1, 0),
+            Version::new(3, 0),
+            Version::new(1, 0),
+            Version::new(3, 2),
+            Version::new(9, 9),
+        ];
+        let mut packet: [u8; 56] = negotiation(2, 3, &offer);
+        assert_eq!(negotiate(&mut packet), Some(Version::new(3, 2)));
+        assert_eq!(counts(&packet), (1, 1));
+        assert_eq!(wire::u16_at(&packet, BODY_SIZE), NEGOTIATE_ANSWER_LEN);
+        assert_eq!(packet[FLAGS], 5);
+        assert_eq!(packet[24], 7);
+        assert_eq!(&packet[36..44], &[3, 0, 0, 0, 3, 0, 2, 0]);
+    }
+
+    #[test]
+    fn versions_match_exactly() {
+        let offer = [Version::new(3, 0), Version::new(3, 1)];
+        let mut packet: [u8; 44] = negotiation(1, 1, &offer);
+        assert_eq!(negotiate(&mut packet), None);
+        assert_eq!(counts(&packet), (0, 0));
+        assert_eq!(wire::u32_at(&packet, STATUS), 0);
+    }
+
+    #[test]
+    fn a_message_version_is_no_framework_version() {
+        let offer = [Version::new(3, 2), Version::new(3, 0)];
+        let mut packet: [u8; 44] = negotiation(1, 1, &offer);
+        assert_eq!(negotiate(&mut packet), None);
+        let mut packet: [u8; 44] = negotiation(2, 0, &offer);
+        assert_eq!(negotiate(&mut packet), None);
+        let mut packet: [u8; 44] = negotiation(0, 2, &offer);
+        assert_eq!(negotiate(&mut packet), None);
+    }
+
+    #[test]
+    fn counts_beyond_the_packet_are_refused() {
+        let offer = [Version::new(3, 0), Version::new(3, 2)];
+        for (frameworks, messages) in [(1, 2), (2, 1), (3, 0), (0xffff, 0xffff), (0, 0)] {
+            let mut packet: [u8; 44] = negotiation(frameworks, messages, &offer);
+            assert_eq!(negotiate(&mut packet), None);
+            assert_eq!(counts(&packet), (0, 0));
+            assert_eq!(packet[FLAGS], 5);
+        }
+    }
+
+    #[test]
+    fn a_negotiation_without_counts_is_failed() {
+        let mut packet: [u8; 35] = [0u8; 35];
+        assert_eq!(negotiate(&mut packet), None);
+        assert_eq!(wire::u32_at(&packet, STATUS), Status::FAIL.0);
+        assert_eq!(packet[FLAGS], 5);
+    }
+}

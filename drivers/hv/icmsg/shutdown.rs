@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Shutdown messages.
+//!
+//! | Body offset | Field                                                        |
+//! | ----------- | ------------------------------------------------------------ |
+//! | 0           | reason code u32                                              |
+//! | 4           | timeout u32, in seconds                                      |
+//! | 8           | flags u32: 1 force, 2 restart, 4 hibernate                   |
+//! | 12          | text for the log, UTF-16, up to 2048 bytes, may be cut short |
+//!
+//! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
+//! (`struct shutdown_msg_data`).
+
+use super::wire;
+use core::fmt::{
+    self,
+    Write, //
+};
+
+const REASON: usize = 0;
+const TIMEOUT: usize = 4;
+const FLAGS: usize = 8;
+const TEXT: usize = 12;
+const TEXT_MAX: usize = 2048;
+
+/// What the host wants the guest to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    /// Power off.
+    PowerOff,
+    /// Restart.
+    Restart,
+    /// Suspend to disk.
+    Hibernate,
+}
+
+/// A shutdown request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shutdown<'a> {
+    /// What to do; `None` if the flags name nothing that is known.
+    pub(crate) operation: Option<Operation>,
+    /// Whether to do it even if applications object. The kernel always does.
+    pub(crate) force: bool,
+    /// Why, as a Windows shutdown reason code.
+    pub(crate) reason: u32,
+    /// How long applications may take, in seconds.
+    pub(crate) timeout: u32,
+    /// Text for the log.
+    pub(crate) text: Text<'a>,
+}
+
+impl<'a> Shutdown<'a> {
+    /// Reads the request in `body`; `None` if it is too short to hold the flags.
+    pub(crate) fn parse(body: &'a [u8]) -> Option<Self> {
+        if body.len() < TEXT {
+            return None;
+        }
+        let flags = wire::u32_at(body, FLAGS);
+        let end = body.len().min(TEXT + TEXT_MAX);
+        Some(Self {
+            operation: match flags & !1 {
+                0 => Some(Operation::PowerOff),
+                2 => Some(Operation::Restart),
+                4 => Some(Operation::Hibernate),
+                _ => None,
+            },
+            force: flags & 1 != 0,
+            reason: wire::u32_at(body, REASON),
+            timeout: wire::u32_at(body, TIMEOUT),
+            text: Text(&body[TEXT..end]),
+        })
+    }
+}
+
+/// UTF-16 text up to its end or its first NUL.
+///
+/// It comes from the host and goes to the log: what isn't text, control characters included, is
+/// shown as U+FFFD, and what is longer than a line of log is cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Text<'a>(&'a [u8]);
+
+impl<'a> Text<'a> {
+    /// Characters that are shown.
+    const SHOWN: usize = 200;
+
+    fn chars(self) -> impl Iterator<Item = char> + 'a {
+        let units = self.0.chunks_exact(2).map(|unit| wire::u16_at(unit, 0));
+        char::decode_utf16(units.take_while(|unit| *unit != 0))
+            .map(|decoded| decoded.unwrap_or(char::REPLACEMENT_CHARACTER))
+            .map(|c| {
+                if c.is_control() {
+                    char::REPLACEMENT_CHARACTER
+                } else {
+                    c
+                }
+            })
+    }
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.chars()
+            .take(Self::SHOWN)
+            .try_for_each(|c| f.write_char(c))
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT = "y"))]
+#[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_shutdown))]
+mod tests {
+    use super::*;
+
+    fn request(flags: u32) -> [u8; 12] {
+        let mut body = [0u8; 12];
+        wire::put_u32(&mut body, REASON, 0x8000_0000);
+        wire::put_u32(&mut body, TIMEOUT, 60);
+        wire::put_u32(&mut body, FLAGS, flags);
+        body
+    }
+
+    fn operation(flags: u32) -> Option<Operation> {
+        Shutdown::parse(&request(flags)).and_then(|shutdown| shutdown.operation)
+    }
+
+    #[test]
+    fn flags_name_the_operation() {
+        assert_eq!(operation(0), Some(Operation::PowerOff));
+        assert_eq!(operation(1), Some(Operation::PowerOff));
+        assert_eq!(operation(2), Some(Operation::Restart));
+        assert_eq!(operation(3), Some(Operation::Restart));
+        assert_eq!(operation(4), Some(Operation::Hibernate));
+        assert_eq!(operation(5), Some(Operation::Hibernate));
+        for flags in [6, 7, 8, 9, 0x8000_0000, 0xffff_ffff] {
+            assert_eq!(operation(flags), None);
+        }
+    }
+
+    #[test]
+    fn reason_timeout_and_force_are_read() {
+        let body = request(1);
+        let read = Shutdown::parse(&body).map(|s| (s.reason, s.timeout, s.force));
+        assert_eq!(read, Some((0x8000_0000, 60, true)));
+    }
+
+    #[test]
+    fn a_body_without_flags_is_refused() {
+        assert!(Shutdown::parse(&request(0)[..11]).is_none());
+    }
+
+    #[test]
+    fn text_ends_at_nul_or_end() {
+        let text = |bytes| Text(bytes).chars().count();
+        assert_eq!(text(&[][..]), 0);
+        assert_eq!(text(&b"a\0b\0"[..]), 2);
+        assert_eq!(text(&b"a\0b\0\0\0c\0"[..]), 2);
+        assert_eq!(text(&b"a\0b"[..]), 1);
+    }
+
+    #[test]
+    fn what_is_no_text_is_replaced() {
+        // A lone surrogate, a newline, an escape, and a pair that is one character.
+        let bytes = [0x00, 0xd8, b'\n', 0, 0x1b, 0, 0x3d, 0xd8, 0x00, 0xde];
+        let mut shown = Text(&bytes).chars();
+        for _ in 0..3 {
+            assert_eq!(shown.next(), Some(char::REPLACEMENT_CHARACTER));
+        }
+        assert_eq!(shown.next(), Some('\u{1f600}'));
+        assert_eq!(shown.next(), None);
+    }
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Time synchronisation messages, and the arithmetic of a host time sample.
+//!
+//! | Body offset | Before version 4          | Body offset | Version 4                        |
+//! | ----------- | ------------------------- | ----------- | -------------------------------- |
+//! | 0           | host's time u64           | 0           | host's time u64                  |
+//! | 8           | guest's time u64          | 8           | VM reference time of sample u64  |
+//! | 16          | round trip time u64       | 16          | flags u8                         |
+//! | 24          | flags u8                  | 17          | leap indicator u8, stratum u8    |
+//!
+//! Times are in units of 100 ns: the host's since 1601, the reference time since the virtual
+//! machine was started.
+//!
+//! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
+//! (`struct ictimesync_data`, `struct ictimesync_ref_data`).
+
+use super::{
+    wire,
+    Version, //
+};
+
+const HOST_TIME: usize = 0;
+const REFERENCE_TIME: usize = 8;
+const FLAGS_V4: usize = 16;
+const FLAGS_V1: usize = 24;
+
+/// Step the clock.
+const FLAG_SYNC: u8 = 1;
+
+/// 1970-01-01 in the host's time.
+const UNIX_EPOCH: u64 = 116_444_736_000_000_000;
+
+/// Nanoseconds in a unit of host and reference time.
+const NSEC_PER_UNIT: u64 = 100;
+
+/// Age from which a sample says nothing any more: 600 s, in units of 100 ns.
+const STALE: u64 = 600 * 10_000_000;
+
+/// A message with the host's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TimeSync {
+    /// The sample.
+    pub(crate) sample: Sample,
+    /// Whether the guest is to step its clock, as after a boot or a restore.
+    pub(crate) sync: bool,
+}
+
+impl TimeSync {
+    /// Reads the message in `body`, which came in at reference time `now`.
+    ///
+    /// `None` if it is too short, or tells a time that Unix time in nanoseconds can't: before 1970
+    /// or after 2262.
+    pub(crate) fn parse(version: Version, body: &[u8], now: u64) -> Option<Self> {
+        let (flags, taken) = if version.major >= 4 {
+            (
+                *body.get(FLAGS_V4)?,
+                // A version 4 sample says itself when it was taken.
+                wire::u64_at(body, REFERENCE_TIME),
+            )
+        } else {
+            (*body.get(FLAGS_V1)?, now)
+        };
+        let since_epoch = wire::u64_at(body, HOST_TIME).checked_sub(UNIX_EPOCH)?;
+        // CAST: the difference of two counters that may be ahead of each other is a signed number.
+        let since_taken = now.wrapping_sub(taken) as i64;
+        let sample = Sample {
+            unix_time: since_epoch.checked_add_signed(since_taken)?,
+            reference: now,
+        };
+        sample.at(now).ok()?;
+        Some(Self {
+            sample,
+            sync: flags & FLAG_SYNC != 0,
+        })
+    }
+}
+
+/// The host's time at one moment of the reference time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sample {
+    /// Unix time, in units of 100 ns.
+    unix_time: u64,
+    /// Reference time of the same moment, in units of 100 ns.
+    reference: u64,
+}
+
+/// The sample is too old, or isn't one of this boot of the host's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stale;
+
+impl Sample {
+    /// The host's time at reference time `now` (units of 100 ns), as Unix time in nanoseconds.
+    pub(crate) fn at(&self, now: u64) -> Result<i64, Stale> {
+        // A reference time before the sample's is one that was set back: nothing is known then.
+        let age = now.checked_sub(self.reference).ok_or(Stale)?;
+        if age > STALE {
+            return Err(Stale);
+        }
+        self.unix_time
+            .checked_add(age)
+            .and_then(|units| units.checked_mul(NSEC_PER_UNIT))
+            .and_then(|nanoseconds| i64::try_from(nanoseconds).ok())
+            .ok_or(Stale)
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT = "y"))]
+#[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_timesync))]
+mod tests {
+    use super::*;
+
+    const V3: Version = Version::new(3, 0);
+    const V4: Version = Version::new(4, 0);
+    /// 2026-01-01 00:00:00 UTC, in seconds.
+    const SECONDS: u64 = 1_767_225_600;
+    const HOST: u64 = UNIX_EPOCH + SECONDS * 10_000_000;
+
+    fn message(host: u64, reference: u64, flags: u8) -> [u8; 32] {
+        let mut body = [0u8; 32];
+        wire::put_u64(&mut body, HOST_TIME, host);
+        wire::put_u64(&mut body, REFERENCE_TIME, reference);
+        body[FLAGS_V4] = flags;
+        body
+    }
+
+    fn time_at(parsed: Option<TimeSync>, now: u64) -> Result<i64, Stale> {
+        parsed.map_or(Err(Stale), |message| message.sample.at(now))
+    }
+
+    #[test]
+    fn the_epochs_differ() {
+        let parsed = TimeSync::parse(V4, &message(HOST, 5_000, 0), 5_000);
+        assert_eq!(time_at(parsed, 5_000), Ok(SECONDS as i64 * 1_000_000_000));
+    }
+
+    #[test]
+    fn version_4_says_when_the_sample_was_taken() {
+        // Taken at 5000, read at 8000, asked at 9000: 4000 units of 100 ns later.
+        let parsed = TimeSync::parse(V4, &message(HOST, 5_000, 0), 8_000);
+        let expected = SECONDS as i64 * 1_000_000_000 + 400_000;
+        assert_eq!(time_at(parsed, 9_000), Ok(expected));
+    }
+
+    #[test]
+    fn a_reference_time_just_ahead_is_taken_off() {
+        let parsed = TimeSync::parse(V4, &message(HOST, 5_000, 0), 4_990);
+        let expected = SECONDS as i64 * 1_000_000_000 - 1_000;
+        assert_eq!(time_at(parsed, 4_990), Ok(expected));
+    }
+
+    #[test]
+    fn older_versions_count_from_when_they_are_read() {
+        let mut body = message(HOST, 1, 0);
+        body[FLAGS_V1] = FLAG_SYNC;
+        let parsed = TimeSync::parse(V3, &body, 8_000);
+        assert_eq!(time_at(parsed, 8_000), Ok(SECONDS as i64 * 1_000_000_000));
+        assert_eq!(parsed.map(|message| message.sync), Some(true));
+    }
+
+    #[test]
+    fn only_sync_steps_the_clock() {
+        for (flags, sync) in [(0, false), (1, true), (2, false), (3, true)] {
+            let parsed = TimeSync::parse(V4, &message(HOST, 0, flags), 0);
+            assert_eq!(parsed.map(|message| message.sync), Some(sync));
+        }
+    }
+
+    #[test]
+    fn short_bodies_are_refused() {
+        let body = message(HOST, 0, 0);
+        assert!(TimeSync::parse(V4, &body[..16], 0).is_none());
+        assert!(TimeSync::parse(V4, &body[..17], 0).is_some());
+        assert!(TimeSync::parse(V3, &body[..24], 0).is_none());
+        assert!(TimeSync::parse(V3, &body[..25], 0).is_some());
+    }
+
+    #[test]
+    fn times_that_unix_time_cannot_tell_are_refused() {
+        assert!(TimeSync::parse(V4, &message(UNIX_EPOCH - 1, 0, 1), 0).is_none());
+        assert!(TimeSync::parse(V4, &message(UNIX_EPOCH, 0, 1), 0).is_some());
+        assert!(TimeSync::parse(V4, &message(u64::MAX, 0, 1), 0).is_none());
+        assert!(TimeSync::parse(V4, &message(HOST, 1 << 63, 1), 0).is_none());
+    }
+
+    #[test]
+    fn a_sample_goes_stale() {
+        let parsed = TimeSync::parse(V4, &message(HOST, 100, 0), 100);
+        assert!(time_at(parsed, 100 + STALE).is_ok());
+        assert_eq!(time_at(parsed, 101 + STALE), Err(Stale));
+        assert_eq!(time_at(parsed, 99), Err(Stale));
+    }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Shutdown: the host has the guest power off, restart or hibernate.
+
+use crate::{
+    icmsg::{
+        shutdown::{
+            Operation,
+            Shutdown as Message, //
+        },
+        Kind,
+        Status,
+        Version, //
+    },
+    service::Service, //
+};
+use hyperv::{
+    new_work, power, vmbus,
+    work::{
+        Run,
+        Work, //
+    },
+};
+use kernel::{
+    device,
+    prelude::*, //
+};
+
+/// The shutdown service.
+pub(crate) struct Shutdown<'bound> {
+    /// There if the system can hibernate.
+    hibernate: Option<Pin<KBox<Work<HibernateEvent<'bound>>>>>,
+}
+
+impl<'bound> Shutdown<'bound> {
+    pub(crate) fn new(device: &'bound vmbus::Device<device::Bound>) -> Result<Self> {
+        let hibernate = if power::is_hibernation_supported() {
+            let event = new_work!("hv_utils::hibernate", HibernateEvent { device });
+            Some(KBox::pin_init(event, GFP_KERNEL)?)
+        } else {
+            None
+        };
+        Ok(Self { hibernate })
+    }
+}
+
+impl Service for Shutdown<'_> {
+    const NAME: &'static str = "Shutdown";
+    const KIND: Kind = Kind::SHUTDOWN;
+    const VERSIONS: &'static [Version] = &[
+        Version::new(3, 2),
+        Version::new(3, 1),
+        Version::new(3, 0),
+        Version::new(1, 0),
+    ];
+
+    type Action = Operation;
+
+    fn answer(&mut self, _: Version, body: &mut [u8]) -> (Status, Option<Self::Action>) {
+        let Some(message) = Message::parse(body) else {
+            pr_info!("Shutdown request received - Invalid request\n");
+            return (Status::FAIL, None);
+        };
+        pr_info!(
+            "{}, forced {}, reason {:#x}, timeout {} s, text \"{}\"\n",
+            match message.operation {
+                Some(Operation::PowerOff) =>
+                    "Shutdown request received - graceful shutdown initiated",
+                Some(Operation::Restart) => "Restart request received - graceful restart initiated",
+                Some(Operation::Hibernate) => "Hibernation request received",
+                None => "Shutdown request received - Invalid request",
+            },
+            message.force,
+            message.reason,
+            message.timeout,
+            format_args!("{}", message.text)
+        );
+        match message.operation {
+            Some(Operation::Hibernate) if self.hibernate.is_none() => (Status::FAIL, None),
+            Some(operation) => (Status::OK, Some(operation)),
+            None => (Status::FAIL, None),
+        }
+    }
+
+    fn act(&mut self, action: Self::Action) {
+        match action {
+            Operation::PowerOff => power::orderly_poweroff(),
+            Operation::Restart => power::orderly_reboot(),
+            Operation::Hibernate => {
+                if let Some(work) = &self.hibernate {
+                    work.as_ref().schedule();
+                }
+            }
+        }
+    }
+}
+
+/// Tells user space that the host wants the guest to hibernate; doing it is a matter of policy.
+struct HibernateEvent<'bound> {
+    device: &'bound vmbus::Device<device::Bound>,
+}
+
+impl Run for HibernateEvent<'_> {
+    fn run(&self) {
+        match self.device.uevent_change(c"EVENT=hibernate") {
+            Ok(()) => pr_info!("Sent hibernation uevent\n"),
+            Err(error) => pr_err!("hibernation uevent not sent: {:?}\n", error),
+        }
+    }
+}

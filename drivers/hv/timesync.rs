@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Time synchronisation: the host tells its time; the guest steps its clock when asked to, and
+//! offers the host's clock to its own time service as PTP clock `hyperv`.
+
+use crate::{
+    icmsg::{
+        timesync::{
+            Sample,
+            TimeSync as Message, //
+        },
+        Kind,
+        Status,
+        Version, //
+    },
+    service::Service,
+    timesync_implicit, //
+};
+use hyperv::{
+    new_work,
+    ptp::{
+        self,
+        Clock, //
+    },
+    time,
+    work::{
+        Run,
+        Work, //
+    },
+};
+use kernel::{
+    new_spinlock_irq,
+    prelude::*,
+    sync::{
+        Arc,
+        SpinLockIrq, //
+    },
+};
+
+/// How far the clock has to be behind the host's for `timesync_implicit`, in nanoseconds.
+const BEHIND: i64 = 5 * 1_000_000_000;
+
+/// The time synchronisation service.
+pub(crate) struct TimeSync {
+    host: Arc<HostClock>,
+    step: Pin<KBox<Work<StepClock>>>,
+    /// Not there where it could not be registered: the clock is stepped all the same.
+    _ptp: Option<Pin<KBox<ptp::Registration<Arc<HostClock>>>>>,
+}
+
+impl TimeSync {
+    pub(crate) fn new(module: &'static ThisModule) -> Result<Self> {
+        let host = Arc::pin_init(HostClock::new(), GFP_KERNEL)?;
+        let step = StepClock { host: host.clone() };
+        let step = KBox::pin_init(new_work!("hv_utils::step_clock", step), GFP_KERNEL)?;
+        let ptp = ptp::Registration::new(c"hyperv", module, host.clone());
+        let ptp = KBox::pin_init(ptp, GFP_KERNEL)
+            .inspect_err(|error| pr_err!("cannot register PTP clock: {:?}\n", error))
+            .ok();
+        Ok(Self {
+            host,
+            step,
+            _ptp: ptp,
+        })
+    }
+}
+
+impl Service for TimeSync {
+    const NAME: &'static str = "TimeSync";
+    const KIND: Kind = Kind::TIMESYNC;
+    const VERSIONS: &'static [Version] =
+        &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)];
+
+    type Action = Message;
+
+    fn answer(&mut self, version: Version, body: &mut [u8]) -> (Status, Option<Self::Action>) {
+        match Message::parse(version, body, time::reference()) {
+            Some(message) => (Status::OK, Some(message)),
+            None => (Status::FAIL, None),
+        }
+    }
+
+    fn act(&mut self, action: Self::Action) {
+        let Message { sample, sync } = action;
+        *self.host.sample.lock() = Some(sample);
+
+        let is_behind = || {
+            let host = self.host.now();
+            host.is_ok_and(|host| host.saturating_sub(time::wall_clock()) >= BEHIND)
+        };
+        if sync || (timesync_implicit.get() && is_behind()) {
+            self.step.as_ref().schedule();
+        }
+    }
+
+    fn closed(&mut self) {
+        self.step.as_ref().cancel();
+        *self.host.sample.lock() = None;
+    }
+}
+
+/// The host's clock, as far as its last sample tells.
+#[pin_data]
+struct HostClock {
+    #[pin]
+    sample: SpinLockIrq<Option<Sample>>,
+}
+
+impl HostClock {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            sample <- new_spinlock_irq!(None, "HostClock::sample"),
+        })
+    }
+}
+
+impl ptp::Clock for HostClock {
+    /// Fails with `ENODATA` if the host has not told its time yet, `ESTALE` if that was too long
+    /// ago.
+    fn now(&self) -> Result<i64> {
+        let sample = (*self.sample.lock()).ok_or(ENODATA)?;
+        sample.at(time::reference()).map_err(|_| ESTALE)
+    }
+}
+
+/// Steps the guest's clock to the host's time.
+struct StepClock {
+    host: Arc<HostClock>,
+}
+
+impl Run for StepClock {
+    fn run(&self) {
+        if let Err(error) = self.host.now().and_then(time::set_wall_clock) {
+            pr_warn!("TimeSync: clock not set: {:?}\n", error);
+        }
+    }
+}

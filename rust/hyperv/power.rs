@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Powering the system off and restarting it, in order.
+//!
+//! C header: [`include/linux/reboot.h`](srctree/include/linux/reboot.h)
+
+use crate::bindings;
+
+/// Has user space power the system off; does it by force where that can't be started.
+///
+/// May be called in any context: it is the kernel's own work item that does it.
+pub fn orderly_poweroff() {
+    // SAFETY: Safe to be called in any context.
+    unsafe { bindings::orderly_poweroff(true) };
+}
+
+/// Has user space restart the system; does it by force where that can't be started.
+///
+/// May be called in any context: it is the kernel's own work item that does it.
+pub fn orderly_reboot() {
+    // SAFETY: Safe to be called in any context.
+    unsafe { bindings::orderly_reboot() };
+}
+
+/// Returns whether this virtual machine can hibernate, i.e. has the ACPI state S4. May sleep.
+pub fn is_hibernation_supported() -> bool {
+    // SAFETY: Has no requirements.
+    unsafe { bindings::hv_is_hibernation_supported() }
+}

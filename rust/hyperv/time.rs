@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The hypervisor's reference time and the system's clocks.
+//!
+//! C headers: [`include/clocksource/hyperv_timer.h`](srctree/include/clocksource/hyperv_timer.h),
+//! [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
+
+use crate::bindings;
+use kernel::{
+    error::to_result,
+    prelude::*,
+    time::{
+        ClockSource,
+        RealTime, //
+    },
+};
+
+/// Reads the partition reference time: units of 100 ns since the virtual machine was started. It
+/// stands still while the machine is saved. May be called in any context.
+pub fn reference() -> u64 {
+    // SAFETY: Safe to be called in any context.
+    unsafe { bindings::rust_helper_hv_read_reference_counter() }
+}
+
+/// Reads the wall clock: Unix time in nanoseconds. May be called in any context but an NMI.
+pub fn wall_clock() -> i64 {
+    RealTime::ktime_get()
+}
+
+/// Steps the wall clock to `unix_time`, in nanoseconds. May sleep.
+///
+/// Fails with `EINVAL` for a time that the clock can't be set to, e.g. one before the boot of a
+/// system that was up longer.
+pub fn set_wall_clock(unix_time: i64) -> Result {
+    // SAFETY: Has no requirements.
+    let time = unsafe { bindings::ns_to_timespec64(unix_time) };
+
+    // SAFETY: `time` is valid for reads.
+    to_result(unsafe { bindings::do_settimeofday64(&time) })
+}

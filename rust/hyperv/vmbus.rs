@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Abstractions for the VMBus.
+//!
+//! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
+
+use crate::bindings;
+use core::{
+    marker::PhantomData,
+    mem::offset_of,
+    ptr::NonNull, //
+};
+use kernel::{
+    device,
+    device_id::{
+        RawDeviceId,
+        RawDeviceIdIndex, //
+    },
+    driver,
+    error::{
+        from_result,
+        to_result, //
+    },
+    prelude::*,
+    sync::aref::AlwaysRefCounted,
+    types::Opaque,
+    ThisModule, //
+};
+
+// Deriving this for all bindings would put code into every module that none of them calls.
+impl Default for bindings::hv_driver {
+    fn default() -> Self {
+        // SAFETY: All fields are valid when zeroed: numbers, pointers, and functions that are
+        // optional.
+        unsafe { core::mem::zeroed() }
+    }
+}
+
+/// An adapter for the registration of VMBus drivers.
+pub struct Adapter<T: Driver>(T);
+
+// SAFETY:
+// - `bindings::hv_driver` is a C type declared as `repr(C)`.
+// - `T::Data` is the type of the driver's device private data.
+// - `struct hv_driver` embeds a `struct device_driver`.
+// - `DEVICE_DRIVER_OFFSET` is the correct byte offset to the embedded `struct device_driver`.
+unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
+    type DriverType = bindings::hv_driver;
+    type DriverData<'bound> = T::Data<'bound>;
+    const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, driver);
+}
+
+// SAFETY: A call to `unregister` for a given instance of `DriverType` is guaranteed to be valid if
+// a preceding call to `register` has been successful.
+unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
+    unsafe fn register(
+        hdrv: &Opaque<Self::DriverType>,
+        name: &'static CStr,
+        module: &'static ThisModule,
+    ) -> Result {
+        // SAFETY: It's safe to set the fields of `struct hv_driver` on initialization.
+        unsafe {
+            (*hdrv.get()).name = name.as_char_ptr();
+            (*hdrv.get()).id_table = T::ID_TABLE.as_ptr();
+            (*hdrv.get()).probe = Some(Self::probe_callback);
+            (*hdrv.get()).suspend = Some(Self::suspend_callback);
+            (*hdrv.get()).resume = Some(Self::resume_callback);
+            (*hdrv.get()).driver.probe_type = bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
+        }
+
+        // SAFETY: `hdrv` is guaranteed to be a valid `DriverType`.
+        to_result(unsafe {
+            bindings::__vmbus_driver_register(hdrv.get(), module.as_ptr(), name.as_char_ptr())
+        })
+    }
+
+    unsafe fn unregister(hdrv: &Opaque<Self::DriverType>) {
+        // SAFETY: `hdrv` is guaranteed to be a valid `DriverType`.
+        unsafe { bindings::vmbus_driver_unregister(hdrv.get()) };
+    }
+}
+
+impl<T: Driver> Adapter<T> {
+    extern "C" fn probe_callback(
+        hdev: *mut bindings::hv_device,
+        id: *const bindings::hv_vmbus_device_id,
+    ) -> c_int {
+        // SAFETY: The VMBus only ever calls the probe callback with a valid pointer to a
+        // `struct hv_device`.
+        //
+        // INVARIANT: `hdev` is valid for the duration of `probe_callback()`.
+        let hdev = unsafe { &*hdev.cast::<Device<device::CoreInternal<'_>>>() };
+
+        from_result(|| {
+            // SAFETY: `DeviceId` is a `#[repr(transparent)]` wrapper of
+            // `struct hv_vmbus_device_id` and does not add additional invariants, so it's safe to
+            // transmute.
+            let id = unsafe { &*id.cast::<DeviceId>() };
+
+            // SAFETY: `id` comes from `T::ID_TABLE`, which is of type `IdArray<_, T::IdInfo>`, or
+            // from `new_id` or `driver_override`, which leave `driver_data` at 0.
+            let info = unsafe { id.info_unchecked_opt::<T::IdInfo>() };
+            let data = T::probe(hdev, info.ok_or(ENODEV)?);
+
+            hdev.as_ref().set_drvdata(data)?;
+            Ok(0)
+        })
+    }
+
+    /// Calls `f` with the device and its private data.
+    ///
+    /// # Safety
+    ///
+    /// `hdev` must be a valid pointer to a `struct hv_device` that is bound to this driver, and
+    /// must stay so for the duration of the call.
+    unsafe fn with_data<R>(
+        hdev: *mut bindings::hv_device,
+        f: impl for<'bound> FnOnce(&'bound Device<device::Core<'_>>, Pin<&'bound T::Data<'bound>>) -> R,
+    ) -> R {
+        // SAFETY: Guaranteed by the safety requirements of this function.
+        //
+        // INVARIANT: `hdev` is valid for the duration of the call.
+        let hdev = unsafe { &*hdev.cast::<Device<device::CoreInternal<'_>>>() };
+
+        // SAFETY: The device is bound, so `Device::set_drvdata()` has been called in
+        // `probe_callback()` and stored a `Pin<KBox<T::Data<'_>>>`.
+        let data = unsafe { hdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        f(hdev, data)
+    }
+
+    extern "C" fn suspend_callback(hdev: *mut bindings::hv_device) -> c_int {
+        // SAFETY: The VMBus only ever calls the suspend callback with a valid pointer to a
+        // `struct hv_device` that is bound to this driver.
+        let result = unsafe { Self::with_data(hdev, |dev, data| T::suspend(dev, data)) };
+
+        from_result(|| result.map(|()| 0))
+    }
+
+    extern "C" fn resume_callback(hdev: *mut bindings::hv_device) -> c_int {
+        // SAFETY: As for `suspend_callback()`.
+        let result = unsafe { Self::with_data(hdev, |dev, data| T::resume(dev, data)) };
+
+        from_result(|| result.map(|()| 0))
+    }
+}
+
+/// A GUID, as it lies in memory.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Guid([u8; 16]);
+
+impl Guid {
+    /// The GUID that is written as `aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee`, without the dashes, as
+    /// one number.
+    pub const fn new(value: u128) -> Self {
+        let mut bytes = value.to_be_bytes();
+        // The first three groups are little-endian numbers of 4, 2 and 2 bytes.
+        (bytes[0], bytes[3]) = (bytes[3], bytes[0]);
+        (bytes[1], bytes[2]) = (bytes[2], bytes[1]);
+        (bytes[4], bytes[5]) = (bytes[5], bytes[4]);
+        (bytes[6], bytes[7]) = (bytes[7], bytes[6]);
+        Self(bytes)
+    }
+}
+
+/// Abstraction for the VMBus device ID structure, i.e. `struct hv_vmbus_device_id`.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct DeviceId(bindings::hv_vmbus_device_id);
+
+impl DeviceId {
+    /// Matches all devices of a class.
+    pub const fn from_class(class: Guid) -> Self {
+        Self(bindings::hv_vmbus_device_id {
+            guid: bindings::guid_t { b: class.0 },
+            driver_data: 0,
+        })
+    }
+}
+
+// SAFETY: `DeviceId` is a `#[repr(transparent)]` wrapper of `struct hv_vmbus_device_id` and does
+// not add additional invariants, so it's safe to transmute to `RawType`.
+unsafe impl RawDeviceId for DeviceId {
+    type RawType = bindings::hv_vmbus_device_id;
+}
+
+// SAFETY: `DRIVER_DATA_OFFSET` is the offset to the `driver_data` field.
+unsafe impl RawDeviceIdIndex for DeviceId {
+    const DRIVER_DATA_OFFSET: usize = offset_of!(bindings::hv_vmbus_device_id, driver_data);
+}
+
+/// [`IdTable`](kernel::device_id::IdTable) type for VMBus.
+pub type IdTable<T> = &'static dyn kernel::device_id::IdTable<DeviceId, T>;
+
+/// Creates a VMBus `IdTable` with its alias for modpost.
+#[macro_export]
+macro_rules! vmbus_device_table {
+    ($($tt:tt)*) => {
+        ::kernel::module_device_table!("vmbus", $crate::vmbus::DeviceId, $($tt)*);
+    };
+}
+
+/// Declares a kernel module that exposes a single VMBus driver.
+///
+/// # Examples
+///
+/// ```ignore
+/// hyperv::module_vmbus_driver! {
+///     type: MyDriver,
+///     name: "my_driver",
+///     authors: ["Author name"],
+///     description: "Description",
+///     license: "GPL",
+/// }
+/// ```
+#[macro_export]
+macro_rules! module_vmbus_driver {
+    ($($f:tt)*) => {
+        ::kernel::module_driver!(<T>, $crate::vmbus::Adapter<T>, { $($f)* });
+    };
+}
+
+/// The VMBus driver trait.
+///
+/// `samples/vmbus_echo.rs` is a complete driver.
+pub trait Driver {
+    /// The type holding information about each one of the device ids supported by the driver.
+    type IdInfo: 'static;
+
+    /// The type of the driver's device private data. It is dropped when the device is unbound.
+    type Data<'bound>: Send + Sync + 'bound;
+
+    /// The table of device ids supported by the driver.
+    const ID_TABLE: IdTable<Self::IdInfo>;
+
+    /// Called when a device that is in the table appears. A device that is bound by force, without
+    /// being in the table, is refused (`ENODEV`) before.
+    fn probe<'bound>(
+        dev: &'bound Device<device::Core<'_>>,
+        info: &'bound Self::IdInfo,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound;
+
+    /// Called before the system hibernates, with user space frozen.
+    ///
+    /// The channel has to be closed here: the host forgets it.
+    fn suspend<'bound>(
+        dev: &'bound Device<device::Core<'_>>,
+        this: Pin<&'bound Self::Data<'bound>>,
+    ) -> Result;
+
+    /// Called after the system has resumed from hibernation, or has failed to hibernate.
+    fn resume<'bound>(
+        dev: &'bound Device<device::Core<'_>>,
+        this: Pin<&'bound Self::Data<'bound>>,
+    ) -> Result;
+}
+
+/// A VMBus device.
+///
+/// # Invariants
+///
+/// A [`Device`] instance represents a valid `struct hv_device` created by the C portion of the
+/// kernel.
+#[repr(transparent)]
+pub struct Device<Ctx: device::DeviceContext = device::Normal>(
+    Opaque<bindings::hv_device>,
+    PhantomData<Ctx>,
+);
+
+impl<Ctx: device::DeviceContext> Device<Ctx> {
+    fn as_raw(&self) -> *mut bindings::hv_device {
+        self.0.get()
+    }
+
+    /// Sends a change event with one variable, `KEY=value`, to user space. May sleep.
+    pub fn uevent_change(&self, variable: &'static CStr) -> Result {
+        let mut environment = [variable.as_char_ptr().cast_mut(), core::ptr::null_mut()];
+
+        // SAFETY:
+        // - By the type invariant of `Self`, `self.as_raw()` is valid, and so is its kobject.
+        // - `environment` is an array of valid C strings, ended by NULL, that is only read.
+        to_result(unsafe {
+            bindings::kobject_uevent_env(
+                &raw mut (*self.as_raw()).device.kobj,
+                bindings::kobject_action_KOBJ_CHANGE,
+                environment.as_mut_ptr(),
+            )
+        })
+    }
+}
+
+impl Device<device::Bound> {
+    /// The device's primary channel. It is there for as long as the device is.
+    pub(crate) fn channel(&self) -> NonNull<bindings::vmbus_channel> {
+        // SAFETY: By the type invariant of `Self`, `self.as_raw()` is valid; a device is created
+        // for a channel, and its release is what frees the channel.
+        unsafe { NonNull::new_unchecked((*self.as_raw()).channel) }
+    }
+}
+
+// SAFETY: `vmbus::Device` is a transparent wrapper of `struct hv_device`.
+// The offset is guaranteed to point to a valid device field inside `vmbus::Device`.
+unsafe impl<Ctx: device::DeviceContext> device::AsBusDevice<Ctx> for Device<Ctx> {
+    const OFFSET: usize = offset_of!(bindings::hv_device, device);
+}
+
+// SAFETY: `Device` is a transparent wrapper of a type that doesn't depend on `Device`'s generic
+// argument.
+kernel::impl_device_context_deref!(unsafe { Device });
+kernel::impl_device_context_into_aref!(Device);
+
+// SAFETY: Instances of `Device` are always reference-counted.
+unsafe impl AlwaysRefCounted for Device {
+    fn inc_ref(&self) {
+        self.as_ref().inc_ref();
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: `obj` is valid by the safety requirements, and stays so until the call below.
+        let dev: &device::Device = unsafe { obj.as_ref() }.as_ref();
+
+        // SAFETY: The safety requirements guarantee that the refcount is non-zero.
+        unsafe { <device::Device as AlwaysRefCounted>::dec_ref(NonNull::from(dev)) };
+    }
+}
+
+impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
+    fn as_ref(&self) -> &device::Device<Ctx> {
+        // SAFETY: By the type invariant of `Self`, `self.as_raw()` is a pointer to a valid
+        // `struct hv_device`.
+        let dev = unsafe { &raw mut (*self.as_raw()).device };
+
+        // SAFETY: `dev` points to a valid `struct device`.
+        unsafe { device::Device::from_raw(dev) }
+    }
+}
+
+// SAFETY: A `Device` is always reference-counted and can be released from any thread.
+unsafe impl Send for Device {}
+
+// SAFETY: `Device` can be shared among threads because all methods of `Device`
+// (i.e. `Device<Normal>) are thread safe.
+unsafe impl Sync for Device {}
+
+// SAFETY: Same as `Device<Normal>` -- the underlying `struct hv_device` is the same;
+// `Bound` is a zero-sized type-state marker that does not affect thread safety.
+unsafe impl Sync for Device<device::Bound> {}
