@@ -31,8 +31,6 @@ pub(crate) trait Service: Send {
     type Action;
 
     /// Answers a request by changing its body in place. Called in softirq context.
-    ///
-    /// Must not have any other effect: if the answer has to wait, the request comes in again.
     fn answer(&mut self, version: Version, body: &mut [u8]) -> (Status, Option<Self::Action>);
 
     /// Does what the request asked for; its answer has left. Called in softirq context.

@@ -29,23 +29,32 @@ void rust_helper_ratelimit_default_init(struct ratelimit_state *rs)
 	ratelimit_default_init(rs);
 }
 
+/*
+ * Returns whether a packet of @size bytes, trailer included, fits into the
+ * outbound ring. Where it does not, the host signals when it does.
+ */
+bool rust_helper_vmbus_has_room(struct vmbus_channel *channel, u32 size)
+{
+	struct hv_ring_buffer *ring = channel->outbound.ring_buffer;
+
+	if (unlikely(hv_get_bytes_to_write(&channel->outbound) <= size)) {
+		WRITE_ONCE(ring->pending_send_sz, size);
+
+		/* The host moves its read index, then reads the wish. */
+		virt_mb();
+
+		if (hv_get_bytes_to_write(&channel->outbound) <= size)
+			return false;
+	}
+
+	if (unlikely(READ_ONCE(ring->pending_send_sz)))
+		WRITE_ONCE(ring->pending_send_sz, 0);
+
+	return true;
+}
+
 /* Have the channel's callback called soon, as if the host had signalled. */
 void rust_helper_vmbus_schedule(struct vmbus_channel *channel)
 {
 	tasklet_schedule(&channel->callback_event);
-}
-
-/*
- * Have the host signal when a packet of @size bytes fits into the outbound
- * ring. Returns true if it does already; a host that made room before it
- * could see the wish does not signal. A size of 0 takes the wish back.
- */
-bool rust_helper_vmbus_wait_for_room(struct vmbus_channel *channel, u32 size)
-{
-	WRITE_ONCE(channel->outbound.ring_buffer->pending_send_sz, size);
-
-	/* The host writes its read index, then reads the wish. */
-	virt_mb();
-
-	return hv_get_bytes_to_write(&channel->outbound) > size;
 }

@@ -17,7 +17,7 @@ u64 rust_helper_hv_read_reference_counter(void);
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts);
 void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts);
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs);
+bool rust_helper_vmbus_has_room(struct vmbus_channel *channel, u32 size);
 void rust_helper_vmbus_schedule(struct vmbus_channel *channel);
-bool rust_helper_vmbus_wait_for_room(struct vmbus_channel *channel, u32 size);
 
 #endif

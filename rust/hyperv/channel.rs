@@ -29,8 +29,8 @@ use kernel::{
 /// hold a CPU.
 const BUDGET: usize = 64;
 
-/// Bytes that a packet takes in a ring beside its payload: descriptor (16) and trailer (8).
-const PACKET_OVERHEAD: usize = size_of::<bindings::vmpacket_descriptor>() + size_of::<u64>();
+/// Bytes that follow each packet in a ring: where the packet began.
+const TRAILER: usize = size_of::<u64>();
 
 /// The size of one ring in bytes, its header page included: a multiple of the page size.
 #[derive(Clone, Copy)]
@@ -75,17 +75,7 @@ pub trait Handler: Send {
 /// Only the methods of [`Packet`] give it out, and they consume the packet: it can be neither
 /// answered twice nor forgotten.
 #[must_use]
-pub struct Handled(Next);
-
-enum Next {
-    /// The packet is done with.
-    Advance,
-    /// The answer has to wait for room in the outbound ring.
-    Wait {
-        /// Bytes of room that are needed.
-        room: u32,
-    },
-}
+pub struct Handled(());
 
 /// An inbound packet.
 ///
@@ -142,8 +132,8 @@ impl Packet<'_> {
     /// Sends the payload back as the packet's answer, with its transaction id, and calls `sent`
     /// once it's in the ring, with the limit of what the channel's host may have logged.
     ///
-    /// If the ring is full, the packet stays where it is and comes in again, unchanged, when there
-    /// is room: what is done about a packet must be done in `sent`.
+    /// There is room for it: packets don't come in before there is. It can't be sent to a host that
+    /// has taken the channel away, or broken the ring; then the log says so.
     pub fn reply(mut self, sent: impl FnOnce(Pin<&RateLimit>)) -> Handled {
         let channel = self.channel;
         // SAFETY: By the type invariant, the descriptor is valid.
@@ -167,20 +157,13 @@ impl Packet<'_> {
 
         match result {
             Ok(()) => sent(channel.limit),
-            Err(EAGAIN) => {
-                return Handled(Next::Wait {
-                    // CAST: As above.
-                    room: (payload.len() + PACKET_OVERHEAD) as u32,
-                });
-            }
-            // The host took the channel away, or broke the ring: nobody is there to be answered.
             Err(error) => {
                 if channel.limit.allows() {
                     dev_warn!(channel.device.as_ref(), "reply not sent: {:?}\n", error);
                 }
             }
         }
-        Handled(Next::Advance)
+        Handled(())
     }
 
     /// Drops the packet unanswered, and says why in the log.
@@ -192,7 +175,7 @@ impl Packet<'_> {
                 format_args!("{reason}")
             );
         }
-        Handled(Next::Advance)
+        Handled(())
     }
 }
 
@@ -324,12 +307,12 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
 }
 
 impl ChannelRef<'_> {
-    /// Has `handler` take what's in the ring.
+    /// Has `handler` take what's in the ring, as long as there's room to answer it.
     ///
     /// # Safety
     ///
     /// Must only be called from the channel's callback.
-    unsafe fn poll<H: Handler>(&self, handler: &mut H) {
+    unsafe fn poll(&self, handler: &mut dyn Handler) {
         let raw = self.raw.as_ptr();
         // SAFETY: The channel is open in its callback, and nothing else moves its iterator.
         let mut next = unsafe { bindings::hv_pkt_iter_first(raw) };
@@ -338,30 +321,27 @@ impl ChannelRef<'_> {
             let Some(descriptor) = NonNull::new(next) else {
                 return;
             };
-            // INVARIANT: `descriptor` was returned by the iterator, which is moved only below.
-            let packet = Packet {
-                channel: self,
-                descriptor,
-            };
 
-            match handler.receive(packet).0 {
-                Next::Advance => {
-                    // SAFETY: As above; `descriptor` is the iterator's current packet.
-                    next = unsafe { bindings::__hv_pkt_iter_next(raw, descriptor.as_ptr()) };
-                }
-                Next::Wait { room } => {
-                    // SAFETY: The channel is open in its callback.
-                    if !unsafe { bindings::rust_helper_vmbus_wait_for_room(raw, room) } {
-                        // SAFETY: As above.
-                        unsafe { bindings::hv_pkt_iter_close(raw) };
-                        return;
-                    }
-                    // There is room after all. Read the packet again: it was changed in place.
-                    // SAFETY: As above.
-                    next = unsafe { bindings::hv_pkt_iter_first(raw) };
-                }
+            // SAFETY: The iterator has returned a valid descriptor.
+            let len = usize::from(unsafe { descriptor.as_ref() }.len8) * 8;
+            // CAST: `len` is at most 0xffff * 8.
+            let answer_len = (len + TRAILER) as u32;
+            // SAFETY: The channel is open in its callback.
+            if !unsafe { bindings::rust_helper_vmbus_has_room(raw, answer_len) } {
+                // The callback is called again when there is room.
+                // SAFETY: As above.
+                unsafe { bindings::hv_pkt_iter_close(raw) };
+                return;
             }
 
+            // INVARIANT: `descriptor` was returned by the iterator, which is moved only below.
+            let Handled(()) = handler.receive(Packet {
+                channel: self,
+                descriptor,
+            });
+
+            // SAFETY: As above; `descriptor` is the iterator's current packet.
+            next = unsafe { bindings::__hv_pkt_iter_next(raw, descriptor.as_ptr()) };
             if next.is_null() {
                 // The host signals only when it finds the ring empty, so let it see how far the
                 // ring was read before taking it for empty.
