@@ -68,6 +68,17 @@ modules()
 	rm -f "$tree.order"
 }
 
+# program FILE: a program with the libraries it is linked to, each where it looks for them.
+program()
+{
+	local library
+	cp "$1" "$tree/bin/"
+	for library in $(ldd "$1" | grep -o '/[^ ]*'); do
+		mkdir -p "$tree${library%/*}"
+		cp -L "$library" "$tree$library"
+	done
+}
+
 # The archive is put in place only when whole.
 pack()
 {
@@ -80,6 +91,22 @@ case $name in
 outer)
 	modules virtio_pci 9pnet_virtio 9p kvm_amd
 	install -m 755 "$here/outer/init" "$tree/init"
+	;;
+inner-*)
+	# The in-tree module in C, which every scenario can be run against as well.
+	modules hv_utils
+	mkdir "$tree/modules/c"
+	mv "$tree/modules/hv_utils.ko" "$tree/modules/c/"
+	sed -i '/^hv_utils\.ko/d' "$tree/modules/order"
+	install -m 755 "$here/inner/init" "$tree/init"
+	install -m 755 "$here/inner/agent" "$tree/bin/agent"
+	rm "$tree"/bin/{poweroff,reboot,halt}
+	install -m 755 "$here/inner/poweroff" "$tree/bin/poweroff"
+	ln -s poweroff "$tree/bin/reboot"
+	ln -s poweroff "$tree/bin/halt"
+	# Real clients of the PTP clock.
+	program /usr/sbin/phc_ctl
+	gcc-14 -O2 -static -o "$tree/bin/testptp" "$build/linux-source/tools/testing/selftests/ptp/testptp.c"
 	;;
 esac
 pack

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2034
 # What the tests share. Sourced; DIR is the folder of the test.
 
 # shellcheck source=/dev/null
