@@ -1,0 +1,37 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# module-cpio.sh OUT NAME=FILE...: an initramfs holding FILE as /modules/NAME (or as NAME where it
+# begins with a slash), to be appended to an inner guest's. Executables stay executable.
+# For example: module-cpio.sh build/guest/rust-amd64.cpio rust/hv_utils.ko=build/modules/amd64/hv_utils.ko
+set -eu
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../../rust/kdir/lib.sh"
+what=module-cpio
+[ $# -ge 2 ] || die "too few arguments" "usage: $0 OUT NAME=FILE..."
+if [ "${HV_ENTERED:-}" != 1 ]; then
+	exec "$top/rust/kdir/enter" env HV_ENTERED=1 "$0" "$@"
+fi
+out=$1
+shift
+mkdir -p "$(dirname "$out")"
+tree=$(mktemp -d "$out.XXXXXX")
+trap 'rm -rf "$tree"' EXIT
+chmod 755 "$tree"
+for pair in "$@"; do
+	name=${pair%%=*}
+	file=${pair#*=}
+	[ -f "$file" ] || die "there is no $file"
+	case $name in
+	/*) dest=$tree$name ;;
+	*) dest=$tree/modules/$name ;;
+	esac
+	mkdir -p "$(dirname "$dest")"
+	case $file in
+	# As the modules of a distribution, without debug information: a guest loads it sooner.
+	*.ko) strip --strip-debug -o "$dest" "$file" ;;
+	*) cp "$file" "$dest" ;;
+	esac
+done
+# Concatenated archives begin at multiples of four bytes, and cpio ends at one of 512.
+(cd "$tree" && find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc --quiet -R 0:0) >"$out.new"
+mv "$out.new" "$out"
