@@ -4,17 +4,25 @@
 
 #![forbid(unsafe_code)]
 
+mod daemon;
+mod fcopy;
 mod heartbeat;
 mod icmsg;
+mod kvp;
 mod service;
 mod shutdown;
 mod timesync;
+mod transport;
+mod vss;
 
+use daemon::DaemonService;
+use fcopy::Fcopy;
 use heartbeat::Heartbeat;
 use hyperv::{
     channel::{
         Channel,
-        RingSize, //
+        RingSize,
+        Waker, //
     },
     vmbus::{
         self,
@@ -30,14 +38,18 @@ use kernel::{
     driver,
     module::this_module,
     prelude::*,
+    sync::Arc,
     InPlaceModule, //
 };
+use kvp::Kvp;
 use service::{
     Service,
     Session, //
 };
 use shutdown::Shutdown;
 use timesync::TimeSync;
+use transport::Transport;
+use vss::Vss;
 
 /// The ring, each way, of a service whose messages are short.
 const RING: RingSize = RingSize::with_data(3 * 4096);
@@ -45,9 +57,12 @@ const RING: RingSize = RingSize::with_data(3 * 4096);
 /// The services.
 #[derive(Clone, Copy)]
 enum Class {
+    Fcopy,
     Heartbeat,
+    Kvp,
     Shutdown,
     TimeSync,
+    Vss,
 }
 
 hyperv::vmbus_device_table!(
@@ -66,6 +81,18 @@ hyperv::vmbus_device_table!(
             DeviceId::from_class(Guid::new(0x57164f39_9115_4e78_ab55_382f3bd5422d)),
             Class::Heartbeat
         ),
+        (
+            DeviceId::from_class(Guid::new(0xa9a0f4e7_5a45_4d96_b827_8a841e8c03e6)),
+            Class::Kvp
+        ),
+        (
+            DeviceId::from_class(Guid::new(0x35fa2e29_ea23_4236_96ae_3a6ebacba440)),
+            Class::Vss
+        ),
+        (
+            DeviceId::from_class(Guid::new(0x34d14be3_dee4_41c8_9ae7_6b174977c192)),
+            Class::Fcopy
+        ),
     ]
 );
 
@@ -75,23 +102,50 @@ hyperv::module_param_bool!(
     "If set treat SAMPLE as SYNC when clock is behind"
 );
 
+hyperv::module_param_bool!(
+    fcopy_chardev,
+    true,
+    "If not set leave file copy to uio_hv_generic and its daemon"
+);
+
 /// A service that is bound to its device.
 enum BoundService<'bound> {
-    Heartbeat(BoundChannel<'bound, Heartbeat>),
-    Shutdown(BoundChannel<'bound, Shutdown<'bound>>),
-    TimeSync(BoundChannel<'bound, TimeSync>),
+    Fcopy(BoundDaemon<'bound, Fcopy>),
+    Heartbeat(BoundChannel<'bound, Session<Heartbeat>>),
+    Kvp(BoundDaemon<'bound, Kvp>),
+    Shutdown(BoundChannel<'bound, Session<Shutdown<'bound>>>),
+    TimeSync(BoundChannel<'bound, Session<TimeSync>>),
+    Vss(BoundDaemon<'bound, Vss>),
 }
 
-type BoundChannel<'bound, S> = Pin<KBox<Channel<'bound, Session<S>>>>;
+type BoundChannel<'bound, H> = Pin<KBox<Channel<'bound, H>>>;
+
+/// A service that a daemon does the work of. The device goes first: then no answer comes any more.
+struct BoundDaemon<'bound, S: DaemonService> {
+    _device: transport::Device<S>,
+    channel: BoundChannel<'bound, daemon::Session<S>>,
+}
 
 fn open<'bound, S: Service + 'bound>(
     dev: &'bound vmbus::Device<Bound>,
     service: S,
-) -> Result<BoundChannel<'bound, S>> {
+) -> Result<BoundChannel<'bound, Session<S>>> {
     KBox::pin_init(
         Channel::open(dev, RING, RING, Session::new(service)),
         GFP_KERNEL,
     )
+}
+
+fn open_daemon<'bound, S: DaemonService>(
+    dev: &'bound vmbus::Device<Bound>,
+    service: S,
+) -> Result<BoundDaemon<'bound, S>> {
+    let transport = Arc::pin_init(Transport::new(Waker::from(&**dev)), GFP_KERNEL)?;
+    let session = daemon::Session::new(service, transport.clone())?;
+    Ok(BoundDaemon {
+        _device: transport::Device::new(transport)?,
+        channel: KBox::pin_init(Channel::open(dev, S::RING, S::RING, session), GFP_KERNEL)?,
+    })
 }
 
 struct HvUtils;
@@ -106,11 +160,15 @@ impl vmbus::Driver for HvUtils {
         class: &'bound Self::IdInfo,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         Ok::<_, Error>(match class {
+            Class::Fcopy if !fcopy_chardev.get() => return Err(ENODEV),
+            Class::Fcopy => BoundService::Fcopy(open_daemon(dev, Fcopy)?),
             Class::Heartbeat => BoundService::Heartbeat(open(dev, Heartbeat)?),
+            Class::Kvp => BoundService::Kvp(open_daemon(dev, Kvp)?),
             Class::Shutdown => BoundService::Shutdown(open(dev, Shutdown::new(dev)?)?),
             Class::TimeSync => {
                 BoundService::TimeSync(open(dev, TimeSync::new(this_module::<Module>())?)?)
             }
+            Class::Vss => BoundService::Vss(open_daemon(dev, Vss::new())?),
         })
     }
 
@@ -119,9 +177,12 @@ impl vmbus::Driver for HvUtils {
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
         match &*this {
+            BoundService::Fcopy(daemon) => daemon.channel.as_ref().suspend(),
             BoundService::Heartbeat(channel) => channel.as_ref().suspend(),
+            BoundService::Kvp(daemon) => daemon.channel.as_ref().suspend(),
             BoundService::Shutdown(channel) => channel.as_ref().suspend(),
             BoundService::TimeSync(channel) => channel.as_ref().suspend(),
+            BoundService::Vss(daemon) => daemon.channel.as_ref().suspend(),
         }
         Ok(())
     }
@@ -131,9 +192,12 @@ impl vmbus::Driver for HvUtils {
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
         match &*this {
+            BoundService::Fcopy(daemon) => daemon.channel.as_ref().resume(),
             BoundService::Heartbeat(channel) => channel.as_ref().resume(),
+            BoundService::Kvp(daemon) => daemon.channel.as_ref().resume(),
             BoundService::Shutdown(channel) => channel.as_ref().resume(),
             BoundService::TimeSync(channel) => channel.as_ref().resume(),
+            BoundService::Vss(daemon) => daemon.channel.as_ref().resume(),
         }
     }
 }

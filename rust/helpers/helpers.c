@@ -4,6 +4,7 @@
 #include <linux/interrupt.h>
 #include <linux/ptp_clock_kernel.h>
 #include <linux/ratelimit.h>
+#include <linux/workqueue.h>
 #include <asm/mshyperv.h>
 #include <clocksource/hyperv_timer.h>
 
@@ -12,6 +13,12 @@
 u64 rust_helper_hv_read_reference_counter(void)
 {
 	return hv_read_reference_counter();
+}
+
+void rust_helper_init_delayed_work(struct delayed_work *work,
+				   void (*func)(struct work_struct *work))
+{
+	INIT_DELAYED_WORK(work, func);
 }
 
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts)
@@ -57,4 +64,15 @@ bool rust_helper_vmbus_has_room(struct vmbus_channel *channel, u32 size)
 void rust_helper_vmbus_schedule(struct vmbus_channel *channel)
 {
 	tasklet_schedule(&channel->callback_event);
+}
+
+/*
+ * As rust_helper_vmbus_schedule(), from process context: the callback runs
+ * before this returns, unless it is running elsewhere.
+ */
+void rust_helper_vmbus_wake(struct vmbus_channel *channel)
+{
+	local_bh_disable();
+	tasklet_schedule(&channel->callback_event);
+	local_bh_enable();
 }

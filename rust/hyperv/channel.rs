@@ -22,7 +22,10 @@ use kernel::{
     error::to_result,
     new_mutex,
     prelude::*,
-    sync::Mutex, //
+    sync::{
+        aref::ARef,
+        Mutex, //
+    },
 };
 
 /// Packets handled before other softirqs get a turn, so that a host that floods the ring does not
@@ -31,6 +34,9 @@ const BUDGET: usize = 64;
 
 /// Bytes that follow each packet in a ring: where the packet began.
 const TRAILER: usize = size_of::<u64>();
+
+/// Bytes that a packet takes in a ring beside its payload.
+const PACKET_OVERHEAD: usize = size_of::<bindings::vmpacket_descriptor>() + TRAILER;
 
 /// The size of one ring in bytes, its header page included: a multiple of the page size.
 #[derive(Clone, Copy)]
@@ -62,6 +68,12 @@ pub trait Handler: Send {
     /// Takes a packet. Called in softirq context: must not sleep.
     fn receive(&mut self, packet: Packet<'_>) -> Handled;
 
+    /// The host has signalled, or a [`Waker`] has woken the channel: packets come in next. This is
+    /// where requests that were taken are answered. Called in softirq context: must not sleep.
+    fn woken(&mut self, sender: &Sender<'_>) {
+        let _ = sender;
+    }
+
     /// The channel is about to be opened; no packet has come in since [`Handler::closed`], if that
     /// has been called. May sleep.
     fn opening(&mut self) {}
@@ -75,7 +87,14 @@ pub trait Handler: Send {
 /// Only the methods of [`Packet`] give it out, and they consume the packet: it can be neither
 /// answered twice nor forgotten.
 #[must_use]
-pub struct Handled(());
+pub struct Handled(Next);
+
+enum Next {
+    /// The packet is done with, or was taken.
+    Advance,
+    /// The packet comes in again.
+    Stay,
+}
 
 /// An inbound packet.
 ///
@@ -87,12 +106,12 @@ pub struct Handled(());
 /// `descriptor` is what `hv_pkt_iter_first()` returned for `channel`, and the packet iterator has
 /// not been moved since.
 pub struct Packet<'a> {
-    channel: &'a ChannelRef<'a>,
+    channel: &'a Sender<'a>,
     descriptor: NonNull<bindings::vmpacket_descriptor>,
 }
 
-/// What packets need of a channel.
-struct ChannelRef<'a> {
+/// The way out of a channel, for as long as its callback runs.
+pub struct Sender<'a> {
     raw: NonNull<bindings::vmbus_channel>,
     device: &'a vmbus::Device<device::Bound>,
     limit: Pin<&'a RateLimit>,
@@ -136,34 +155,37 @@ impl Packet<'_> {
     /// has taken the channel away, or broken the ring; then the log says so.
     pub fn reply(mut self, sent: impl FnOnce(Pin<&RateLimit>)) -> Handled {
         let channel = self.channel;
-        // SAFETY: By the type invariant, the descriptor is valid.
-        let transaction = unsafe { (*self.descriptor.as_ptr()).trans_id };
-        let payload = self.payload();
-
-        // SAFETY:
-        // - The channel is open, since packets exist only in its callback.
-        // - `payload` is valid for reads of its length.
-        let result = to_result(unsafe {
-            bindings::vmbus_sendpacket(
-                channel.raw.as_ptr(),
-                payload.as_mut_ptr().cast(),
-                // CAST: A packet is at most 0xffff * 8 bytes long.
-                payload.len() as u32,
-                transaction,
-                bindings::vmbus_packet_type_VM_PKT_DATA_INBAND,
-                0,
-            )
-        });
-
-        match result {
-            Ok(()) => sent(channel.limit),
-            Err(error) => {
-                if channel.limit.allows() {
-                    dev_warn!(channel.device.as_ref(), "reply not sent: {:?}\n", error);
-                }
-            }
+        let transaction = self.transaction();
+        if channel.send(self.payload(), transaction) {
+            sent(channel.limit);
         }
-        Handled(())
+        Handled(Next::Advance)
+    }
+
+    /// Takes the packet off the channel, to be answered later.
+    pub fn take(mut self, buffer: Buffer) -> (Handled, Taken) {
+        let transaction = self.transaction();
+        let payload = self.payload();
+        let len = payload.len();
+        let Buffer(mut bytes) = buffer;
+        bytes[..len].copy_from_slice(payload);
+        let taken = Taken {
+            transaction,
+            bytes,
+            len,
+        };
+        (Handled(Next::Advance), taken)
+    }
+
+    /// Leaves the packet in the ring. It, and whatever follows it, comes in again with the next
+    /// event.
+    pub fn leave(self) -> Handled {
+        Handled(Next::Stay)
+    }
+
+    fn transaction(&self) -> u64 {
+        // SAFETY: By the type invariant, the descriptor is valid.
+        unsafe { (*self.descriptor.as_ptr()).trans_id }
     }
 
     /// Drops the packet unanswered, and says why in the log.
@@ -175,7 +197,57 @@ impl Packet<'_> {
                 format_args!("{reason}")
             );
         }
-        Handled(())
+        Handled(Next::Advance)
+    }
+}
+
+/// Memory for a packet that is taken: as much as the longest that fits into a ring needs.
+pub struct Buffer(KVec<u8>);
+
+impl Buffer {
+    /// Allocates memory for packets out of a ring of that size.
+    pub fn new(ring: RingSize) -> Result<Self> {
+        Ok(Self(KVec::from_elem(0, ring.largest_packet(), GFP_KERNEL)?))
+    }
+}
+
+/// A packet that was taken off its channel to be answered later.
+///
+/// It ends with [`Sender::reply`] or [`Taken::abandon`], which give its memory back.
+#[must_use]
+pub struct Taken {
+    transaction: u64,
+    bytes: KVec<u8>,
+    len: usize,
+}
+
+impl Taken {
+    /// The payload.
+    pub fn payload(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.len]
+    }
+
+    /// Drops the packet unanswered: the host doesn't wait for the answer any more.
+    pub fn abandon(self) -> Buffer {
+        Buffer(self.bytes)
+    }
+}
+
+/// Calls a channel's callback from any context, for as long as somebody may want to.
+#[derive(Clone)]
+pub struct Waker(ARef<vmbus::Device>);
+
+impl Waker {
+    /// Has the callback called soon, if the channel is open. Interrupts must be enabled.
+    pub fn wake(&self) {
+        // SAFETY: A channel lives as long as its device.
+        unsafe { bindings::rust_helper_vmbus_wake(self.0.channel().as_ptr()) };
+    }
+}
+
+impl From<&vmbus::Device> for Waker {
+    fn from(device: &vmbus::Device) -> Self {
+        Self(device.into())
     }
 }
 
@@ -295,7 +367,7 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
         // SAFETY: `this` is pinned.
         let limit = unsafe { Pin::new_unchecked(&this.limit) };
 
-        let channel = ChannelRef {
+        let channel = Sender {
             raw: this.device.channel(),
             device: this.device,
             limit,
@@ -306,13 +378,63 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
     }
 }
 
-impl ChannelRef<'_> {
+impl Sender<'_> {
+    /// Sends the payload of a packet that was taken back as its answer, if there is room for it.
+    ///
+    /// If there is none, the packet is returned, and [`Handler::woken`] called when there is.
+    pub fn reply(&self, mut taken: Taken) -> Result<Buffer, Taken> {
+        if !self.has_room(PACKET_OVERHEAD + taken.len) {
+            return Err(taken);
+        }
+        let transaction = taken.transaction;
+        self.send(taken.payload(), transaction);
+        Ok(taken.abandon())
+    }
+
+    /// The limit of what the channel's host may have logged.
+    pub fn limit(&self) -> Pin<&RateLimit> {
+        self.limit
+    }
+
+    /// Returns whether there's room in the ring for `len` bytes. If not, the host will signal.
+    fn has_room(&self, len: usize) -> bool {
+        // CAST: Packets are at most 0xffff * 8 bytes long.
+        // SAFETY: The channel is open in its callback.
+        unsafe { bindings::rust_helper_vmbus_has_room(self.raw.as_ptr(), len as u32) }
+    }
+
+    /// Sends in-band data; returns whether it has left. If not, the log says why.
+    fn send(&self, payload: &mut [u8], transaction: u64) -> bool {
+        // SAFETY:
+        // - The channel is open in its callback.
+        // - `payload` is valid for reads of its length.
+        let result = to_result(unsafe {
+            bindings::vmbus_sendpacket(
+                self.raw.as_ptr(),
+                payload.as_mut_ptr().cast(),
+                // CAST: A packet is at most 0xffff * 8 bytes long.
+                payload.len() as u32,
+                transaction,
+                bindings::vmbus_packet_type_VM_PKT_DATA_INBAND,
+                0,
+            )
+        });
+        if let Err(error) = result {
+            if self.limit.allows() {
+                dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
+            }
+        }
+        result.is_ok()
+    }
+
     /// Has `handler` take what's in the ring, as long as there's room to answer it.
     ///
     /// # Safety
     ///
     /// Must only be called from the channel's callback.
     unsafe fn poll(&self, handler: &mut dyn Handler) {
+        handler.woken(self);
+
         let raw = self.raw.as_ptr();
         // SAFETY: The channel is open in its callback, and nothing else moves its iterator.
         let mut next = unsafe { bindings::hv_pkt_iter_first(raw) };
@@ -324,29 +446,34 @@ impl ChannelRef<'_> {
 
             // SAFETY: The iterator has returned a valid descriptor.
             let len = usize::from(unsafe { descriptor.as_ref() }.len8) * 8;
-            // CAST: `len` is at most 0xffff * 8.
-            let answer_len = (len + TRAILER) as u32;
-            // SAFETY: The channel is open in its callback.
-            if !unsafe { bindings::rust_helper_vmbus_has_room(raw, answer_len) } {
-                // The callback is called again when there is room.
+            if !self.has_room(len + TRAILER) {
                 // SAFETY: As above.
                 unsafe { bindings::hv_pkt_iter_close(raw) };
                 return;
             }
 
             // INVARIANT: `descriptor` was returned by the iterator, which is moved only below.
-            let Handled(()) = handler.receive(Packet {
+            let handled = handler.receive(Packet {
                 channel: self,
                 descriptor,
             });
 
-            // SAFETY: As above; `descriptor` is the iterator's current packet.
-            next = unsafe { bindings::__hv_pkt_iter_next(raw, descriptor.as_ptr()) };
-            if next.is_null() {
+            let is_last = match handled.0 {
+                Next::Advance => {
+                    // SAFETY: As above; `descriptor` is the iterator's current packet.
+                    next = unsafe { bindings::__hv_pkt_iter_next(raw, descriptor.as_ptr()) };
+                    next.is_null()
+                }
+                Next::Stay => true,
+            };
+            if is_last {
                 // The host signals only when it finds the ring empty, so let it see how far the
                 // ring was read before taking it for empty.
                 // SAFETY: As above.
                 unsafe { bindings::hv_pkt_iter_close(raw) };
+                if matches!(handled.0, Next::Stay) {
+                    return;
+                }
                 // SAFETY: As above.
                 next = unsafe { bindings::hv_pkt_iter_first(raw) };
             }

@@ -6,6 +6,7 @@
 //! and all unsafe code of this project is in here: a driver on top needs none.
 
 pub mod channel;
+pub mod chardev;
 pub mod param;
 pub mod power;
 pub mod ptp;

@@ -290,7 +290,7 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
     }
 }
 
-impl Device<device::Bound> {
+impl Device {
     /// The device's primary channel. It is there for as long as the device is.
     pub(crate) fn channel(&self) -> NonNull<bindings::vmbus_channel> {
         // SAFETY: By the type invariant of `Self`, `self.as_raw()` is valid; a device is created

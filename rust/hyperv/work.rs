@@ -13,6 +13,11 @@ use kernel::{
     container_of,
     prelude::*,
     sync::LockClassKey,
+    time::{
+        msecs_to_jiffies,
+        Delta,
+        Msecs, //
+    },
     types::Opaque, //
 };
 
@@ -107,6 +112,72 @@ impl<T: Run> Work<T> {
 
 #[pinned_drop]
 impl<T: Run> PinnedDrop for Work<T> {
+    fn drop(self: Pin<&mut Self>) {
+        self.as_ref().cancel();
+    }
+}
+
+/// A work item that runs some time after it was scheduled.
+#[pin_data(PinnedDrop)]
+pub struct DelayedWork<T: Run> {
+    #[pin]
+    raw: Opaque<bindings::delayed_work>,
+    inner: T,
+}
+
+// SAFETY: `struct delayed_work` may be used from any thread, and `T` is `Send`.
+unsafe impl<T: Run> Send for DelayedWork<T> {}
+
+// SAFETY: `struct delayed_work` may be used from any thread, and `T` is `Sync`.
+unsafe impl<T: Run> Sync for DelayedWork<T> {}
+
+impl<T: Run> DelayedWork<T> {
+    /// Creates a work item that isn't scheduled.
+    pub fn new(inner: T) -> impl PinInit<Self> {
+        pin_init!(Self {
+            inner,
+            // SAFETY: `slot` is valid for writes, and pinned until it is dropped.
+            raw <- Opaque::ffi_init(|slot| unsafe {
+                bindings::rust_helper_init_delayed_work(slot, Some(Self::callback))
+            }),
+        })
+    }
+
+    /// Has the work run in `delay` from now, also if it was to run at another time. May be called
+    /// in any context.
+    pub fn schedule_in(self: Pin<&Self>, delay: Delta) {
+        // SAFETY:
+        // - The system's queue always exists.
+        // - `raw` was initialized in `new()`. It stays valid until the work has run, or was
+        //   cancelled in `drop()`.
+        unsafe {
+            bindings::mod_delayed_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+                bindings::system_percpu_wq,
+                self.raw.get(),
+                msecs_to_jiffies(delay.as_millis().clamp(0, i64::from(Msecs::MAX)) as Msecs),
+            )
+        };
+    }
+
+    /// Has the work not run; waits for it if it runs. May sleep.
+    pub fn cancel(self: Pin<&Self>) {
+        // SAFETY: `raw` was initialized in `new()`.
+        unsafe { bindings::cancel_delayed_work_sync(self.raw.get()) };
+    }
+
+    extern "C" fn callback(raw: *mut bindings::work_struct) {
+        // SAFETY: `raw` is the field of the `struct delayed_work` below.
+        let raw = unsafe { container_of!(raw, bindings::delayed_work, work) };
+        // CAST: `Opaque` is transparent.
+        // SAFETY: `raw` is the field of a valid `Self`, since `drop()` waits for this.
+        let this = unsafe { &*container_of!(raw.cast::<Opaque<_>>(), Self, raw) };
+        this.inner.run();
+    }
+}
+
+#[pinned_drop]
+impl<T: Run> PinnedDrop for DelayedWork<T> {
     fn drop(self: Pin<&mut Self>) {
         self.as_ref().cancel();
     }

@@ -21,9 +21,13 @@
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 //! (`struct vmbuspipe_hdr`, `struct icmsg_hdr`, `struct icmsg_negotiate`).
 
+pub(crate) mod fcopy;
 pub(crate) mod heartbeat;
+pub(crate) mod kvp;
 pub(crate) mod shutdown;
+pub(crate) mod text;
 pub(crate) mod timesync;
+pub(crate) mod vss;
 pub(crate) mod wire;
 
 use core::fmt;
@@ -78,10 +82,16 @@ impl Kind {
     pub(crate) const NEGOTIATE: Self = Self(0);
     /// A heartbeat.
     pub(crate) const HEARTBEAT: Self = Self(1);
+    /// A key-value pair operation.
+    pub(crate) const KVP: Self = Self(2);
     /// A request to shut down, restart or hibernate.
     pub(crate) const SHUTDOWN: Self = Self(3);
     /// A sample of the host's time.
     pub(crate) const TIMESYNC: Self = Self(4);
+    /// A volume shadow copy operation.
+    pub(crate) const VSS: Self = Self(5);
+    /// A file copy operation.
+    pub(crate) const FCOPY: Self = Self(7);
 }
 
 /// How a request ended, as an `HRESULT`; from `HV_S_OK`, `HV_E_FAIL` and their kin.
@@ -93,6 +103,12 @@ impl Status {
     pub(crate) const OK: Self = Self(0);
     /// Not done, for no reason that has a number of its own.
     pub(crate) const FAIL: Self = Self(0x8000_4005);
+    /// Not something that this guest does; from `HV_ERROR_NOT_SUPPORTED`.
+    pub(crate) const NOT_SUPPORTED: Self = Self(0x8007_0032);
+    /// The request contradicts itself or the protocol; from `HV_INVALIDARG`.
+    pub(crate) const INVALID_ARGUMENT: Self = Self(0x8007_0057);
+    /// The end of an enumeration, or a key that isn't there; from `HV_S_CONT`.
+    pub(crate) const NO_MORE_ITEMS: Self = Self(0x8007_0103);
 }
 
 /// Why a packet cannot be answered: it has no message that an answer could echo.

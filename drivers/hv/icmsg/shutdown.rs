@@ -12,7 +12,10 @@
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 //! (`struct shutdown_msg_data`).
 
-use super::wire;
+use super::{
+    text,
+    wire, //
+};
 use core::fmt::{
     self,
     Write, //
@@ -85,16 +88,13 @@ impl<'a> Text<'a> {
     const SHOWN: usize = 200;
 
     fn chars(self) -> impl Iterator<Item = char> + 'a {
-        let units = self.0.chunks_exact(2).map(|unit| wire::u16_at(unit, 0));
-        char::decode_utf16(units.take_while(|unit| *unit != 0))
-            .map(|decoded| decoded.unwrap_or(char::REPLACEMENT_CHARACTER))
-            .map(|c| {
-                if c.is_control() {
-                    char::REPLACEMENT_CHARACTER
-                } else {
-                    c
-                }
-            })
+        text::utf16_chars(self.0).map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
     }
 }
 

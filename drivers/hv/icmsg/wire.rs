@@ -48,3 +48,27 @@ pub(crate) fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
 pub(crate) fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
     bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
 }
+
+/// Reads the `u32`, in the order of this machine, at byte offset `at`: daemons speak so.
+#[inline]
+pub(crate) fn u32_native_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(array_at(bytes, at))
+}
+
+/// Writes a `u32`, in the order of this machine, at byte offset `at`: daemons read it so.
+#[inline]
+pub(crate) fn put_u32_native(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+}
+
+/// Writes a `u64`, in the order of this machine, at byte offset `at`.
+#[inline]
+pub(crate) fn put_u64_native(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+}
+
+/// Reads the `u64`, in the order of this machine, at byte offset `at`.
+#[cfg(any(test, CONFIG_KUNIT = "y"))]
+pub(crate) fn u64_native_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(array_at(bytes, at))
+}

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An integration service that a daemon does the work of: its conversation with the host.
+//!
+//! One request is worked on at a time, as the protocol has it. What comes in meanwhile stays in the
+//! ring, except for a negotiation: with it the host starts over, and doesn't wait for any answer
+//! from before.
+
+use crate::{
+    icmsg::{
+        Kind,
+        Request,
+        Status,
+        Unanswerable,
+        Version, //
+    },
+    transport::{
+        Outcome,
+        Protocol,
+        Transport, //
+    },
+};
+use hyperv::{
+    channel::{
+        Buffer,
+        Handled,
+        Handler,
+        Packet,
+        RingSize,
+        Sender,
+        Taken, //
+    },
+    work::{
+        DelayedWork,
+        Run, //
+    },
+};
+use kernel::{
+    prelude::*,
+    sync::Arc,
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    },
+};
+
+/// How long a host waits for a daemon to answer.
+pub(crate) const ANSWER_TIMEOUT: Delta = Delta::from_secs(30);
+
+/// A service that a daemon does the work of. All methods are called in softirq context, but
+/// [`DaemonService::closed`].
+pub(crate) trait DaemonService: Protocol {
+    /// The type of the service's requests.
+    const KIND: Kind;
+    /// The framework versions that the service works with, best first.
+    const FRAMEWORKS: &'static [Version];
+    /// The message versions that the service knows, best first.
+    const VERSIONS: &'static [Version];
+    /// The size of each ring.
+    const RING: RingSize;
+    /// How long the answer to a negotiation waits for a daemon. A host asks nothing before it.
+    const PATIENCE: Delta;
+
+    /// What has to be remembered of a request while the daemon works.
+    type Operation: Copy + Send;
+
+    /// Writes what the daemon is to be asked about the request in `body` to `message`, or answers
+    /// the request.
+    fn ask(
+        &mut self,
+        body: &mut [u8],
+        daemon: Option<Self::Registration>,
+        message: &mut Self::Message,
+    ) -> Asked<Self::Operation>;
+
+    /// Answers the request in `body` with what the daemon has answered.
+    fn answered(
+        &mut self,
+        operation: Self::Operation,
+        daemon: Self::Registration,
+        answer: &Self::Message,
+        body: &mut [u8],
+    ) -> Status;
+
+    /// The daemon has gone, or took too long; or the host doesn't wait any more.
+    fn unanswered(&mut self, operation: Self::Operation) {
+        let _ = operation;
+    }
+
+    /// Writes what the daemon has to be told, as nobody else will, and returns its size.
+    fn tell(&mut self, message: &mut Self::Message) -> Option<usize> {
+        let _ = message;
+        None
+    }
+
+    /// A daemon may have come or gone.
+    fn daemon_changed(&mut self, daemon: Option<Self::Registration>) {
+        let _ = daemon;
+    }
+
+    /// The host has started over, or the channel was closed.
+    fn restarted(&mut self) {}
+}
+
+/// What becomes of a request.
+pub(crate) enum Asked<O> {
+    /// The daemon is asked the first `len` bytes of the message, and has `timeout` to answer.
+    Question {
+        operation: O,
+        len: usize,
+        timeout: Delta,
+    },
+    /// The request is answered without it.
+    Answered(Status),
+}
+
+/// The conversation with the host on the service's channel.
+pub(crate) struct Session<S: DaemonService> {
+    service: S,
+    transport: Arc<Transport<S>>,
+    expiry: Pin<KBox<DelayedWork<Expiry<S>>>>,
+    /// What was agreed on with the host, if anything.
+    version: Option<Version>,
+    /// Until when a negotiation waits for a daemon, if one does.
+    patient_until: Option<Instant<Monotonic>>,
+    /// `None` only while it is being changed.
+    job: Option<Job<S::Operation>>,
+}
+
+/// The request that is worked on.
+enum Job<O> {
+    /// There is none.
+    None(Buffer),
+    /// The daemon has been asked.
+    Asked(Taken, O),
+    /// Its answer waits for room in the ring.
+    Answered(Taken),
+}
+
+impl<S: DaemonService> Session<S> {
+    pub(crate) fn new(service: S, transport: Arc<Transport<S>>) -> Result<Self> {
+        let expiry = Expiry {
+            transport: transport.clone(),
+        };
+        Ok(Self {
+            service,
+            transport,
+            expiry: KBox::pin_init(DelayedWork::new(expiry), GFP_KERNEL)?,
+            version: None,
+            patient_until: None,
+            job: Some(Job::None(Buffer::new(S::RING)?)),
+        })
+    }
+
+    /// Whether a negotiation has to wait for a daemon.
+    fn is_patient(&mut self) -> bool {
+        if S::PATIENCE.is_zero() || self.transport.registration().is_some() {
+            self.patient_until = None;
+            return false;
+        }
+        match self.patient_until {
+            None => {
+                self.patient_until = Some(Instant::now() + S::PATIENCE);
+                self.expiry.as_ref().schedule_in(S::PATIENCE);
+                true
+            }
+            Some(until) => until.elapsed().is_negative(),
+        }
+    }
+
+    /// Forgets the host's request, without an answer, and what was agreed on.
+    fn restart(&mut self) {
+        self.transport.abandon();
+        self.job = self.job.take().map(|job| {
+            Job::None(match job {
+                Job::None(buffer) => buffer,
+                Job::Asked(taken, operation) => {
+                    self.service.unanswered(operation);
+                    taken.abandon()
+                }
+                Job::Answered(taken) => taken.abandon(),
+            })
+        });
+        self.version = None;
+        self.patient_until = None;
+        self.service.restarted();
+        self.tell();
+    }
+
+    /// Tells the daemon what it has to be told.
+    fn tell(&mut self) {
+        if self.transport.registration().is_none() {
+            return;
+        }
+        if let Some(mut message) = self.transport.message() {
+            match self.service.tell(&mut message) {
+                Some(len) => self.transport.tell(message, len),
+                None => self.transport.take_back(message),
+            }
+        }
+    }
+
+    fn negotiate(&mut self, mut packet: Packet<'_>) -> Handled {
+        if self.is_patient() {
+            return packet.leave();
+        }
+        self.restart();
+        let request = match Request::new(packet.payload()) {
+            Ok(request) => request,
+            Err(unanswerable) => return packet.ignore(unanswerable),
+        };
+        let version = request.negotiate(S::FRAMEWORKS, S::VERSIONS);
+        packet.reply(|limit| {
+            self.version = version;
+            match version {
+                Some(Version { major, minor }) => {
+                    pr_info!("{} IC version {}.{}\n", S::NAME, major, minor);
+                }
+                None if limit.allows() => {
+                    pr_warn!("{}: the host offers no version that is known\n", S::NAME);
+                }
+                None => {}
+            }
+        })
+    }
+
+    /// Starts work on a request, or answers it.
+    fn request(&mut self, mut packet: Packet<'_>, buffer: Buffer) -> (Handled, Job<S::Operation>) {
+        let Some(mut message) = self.transport.message() else {
+            return (packet.leave(), Job::None(buffer));
+        };
+        let asked = match Request::new(packet.payload()) {
+            Ok(mut request) => {
+                let daemon = self.transport.registration();
+                let asked = self.service.ask(request.body(), daemon, &mut message);
+                if let Asked::Answered(status) = asked {
+                    request.answer(status);
+                }
+                asked
+            }
+            Err(_) => Asked::Answered(Status::FAIL),
+        };
+        match asked {
+            Asked::Question {
+                operation,
+                len,
+                timeout,
+            } => {
+                let (handled, taken) = packet.take(buffer);
+                self.transport.ask(message, len, timeout);
+                self.expiry.as_ref().schedule_in(timeout);
+                (handled, Job::Asked(taken, operation))
+            }
+            Asked::Answered(_) => {
+                self.transport.take_back(message);
+                (packet.reply(|_| {}), Job::None(buffer))
+            }
+        }
+    }
+
+    /// Answers the request if the daemon has, or won't any more.
+    fn conclude(&mut self, mut taken: Taken, operation: S::Operation) -> Job<S::Operation> {
+        let (daemon, message) = match self.transport.outcome() {
+            Outcome::Pending => return Job::Asked(taken, operation),
+            Outcome::None => {
+                self.service.unanswered(operation);
+                answer(&mut taken, |_| Status::FAIL);
+                return Job::Answered(taken);
+            }
+            Outcome::Answer(daemon, message) => (daemon, message),
+        };
+        answer(&mut taken, |body| {
+            self.service.answered(operation, daemon, &message, body)
+        });
+        self.transport.take_back(message);
+        Job::Answered(taken)
+    }
+}
+
+/// Turns the request that was taken into its answer.
+fn answer(taken: &mut Taken, status: impl FnOnce(&mut [u8]) -> Status) {
+    if let Ok(mut request) = Request::new(taken.payload()) {
+        let status = status(request.body());
+        request.answer(status);
+    }
+}
+
+impl<S: DaemonService> Handler for Session<S> {
+    fn woken(&mut self, sender: &Sender<'_>) {
+        self.service.daemon_changed(self.transport.registration());
+
+        let job = match self.job.take() {
+            Some(Job::Asked(taken, operation)) => Some(self.conclude(taken, operation)),
+            job => job,
+        };
+        self.job = match job {
+            Some(Job::Answered(taken)) => Some(match sender.reply(taken) {
+                Ok(buffer) => Job::None(buffer),
+                Err(taken) => Job::Answered(taken),
+            }),
+            job => job,
+        };
+        self.tell();
+    }
+
+    fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
+        if !packet.is_in_band() {
+            return packet.ignore("not in-band data");
+        }
+        let kind: Result<Kind, Unanswerable> =
+            Request::new(packet.payload()).map(|request| request.kind());
+        match (kind, self.version, self.job.take()) {
+            (Err(unanswerable), _, job) => {
+                self.job = job;
+                packet.ignore(unanswerable)
+            }
+            (Ok(Kind::NEGOTIATE), _, job) => {
+                self.job = job;
+                self.negotiate(packet)
+            }
+            (Ok(kind), Some(_), Some(Job::None(buffer))) if kind == S::KIND => {
+                let (handled, job) = self.request(packet, buffer);
+                self.job = Some(job);
+                handled
+            }
+            (Ok(Kind(kind)), _, job @ Some(Job::None(_))) => {
+                self.job = job;
+                if let Ok(request) = Request::new(packet.payload()) {
+                    request.answer(Status::FAIL);
+                }
+                packet.reply(|limit| {
+                    if limit.allows() {
+                        pr_warn!("{}: unexpected message of type {}\n", S::NAME, kind);
+                    }
+                })
+            }
+            // One request at a time.
+            (Ok(_), _, job) => {
+                self.job = job;
+                packet.leave()
+            }
+        }
+    }
+
+    fn closed(&mut self) {
+        self.expiry.as_ref().cancel();
+        self.restart();
+    }
+}
+
+/// Ends waiting that has taken too long.
+struct Expiry<S: DaemonService> {
+    transport: Arc<Transport<S>>,
+}
+
+impl<S: DaemonService> Run for Expiry<S> {
+    fn run(&self) {
+        self.transport.expire();
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! File copy messages: those of the host, and what the daemon gets of them.
+//!
+//! Each begins with the operation (u32) and two ids that nobody uses. `START` names a file, `WRITE`
+//! has a piece of it; what they hold is laid out the same for the daemon, but its names are UTF-8.
+//!
+//! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
+//! (`struct hv_start_fcopy`, `struct hv_do_fcopy`).
+
+use super::{
+    text::utf16_to_utf8,
+    wire,
+    Status, //
+};
+
+/// Size of the longest message to the daemon, `struct hv_do_fcopy`.
+pub(crate) const DAEMON_LEN: usize = WRITE_LEN;
+
+const OPERATION: usize = 0;
+const HEADER_LEN: usize = 36;
+
+/// `struct hv_start_fcopy`.
+mod start {
+    use core::ops::Range;
+
+    /// The file's name and the folder's path.
+    pub(super) const NAMES: [Range<usize>; 2] = [36..556, 556..1076];
+    /// Of a name's room, as much as the daemon's programs are built for: `W_MAX_PATH`.
+    pub(super) const NAME_MAX: usize = 260;
+    /// Flags (u32) and size of the file (u64).
+    pub(super) const FLAGS: usize = 1076;
+    pub(super) const SIZE: usize = 1080;
+    pub(super) const LEN: usize = 1088;
+}
+
+// `struct hv_do_fcopy`.
+const WRITE_OFFSET: usize = 40;
+const WRITE_SIZE: usize = 48;
+const WRITE_DATA: usize = 52;
+const WRITE_DATA_MAX: u32 = 6 * 1024;
+const WRITE_LEN: usize = WRITE_DATA + WRITE_DATA_MAX as usize;
+
+/// Writes the request in the host's `body` as a `message` for the daemon, and returns its size.
+///
+/// Fails with the status that the request is to be answered with.
+pub(crate) fn to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize, Status> {
+    let header = body.get(..HEADER_LEN).ok_or(Status::INVALID_ARGUMENT)?;
+    let operation = wire::u32_at(header, OPERATION);
+    wire::put_u32_native(message, OPERATION, operation);
+    match operation {
+        0 => start_to_daemon(body, message),
+        1 => write_to_daemon(body, message),
+        // Complete, cancel.
+        2 | 3 => {
+            message[OPERATION + 4..HEADER_LEN].fill(0);
+            Ok(HEADER_LEN)
+        }
+        _ => Err(Status::NOT_SUPPORTED),
+    }
+}
+
+fn start_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize, Status> {
+    let body = body.get(..start::LEN).ok_or(Status::INVALID_ARGUMENT)?;
+    message[OPERATION + 4..start::LEN].fill(0);
+    for name in start::NAMES {
+        let room = name.start..name.start + start::NAME_MAX;
+        utf16_to_utf8(&body[name], &mut message[room])?;
+    }
+    wire::put_u32_native(message, start::FLAGS, wire::u32_at(body, start::FLAGS));
+    wire::put_u64_native(message, start::SIZE, wire::u64_at(body, start::SIZE));
+    Ok(start::LEN)
+}
+
+fn write_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize, Status> {
+    if body.len() < WRITE_DATA {
+        return Err(Status::INVALID_ARGUMENT);
+    }
+    let size = wire::u32_at(body, WRITE_SIZE);
+    if size > WRITE_DATA_MAX {
+        return Err(Status::INVALID_ARGUMENT);
+    }
+    // CAST: At most `WRITE_DATA_MAX`.
+    let data = WRITE_DATA..WRITE_DATA + size as usize;
+    let bytes = body.get(data.clone()).ok_or(Status::INVALID_ARGUMENT)?;
+    message[OPERATION + 4..WRITE_OFFSET].fill(0);
+    wire::put_u64_native(message, WRITE_OFFSET, wire::u64_at(body, WRITE_OFFSET));
+    wire::put_u32_native(message, WRITE_SIZE, size);
+    message[data].copy_from_slice(bytes);
+    Ok(WRITE_LEN)
+}
+
+#[cfg(any(test, CONFIG_KUNIT = "y"))]
+#[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_fcopy))]
+mod tests {
+    use super::*;
+
+    /// A `WRITE` of `size` bytes at offset 5, in a body of `N` bytes.
+    fn write<const N: usize>(size: u32) -> [u8; N] {
+        let mut body = [0x77; N];
+        wire::put_u32(&mut body, OPERATION, 1);
+        wire::put_u64(&mut body, WRITE_OFFSET, 5);
+        wire::put_u32(&mut body, WRITE_SIZE, size);
+        body
+    }
+
+    #[test]
+    fn a_piece_is_passed_on() {
+        let mut message = [0; DAEMON_LEN];
+        let body: [u8; WRITE_DATA + 8] = write(7);
+        assert_eq!(to_daemon(&body, &mut message), Ok(WRITE_LEN));
+        assert_eq!(wire::u32_native_at(&message, OPERATION), 1);
+        assert_eq!(wire::u64_native_at(&message, WRITE_OFFSET), 5);
+        assert_eq!(wire::u32_native_at(&message, WRITE_SIZE), 7);
+        assert_eq!(message[WRITE_DATA..WRITE_DATA + 7], [0x77; 7]);
+        assert_eq!(message[WRITE_DATA + 7], 0);
+    }
+
+    #[test]
+    fn a_piece_is_no_longer_than_its_message() {
+        let mut message = [0; DAEMON_LEN];
+        let body: [u8; WRITE_DATA + 8] = write(9);
+        assert_eq!(
+            to_daemon(&body, &mut message),
+            Err(Status::INVALID_ARGUMENT)
+        );
+        let body: [u8; WRITE_LEN + 8] = write(WRITE_DATA_MAX + 1);
+        assert_eq!(
+            to_daemon(&body, &mut message),
+            Err(Status::INVALID_ARGUMENT)
+        );
+        let body: [u8; WRITE_LEN + 8] = write(WRITE_DATA_MAX);
+        assert_eq!(to_daemon(&body, &mut message), Ok(WRITE_LEN));
+    }
+
+    #[test]
+    fn names_become_utf8() {
+        let mut message = [0xff; DAEMON_LEN];
+        let mut body = [0; start::LEN];
+        body[36..40].copy_from_slice(&[0xe4, 0, b'b', 0]);
+        body[556..558].copy_from_slice(b"/\0");
+        wire::put_u32(&mut body, start::FLAGS, 3);
+        wire::put_u64(&mut body, start::SIZE, 1 << 40);
+        assert_eq!(to_daemon(&body, &mut message), Ok(start::LEN));
+        assert_eq!(&message[36..40], "äb\0".as_bytes());
+        assert_eq!(&message[556..558], b"/\0");
+        assert_eq!(wire::u32_native_at(&message, start::FLAGS), 3);
+        assert_eq!(wire::u64_native_at(&message, start::SIZE), 1 << 40);
+    }
+
+    #[test]
+    fn what_is_short_or_unknown_is_refused() {
+        let mut message = [0; DAEMON_LEN];
+        for operation in [0, 1, 2, 3] {
+            let mut body = [0; HEADER_LEN - 1];
+            wire::put_u32(&mut body, OPERATION, operation);
+            assert_eq!(
+                to_daemon(&body, &mut message),
+                Err(Status::INVALID_ARGUMENT)
+            );
+        }
+        let mut body = [0; HEADER_LEN];
+        wire::put_u32(&mut body, OPERATION, 3);
+        assert_eq!(to_daemon(&body, &mut message), Ok(HEADER_LEN));
+        wire::put_u32(&mut body, OPERATION, 4);
+        assert_eq!(to_daemon(&body, &mut message), Err(Status::NOT_SUPPORTED));
+    }
+}

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Key-value pair messages: those of the host, those of the daemon, and the way between them.
+//!
+//! A host's body begins with operation and pool (u8 each). What follows lies at offset 4, but at
+//! offset 2 where it's about addresses. A daemon's message begins with the same two bytes and two
+//! of padding, all else lies at offset 4; in its answers the first four bytes are a status instead.
+//!
+//! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
+//! (`struct hv_kvp_msg`, `struct hv_kvp_ip_msg`).
+
+use super::{
+    text::{
+        utf16_to_utf8,
+        utf8_to_utf16,
+        TooLong, //
+    },
+    wire,
+    Status, //
+};
+
+/// Size of a daemon's message, `struct hv_kvp_msg`, either way.
+pub(crate) const DAEMON_LEN: usize = 7432;
+
+const OPERATION: usize = 0;
+const POOL: usize = 1;
+const POOLS: u8 = 5;
+
+/// Where a host's and a daemon's bodies begin, except about addresses.
+const BODY: usize = 4;
+/// Where a host's body about addresses begins.
+const HOST_ADDRESSES: usize = 2;
+
+/// `struct hv_kvp_exchg_msg_value`, with offsets from its start.
+mod value {
+    pub(super) const TYPE: usize = 0;
+    pub(super) const KEY_SIZE: usize = 4;
+    pub(super) const VALUE_SIZE: usize = 8;
+    pub(super) const KEY: usize = 12;
+    pub(super) const KEY_MAX: usize = 512;
+    pub(super) const VALUE: usize = KEY + KEY_MAX;
+    pub(super) const VALUE_MAX: usize = 2048;
+    pub(super) const LEN: usize = VALUE + VALUE_MAX;
+}
+
+/// `struct hv_kvp_ipaddr_value`, with offsets from its start.
+mod addresses {
+    use core::ops::Range;
+
+    pub(super) const ADAPTER: Range<usize> = 0..256;
+    pub(super) const FAMILY: usize = 256;
+    pub(super) const DHCP: usize = 257;
+    /// Addresses, subnets, gateways and name servers, each a list with `;` between.
+    pub(super) const LISTS: [Range<usize>; 4] = [258..2306, 2306..4354, 4354..5378, 5378..7426];
+    pub(super) const LEN: usize = 7426;
+}
+
+/// Value types, numbered as in the registry.
+mod value_type {
+    pub(super) const SZ: u32 = 1;
+    pub(super) const EXPAND_SZ: u32 = 2;
+    pub(super) const DWORD: u32 = 4;
+    /// What Linux takes for the number of `QWORD`.
+    pub(super) const LINUX_U64: u32 = 8;
+    pub(super) const QWORD: u32 = 11;
+}
+
+/// What the host wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    /// The value of a key.
+    Get,
+    /// A key to have a value.
+    Set,
+    /// A key to be gone.
+    Delete,
+    /// The key and value at an index.
+    Enumerate,
+    /// An adapter's addresses.
+    GetAddresses,
+    /// An adapter to have addresses.
+    SetAddresses,
+}
+
+impl Operation {
+    /// Reads the operation of a host's body.
+    fn parse(body: &[u8]) -> Result<Self, Status> {
+        match body.get(OPERATION).ok_or(Status::INVALID_ARGUMENT)? {
+            0 => Ok(Self::Get),
+            1 => Ok(Self::Set),
+            2 => Ok(Self::Delete),
+            3 => Ok(Self::Enumerate),
+            4 => Ok(Self::GetAddresses),
+            5 => Ok(Self::SetAddresses),
+            _ => Err(Status::NOT_SUPPORTED),
+        }
+    }
+
+    /// Bytes of body that the operation and its answer take.
+    fn host_len(self) -> usize {
+        match self {
+            Self::Get | Self::Set => BODY + value::LEN,
+            Self::Delete => BODY + 4 + value::KEY_MAX,
+            Self::Enumerate => BODY + 4 + value::LEN,
+            Self::GetAddresses | Self::SetAddresses => HOST_ADDRESSES + addresses::LEN,
+        }
+    }
+}
+
+/// How the daemon registered, which is how it reports failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Daemon {
+    /// `KVP_OP_REGISTER`: by an empty key. It knows nothing of addresses.
+    Legacy,
+    /// `KVP_OP_REGISTER1`: by a status.
+    Current,
+}
+
+impl Daemon {
+    const LEGACY: u8 = 4;
+    const CURRENT: u8 = 100;
+
+    /// Reads a daemon's first message; `None` if it is no registration that is known.
+    pub(crate) fn registration(message: &[u8; DAEMON_LEN]) -> Option<Self> {
+        match message[OPERATION] {
+            Self::LEGACY => Some(Self::Legacy),
+            Self::CURRENT => Some(Self::Current),
+            _ => None,
+        }
+    }
+
+    /// Writes what a registration is answered with: the same operation, and the version that
+    /// becomes the host's IntegrationServicesVersion.
+    pub(crate) fn confirm(self, message: &mut [u8; DAEMON_LEN]) {
+        const VERSION: &[u8] = b"3.1";
+
+        message.fill(0);
+        message[OPERATION] = match self {
+            Self::Legacy => Self::LEGACY,
+            Self::Current => Self::CURRENT,
+        };
+        message[BODY..BODY + VERSION.len()].copy_from_slice(VERSION);
+    }
+}
+
+/// Writes the request in the host's `body` as a `message` for the daemon.
+///
+/// Fails with the status that the request is to be answered with.
+pub(crate) fn to_daemon(
+    body: &[u8],
+    daemon: Daemon,
+    message: &mut [u8; DAEMON_LEN],
+) -> Result<Operation, Status> {
+    let operation = Operation::parse(body)?;
+    if body.len() < operation.host_len() {
+        return Err(Status::INVALID_ARGUMENT);
+    }
+    let is_about_addresses = matches!(operation, Operation::GetAddresses | Operation::SetAddresses);
+    if is_about_addresses && daemon == Daemon::Legacy {
+        return Err(Status::NOT_SUPPORTED);
+    }
+    // The daemon picks a file by it, without looking.
+    if !is_about_addresses && body[POOL] >= POOLS {
+        return Err(Status::INVALID_ARGUMENT);
+    }
+
+    // Of the rest, nothing is read by the daemon.
+    let used = if is_about_addresses {
+        DAEMON_LEN
+    } else {
+        BODY + 4 + value::LEN
+    };
+    message[..used].fill(0);
+    message[OPERATION] = body[OPERATION];
+    message[POOL] = body[POOL];
+
+    match operation {
+        Operation::Get => {
+            let (from, to) = (&body[BODY..], &mut message[BODY..]);
+            key_to_daemon(from, to, value::KEY_SIZE, value::KEY)?;
+            // As much as the daemon is to copy.
+            wire::put_u32_native(to, value::VALUE_SIZE, value::VALUE_MAX as u32);
+        }
+        Operation::Set => {
+            let (from, to) = (&body[BODY..], &mut message[BODY..]);
+            key_to_daemon(from, to, value::KEY_SIZE, value::KEY)?;
+            value_to_daemon(from, to)?;
+        }
+        Operation::Delete => key_to_daemon(&body[BODY..], &mut message[BODY..], 0, 4)?,
+        Operation::Enumerate => {
+            // The daemon counts with a signed number.
+            let index = wire::u32_at(body, BODY);
+            if i32::try_from(index).is_err() {
+                return Err(Status::NO_MORE_ITEMS);
+            }
+            wire::put_u32_native(message, BODY, index);
+        }
+        Operation::GetAddresses | Operation::SetAddresses => {
+            let (from, to) = (&body[HOST_ADDRESSES..], &mut message[BODY..]);
+            utf16_to_utf8(&from[addresses::ADAPTER], &mut to[addresses::ADAPTER])?;
+            to[addresses::FAMILY] = from[addresses::FAMILY];
+            if operation == Operation::SetAddresses {
+                to[addresses::DHCP] = from[addresses::DHCP];
+                for list in addresses::LISTS {
+                    utf16_to_utf8(&from[list.clone()], &mut to[list])?;
+                }
+            }
+        }
+    }
+    Ok(operation)
+}
+
+/// Converts a key whose size lies at offset `size` and whose text at offset `text`, in both.
+fn key_to_daemon(from: &[u8], to: &mut [u8], size: usize, text: usize) -> Result<(), Status> {
+    let from = sized(&from[text..text + value::KEY_MAX], wire::u32_at(from, size))?;
+    let len = utf16_to_utf8(from, &mut to[text..text + value::KEY_MAX])?;
+    // CAST: At most `KEY_MAX`.
+    wire::put_u32_native(to, size, len as u32);
+    Ok(())
+}
+
+/// Converts the value of a `struct hv_kvp_exchg_msg_value`: the daemon keeps text only.
+fn value_to_daemon(from: &[u8], to: &mut [u8]) -> Result<(), Status> {
+    let size = wire::u32_at(from, value::VALUE_SIZE);
+    let bytes = sized(&from[value::VALUE..value::LEN], size)?;
+    let room = &mut to[value::VALUE..value::LEN];
+    let len = match wire::u32_at(from, value::TYPE) {
+        value_type::SZ | value_type::EXPAND_SZ => utf16_to_utf8(bytes, room)?,
+        value_type::DWORD => decimal(u64::from(wire::u32_at(from, value::VALUE)), room),
+        value_type::QWORD | value_type::LINUX_U64 => {
+            decimal(wire::u64_at(from, value::VALUE), room)
+        }
+        _ => return Err(Status::INVALID_ARGUMENT),
+    };
+    // CAST: At most `VALUE_MAX`.
+    wire::put_u32_native(to, value::VALUE_SIZE, len as u32);
+    Ok(())
+}
+
+/// The first `size` bytes of `bytes`.
+fn sized(bytes: &[u8], size: u32) -> Result<&[u8], Status> {
+    usize::try_from(size)
+        .ok()
+        .and_then(|size| bytes.get(..size))
+        .ok_or(Status::INVALID_ARGUMENT)
+}
+
+/// Writes `number` as decimal text, ended by a NUL; returns its size. `to` holds 21 bytes at least.
+fn decimal(mut number: u64, to: &mut [u8]) -> usize {
+    let mut digits = [0; 20];
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        // CAST: A digit.
+        digits[first] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    let len = digits.len() - first;
+    to[..len].copy_from_slice(&digits[first..]);
+    to[len] = 0;
+    len + 1
+}
+
+/// Writes the daemon's `answer` to `operation` into the host's `body`, and returns the status.
+///
+/// `body` is the one that [`to_daemon`] took the operation from.
+pub(crate) fn from_daemon(
+    operation: Operation,
+    daemon: Daemon,
+    answer: &[u8; DAEMON_LEN],
+    body: &mut [u8],
+) -> Status {
+    let status = match daemon {
+        Daemon::Current => Status(wire::u32_native_at(answer, 0)),
+        Daemon::Legacy => {
+            let is_empty = answer[BODY + 4 + value::KEY] == 0;
+            if operation == Operation::Enumerate && is_empty {
+                Status::NO_MORE_ITEMS
+            } else {
+                Status::OK
+            }
+        }
+    };
+    if status != Status::OK {
+        return status;
+    }
+
+    match operation {
+        Operation::Set | Operation::Delete | Operation::SetAddresses => {}
+        Operation::Get => value_to_host(&answer[BODY..], &mut body[BODY..]),
+        Operation::Enumerate => {
+            let (from, to) = (&answer[BODY + 4..], &mut body[BODY + 4..]);
+            let key = value::KEY..value::KEY + value::KEY_MAX;
+            let len = utf8_to_utf16(&from[key.clone()], &mut to[key]);
+            // CAST: At most `KEY_MAX`.
+            wire::put_u32(to, value::KEY_SIZE, len as u32);
+            value_to_host(from, to);
+        }
+        Operation::GetAddresses => {
+            let (from, to) = (&answer[BODY..], &mut body[HOST_ADDRESSES..]);
+            utf8_to_utf16(&from[addresses::ADAPTER], &mut to[addresses::ADAPTER]);
+            to[addresses::FAMILY] = from[addresses::FAMILY];
+            to[addresses::DHCP] = from[addresses::DHCP];
+            for list in addresses::LISTS {
+                utf8_to_utf16(&from[list.clone()], &mut to[list]);
+            }
+        }
+    }
+    Status::OK
+}
+
+/// Converts the value of a `struct hv_kvp_exchg_msg_value`. All of the daemon's are text.
+fn value_to_host(from: &[u8], to: &mut [u8]) {
+    let value = value::VALUE..value::LEN;
+    let len = utf8_to_utf16(&from[value.clone()], &mut to[value]);
+    wire::put_u32(to, value::TYPE, value_type::SZ);
+    // CAST: At most `VALUE_MAX`.
+    wire::put_u32(to, value::VALUE_SIZE, len as u32);
+}
+
+impl From<TooLong> for Status {
+    /// A key that was cut might be another one's.
+    fn from(TooLong: TooLong) -> Self {
+        Self::INVALID_ARGUMENT
+    }
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Volume shadow copy messages.
+//!
+//! | Body offset | Field                                                      |
+//! | ----------- | ---------------------------------------------------------- |
+//! | 0           | operation u8                                               |
+//! | 8           | flags u32, written in answers to HOT_BACKUP and GET_DM_INFO |
+//!
+//! A daemon's message is the first twelve bytes of it; in its answers the first four are a status.
+//!
+//! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
+//! (`struct hv_vss_msg`).
+
+use super::{
+    wire,
+    Status, //
+};
+
+/// Size of a daemon's message, `struct hv_vss_msg`, either way.
+pub(crate) const DAEMON_LEN: usize = 12;
+
+const OPERATION: usize = 0;
+const FLAGS: usize = 8;
+
+/// `VSS_HBU_NO_AUTO_RECOVERY`: the guest takes a consistent backup without help after it.
+const NO_AUTO_RECOVERY: u32 = 5;
+
+/// What the host wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    /// Whether the guest can be backed up while it runs.
+    HotBackup,
+    /// What the guest needs to be done to it after a backup: nothing.
+    GetInfo,
+    /// File systems to be frozen.
+    Freeze,
+    /// File systems to be thawed.
+    Thaw,
+    /// Nothing that Linux has to do anything for: a snapshot set begins, ends or is done.
+    Notice,
+}
+
+impl Operation {
+    /// Reads the request in `body`.
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Status> {
+        if body.len() < DAEMON_LEN {
+            return Err(Status::INVALID_ARGUMENT);
+        }
+        match body[OPERATION] {
+            0 | 1 | 4 => Ok(Self::Notice),
+            2 => Ok(Self::HotBackup),
+            3 => Ok(Self::GetInfo),
+            5 => Ok(Self::Freeze),
+            6 => Ok(Self::Thaw),
+            _ => Err(Status::NOT_SUPPORTED),
+        }
+    }
+
+    /// Writes what an answer of success says in the request's `body`.
+    pub(crate) fn succeed(self, body: &mut [u8]) {
+        match self {
+            Self::HotBackup => wire::put_u32(body, FLAGS, NO_AUTO_RECOVERY),
+            Self::GetInfo => wire::put_u32(body, FLAGS, 0),
+            Self::Freeze | Self::Thaw | Self::Notice => {}
+        }
+    }
+}
+
+impl Operation {
+    /// Writes the question for the daemon: the host's number of the operation.
+    pub(crate) fn write(self, message: &mut [u8; DAEMON_LEN]) {
+        message.fill(0);
+        message[OPERATION] = match self {
+            Self::Notice => 0,
+            Self::HotBackup => 2,
+            Self::GetInfo => 3,
+            Self::Freeze => 5,
+            Self::Thaw => 6,
+        };
+    }
+
+    /// Reads the daemon's answer.
+    pub(crate) fn status(answer: &[u8; DAEMON_LEN]) -> Status {
+        Status(wire::u32_native_at(answer, 0))
+    }
+}
+
+/// How the daemon registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Daemon {
+    /// `VSS_OP_REGISTER`: it expects no confirmation.
+    Legacy,
+    /// `VSS_OP_REGISTER1`.
+    Current,
+}
+
+impl Daemon {
+    const LEGACY: u8 = 128;
+    const CURRENT: u8 = 129;
+
+    /// Reads a daemon's first message; `None` if it is no registration that is known.
+    pub(crate) fn registration(message: &[u8; DAEMON_LEN]) -> Option<Self> {
+        match message[OPERATION] {
+            Self::LEGACY => Some(Self::Legacy),
+            Self::CURRENT => Some(Self::Current),
+            _ => None,
+        }
+    }
+
+    /// The number that the daemon registered with.
+    pub(crate) fn version(self) -> u8 {
+        match self {
+            Self::Legacy => Self::LEGACY,
+            Self::Current => Self::CURRENT,
+        }
+    }
+
+    /// Writes what the registration is answered with, and returns its size.
+    pub(crate) fn confirm(self, message: &mut [u8; DAEMON_LEN]) -> Option<usize> {
+        if self == Self::Legacy {
+            return None;
+        }
+        wire::put_u32_native(message, 0, u32::from(Self::CURRENT));
+        Some(4)
+    }
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Character devices that can be polled, and that go at once when they have to.
+//!
+//! `kernel::miscdevice` has no `poll`. Here, an open file shares ownership of the device with its
+//! registration, so a registration never waits for a file to be closed.
+//!
+//! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
+
+use crate::bindings;
+use core::marker::PhantomData;
+use kernel::{
+    container_of,
+    error::to_result,
+    fs::File,
+    module::{
+        this_module,
+        ModuleMetadata, //
+    },
+    prelude::*,
+    sync::{
+        poll::PollTable,
+        Arc,
+        ArcBorrow, //
+    },
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    },
+    uaccess::{
+        UserSlice,
+        UserSliceReader,
+        UserSliceWriter, //
+    },
+};
+
+/// What a file is ready for, as `poll()` reports it.
+#[derive(Clone, Copy)]
+pub struct Ready(u32);
+
+impl Ready {
+    /// Nothing yet.
+    pub const NO: Self = Self(0);
+    /// There is something to read.
+    pub const READ: Self = Self(bindings::POLLIN | bindings::POLLRDNORM);
+    /// The device is gone.
+    pub const GONE: Self = Self(bindings::POLLERR | bindings::POLLHUP);
+}
+
+/// How a call may wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Until there's something to do, or a signal.
+    Interruptible,
+    /// Not at all: the file was opened with `O_NONBLOCK`.
+    No,
+}
+
+/// A character device. All methods are called in process context and may sleep.
+pub trait Device: Send + Sync + 'static {
+    /// The module whose code this is. It can't be unloaded while a file is open.
+    type OwnerModule: ModuleMetadata;
+
+    /// The path below `/dev`.
+    const NAME: &'static CStr;
+
+    /// Called when the device is opened; an error refuses that.
+    fn open(&self) -> Result;
+
+    /// Called when what [`Device::open`] opened is closed for good.
+    fn release(&self);
+
+    /// Reads one message; returns its size in bytes.
+    fn read(&self, to: &mut UserSliceWriter, wait: Wait) -> Result<usize>;
+
+    /// Writes one message, the whole of it.
+    fn write(&self, from: &mut UserSliceReader) -> Result;
+
+    /// Returns what the file is ready for, having registered with `table` for changes of that.
+    fn poll(&self, file: &File, table: &PollTable<'_>) -> Ready;
+}
+
+/// A device that is registered, until this is dropped.
+///
+/// Files that are open then stay open: it is up to the device to refuse what's asked of them.
+#[pin_data(PinnedDrop)]
+pub struct Registration<T: Device> {
+    #[pin]
+    misc: Opaque<bindings::miscdevice>,
+    device: Arc<T>,
+}
+
+// SAFETY: `misc_deregister()` may be called from any thread, and `Arc<T>` is `Send`.
+unsafe impl<T: Device> Send for Registration<T> {}
+
+// SAFETY: `misc` is not accessed through a shared reference, and `Arc<T>` is `Sync`.
+unsafe impl<T: Device> Sync for Registration<T> {}
+
+impl<T: Device> Registration<T> {
+    /// Registers `device`: it can be opened from now on.
+    pub fn new(device: Arc<T>) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            // First: the device may be opened before its registration returns.
+            device,
+            misc <- Opaque::try_ffi_init(|slot: *mut bindings::miscdevice| {
+                // SAFETY: `slot` is valid for writes.
+                unsafe { slot.write(Self::misc()) };
+
+                // SAFETY: `slot` stays where it is until it is deregistered in `drop()`.
+                to_result(unsafe { bindings::misc_register(slot) })
+            }),
+        })
+    }
+
+    fn misc() -> bindings::miscdevice {
+        let mut misc: bindings::miscdevice = pin_init::zeroed();
+        misc.minor = bindings::MISC_DYNAMIC_MINOR as c_int;
+        misc.name = T::NAME.as_char_ptr();
+        misc.fops = &FileOperations::<T>::TABLE;
+        misc
+    }
+}
+
+#[pinned_drop]
+impl<T: Device> PinnedDrop for Registration<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: `misc` was registered in `new()`.
+        unsafe { bindings::misc_deregister(self.misc.get()) };
+    }
+}
+
+struct FileOperations<T>(PhantomData<T>);
+
+impl<T: Device> FileOperations<T> {
+    const TABLE: bindings::file_operations = bindings::file_operations {
+        owner: this_module::<T::OwnerModule>().as_ptr(),
+        open: Some(Self::open),
+        release: Some(Self::release),
+        read: Some(Self::read),
+        write: Some(Self::write),
+        poll: Some(Self::poll),
+        ..pin_init::zeroed()
+    };
+
+    /// The device of a file.
+    ///
+    /// # Safety
+    ///
+    /// `file` must be open, from [`Self::open`] to [`Self::release`].
+    unsafe fn device<'a>(file: *mut bindings::file) -> ArcBorrow<'a, T> {
+        // SAFETY: `open()` has put an `Arc<T>` there, which `release()` takes away.
+        unsafe { Arc::<T>::borrow((*file).private_data) }
+    }
+
+    extern "C" fn open(inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+        // SAFETY: `misc_open()` has put the `struct miscdevice` there.
+        let misc = unsafe { (*file).private_data }.cast::<Opaque<bindings::miscdevice>>();
+
+        // SAFETY: It is a field of a valid `Registration<T>`: `misc_open()` holds the lock that
+        // `misc_deregister()` takes.
+        let registration = unsafe { &*container_of!(misc, Registration<T>, misc) };
+
+        let device = registration.device.clone();
+        // SAFETY: Both are valid in this call.
+        let result = to_result(unsafe { bindings::stream_open(inode, file) });
+        if let Err(error) = result.and_then(|()| device.open()) {
+            return error.to_errno();
+        }
+
+        // SAFETY: The open call of a file can access the private data.
+        unsafe { (*file).private_data = device.into_foreign() };
+        0
+    }
+
+    extern "C" fn release(_: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+        // SAFETY: `open()` has put an `Arc<T>` there, and nothing uses the file after this.
+        let device = unsafe { Arc::<T>::from_foreign((*file).private_data) };
+        device.release();
+        0
+    }
+
+    extern "C" fn read(
+        file: *mut bindings::file,
+        to: *mut c_char,
+        len: usize,
+        _: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: The file is open.
+        let device = unsafe { Self::device(file) };
+
+        // SAFETY: The file is open.
+        let wait = match unsafe { (*file).f_flags } & bindings::O_NONBLOCK {
+            0 => Wait::Interruptible,
+            _ => Wait::No,
+        };
+        let mut to = UserSlice::new(UserPtr::from_ptr(to.cast()), len).writer();
+        match device.read(&mut to, wait) {
+            // CAST: No message is that long.
+            Ok(len) => len as isize,
+            Err(error) => error.to_errno() as isize,
+        }
+    }
+
+    extern "C" fn write(
+        file: *mut bindings::file,
+        from: *const c_char,
+        len: usize,
+        _: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: The file is open.
+        let device = unsafe { Self::device(file) };
+        let mut from = UserSlice::new(UserPtr::from_ptr(from.cast_mut().cast()), len).reader();
+        match device.write(&mut from) {
+            // CAST: The message was taken as a whole, so it isn't that long.
+            Ok(()) => len as isize,
+            Err(error) => error.to_errno() as isize,
+        }
+    }
+
+    extern "C" fn poll(
+        file: *mut bindings::file,
+        table: *mut bindings::poll_table_struct,
+    ) -> bindings::__poll_t {
+        // SAFETY: The file is open.
+        let device = unsafe { Self::device(file) };
+
+        // SAFETY: `table` is null or valid in this call.
+        let table = unsafe { PollTable::from_raw(table) };
+
+        // SAFETY: The file is valid in this call, and no `fdget_pos` region is active: a stream
+        // has no position.
+        let file = unsafe { File::from_raw_file(file) };
+
+        device.poll(file, &table).0
+    }
+}
