@@ -1,0 +1,51 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# build.sh [--test]: builds the emulated host into build/host, or runs its unit tests.
+# Run it with rust/kdir/enter, which has rustc and bindgen; it needs nothing else (no cargo, no crates).
+#   build/host/libhost.rlib   the host as a library
+#   build/host/host           boots one guest and lets it run (host --help)
+#   build/host/scenarios      what host and guest do together (scenarios --help)
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/../.." && pwd)
+out=$top/build/host
+mkdir -p "$out"
+
+# newer TARGET SOURCE...: is TARGET missing or older than anything in SOURCE (files or folders)?
+newer()
+{
+	local target=$1
+	shift
+	[ ! -e "$target" ] || [ -n "$(find "$@" -type f -newer "$target" -print -quit)" ]
+}
+
+bindings=$out/kvm_bindings.rs
+if newer "$bindings" "$here/kvm_wrapper.h" "$here/build.sh"; then
+	bindgen "$here/kvm_wrapper.h" --with-derive-default --no-layout-tests --no-doc-comments \
+		--allowlist-type 'kvm_.*' --allowlist-var 'KVM_.*' \
+		--rust-target 1.85 -o "$bindings.new"
+	mv "$bindings.new" "$bindings"
+fi
+
+export KVM_BINDINGS=$bindings
+flags=(--edition 2021 -D warnings -W missing_docs -W unreachable_pub
+	-C opt-level=2 -C debuginfo=line-tables-only -C target-feature=+crt-static)
+
+if [ "${1:-}" = --test ]; then
+	if newer "$out/host-tests" "$here/src" "$bindings"; then
+		rustc "${flags[@]}" --test --crate-name host -o "$out/host-tests" "$here/src/lib.rs"
+	fi
+	exec "$out/host-tests"
+fi
+
+if newer "$out/libhost.rlib" "$here/src" "$here/build.sh" "$bindings"; then
+	rustc "${flags[@]}" --crate-type rlib --crate-name host -o "$out/libhost.rlib" "$here/src/lib.rs"
+fi
+if newer "$out/host" "$out/libhost.rlib" "$here/src/main.rs"; then
+	rustc "${flags[@]}" --extern "host=$out/libhost.rlib" --crate-name host_main -o "$out/host" "$here/src/main.rs"
+fi
+scenarios=$top/tests/scenarios
+if [ -e "$scenarios/main.rs" ] && newer "$out/scenarios" "$out/libhost.rlib" "$scenarios"; then
+	rustc "${flags[@]}" --extern "host=$out/libhost.rlib" --crate-name scenarios \
+		-o "$out/scenarios" "$scenarios/main.rs"
+fi

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Puts a kernel, its initramfs and its command line into memory as the 64-bit boot protocol wants them.
+//!
+//! Source: `Documentation/arch/x86/boot.rst` and `zero-page.rst` in the kernel tree.
+
+use std::io;
+
+use crate::kvm::Regs;
+use crate::kvm::Segment;
+use crate::kvm::Sregs;
+use crate::memory::GuestMemory;
+use crate::memory::PAGE_SIZE;
+
+const GDT: u64 = 0x500;
+const ZERO_PAGE: u64 = 0x7000;
+const STACK_TOP: u64 = 0x8ff0;
+const PAGE_TABLES: u64 = 0x9000;
+const COMMAND_LINE: u64 = 0x2_0000;
+const COMMAND_LINE_SIZE: usize = 2048;
+/// End of the memory below the hole at 640 KiB.
+const LOW_MEMORY_END: u64 = 0x9_fc00;
+/// Where the firmware's tables are, 128 KiB up to 1 MiB.
+const FIRMWARE: u64 = 0xe_0000;
+const HIGH_MEMORY: u64 = 0x10_0000;
+/// The 64-bit entry point lies this far behind the start of the loaded kernel.
+const ENTRY_64: u64 = 0x200;
+
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+
+/// What is loaded.
+pub struct Image<'a> {
+    /// A bzImage.
+    pub kernel: &'a [u8],
+    /// cpio archives, unpacked one over the other by the kernel.
+    pub initrds: &'a [Vec<u8>],
+    /// The kernel's command line.
+    pub command_line: &'a str,
+    /// Guest physical address of the ACPI root pointer.
+    pub rsdp: u64,
+}
+
+fn field(image: &[u8], offset: usize, length: usize) -> io::Result<u64> {
+    let bytes = image
+        .get(offset..offset + length)
+        .ok_or_else(|| io::Error::other("the kernel image is too short"))?;
+    Ok(bytes
+        .iter()
+        .rev()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte)))
+}
+
+/// Loads everything and returns the address at which processor 0 starts.
+///
+/// An error names what is wrong with an image, or that the memory is too small.
+pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
+    let error = |text: &str| io::Error::other(text.to_owned());
+    let kernel = image.kernel;
+    if field(kernel, 0x202, 4)? != u64::from(u32::from_le_bytes(*b"HdrS"))
+        || field(kernel, 0x206, 2)? < 0x20c
+    {
+        return Err(error(
+            "the kernel is no bzImage of boot protocol 2.12 or later",
+        ));
+    }
+    if field(kernel, 0x236, 2)? & 1 == 0 {
+        return Err(error("the kernel has no 64-bit entry point"));
+    }
+    let setup_sectors = match field(kernel, 0x1f1, 1)? {
+        0 => 4,
+        count => count,
+    };
+    let code = (setup_sectors as usize + 1) * 512;
+    let start = field(kernel, 0x258, 8)?;
+    let init_size = field(kernel, 0x260, 4)?;
+
+    let mut initrd = Vec::new();
+    for archive in image.initrds {
+        initrd.extend_from_slice(archive);
+        initrd.resize(initrd.len().next_multiple_of(512), 0);
+    }
+    let initrd_top = memory.len().min(field(kernel, 0x22c, 4)? + 1);
+    let initrd_start = initrd_top.saturating_sub(initrd.len() as u64) & !(PAGE_SIZE - 1);
+    if initrd_start < start + init_size {
+        return Err(error(
+            "the guest's memory is too small for its kernel and initramfs",
+        ));
+    }
+    if image.command_line.len() >= COMMAND_LINE_SIZE {
+        return Err(error("the command line is too long"));
+    }
+
+    memory.load(
+        start,
+        kernel
+            .get(code..)
+            .ok_or_else(|| error("the kernel image is too short"))?,
+    )?;
+    memory.load(initrd_start, &initrd)?;
+    memory.load(COMMAND_LINE, image.command_line.as_bytes())?;
+    memory.load(COMMAND_LINE + image.command_line.len() as u64, &[0])?;
+
+    let mut zero_page = vec![0u8; PAGE_SIZE as usize];
+    let header_end = 0x202 + field(kernel, 0x201, 1)? as usize;
+    zero_page[0x1f1..header_end].copy_from_slice(&kernel[0x1f1..header_end]);
+    let mut put = |offset: usize, bytes: &[u8]| {
+        zero_page[offset..offset + bytes.len()].copy_from_slice(bytes)
+    };
+    put(0x70, &image.rsdp.to_le_bytes());
+    put(0x210, &[0xff]); // A boot loader without a number.
+    put(0x218, &(initrd_start as u32).to_le_bytes());
+    put(0x21c, &(initrd.len() as u32).to_le_bytes());
+    put(0x228, &(COMMAND_LINE as u32).to_le_bytes());
+    let map = [
+        (0, LOW_MEMORY_END, E820_RAM),
+        (LOW_MEMORY_END, 0xa_0000, E820_RESERVED),
+        (FIRMWARE, HIGH_MEMORY, E820_RESERVED),
+        (HIGH_MEMORY, memory.len(), E820_RAM),
+    ];
+    put(0x1e8, &[map.len() as u8]);
+    for (index, (from, to, kind)) in map.into_iter().enumerate() {
+        let at = 0x2d0 + index * 20;
+        put(at, &from.to_le_bytes());
+        put(at + 8, &(to - from).to_le_bytes());
+        put(at + 16, &kind.to_le_bytes());
+    }
+    memory.load(ZERO_PAGE, &zero_page)?;
+    load_page_tables(memory)?;
+    for (index, descriptor) in [0u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
+        .into_iter()
+        .enumerate()
+    {
+        memory.load(GDT + index as u64 * 8, &descriptor.to_le_bytes())?;
+    }
+    Ok(start + ENTRY_64)
+}
+
+/// Maps the first 4 GiB to themselves in pages of 2 MiB.
+fn load_page_tables(memory: &GuestMemory) -> io::Result<()> {
+    const PRESENT_WRITABLE: u64 = 3;
+    const LARGE: u64 = 0x80;
+    let pointers = PAGE_TABLES + PAGE_SIZE;
+    memory.load(PAGE_TABLES, &(pointers | PRESENT_WRITABLE).to_le_bytes())?;
+    for gigabyte in 0..4 {
+        let directory = pointers + PAGE_SIZE * (gigabyte + 1);
+        memory.load(
+            pointers + gigabyte * 8,
+            &(directory | PRESENT_WRITABLE).to_le_bytes(),
+        )?;
+        for entry in 0..512 {
+            let page = (gigabyte << 30) + (entry << 21);
+            memory.load(
+                directory + entry * 8,
+                &(page | PRESENT_WRITABLE | LARGE).to_le_bytes(),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// General registers of processor 0 at `entry`.
+pub fn registers(entry: u64) -> Regs {
+    Regs {
+        rip: entry,
+        rsi: ZERO_PAGE,
+        rsp: STACK_TOP,
+        rflags: 2,
+        ..Default::default()
+    }
+}
+
+/// Turns the state after reset into 64-bit mode with the page tables and segments of [`load`].
+pub fn enter_long_mode(sregs: &mut Sregs) {
+    let segment = |selector: u16, code: bool| Segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector,
+        type_: if code { 0xb } else { 3 },
+        present: 1,
+        db: u8::from(!code),
+        s: 1,
+        l: u8::from(code),
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = segment(0x10, true);
+    let data = segment(0x18, false);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.gdt.base = GDT;
+    sregs.gdt.limit = 4 * 8 - 1;
+    sregs.cr0 = 0x8000_0033; // PG, NE, ET, MP, PE
+    sregs.cr3 = PAGE_TABLES;
+    sregs.cr4 = 0x20; // PAE
+    sregs.efer = 0x500; // LMA, LME
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel() -> Vec<u8> {
+        let mut image = vec![0u8; 0x1000];
+        image[0x1f1] = 1;
+        image[0x201] = 0x70;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+        image[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+        image[0x236] = 1;
+        image[0x258..0x260].copy_from_slice(&0x100_0000u64.to_le_bytes());
+        image[0x260..0x264].copy_from_slice(&0x10_0000u32.to_le_bytes());
+        image[0x400] = 0x90;
+        image
+    }
+
+    #[test]
+    fn loads_a_kernel_with_two_archives() {
+        let memory = GuestMemory::new(32 << 20).unwrap();
+        let initrds = [vec![1u8; 5], vec![2u8; 3]];
+        let kernel = kernel();
+        let image = Image {
+            kernel: &kernel,
+            initrds: &initrds,
+            command_line: "quiet",
+            rsdp: 0xe0000,
+        };
+        assert_eq!(load(&memory, &image).unwrap(), 0x100_0200);
+        assert_eq!(memory.read_vec(0x100_0000, 1).unwrap(), [0x90]);
+        let start = u64::from(memory.load_u32(ZERO_PAGE + 0x218).unwrap());
+        assert_eq!(memory.load_u32(ZERO_PAGE + 0x21c).unwrap(), 1024);
+        assert_eq!(memory.read_vec(start + 512, 4).unwrap(), [2, 2, 2, 0]);
+        assert_eq!(memory.read_vec(COMMAND_LINE, 6).unwrap(), b"quiet\0");
+        // 1 GiB + 2 MiB is mapped to itself.
+        assert_eq!(
+            memory.load_u32(PAGE_TABLES + PAGE_SIZE * 3 + 8).unwrap(),
+            0x4020_0083
+        );
+    }
+
+    #[test]
+    fn refuses_what_cannot_boot() {
+        let memory = GuestMemory::new(16 << 20).unwrap();
+        let try_load = |kernel: &[u8]| {
+            let image = Image {
+                kernel,
+                initrds: &[],
+                command_line: "",
+                rsdp: 0,
+            };
+            load(&memory, &image).unwrap_err().to_string()
+        };
+        assert!(try_load(&[]).contains("too short"));
+        assert!(try_load(&[0; 0x1000]).contains("no bzImage"));
+        assert!(try_load(&kernel()).contains("too small"));
+    }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the guest's CPUID instruction answers: a processor under Microsoft's hypervisor.
+//!
+//! Source: TLFS, "Feature and interface discovery". The bits are those that KVM implements
+//! (`kvm_get_hv_cpuid()`), less the kernel debugger's; the hypervisor's name is Microsoft's, as a Windows host's is,
+//! and KVM's own signature is left out, since Linux would prefer it.
+
+use crate::kvm::CpuidEntry;
+
+const VENDOR_AND_MAXIMUM: u32 = 0x4000_0000;
+const FEATURES: u32 = 0x4000_0003;
+const LIMITS: u32 = 0x4000_0005;
+const HARDWARE_FEATURES: u32 = 0x4000_0006;
+const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
+
+/// HvDebugging, in EBX of [`FEATURES`].
+const DEBUGGING: u32 = 1 << 11;
+/// GuestDebugging and the debug MSRs, in EDX of [`FEATURES`].
+const GUEST_DEBUGGING: u32 = 1 << 1 | 1 << 11;
+
+/// The table for processor `index` of `count`, from what KVM supports.
+pub fn table(
+    supported: &[CpuidEntry],
+    hyperv: &[CpuidEntry],
+    index: u32,
+    count: u32,
+) -> Vec<CpuidEntry> {
+    let mut table: Vec<_> = supported
+        .iter()
+        .filter(|entry| !HYPERVISOR_LEAVES.contains(&entry.function))
+        .copied()
+        .collect();
+    for entry in &mut table {
+        match entry.function {
+            1 => {
+                entry.ebx = entry.ebx & 0xffff | index << 24 | count << 16;
+                entry.ecx |= 1 << 31; // A hypervisor is present.
+                entry.ecx &= !(1 << 21); // No x2APIC: the hypercall MSRs are used instead.
+                if count > 1 {
+                    entry.edx |= 1 << 28;
+                }
+            }
+            // Extended topology: one thread a core, all cores in one package.
+            0xb | 0x1f => {
+                entry.edx = index;
+                match entry.index {
+                    0 => (entry.eax, entry.ebx, entry.ecx) = (0, 1, 1 << 8),
+                    1 => (entry.eax, entry.ebx, entry.ecx) = (8, count, 2 << 8 | 1),
+                    _ => (entry.eax, entry.ebx) = (0, 0),
+                }
+            }
+            // No nested virtualisation.
+            0x8000_0001 => entry.ecx &= !(1 << 2),
+            0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | count.saturating_sub(1),
+            0x8000_001e => (entry.eax, entry.ebx) = (index, index),
+            _ => {}
+        }
+    }
+    for entry in hyperv.iter().filter(|entry| entry.function <= LIMITS) {
+        let mut entry = *entry;
+        match entry.function {
+            VENDOR_AND_MAXIMUM => {
+                let name = |part: &[u8]| u32::from_le_bytes(part.try_into().expect("four bytes"));
+                entry.eax = HARDWARE_FEATURES;
+                (entry.ebx, entry.ecx, entry.edx) = (name(b"Micr"), name(b"osof"), name(b"t Hv"));
+            }
+            FEATURES => {
+                entry.ebx &= !DEBUGGING;
+                entry.edx &= !GUEST_DEBUGGING;
+            }
+            _ => {}
+        }
+        table.push(entry);
+    }
+    table.push(CpuidEntry {
+        function: HARDWARE_FEATURES,
+        ..Default::default()
+    });
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hypervisor_is_microsofts() {
+        let leaf = |function, ebx| CpuidEntry {
+            function,
+            ebx,
+            edx: u32::MAX,
+            ..Default::default()
+        };
+        let supported = [leaf(1, 0), leaf(0x4000_0000, 1), leaf(0x4000_0100, 2)];
+        let hyperv = [
+            leaf(0x4000_0000, 3),
+            leaf(0x4000_0003, u32::MAX),
+            leaf(0x4000_0080, 4),
+        ];
+        let table = table(&supported, &hyperv, 1, 2);
+        let functions: Vec<_> = table.iter().map(|entry| entry.function).collect();
+        assert_eq!(functions, [1, 0x4000_0000, 0x4000_0003, 0x4000_0006]);
+        assert_eq!(table[0].ecx >> 31, 1);
+        assert_eq!(table[0].ebx >> 24, 1);
+        assert_eq!(table[1].ebx.to_le_bytes(), *b"Micr");
+        assert_eq!(table[2].ebx & DEBUGGING, 0);
+    }
+}

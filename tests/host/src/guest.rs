@@ -1,0 +1,686 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A running guest, as scenarios use it: commands by the agent on its second serial port, and a handle for each
+//! service's channel.
+//!
+//! Every wait has a time-out and fails with an error that names what it waited for; the time-outs only protect against
+//! hangs, so they are generous (the guest may be emulated twice over).
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::ic::device::Device;
+use crate::ic::device::State;
+use crate::ic::device::Statistics;
+use crate::ic::device::Versions;
+use crate::ic::frame;
+use crate::ic::frame::Message;
+use crate::ic::Moment;
+use crate::machine::Config;
+use crate::machine::Exit;
+use crate::machine::Machine;
+use crate::ring::Indices;
+use crate::ring::RingError;
+use crate::service::Service;
+use crate::service::Version;
+use crate::vmbus::bus::Bus;
+use crate::vmbus::bus::Connection;
+use crate::vmbus::packet::Packet;
+
+/// How long anything may take before it counts as hanging.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a guest may take to boot.
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// What went wrong, in one line (and perhaps what the console said).
+#[derive(Debug, Clone)]
+pub struct Error(pub String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<String> for Error {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Error {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<RingError> for Error {
+    fn from(error: RingError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The result of everything here.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a command in the guest gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit status.
+    pub status: i32,
+    /// What it printed, without the last line feed.
+    pub text: String,
+}
+
+/// Which module answers for the services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Module {
+    /// The project's.
+    Rust,
+    /// The kernel's own.
+    C,
+}
+
+impl Module {
+    /// "rust" or "c".
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rust => "rust",
+            Self::C => "c",
+        }
+    }
+}
+
+/// A guest that has booted up to its agent.
+pub struct Guest {
+    machine: Machine,
+    boot_time: Duration,
+}
+
+impl Guest {
+    /// Boots a machine and waits for the guest's agent.
+    pub fn boot(config: &Config) -> Result<Self> {
+        let mut guest = Self {
+            machine: Machine::new(config.clone())?,
+            boot_time: Duration::ZERO,
+        };
+        guest.restart()?;
+        Ok(guest)
+    }
+
+    /// Switches the machine off and on and waits for the agent, as after [`Exit::Reset`].
+    pub fn restart(&mut self) -> Result<()> {
+        let start = Instant::now();
+        self.machine.power_on()?;
+        self.read_agent("the guest's agent", BOOT_TIMEOUT, |buffer| {
+            let ready = b"\x02ready\n";
+            let at = find(buffer, ready)?;
+            buffer.drain(..at + ready.len());
+            Some(())
+        })?;
+        self.boot_time = start.elapsed();
+        Ok(())
+    }
+
+    /// How long the last boot took, from power-on to the agent.
+    pub fn boot_time(&self) -> Duration {
+        self.boot_time
+    }
+
+    /// What the machine is made of.
+    pub fn config(&self) -> &Config {
+        self.machine.config()
+    }
+
+    fn read_agent<R>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        mut take: impl FnMut(&mut Vec<u8>) -> Option<R>,
+    ) -> Result<R> {
+        let shared = self.machine.shared();
+        let result = shared.wait_ports(timeout, |ports| match take(ports.agent()) {
+            Some(result) => Some(Some(result)),
+            None => shared.exit().map(|_| None),
+        });
+        match result {
+            Some(Some(result)) => Ok(result),
+            Some(None) => Err(self.error(&format!(
+                "the machine stopped ({:?}) while waiting for {what}",
+                shared.exit()
+            ))),
+            None => Err(self.error(&format!("waited {timeout:?} in vain for {what}"))),
+        }
+    }
+
+    /// An error with the console's last lines.
+    fn error(&self, text: &str) -> Error {
+        let console = self.console();
+        let lines: Vec<&str> = console.lines().collect();
+        let tail = lines[lines.len().saturating_sub(15)..].join("\n    ");
+        match tail.is_empty() {
+            true => Error(text.to_owned()),
+            false => Error(format!("{text}; the console's last lines:\n    {tail}")),
+        }
+    }
+
+    /// Runs a shell command line in the guest.
+    pub fn sh(&self, command: &str) -> Result<Output> {
+        self.sh_within(command, TIMEOUT)
+    }
+
+    /// Runs a shell command line that may take long.
+    pub fn sh_within(&self, command: &str, timeout: Duration) -> Result<Output> {
+        self.sh_start(command);
+        self.read_agent(&format!("`{command}` in the guest"), timeout, |buffer| {
+            let mark = buffer.iter().position(|byte| *byte == 1)?;
+            let end = mark + buffer[mark..].iter().position(|byte| *byte == b'\n')?;
+            let status = String::from_utf8_lossy(&buffer[mark + 1..end])
+                .trim()
+                .parse()
+                .unwrap_or(-1);
+            let text = String::from_utf8_lossy(&buffer[..mark]).replace('\r', "");
+            buffer.drain(..=end);
+            Some(Output {
+                status,
+                text: text.trim_end_matches('\n').to_owned(),
+            })
+        })
+    }
+
+    /// Starts a command line without waiting for it; for commands that end the guest.
+    pub fn sh_start(&self, command: &str) {
+        self.machine
+            .shared()
+            .ports()
+            .send_to_agent(format!("{command}\n").as_bytes());
+        self.machine.update_lines();
+    }
+
+    /// Runs a command that must succeed; gives what it printed.
+    pub fn sh_ok(&self, command: &str) -> Result<String> {
+        let output = self.sh(command)?;
+        match output.status {
+            0 => Ok(output.text),
+            status => {
+                Err(format!("`{command}` in the guest: status {status}: {}", output.text).into())
+            }
+        }
+    }
+
+    /// The kernel's log, without time stamps' surroundings: as dmesg prints it.
+    pub fn kernel_log(&self) -> Result<String> {
+        self.sh_ok("dmesg")
+    }
+
+    /// Forgets the kernel's log, so that the next [`Guest::kernel_log`] is about what comes now.
+    pub fn clear_kernel_log(&self) -> Result<()> {
+        self.sh_ok("dmesg -c >/dev/null").map(|_| ())
+    }
+
+    /// Inserts a module from the initramfs, with parameters.
+    pub fn insmod_with(&self, module: Module, parameters: &str) -> Result<()> {
+        let path = format!("/modules/{}/hv_utils.ko", module.name());
+        self.sh_ok(&format!("insmod {path} {parameters}"))
+            .map(|_| ())
+    }
+
+    /// Inserts a module from the initramfs.
+    pub fn insmod(&self, module: Module) -> Result<()> {
+        self.insmod_with(module, "")
+    }
+
+    /// Removes the module.
+    pub fn rmmod(&self) -> Result<()> {
+        self.sh_ok("rmmod hv_utils").map(|_| ())
+    }
+
+    /// What came out of the console since the last power-on.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(self.machine.shared().ports().console()).replace('\r', "")
+    }
+
+    /// Waits for the end of the machine's run.
+    pub fn wait_exit(&self, timeout: Duration) -> Result<Exit> {
+        let exit = self.machine.shared().wait_exit(timeout);
+        exit.ok_or_else(|| {
+            self.error(&format!(
+                "waited {timeout:?} in vain for the machine to stop"
+            ))
+        })
+    }
+
+    /// How the run ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        self.machine.shared().exit()
+    }
+
+    /// The channel of a service.
+    pub fn channel(&self, service: Service) -> ChannelHandle<'_> {
+        ChannelHandle {
+            guest: self,
+            service,
+        }
+    }
+
+    /// Whether host and guest have agreed on a version, and on which.
+    pub fn vmbus_version(&self) -> Option<Version> {
+        match self.machine.shared().bus().connection() {
+            Connection::Connected { version, .. } => Some(version),
+            Connection::Disconnected => None,
+        }
+    }
+
+    /// The guest's reference time in 100 ns units.
+    pub fn reference_time(&self) -> u64 {
+        self.machine.shared().bus().reference_time()
+    }
+
+    /// Host time and guest reference time, now.
+    pub fn moment(&self) -> Moment {
+        Moment::now(self.reference_time())
+    }
+
+    /// Looks at (or changes) the bus directly.
+    pub fn with_bus<R>(&self, act: impl FnOnce(&mut Bus) -> R) -> R {
+        let result = act(&mut self.machine.shared().bus());
+        self.machine.shared().announce();
+        result
+    }
+
+    /// Waits until something is so on the bus; `what` names it in the error.
+    pub fn wait_bus<R>(&self, what: &str, done: impl FnMut(&mut Bus) -> Option<R>) -> Result<R> {
+        self.wait_bus_within(what, TIMEOUT, done)
+    }
+
+    /// [`Guest::wait_bus`] with another time-out.
+    pub fn wait_bus_within<R>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        done: impl FnMut(&mut Bus) -> Option<R>,
+    ) -> Result<R> {
+        let result = self.machine.shared().wait_bus(timeout, done);
+        result.ok_or_else(|| self.error(&format!("waited {timeout:?} in vain for {what}")))
+    }
+
+    /// The transcript's length, to be passed to the following two.
+    pub fn transcript_length(&self) -> usize {
+        self.with_bus(|bus| bus.transcript().entries().len())
+    }
+
+    /// Puts a remark into the transcript.
+    pub fn note(&self, text: &str) {
+        self.with_bus(|bus| bus.note(text.to_owned()));
+    }
+
+    /// The transcript from entry `from` on, without what differs between runs.
+    pub fn normalised_transcript(&self, from: usize) -> String {
+        self.with_bus(|bus| bus.transcript().normalised(from))
+    }
+
+    /// Writes the transcript from entry `from` on into a file.
+    pub fn save_transcript(&self, path: &Path, from: usize) -> Result<()> {
+        self.with_bus(|bus| bus.transcript().save(path, from))
+            .map_err(Error::from)
+    }
+
+    /// Saves and restores the machine, as far as the services see it: all of them negotiate anew on their open
+    /// channels.
+    pub fn save_restore(&self) {
+        self.note("saved and restored");
+        for service in self.config().services.clone() {
+            self.with_bus(|bus| bus.with_device(service, |device, _| device.restored()));
+        }
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack
+        .windows(needle.len())
+        .position(|window| window == needle)
+}
+
+/// A service's channel, seen from the host.
+///
+/// It begins as Windows' (see [`crate::ic::device`]). After [`ChannelHandle::script`] nothing happens by itself: the
+/// scenario sends and receives, until [`ChannelHandle::auto`].
+#[derive(Clone, Copy)]
+pub struct ChannelHandle<'a> {
+    guest: &'a Guest,
+    service: Service,
+}
+
+impl ChannelHandle<'_> {
+    /// The service.
+    pub fn service(&self) -> Service {
+        self.service
+    }
+
+    fn device<R>(&self, act: impl FnOnce(&mut Device, bool) -> R) -> Result<R> {
+        self.guest
+            .with_bus(|bus| bus.with_device(self.service, act))
+            .ok_or_else(|| format!("the machine has no {}", self.service).into())
+    }
+
+    fn wait<R>(&self, what: &str, mut done: impl FnMut(&Device, bool) -> Option<R>) -> Result<R> {
+        let service = self.service;
+        let what = format!("{service}: {what}");
+        self.guest.wait_bus(&what, |bus| {
+            let channel = bus.channel(service)?;
+            done(channel.device(), channel.open().is_some())
+        })
+    }
+
+    // The channel's life.
+
+    /// Whether the guest has it open.
+    pub fn is_open(&self) -> bool {
+        self.guest.with_bus(|bus| {
+            bus.channel(self.service)
+                .is_some_and(|channel| channel.open().is_some())
+        })
+    }
+
+    /// Waits until the guest has it open.
+    pub fn wait_open(&self) -> Result<()> {
+        self.wait("open channel", |_, open| open.then_some(()))
+    }
+
+    /// Waits until the guest has closed it.
+    pub fn wait_closed(&self) -> Result<()> {
+        self.wait("closed channel", |_, open| (!open).then_some(()))
+    }
+
+    /// Unplugs the device.
+    pub fn rescind(&self) -> Result<()> {
+        Ok(self.guest.with_bus(|bus| bus.rescind(self.service))?)
+    }
+
+    /// Plugs it in again.
+    pub fn reoffer(&self) -> Result<()> {
+        Ok(self.guest.with_bus(|bus| bus.reoffer(self.service))?)
+    }
+
+    /// Waits until the guest has released every rescinded channel.
+    pub fn wait_released(&self) -> Result<()> {
+        self.guest
+            .wait_bus("release of the rescinded channel", |bus| {
+                (!bus.has_unreleased()).then_some(())
+            })
+    }
+
+    /// Answers the next `count` open requests with an NTSTATUS.
+    pub fn fail_opens(&self, count: u32, status: u32) {
+        self.guest
+            .with_bus(|bus| bus.fail_opens(self.service, count, status));
+    }
+
+    // By itself.
+
+    /// What the device has done by itself.
+    pub fn statistics(&self) -> Result<Statistics> {
+        self.device(|device, _| device.statistics().clone())
+    }
+
+    /// What it is about.
+    pub fn state(&self) -> Result<State> {
+        self.device(|device, _| device.state().clone())
+    }
+
+    /// Waits until the service has negotiated (by itself); gives the versions.
+    pub fn wait_negotiated(&self) -> Result<Versions> {
+        self.wait("negotiation", |device, _| match device.state() {
+            State::Dead(reason) => Some(Err(Error(format!("the negotiation failed: {reason}")))),
+            _ => device.versions().map(Ok),
+        })?
+    }
+
+    /// Waits until `count` requests in all have been answered.
+    pub fn wait_replies(&self, count: u64) -> Result<Statistics> {
+        self.wait(&format!("{count} replies"), |device, _| {
+            match device.state() {
+                State::Dead(reason) => Some(Err(Error(format!("the service died: {reason}")))),
+                _ => {
+                    (device.statistics().replies >= count).then(|| Ok(device.statistics().clone()))
+                }
+            }
+        })?
+    }
+
+    /// Offers these versions in negotiations instead of a host's.
+    pub fn offer_versions(&self, framework: &[Version], message: &[Version]) -> Result<()> {
+        self.device(|device, _| device.set_offered(framework, message))
+    }
+
+    /// Changes the device's settings (interval, clock, ...).
+    pub fn configure(&self, change: impl FnOnce(&mut Device)) -> Result<()> {
+        self.device(|device, _| change(device))
+    }
+
+    /// Negotiates again on the open channel, as a host does after a restore.
+    pub fn restore(&self) -> Result<()> {
+        self.device(|device, _| device.restored())
+    }
+
+    /// Has the shutdown service send a request, as Stop-VM or Restart-VM does.
+    pub fn request_shutdown(&self, flags: u32, text: &str) -> Result<()> {
+        let moment = self.guest.moment();
+        Ok(self.device(|device, _| device.request_shutdown(flags, text, &moment))??)
+    }
+
+    // Step by step.
+
+    /// Takes the lead: from now on nothing happens by itself.
+    pub fn script(&self) -> Result<()> {
+        self.device(|device, _| device.script())
+    }
+
+    /// Gives it back: on an open channel the device negotiates and goes on as on Windows.
+    pub fn auto(&self) -> Result<()> {
+        self.device(|device, open| device.auto(open))
+    }
+
+    /// Sends a packet now, or when the guest makes room.
+    pub fn send_packet(&self, packet: Packet) -> Result<()> {
+        self.guest
+            .with_bus(|bus| bus.with_open(self.service, |open, link| open.send(link, packet)))
+            .ok_or_else(|| self.not_open())
+    }
+
+    fn not_open(&self) -> Error {
+        format!("{}: the channel is not open", self.service).into()
+    }
+
+    /// Sends a packet if there is room now; `Err(RingError::Full)` inside if not.
+    pub fn try_send_packet(&self, packet: &Packet) -> Result<std::result::Result<(), RingError>> {
+        self.guest
+            .with_bus(|bus| bus.with_open(self.service, |open, link| open.try_send(link, packet)))
+            .ok_or_else(|| self.not_open())
+    }
+
+    /// Sends any bytes as an in-band packet.
+    pub fn send_bytes(&self, payload: &[u8]) -> Result<()> {
+        self.send_packet(Packet::inband(payload.to_vec()))
+    }
+
+    /// Sends a message.
+    pub fn send(&self, message: &Message) -> Result<()> {
+        self.send_bytes(&message.encode())
+    }
+
+    /// Sends packets until the ring is full; gives how many went in. The guest had better not be reading.
+    pub fn fill(&self, packet: &Packet) -> Result<usize> {
+        let mut count = 0;
+        while self.try_send_packet(packet)?.is_ok() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Sends `count` packets as fast as the ring takes them; `make` gives each, numbered from 0.
+    pub fn flood(&self, count: usize, mut make: impl FnMut(usize) -> Packet) -> Result<()> {
+        for number in 0..count {
+            self.send_packet(make(number))?;
+        }
+        Ok(())
+    }
+
+    /// How many packets wait for room in the ring.
+    pub fn unsent(&self) -> Result<usize> {
+        self.guest
+            .with_bus(|bus| bus.with_open(self.service, |open, _| open.waiting()))
+            .ok_or_else(|| self.not_open())
+    }
+
+    /// Takes the next packet that the guest sent, waiting for it.
+    pub fn receive_packet(&self) -> Result<Packet> {
+        self.receive_packet_within(TIMEOUT)
+    }
+
+    /// [`ChannelHandle::receive_packet`] with another time-out.
+    pub fn receive_packet_within(&self, timeout: Duration) -> Result<Packet> {
+        let service = self.service;
+        self.guest.wait_bus_within(
+            &format!("{service}: packet from the guest"),
+            timeout,
+            |bus| {
+                bus.with_device(service, |device, _| device.take_received())
+                    .flatten()
+            },
+        )
+    }
+
+    /// Takes the next message, waiting for it; an error if the packet is shorter than the headers.
+    pub fn receive(&self) -> Result<Message> {
+        let packet = self.receive_packet()?;
+        let short = || {
+            Error(format!(
+                "{}: packet of only {} bytes",
+                self.service,
+                packet.payload.len()
+            ))
+        };
+        Message::parse(&packet.payload).ok_or_else(short)
+    }
+
+    /// Sends a request and takes the reply, which must be one that a host accepts.
+    pub fn transact(&self, request: &Message) -> Result<Message> {
+        self.send(request)?;
+        let packet = self.receive_packet()?;
+        frame::check_reply(&packet.payload, request.kind, request.transaction_id)
+            .map_err(|rejection| Error(format!("{}: {rejection}", self.service)))
+    }
+
+    /// Negotiates with these offers; the versions that the guest chose.
+    pub fn negotiate(&self, framework: &[Version], message: &[Version]) -> Result<Versions> {
+        let id = self.device(|device, _| device.new_transaction_id())?;
+        let reply = self.transact(&Message::negotiation(framework, message, id))?;
+        let (framework, message) = frame::negotiated(&reply)
+            .map_err(|rejection| Error(format!("{}: {rejection}", self.service)))?;
+        let versions = Versions { framework, message };
+        self.device(|device, _| device.set_versions(versions))?;
+        Ok(versions)
+    }
+
+    /// Negotiates with the offers of a Windows host.
+    pub fn negotiate_all(&self) -> Result<Versions> {
+        self.negotiate(
+            self.service.framework_versions(),
+            self.service.message_versions(),
+        )
+    }
+
+    /// A request of this service with the versions last negotiated, to be changed at will and sent.
+    pub fn request(&self, body: Vec<u8>) -> Result<Message> {
+        self.device(|device, _| {
+            let versions = device.versions().unwrap_or(Versions {
+                framework: (3, 0),
+                message: (1, 0),
+            });
+            let id = device.new_transaction_id();
+            Message::request(
+                self.service.message_type(),
+                versions.framework,
+                versions.message,
+                id,
+                body,
+            )
+        })
+    }
+
+    /// Stops (or resumes) reading what the guest sends.
+    pub fn set_reading(&self, reading: bool) -> Result<()> {
+        self.device(|device, _| device.set_reading(reading))
+    }
+
+    /// An error if the guest has sent anything that was not taken: surplus replies. `pause` is how long to wait for one.
+    pub fn expect_silence(&self, pause: Duration) -> Result<()> {
+        std::thread::sleep(pause);
+        let in_ring = self
+            .guest
+            .with_bus(|bus| bus.with_open(self.service, |open, _| open.to_host().used()))
+            .ok_or_else(|| self.not_open())??;
+        let received = self.device(|device, _| device.received_count())?;
+        match (received, in_ring) {
+            (0, 0) => Ok(()),
+            _ => Err(format!(
+                "{}: surplus from the guest: {received} packets, and {in_ring} bytes in the ring",
+                self.service
+            )
+            .into()),
+        }
+    }
+
+    /// Signals the guest without a reason.
+    pub fn signal(&self) -> Result<()> {
+        self.guest
+            .with_bus(|bus| bus.with_open(self.service, |open, link| open.signal(link)))
+            .ok_or_else(|| self.not_open())
+    }
+
+    /// The indices of the host-to-guest and the guest-to-host ring.
+    pub fn indices(&self) -> Result<(Indices, Indices)> {
+        let indices = self
+            .guest
+            .with_bus(|bus| {
+                bus.with_open(self.service, |open, _| {
+                    Ok((open.to_guest().indices()?, open.to_host().indices()?))
+                })
+            })
+            .ok_or_else(|| self.not_open())?;
+        indices.map_err(|error: RingError| error.into())
+    }
+
+    /// Writes the host-to-guest ring's write index raw.
+    pub fn set_write_index(&self, value: u32) -> Result<()> {
+        self.guest
+            .with_bus(|bus| {
+                bus.with_open(self.service, |open, _| {
+                    open.to_guest().set_write_index(value)
+                })
+            })
+            .ok_or_else(|| self.not_open())?
+            .map_err(Error::from)
+    }
+
+    /// Writes the guest-to-host ring's read index raw.
+    pub fn set_read_index(&self, value: u32) -> Result<()> {
+        self.guest
+            .with_bus(|bus| {
+                bus.with_open(self.service, |open, _| open.to_host().set_read_index(value))
+            })
+            .ok_or_else(|| self.not_open())?
+            .map_err(Error::from)
+    }
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The hypercalls that KVM leaves to its user: decoding and status codes (TLFS, "Hypercall interface" and
+//! "Inter-partition communication").
+
+use crate::bytes::u32_at;
+use crate::bytes::u64_at;
+use crate::memory::GuestMemory;
+use crate::memory::PAGE_SIZE;
+
+/// `HV_STATUS`: the low 16 bits of a hypercall's result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Status {
+    /// HV_STATUS_SUCCESS
+    Success = 0,
+    /// HV_STATUS_INVALID_HYPERCALL_CODE
+    InvalidHypercallCode = 2,
+    /// HV_STATUS_INVALID_HYPERCALL_INPUT
+    InvalidHypercallInput = 3,
+    /// HV_STATUS_INVALID_ALIGNMENT
+    InvalidAlignment = 4,
+    /// HV_STATUS_INVALID_PARAMETER
+    InvalidParameter = 5,
+    /// HV_STATUS_INVALID_CONNECTION_ID
+    InvalidConnectionId = 0x12,
+    /// HV_STATUS_INSUFFICIENT_BUFFERS
+    InsufficientBuffers = 0x13,
+}
+
+/// Largest message that a hypercall can post, in bytes (`HV_MESSAGE_PAYLOAD_BYTE_COUNT`).
+pub const MESSAGE_PAYLOAD: usize = 240;
+
+const POST_MESSAGE: u16 = 0x5c;
+const SIGNAL_EVENT: u16 = 0x5d;
+const QUERY_EXTENDED_CAPABILITIES: u16 = 0x8001;
+
+const FAST: u64 = 1 << 16;
+const CONNECTION_ID: u32 = 0x00ff_ffff;
+
+/// A decoded hypercall.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Call {
+    /// HvPostMessage.
+    PostMessage {
+        /// The connection to post to.
+        connection: u32,
+        /// The message type, 1 for VMBus.
+        kind: u32,
+        /// Up to [`MESSAGE_PAYLOAD`] bytes.
+        payload: Vec<u8>,
+    },
+    /// HvSignalEvent.
+    SignalEvent {
+        /// The connection to signal.
+        connection: u32,
+        /// The event flag's number relative to the port's base.
+        flag: u16,
+    },
+    /// HvExtCallQueryCapabilities: the answer is 64 bits at this guest physical address.
+    QueryExtendedCapabilities {
+        /// Where the answer goes.
+        output: u64,
+    },
+}
+
+/// Decodes a hypercall: its input value and two parameters.
+///
+/// `original_input` is the guest's first parameter as it stands in its register. KVM replaces the parameter of a slow
+/// HvSignalEvent by the memory's contents before it exits, other calls it leaves alone.
+pub fn decode(
+    memory: &GuestMemory,
+    input: u64,
+    parameters: [u64; 2],
+    original_input: impl FnOnce() -> u64,
+) -> Result<Call, Status> {
+    let fast = input & FAST != 0;
+    match input as u16 {
+        POST_MESSAGE => {
+            if fast {
+                return Err(Status::InvalidHypercallInput);
+            }
+            let block = input_block(memory, parameters[0], 16 + MESSAGE_PAYLOAD)?;
+            let word = |offset| u32_at(&block, offset).unwrap_or(0);
+            let (connection, kind, length) = (word(0), word(8), word(12) as usize);
+            if length > MESSAGE_PAYLOAD || kind & 0x8000_0000 != 0 {
+                return Err(Status::InvalidParameter);
+            }
+            Ok(Call::PostMessage {
+                connection: connection & CONNECTION_ID,
+                kind,
+                payload: block[16..16 + length].to_vec(),
+            })
+        }
+        SIGNAL_EVENT => {
+            let value = if fast {
+                parameters[0]
+            } else {
+                let block = input_block(memory, original_input(), 8)?;
+                u64_at(&block, 0).unwrap_or(0)
+            };
+            if value >> 48 != 0 {
+                return Err(Status::InvalidHypercallInput);
+            }
+            Ok(Call::SignalEvent {
+                connection: value as u32 & CONNECTION_ID,
+                flag: (value >> 32) as u16,
+            })
+        }
+        QUERY_EXTENDED_CAPABILITIES => Ok(Call::QueryExtendedCapabilities {
+            output: parameters[1],
+        }),
+        _ => Err(Status::InvalidHypercallCode),
+    }
+}
+
+/// Reads an input structure: 8-byte aligned, not crossing a page (TLFS, "Hypercall inputs").
+fn input_block(memory: &GuestMemory, address: u64, length: usize) -> Result<Vec<u8>, Status> {
+    if address % 8 != 0 || address % PAGE_SIZE + length as u64 > PAGE_SIZE {
+        return Err(Status::InvalidAlignment);
+    }
+    memory
+        .read_vec(address, length)
+        .map_err(|_| Status::InvalidParameter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory_with_message(length: u32) -> GuestMemory {
+        let memory = GuestMemory::new(2 << 20).unwrap();
+        for (offset, value) in [(0, 4), (8, 1), (12, length)] {
+            memory.store_u32(0x1000 + offset, value).unwrap();
+        }
+        memory.write(0x1010, &[7; 240]).unwrap();
+        memory
+    }
+
+    #[test]
+    fn posts_are_read_and_checked() {
+        let memory = memory_with_message(3);
+        let post = |input, at| decode(&memory, input, [at, 0], || 0);
+        assert_eq!(
+            post(0x5c, 0x1000),
+            Ok(Call::PostMessage {
+                connection: 4,
+                kind: 1,
+                payload: vec![7; 3]
+            })
+        );
+        assert_eq!(
+            post(0x5c | FAST, 0x1000),
+            Err(Status::InvalidHypercallInput)
+        );
+        assert_eq!(post(0x5c, 0x1004), Err(Status::InvalidAlignment));
+        assert_eq!(post(0x5c, 0x1f08), Err(Status::InvalidAlignment));
+        assert_eq!(post(0x5c, 1 << 40), Err(Status::InvalidParameter));
+        let long = memory_with_message(241);
+        assert_eq!(
+            decode(&long, 0x5c, [0x1000, 0], || 0),
+            Err(Status::InvalidParameter)
+        );
+    }
+
+    #[test]
+    fn signals_are_fast_or_in_memory() {
+        let memory = GuestMemory::new(2 << 20).unwrap();
+        memory.store_u32(0x2000, 9).unwrap();
+        memory.store_u32(0x2004, 1).unwrap();
+        let signal = |input, value| decode(&memory, input, [value, 0], || 0x2000);
+        assert_eq!(
+            signal(0x5d | FAST, 0x3_0000_0005),
+            Ok(Call::SignalEvent {
+                connection: 5,
+                flag: 3
+            })
+        );
+        assert_eq!(
+            signal(0x5d, 0x1_0000_0009),
+            Ok(Call::SignalEvent {
+                connection: 9,
+                flag: 1
+            })
+        );
+        assert_eq!(
+            signal(0x5d | FAST, 1 << 48),
+            Err(Status::InvalidHypercallInput)
+        );
+        assert_eq!(signal(0x99, 0), Err(Status::InvalidHypercallCode));
+    }
+}

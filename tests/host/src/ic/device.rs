@@ -1,0 +1,655 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The host's side of one service: by itself as on Windows, or led by a scenario.
+//!
+//! Nothing here touches rings or clocks: packets go in by [`Device::received`], come out by [`Device::take_output`],
+//! and time is an argument.
+//!
+//! By itself a device behaves as a Microsoft host was seen to: it negotiates when the channel opens; it reads the ring
+//! only while it waits for a reply, so that a surplus reply is taken for the answer to its next request; a reply that
+//! it must reject ends the service until the channel is opened again; a reply that never comes stops it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::frame;
+use super::frame::Message;
+use super::frame::NEGOTIATE;
+use super::heartbeat;
+use super::shutdown;
+use super::timesync;
+use super::Moment;
+use crate::service::Service;
+use crate::service::Version;
+use crate::vmbus::packet::Packet;
+
+/// The versions agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Versions {
+    /// Framework version.
+    pub framework: Version,
+    /// Message version.
+    pub message: Version,
+}
+
+/// Who leads the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It behaves as on Windows.
+    Auto,
+    /// A scenario sends and receives.
+    Script,
+}
+
+/// What a device in [`Mode::Auto`] is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// The channel is not open.
+    Closed,
+    /// It waits for the reply to its negotiation.
+    Negotiating {
+        /// The negotiation's IC transaction id.
+        transaction_id: u8,
+    },
+    /// It has nothing to wait for but its timer or a request of the administrator's.
+    Ready,
+    /// It waits for the reply to a request.
+    Waiting {
+        /// The request's IC transaction id.
+        transaction_id: u8,
+        /// When it was sent.
+        since: Instant,
+    },
+    /// It has rejected a reply, for this reason.
+    Dead(String),
+}
+
+/// What a device in [`Mode::Auto`] has done since its channel was opened first.
+#[derive(Debug, Clone, Default)]
+pub struct Statistics {
+    /// Negotiations that succeeded.
+    pub negotiations: u64,
+    /// Requests sent (beats, samples, shutdowns), negotiations not counted.
+    pub requests: u64,
+    /// Replies to them that were accepted.
+    pub replies: u64,
+    /// The status of the last one.
+    pub last_status: Option<u32>,
+    /// The application state of the last heartbeat.
+    pub application_state: Option<u32>,
+    /// Heartbeats that answered another number than the beat's plus one.
+    pub wrong_sequence: u64,
+    /// From each request to its reply.
+    pub latencies: Vec<Duration>,
+}
+
+/// Something that belongs into the transcript.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remark {
+    /// Worth knowing.
+    Note(String),
+    /// A fault of the guest's.
+    Error(String),
+}
+
+/// The host's side of one service.
+pub struct Device {
+    service: Service,
+    mode: Mode,
+    state: State,
+    /// Whether a scenario wants packets read from the ring.
+    reading: bool,
+    /// Requests from before a restore whose replies may still come.
+    stale: u32,
+    next_transaction_id: u8,
+    offered: Option<(Vec<Version>, Vec<Version>)>,
+    versions: Option<Versions>,
+    due: Option<Instant>,
+    sequence: u64,
+    /// The time-sync device has sent its SYNC.
+    synced: bool,
+    /// Wall clock offset in 100 ns units, for a host whose clock differs from this machine's.
+    wall_offset: i64,
+    heartbeat_reserved: usize,
+    interval: Duration,
+    output: VecDeque<Packet>,
+    inbox: VecDeque<Packet>,
+    statistics: Statistics,
+}
+
+impl Device {
+    /// A device whose channel is not open.
+    pub fn new(service: Service) -> Self {
+        Self {
+            service,
+            mode: match service {
+                Service::Heartbeat | Service::Shutdown | Service::TimeSync => Mode::Auto,
+                _ => Mode::Script,
+            },
+            state: State::Closed,
+            reading: true,
+            stale: 0,
+            next_transaction_id: 0,
+            offered: None,
+            versions: None,
+            due: None,
+            sequence: 0,
+            synced: false,
+            wall_offset: 0,
+            heartbeat_reserved: heartbeat::RESERVED,
+            interval: match service {
+                Service::TimeSync => timesync::INTERVAL,
+                _ => heartbeat::INTERVAL,
+            },
+            output: VecDeque::new(),
+            inbox: VecDeque::new(),
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// The service.
+    pub fn service(&self) -> Service {
+        self.service
+    }
+
+    /// Who leads.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// What it is about.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The versions agreed on, by the device itself or (see [`Device::set_versions`]) by a scenario.
+    pub fn versions(&self) -> Option<Versions> {
+        self.versions
+    }
+
+    /// Tells the device what a scenario has negotiated.
+    pub fn set_versions(&mut self, versions: Versions) {
+        self.versions = Some(versions);
+    }
+
+    /// What it has done.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    /// Offers these versions from the next negotiation on instead of a host's.
+    pub fn set_offered(&mut self, framework: &[Version], message: &[Version]) {
+        self.offered = Some((framework.to_vec(), message.to_vec()));
+    }
+
+    /// Has the host's wall clock differ from this machine's by so many 100 ns units.
+    pub fn set_wall_offset(&mut self, offset: i64) {
+        self.wall_offset = offset;
+    }
+
+    /// Sends so many reserved bytes in beats (a host may send fewer than the C structure has).
+    pub fn set_heartbeat_reserved(&mut self, bytes: usize) {
+        self.heartbeat_reserved = bytes;
+    }
+
+    /// Sends beats or samples in this interval instead of a host's.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
+    /// The host's wall clock at `moment`.
+    pub fn host_time(&self, moment: &Moment) -> Moment {
+        Moment {
+            wall: moment.wall.saturating_add_signed(self.wall_offset),
+            ..*moment
+        }
+    }
+
+    /// Gives a fresh IC transaction id.
+    pub fn new_transaction_id(&mut self) -> u8 {
+        let id = self.next_transaction_id;
+        self.next_transaction_id = id.wrapping_add(1);
+        id
+    }
+
+    /// Hands the lead to a scenario; what the device waited for is forgotten.
+    pub fn script(&mut self) {
+        self.mode = Mode::Script;
+        self.reading = true;
+        self.due = None;
+        self.inbox.clear();
+    }
+
+    /// Takes the lead back. On an open channel it begins with a negotiation.
+    pub fn auto(&mut self, open: bool) {
+        self.mode = Mode::Auto;
+        self.inbox.clear();
+        self.stale = 0;
+        if open {
+            self.begin();
+        } else {
+            self.state = State::Closed;
+        }
+    }
+
+    /// Whether a scenario's packets are to be read from the ring.
+    pub fn set_reading(&mut self, reading: bool) {
+        self.reading = reading;
+    }
+
+    /// The channel was opened.
+    pub fn opened(&mut self) {
+        self.output.clear();
+        self.inbox.clear();
+        self.stale = 0;
+        self.versions = None;
+        if self.mode == Mode::Auto {
+            self.begin();
+        }
+    }
+
+    /// The channel was closed.
+    pub fn closed(&mut self) {
+        self.state = State::Closed;
+        self.due = None;
+        self.output.clear();
+    }
+
+    /// The machine was saved and restored: the device starts over on the open channel (observed: it negotiates again;
+    /// time sync sends a new SYNC). A reply to an earlier request may still come and is not taken for the negotiation's.
+    pub fn restored(&mut self) {
+        if self.mode == Mode::Auto && self.state != State::Closed {
+            self.stale += u32::from(self.waits());
+            self.begin();
+        }
+    }
+
+    fn begin(&mut self) {
+        let (framework, message) = match &self.offered {
+            Some((framework, message)) => (framework.clone(), message.clone()),
+            None => (
+                self.service.framework_versions().to_vec(),
+                self.service.message_versions().to_vec(),
+            ),
+        };
+        let transaction_id = self.new_transaction_id();
+        self.state = State::Negotiating { transaction_id };
+        self.versions = None;
+        self.due = None;
+        self.synced = false;
+        let request = Message::negotiation(&framework, &message, transaction_id);
+        self.output.push_back(Packet::inband(request.encode()));
+    }
+
+    fn waits(&self) -> bool {
+        matches!(
+            self.state,
+            State::Negotiating { .. } | State::Waiting { .. }
+        )
+    }
+
+    /// Whether the device would read a packet now.
+    pub fn wants_packet(&self) -> bool {
+        match self.mode {
+            Mode::Auto => self.waits(),
+            Mode::Script => self.reading,
+        }
+    }
+
+    /// Takes the packets that the device wants to send.
+    pub fn take_output(&mut self) -> VecDeque<Packet> {
+        std::mem::take(&mut self.output)
+    }
+
+    /// Takes the next packet that came for a scenario.
+    pub fn take_received(&mut self) -> Option<Packet> {
+        self.inbox.pop_front()
+    }
+
+    /// How many packets wait for a scenario.
+    pub fn received_count(&self) -> usize {
+        self.inbox.len()
+    }
+
+    /// When [`Device::tick`] has something to do.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+            .filter(|_| self.mode == Mode::Auto && self.state == State::Ready)
+    }
+
+    /// Sends what is due.
+    pub fn tick(&mut self, moment: &Moment) {
+        if self.mode != Mode::Auto
+            || self.state != State::Ready
+            || self.due.is_none_or(|due| due > moment.instant)
+        {
+            return;
+        }
+        self.due = None;
+        let Some(versions) = self.versions else {
+            return;
+        };
+        let body = match self.service {
+            Service::Heartbeat => {
+                self.sequence += 1;
+                // Beats keep their rhythm, whenever the replies come.
+                self.due = Some(moment.instant + self.interval);
+                heartbeat::body(self.sequence, self.heartbeat_reserved)
+            }
+            Service::TimeSync => {
+                let flags = if self.synced {
+                    timesync::SAMPLE
+                } else {
+                    timesync::SYNC
+                };
+                self.synced = true;
+                timesync::body(versions.message, &self.host_time(moment), flags)
+            }
+            _ => return,
+        };
+        self.request(body, moment);
+    }
+
+    /// Sends a shutdown request; an error if the service is not ready for one.
+    pub fn request_shutdown(
+        &mut self,
+        flags: u32,
+        text: &str,
+        moment: &Moment,
+    ) -> Result<(), String> {
+        if self.service != Service::Shutdown
+            || self.mode != Mode::Auto
+            || self.state != State::Ready
+        {
+            return Err(format!(
+                "{} cannot send a shutdown request now ({:?})",
+                self.service, self.state
+            ));
+        }
+        self.request(shutdown::body(flags, text), moment);
+        Ok(())
+    }
+
+    fn request(&mut self, body: Vec<u8>, moment: &Moment) {
+        let Some(Versions { framework, message }) = self.versions else {
+            return;
+        };
+        let transaction_id = self.new_transaction_id();
+        let request = Message::request(
+            self.service.message_type(),
+            framework,
+            message,
+            transaction_id,
+            body,
+        );
+        self.statistics.requests += 1;
+        self.state = State::Waiting {
+            transaction_id,
+            since: moment.instant,
+        };
+        self.output.push_back(Packet::inband(request.encode()));
+    }
+
+    /// A packet came. Call only while [`Device::wants_packet`].
+    pub fn received(&mut self, packet: Packet, moment: &Moment) -> Option<Remark> {
+        if self.mode == Mode::Script {
+            self.inbox.push_back(packet);
+            return None;
+        }
+        match self.state.clone() {
+            State::Negotiating { transaction_id } => {
+                if self.stale > 0 && !is_reply_to(&packet.payload, NEGOTIATE, transaction_id) {
+                    self.stale -= 1;
+                    return Some(Remark::Note(
+                        "reply to a request from before the restore".to_owned(),
+                    ));
+                }
+                let versions = frame::check_reply(&packet.payload, NEGOTIATE, transaction_id)
+                    .and_then(|reply| frame::negotiated(&reply));
+                match versions {
+                    Ok((framework, message)) => {
+                        self.begin_work(Versions { framework, message }, moment)
+                    }
+                    Err(rejection) => self.reject(rejection.to_string()),
+                }
+            }
+            State::Waiting {
+                transaction_id,
+                since,
+            } => {
+                match frame::check_reply(
+                    &packet.payload,
+                    self.service.message_type(),
+                    transaction_id,
+                ) {
+                    Ok(reply) => self.accept(&reply, since, moment),
+                    Err(rejection) => self.reject(rejection.to_string()),
+                }
+            }
+            _ => None,
+        }
+    }
+
+    fn begin_work(&mut self, versions: Versions, moment: &Moment) -> Option<Remark> {
+        self.statistics.negotiations += 1;
+        self.versions = Some(versions);
+        self.state = State::Ready;
+        if matches!(self.service, Service::Heartbeat | Service::TimeSync) {
+            self.due = Some(moment.instant);
+        }
+        None
+    }
+
+    fn accept(&mut self, reply: &Message, since: Instant, moment: &Moment) -> Option<Remark> {
+        self.statistics.replies += 1;
+        self.statistics.last_status = Some(reply.status);
+        self.statistics.latencies.push(moment.instant - since);
+        self.state = State::Ready;
+        match self.service {
+            Service::Heartbeat => {
+                self.statistics.application_state = heartbeat::application_state(&reply.body);
+                let expected = self.sequence + 1;
+                if heartbeat::sequence(&reply.body) != Some(expected) {
+                    self.statistics.wrong_sequence += 1;
+                    return Some(Remark::Error(format!(
+                        "the beat's answer is not {expected}"
+                    )));
+                }
+            }
+            Service::TimeSync => self.due = Some(moment.instant + self.interval),
+            _ => {}
+        }
+        None
+    }
+
+    fn reject(&mut self, reason: String) -> Option<Remark> {
+        self.state = State::Dead(reason.clone());
+        self.due = None;
+        Some(Remark::Error(format!(
+            "rejected, the service is dead: {reason}"
+        )))
+    }
+
+    /// The guest has sent a packet that cannot be read from the ring: nothing further can.
+    pub fn broken(&mut self, reason: String) {
+        self.reject(reason);
+    }
+}
+
+fn is_reply_to(payload: &[u8], kind: u16, transaction_id: u8) -> bool {
+    Message::parse(payload)
+        .is_some_and(|reply| reply.kind == kind && reply.transaction_id == transaction_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(at: Duration) -> Moment {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        Moment {
+            instant: *START.get_or_init(Instant::now) + at,
+            reference: 0,
+            wall: 0,
+        }
+    }
+
+    fn sent(device: &mut Device) -> Message {
+        let mut output = device.take_output();
+        assert_eq!(output.len(), 1, "the device sends one packet");
+        Message::parse(&output.pop_front().unwrap().payload).unwrap()
+    }
+
+    fn answer(device: &mut Device, reply: &Message, at: Duration) -> Option<Remark> {
+        assert!(device.wants_packet());
+        device.received(Packet::inband(reply.encode()), &moment(at))
+    }
+
+    fn negotiate(device: &mut Device, message: Version, at: Duration) {
+        let request = sent(device);
+        assert_eq!(request.kind, NEGOTIATE);
+        assert_eq!((request.framework, request.version), ((0, 0), (0, 0)));
+        let mut reply =
+            Message::negotiation(&[(3, 0)], &[message], request.transaction_id).reply(0);
+        reply.size = Some(16);
+        assert_eq!(answer(device, &reply, at), None);
+    }
+
+    const ZERO: Duration = Duration::ZERO;
+
+    #[test]
+    fn heartbeat_beats_every_two_seconds_and_counts() {
+        let mut device = Device::new(Service::Heartbeat);
+        device.opened();
+        negotiate(&mut device, (3, 0), ZERO);
+        for beat in 1..4u64 {
+            let now = heartbeat::INTERVAL * (beat as u32 - 1);
+            device.tick(&moment(now));
+            let request = sent(&mut device);
+            assert_eq!(
+                (request.framework, request.version, request.flags),
+                ((3, 0), (3, 0), 3)
+            );
+            assert_eq!(heartbeat::sequence(&request.body), Some(beat));
+            let mut reply = request.reply(0);
+            reply.body = heartbeat::body(beat + 1, 28);
+            reply.body[8] = 1;
+            assert_eq!(answer(&mut device, &reply, now), None);
+            assert!(!device.wants_packet(), "a surplus reply stays in the ring");
+            assert_eq!(
+                device.due(),
+                Some(moment(now + heartbeat::INTERVAL).instant)
+            );
+        }
+        assert_eq!(device.statistics().replies, 3);
+        assert_eq!(device.statistics().application_state, Some(1));
+    }
+
+    #[test]
+    fn a_missing_reply_stops_the_service() {
+        let mut device = Device::new(Service::Heartbeat);
+        device.opened();
+        negotiate(&mut device, (3, 0), ZERO);
+        device.tick(&moment(ZERO));
+        sent(&mut device);
+        device.tick(&moment(heartbeat::INTERVAL * 10));
+        assert!(device.take_output().is_empty());
+    }
+
+    #[test]
+    fn a_rejected_reply_kills_the_service_until_reopened() {
+        let mut device = Device::new(Service::Heartbeat);
+        device.opened();
+        negotiate(&mut device, (3, 0), ZERO);
+        device.tick(&moment(ZERO));
+        let mut reply = sent(&mut device).reply(0);
+        reply.transaction_id ^= 1;
+        assert!(matches!(
+            answer(&mut device, &reply, ZERO),
+            Some(Remark::Error(_))
+        ));
+        assert!(matches!(device.state(), State::Dead(_)));
+        assert!(!device.wants_packet());
+        device.tick(&moment(heartbeat::INTERVAL * 10));
+        assert!(device.take_output().is_empty());
+        device.closed();
+        device.opened();
+        negotiate(&mut device, (3, 0), ZERO);
+    }
+
+    #[test]
+    fn timesync_syncs_once_and_samples_after_replies() {
+        let mut device = Device::new(Service::TimeSync);
+        device.opened();
+        negotiate(&mut device, (4, 0), ZERO);
+        let flags = |device: &mut Device, at| {
+            device.tick(&moment(at));
+            let request = sent(device);
+            assert_eq!(
+                answer(device, &request.reply(0), at + Duration::from_secs(1)),
+                None
+            );
+            request.body[16]
+        };
+        assert_eq!(flags(&mut device, ZERO), timesync::SYNC);
+        device.tick(&moment(Duration::from_secs(5)));
+        assert!(device.take_output().is_empty());
+        assert_eq!(flags(&mut device, Duration::from_secs(6)), timesync::SAMPLE);
+        assert_eq!(
+            flags(&mut device, Duration::from_secs(12)),
+            timesync::SAMPLE
+        );
+        device.restored();
+        negotiate(&mut device, (3, 0), Duration::from_secs(13));
+        device.tick(&moment(Duration::from_secs(13)));
+        assert_eq!(sent(&mut device).body[24], timesync::SYNC);
+    }
+
+    #[test]
+    fn after_a_restore_an_old_reply_is_not_the_negotiations() {
+        let mut device = Device::new(Service::Heartbeat);
+        device.opened();
+        negotiate(&mut device, (3, 0), ZERO);
+        device.tick(&moment(ZERO));
+        let old = sent(&mut device).reply(0);
+        device.restored();
+        assert!(matches!(
+            answer(&mut device, &old, ZERO),
+            Some(Remark::Note(_))
+        ));
+        negotiate(&mut device, (1, 0), ZERO);
+        assert_eq!(device.versions().unwrap().message, (1, 0));
+    }
+
+    #[test]
+    fn shutdown_waits_for_the_administrator() {
+        let mut device = Device::new(Service::Shutdown);
+        device.opened();
+        assert!(device.request_shutdown(0, "", &moment(ZERO)).is_err());
+        negotiate(&mut device, (3, 2), ZERO);
+        device.tick(&moment(ZERO));
+        assert!(device.take_output().is_empty());
+        device
+            .request_shutdown(shutdown::RESTART, "bye", &moment(ZERO))
+            .unwrap();
+        let request = sent(&mut device);
+        assert_eq!(request.encode().len(), 28 + 12 + 2048);
+        answer(&mut device, &request.reply(super::super::E_FAIL), ZERO);
+        assert_eq!(device.statistics().last_status, Some(super::super::E_FAIL));
+    }
+
+    #[test]
+    fn a_script_gets_everything() {
+        let mut device = Device::new(Service::Kvp);
+        device.opened();
+        assert!(device.take_output().is_empty());
+        assert_eq!(
+            device.received(Packet::inband(vec![1]), &moment(ZERO)),
+            None
+        );
+        assert_eq!(device.take_received().unwrap().payload, [1]);
+        device.set_reading(false);
+        assert!(!device.wants_packet());
+    }
+}

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The framing of integration services: pipe header, IC header, body, and the negotiation's body.
+//!
+//! Source: `struct vmbuspipe_hdr`, `icmsg_hdr` and `icmsg_negotiate` of `include/linux/hyperv.h`. What a host accepts
+//! as a reply, and that it gives up a service otherwise, was seen in a Microsoft host implementation.
+
+use crate::bytes::put;
+use crate::bytes::u16_at;
+use crate::bytes::u32_at;
+use crate::bytes::u8_at;
+use crate::service::Service;
+use crate::service::Version;
+
+/// Where the body begins, in bytes from the start of the payload.
+pub const BODY: usize = 28;
+/// Bytes of the pipe header.
+pub const PIPE: usize = 8;
+/// The message type of negotiations.
+pub const NEGOTIATE: u16 = 0;
+/// Flag: the message belongs to a transaction.
+pub const TRANSACTION: u8 = 1;
+/// Flag: a request.
+pub const REQUEST: u8 = 2;
+/// Flag: a response.
+pub const RESPONSE: u8 = 4;
+/// Pipe packet type of data.
+const PIPE_DATA: u32 = 1;
+
+/// A message, request or reply. All fields are free, so that a scenario can send what no host would.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Pipe packet type, 1 for data.
+    pub pipe_type: u32,
+    /// Bytes behind the pipe header; `None` for the right number.
+    pub pipe_length: Option<u32>,
+    /// Framework version.
+    pub framework: Version,
+    /// Message type: 0 for a negotiation, else the service's.
+    pub kind: u16,
+    /// Message version.
+    pub version: Version,
+    /// Bytes of the body; `None` for the right number.
+    pub size: Option<u16>,
+    /// HRESULT.
+    pub status: u32,
+    /// The IC transaction id, which the reply echoes.
+    pub transaction_id: u8,
+    /// [`TRANSACTION`], [`REQUEST`], [`RESPONSE`].
+    pub flags: u8,
+    /// What follows the header.
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    /// A request as a host sends it.
+    pub fn request(
+        kind: u16,
+        framework: Version,
+        version: Version,
+        transaction_id: u8,
+        body: Vec<u8>,
+    ) -> Self {
+        Self {
+            pipe_type: PIPE_DATA,
+            pipe_length: None,
+            framework,
+            kind,
+            version,
+            size: None,
+            status: 0,
+            transaction_id,
+            flags: TRANSACTION | REQUEST,
+            body,
+        }
+    }
+
+    /// A negotiation request offering these versions; its own header's versions are 0.0.
+    pub fn negotiation(framework: &[Version], message: &[Version], transaction_id: u8) -> Self {
+        let mut body = Vec::new();
+        body.extend((framework.len() as u16).to_le_bytes());
+        body.extend((message.len() as u16).to_le_bytes());
+        body.extend([0; 4]);
+        for (major, minor) in framework.iter().chain(message) {
+            body.extend(major.to_le_bytes());
+            body.extend(minor.to_le_bytes());
+        }
+        Self::request(NEGOTIATE, (0, 0), (0, 0), transaction_id, body)
+    }
+
+    /// The payload's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0; BODY];
+        let length = (BODY - PIPE + self.body.len()) as u32;
+        put(&mut out, 0, &self.pipe_type.to_le_bytes());
+        put(
+            &mut out,
+            4,
+            &self.pipe_length.unwrap_or(length).to_le_bytes(),
+        );
+        put(&mut out, 8, &self.framework.0.to_le_bytes());
+        put(&mut out, 10, &self.framework.1.to_le_bytes());
+        put(&mut out, 12, &self.kind.to_le_bytes());
+        put(&mut out, 14, &self.version.0.to_le_bytes());
+        put(&mut out, 16, &self.version.1.to_le_bytes());
+        put(
+            &mut out,
+            18,
+            &self.size.unwrap_or(self.body.len() as u16).to_le_bytes(),
+        );
+        put(&mut out, 20, &self.status.to_le_bytes());
+        put(&mut out, 24, &[self.transaction_id, self.flags, 0, 0]);
+        out.extend(&self.body);
+        out
+    }
+
+    /// Reads a payload; `None` if it is shorter than the headers. The body is all that follows them.
+    pub fn parse(payload: &[u8]) -> Option<Self> {
+        Some(Self {
+            pipe_type: u32_at(payload, 0)?,
+            pipe_length: Some(u32_at(payload, 4)?),
+            framework: (u16_at(payload, 8)?, u16_at(payload, 10)?),
+            kind: u16_at(payload, 12)?,
+            version: (u16_at(payload, 14)?, u16_at(payload, 16)?),
+            size: Some(u16_at(payload, 18)?),
+            status: u32_at(payload, 20)?,
+            transaction_id: u8_at(payload, 24)?,
+            flags: u8_at(payload, 25)?,
+            body: payload.get(BODY..)?.to_vec(),
+        })
+    }
+
+    /// The reply that the peer of a scenario would get by the book: the request with status and flags changed.
+    pub fn reply(&self, status: u32) -> Self {
+        Self {
+            status,
+            flags: TRANSACTION | RESPONSE,
+            ..self.clone()
+        }
+    }
+}
+
+/// Why a host rejects a reply (and with it the service, until the channel is opened again).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejection {
+    /// Shorter than the headers.
+    Short(usize),
+    /// Another pipe packet type than 1.
+    PipeType(u32),
+    /// The pipe header claims more bytes than were sent.
+    PipeLength(u32),
+    /// Another transaction's id.
+    TransactionId {
+        /// The request's.
+        expected: u8,
+        /// The reply's.
+        got: u8,
+    },
+    /// TRANSACTION or RESPONSE is missing.
+    Flags(u8),
+    /// The header claims more bytes than were sent.
+    Size(u16),
+    /// Another type than the request's.
+    Kind(u16),
+    /// Other counts than 1/1: the guest knows none of the versions.
+    Counts(u16, u16),
+}
+
+impl std::fmt::Display for Rejection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Short(length) => write!(f, "reply of only {length} bytes"),
+            Self::PipeType(kind) => write!(f, "reply with pipe packet type {kind}"),
+            Self::PipeLength(length) => write!(f, "reply claims {length} bytes in its pipe header"),
+            Self::TransactionId { expected, got } => {
+                write!(f, "reply to transaction {got}, expected {expected}")
+            }
+            Self::Flags(flags) => write!(f, "reply with flags {flags:#x}"),
+            Self::Size(size) => write!(f, "reply claims a body of {size} bytes"),
+            Self::Kind(kind) => write!(f, "reply of message type {kind}"),
+            Self::Counts(framework, message) => {
+                write!(f, "negotiation reply with counts {framework}/{message}")
+            }
+        }
+    }
+}
+
+/// Checks a reply as a host does.
+pub fn check_reply(payload: &[u8], kind: u16, transaction_id: u8) -> Result<Message, Rejection> {
+    let reply = Message::parse(payload).ok_or(Rejection::Short(payload.len()))?;
+    if reply.pipe_type != PIPE_DATA {
+        return Err(Rejection::PipeType(reply.pipe_type));
+    }
+    let length = reply.pipe_length.unwrap_or(0);
+    if length as usize > payload.len() - PIPE || (length as usize) < BODY - PIPE {
+        return Err(Rejection::PipeLength(length));
+    }
+    if reply.transaction_id != transaction_id {
+        return Err(Rejection::TransactionId {
+            expected: transaction_id,
+            got: reply.transaction_id,
+        });
+    }
+    if reply.flags & (TRANSACTION | RESPONSE) != TRANSACTION | RESPONSE {
+        return Err(Rejection::Flags(reply.flags));
+    }
+    let size = reply.size.unwrap_or(0);
+    if usize::from(size) > length as usize - (BODY - PIPE) {
+        return Err(Rejection::Size(size));
+    }
+    if reply.kind != kind {
+        return Err(Rejection::Kind(reply.kind));
+    }
+    Ok(reply)
+}
+
+/// The versions that a negotiation's reply chose: framework, message.
+pub fn negotiated(reply: &Message) -> Result<(Version, Version), Rejection> {
+    let half = |offset| u16_at(&reply.body, offset).unwrap_or(0);
+    let size = usize::from(reply.size.unwrap_or(0));
+    if (half(0), half(2)) != (1, 1) || size < 16 || reply.body.len() < 16 {
+        return Err(Rejection::Counts(half(0), half(2)));
+    }
+    Ok(((half(8), half(10)), (half(12), half(14))))
+}
+
+/// One line about a payload for the transcript.
+pub fn describe(service: Service, payload: &[u8]) -> String {
+    let Some(message) = Message::parse(payload) else {
+        return format!("{} bytes", payload.len());
+    };
+    let role = match message.flags {
+        3 => "request".to_owned(),
+        5 => "reply".to_owned(),
+        flags => format!("flags {flags:#x}"),
+    };
+    let half = |offset| u16_at(&message.body, offset).unwrap_or(0);
+    let mut text = if message.kind == NEGOTIATE {
+        let (frameworks, messages) = (usize::from(half(0)), usize::from(half(2)));
+        let list = |from: usize, count: usize| {
+            (from..from + count.min(16))
+                .map(|index| format!("{}.{}", half(8 + index * 4), half(10 + index * 4)))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        format!(
+            "negotiate {role} framework [{}] message [{}]",
+            list(0, frameworks),
+            list(frameworks, messages)
+        )
+    } else if message.kind == service.message_type() {
+        let body = match service {
+            Service::Heartbeat => super::heartbeat::describe(&message.body),
+            Service::Shutdown => super::shutdown::describe(&message.body),
+            Service::TimeSync => super::timesync::describe(message.version, &message.body),
+            _ => format!("{} bytes", message.body.len()),
+        };
+        format!("{service} {role} {body}")
+    } else {
+        format!("type {} {role} {} bytes", message.kind, message.body.len())
+    };
+    if message.status != 0 {
+        text.push_str(&format!(" status {:#x}", message.status));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_negotiation_has_the_layout_of_the_protocol() {
+        let bytes = Message::negotiation(&[(1, 0), (3, 0)], &[(1, 0), (3, 2)], 9).encode();
+        assert_eq!(bytes.len(), 28 + 8 + 16);
+        assert_eq!(bytes[..8], [1, 0, 0, 0, 44, 0, 0, 0]);
+        assert_eq!(bytes[8..20], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 24, 0]);
+        assert_eq!(bytes[24..28], [9, 3, 0, 0]);
+        assert_eq!(bytes[28..36], [2, 0, 2, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[48..52], [3, 0, 2, 0]);
+        assert_eq!(
+            describe(Service::Shutdown, &bytes),
+            "negotiate request framework [1.0 3.0] message [1.0 3.2]"
+        );
+    }
+
+    #[test]
+    fn replies_are_accepted_as_by_a_host() {
+        let request = Message::request(1, (3, 0), (3, 0), 5, vec![0; 40]);
+        let good = request.reply(0);
+        let check = |message: &Message| check_reply(&message.encode(), 1, 5).map(|_| ());
+        assert_eq!(check(&good), Ok(()));
+        let with = |change: fn(&mut Message)| {
+            let mut message = good.clone();
+            change(&mut message);
+            check(&message)
+        };
+        assert_eq!(with(|m| m.pipe_type = 2), Err(Rejection::PipeType(2)));
+        assert_eq!(
+            with(|m| m.pipe_length = Some(200)),
+            Err(Rejection::PipeLength(200))
+        );
+        assert_eq!(
+            with(|m| m.transaction_id = 6),
+            Err(Rejection::TransactionId {
+                expected: 5,
+                got: 6
+            })
+        );
+        assert_eq!(with(|m| m.flags = 3), Err(Rejection::Flags(3)));
+        assert_eq!(with(|m| m.flags = 4), Err(Rejection::Flags(4)));
+        assert_eq!(with(|m| m.flags = 7), Ok(()));
+        assert_eq!(with(|m| m.size = Some(41)), Err(Rejection::Size(41)));
+        assert_eq!(with(|m| m.size = Some(3)), Ok(()));
+        assert_eq!(with(|m| m.kind = 3), Err(Rejection::Kind(3)));
+        assert_eq!(check_reply(&[0; 27], 1, 5), Err(Rejection::Short(27)));
+    }
+
+    #[test]
+    fn a_negotiation_chooses_exactly_one_of_each() {
+        let mut reply = Message::negotiation(&[(3, 0)], &[(4, 0)], 0);
+        reply.size = Some(16);
+        assert_eq!(negotiated(&reply), Ok(((3, 0), (4, 0))));
+        reply.body[2] = 2;
+        assert_eq!(negotiated(&reply), Err(Rejection::Counts(1, 2)));
+        reply.body[..4].fill(0);
+        assert_eq!(negotiated(&reply), Err(Rejection::Counts(0, 0)));
+    }
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The integration services as a Windows host speaks them.
+//!
+//! [`frame`] is the framing common to all, [`device`] the host's side of one service (negotiation, accounting of
+//! replies, timers), [`heartbeat`], [`shutdown`] and [`timesync`] the services' own messages.
+
+pub mod device;
+pub mod frame;
+pub mod heartbeat;
+pub mod shutdown;
+pub mod timesync;
+
+/// The request succeeded.
+pub const S_OK: u32 = 0;
+/// E_FAIL
+pub const E_FAIL: u32 = 0x8000_4005;
+/// ERROR_NOT_SUPPORTED as an HRESULT.
+pub const E_NOT_SUPPORTED: u32 = 0x8007_0032;
+
+/// One moment on all clocks that a host has.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// The monotonic clock.
+    pub instant: std::time::Instant,
+    /// The guest's reference time in 100 ns units.
+    pub reference: u64,
+    /// The wall clock in 100 ns units since 1601-01-01 00:00 UTC.
+    pub wall: u64,
+}
+
+/// 1970-01-01 in 100 ns units since 1601-01-01.
+pub const UNIX_EPOCH_1601: u64 = 116_444_736_000_000_000;
+
+impl Moment {
+    /// Now, with this reference time.
+    pub fn now(reference: u64) -> Self {
+        let unix = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            instant: std::time::Instant::now(),
+            reference,
+            wall: UNIX_EPOCH_1601 + (unix.as_nanos() / 100) as u64,
+        }
+    }
+}

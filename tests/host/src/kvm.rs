@@ -1,0 +1,707 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/kvm`: its ioctls as methods of [`Kvm`], [`Vm`] and [`Vcpu`].
+//!
+//! The structures come from a bindgen run over `<linux/kvm.h>`; the ioctl numbers are computed here because
+//! bindgen does not see function-like macros. What each call does is in the kernel's
+//! `Documentation/virt/kvm/api.rst`.
+
+use std::ffi::c_int;
+use std::ffi::c_ulong;
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering;
+
+use crate::memory::GuestMemory;
+
+#[allow(
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    unsafe_op_in_unsafe_fn,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks
+)]
+mod bindings {
+    include!(env!("KVM_BINDINGS"));
+}
+
+pub use bindings::kvm_cpuid_entry2 as CpuidEntry;
+pub use bindings::kvm_regs as Regs;
+pub use bindings::kvm_segment as Segment;
+pub use bindings::kvm_sregs as Sregs;
+
+extern "C" {
+    fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
+    fn mmap(addr: *mut u8, len: usize, prot: c_int, flags: c_int, fd: c_int, off: i64) -> *mut u8;
+    fn munmap(addr: *mut u8, len: usize) -> c_int;
+    fn eventfd(initial: u32, flags: c_int) -> c_int;
+    fn signal(number: c_int, handler: usize) -> usize;
+    fn pthread_self() -> usize;
+    fn pthread_kill(thread: usize, number: c_int) -> c_int;
+}
+
+const NONE: c_ulong = 0;
+const WRITE: c_ulong = 1;
+const READ: c_ulong = 2;
+
+/// `_IOC()` of `<asm-generic/ioctl.h>` with KVM's type 0xAE.
+const fn request(direction: c_ulong, number: c_ulong, size: usize) -> c_ulong {
+    (direction << 30) | ((size as c_ulong) << 16) | (0xae << 8) | number
+}
+
+const GET_API_VERSION: c_ulong = request(NONE, 0x00, 0);
+const CREATE_VM: c_ulong = request(NONE, 0x01, 0);
+const CHECK_EXTENSION: c_ulong = request(NONE, 0x03, 0);
+const GET_VCPU_MMAP_SIZE: c_ulong = request(NONE, 0x04, 0);
+const GET_SUPPORTED_CPUID: c_ulong = request(READ | WRITE, 0x05, 8);
+const CREATE_VCPU: c_ulong = request(NONE, 0x41, 0);
+const SET_USER_MEMORY_REGION: c_ulong = request(
+    WRITE,
+    0x46,
+    size_of::<bindings::kvm_userspace_memory_region>(),
+);
+const SET_TSS_ADDR: c_ulong = request(NONE, 0x47, 0);
+const CREATE_IRQCHIP: c_ulong = request(NONE, 0x60, 0);
+const IRQ_LINE: c_ulong = request(WRITE, 0x61, size_of::<bindings::kvm_irq_level>());
+const SET_GSI_ROUTING: c_ulong = request(WRITE, 0x6a, 8);
+const IRQFD: c_ulong = request(WRITE, 0x76, size_of::<bindings::kvm_irqfd>());
+const CREATE_PIT2: c_ulong = request(WRITE, 0x77, size_of::<bindings::kvm_pit_config>());
+const GET_CLOCK: c_ulong = request(READ, 0x7c, size_of::<bindings::kvm_clock_data>());
+const RUN: c_ulong = request(NONE, 0x80, 0);
+const GET_REGS: c_ulong = request(READ, 0x81, size_of::<Regs>());
+const SET_REGS: c_ulong = request(WRITE, 0x82, size_of::<Regs>());
+const GET_SREGS: c_ulong = request(READ, 0x83, size_of::<Sregs>());
+const SET_SREGS: c_ulong = request(WRITE, 0x84, size_of::<Sregs>());
+const SET_CPUID2: c_ulong = request(WRITE, 0x90, 8);
+const ENABLE_CAP: c_ulong = request(WRITE, 0xa3, size_of::<bindings::kvm_enable_cap>());
+const GET_SUPPORTED_HV_CPUID: c_ulong = request(READ | WRITE, 0xc1, 8);
+
+const PROT_READ_WRITE: c_int = 3;
+const MAP_SHARED: c_int = 1;
+const EFD_CLOEXEC: c_int = 0o2000000;
+const SIGUSR1: c_int = 10;
+
+/// GSIs below this are the pins of the IO-APIC (and of the PICs); ours begin here.
+pub const FIRST_FREE_GSI: u32 = 24;
+
+/// Turns an ioctl's result into `Ok(value)` or the error of `errno`, prefixed by the call's name.
+fn check(name: &str, result: c_int) -> io::Result<c_int> {
+    if result >= 0 {
+        return Ok(result);
+    }
+    let error = io::Error::last_os_error();
+    Err(io::Error::new(error.kind(), format!("{name}: {error}")))
+}
+
+/// Calls an ioctl whose argument is a number.
+fn ioctl_value(
+    fd: &impl AsRawFd,
+    name: &str,
+    number: c_ulong,
+    value: c_ulong,
+) -> io::Result<c_int> {
+    // SAFETY: The requests passed here take a plain number, so the kernel follows no pointer of ours.
+    check(name, unsafe { ioctl(fd.as_raw_fd(), number, value) })
+}
+
+/// Calls an ioctl whose argument is a structure, read or written by the kernel.
+///
+/// For a request with a flexible array, `argument` is the structure's head within a large enough buffer.
+fn ioctl_struct<T>(
+    fd: &impl AsRawFd,
+    name: &str,
+    number: c_ulong,
+    argument: &mut T,
+) -> io::Result<c_int> {
+    // SAFETY: `argument` is valid for reads and writes, and each caller passes the type that belongs to `number`.
+    check(name, unsafe {
+        ioctl(fd.as_raw_fd(), number, argument as *mut T)
+    })
+}
+
+/// A CPUID table in the layout of `struct kvm_cpuid2`, with room for `N` entries.
+#[repr(C)]
+struct CpuidTable {
+    nent: u32,
+    padding: u32,
+    entries: [CpuidEntry; 256],
+}
+
+impl CpuidTable {
+    fn new(nent: usize) -> Box<Self> {
+        Box::new(Self {
+            nent: nent as u32,
+            padding: 0,
+            entries: [CpuidEntry::default(); 256],
+        })
+    }
+
+    fn into_vec(self: Box<Self>) -> Vec<CpuidEntry> {
+        self.entries[..self.nent as usize].to_vec()
+    }
+}
+
+/// The opened `/dev/kvm`.
+pub struct Kvm {
+    file: File,
+}
+
+impl Kvm {
+    /// Opens `/dev/kvm`; an error if it is absent or speaks another API version than 12.
+    pub fn open() -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
+        let version = ioctl_value(&file, "KVM_GET_API_VERSION", GET_API_VERSION, 0)?;
+        if version != bindings::KVM_API_VERSION as c_int {
+            return Err(io::Error::other(format!(
+                "KVM speaks API version {version}"
+            )));
+        }
+        Ok(Self { file })
+    }
+
+    /// Whether this KVM can give a guest Hyper-V's synthetic interrupt controller.
+    pub fn has_synic(&self) -> bool {
+        ioctl_value(
+            &self.file,
+            "KVM_CHECK_EXTENSION",
+            CHECK_EXTENSION,
+            c_ulong::from(bindings::KVM_CAP_HYPERV_SYNIC2),
+        )
+        .is_ok_and(|value| value > 0)
+    }
+
+    /// The CPUID leaves that KVM can give to a guest.
+    pub fn supported_cpuid(&self) -> io::Result<Vec<CpuidEntry>> {
+        let mut table = CpuidTable::new(256);
+        ioctl_struct(
+            &self.file,
+            "KVM_GET_SUPPORTED_CPUID",
+            GET_SUPPORTED_CPUID,
+            &mut *table,
+        )?;
+        Ok(table.into_vec())
+    }
+
+    /// Creates a virtual machine with in-kernel interrupt controllers and timer.
+    pub fn create_vm(&self) -> io::Result<Vm> {
+        let fd = ioctl_value(&self.file, "KVM_CREATE_VM", CREATE_VM, 0)?;
+        // SAFETY: KVM_CREATE_VM returned a new descriptor that nothing else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let run_size = ioctl_value(&self.file, "KVM_GET_VCPU_MMAP_SIZE", GET_VCPU_MMAP_SIZE, 0)?;
+        let vm = Vm {
+            fd,
+            run_size: run_size as usize,
+        };
+        // Three pages below 4 GiB that only Intel's processors need.
+        ioctl_value(&vm.fd, "KVM_SET_TSS_ADDR", SET_TSS_ADDR, 0xfffb_d000)?;
+        ioctl_value(&vm.fd, "KVM_CREATE_IRQCHIP", CREATE_IRQCHIP, 0)?;
+        let mut pit = bindings::kvm_pit_config {
+            flags: bindings::KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        ioctl_struct(&vm.fd, "KVM_CREATE_PIT2", CREATE_PIT2, &mut pit)?;
+        Ok(vm)
+    }
+}
+
+/// A virtual machine.
+pub struct Vm {
+    fd: OwnedFd,
+    run_size: usize,
+}
+
+/// A SynIC interrupt line: signalled by the host, and signalling the host when the guest acknowledges it.
+pub struct SintLine {
+    set: EventFd,
+    acknowledged: EventFd,
+}
+
+impl SintLine {
+    /// Injects the interrupt.
+    pub fn raise(&self) {
+        self.set.signal();
+    }
+
+    /// Blocks until the guest has written EOM or EOI for this SINT (or [`SintLine::wake`] was called).
+    pub fn wait_acknowledged(&self) {
+        self.acknowledged.wait();
+    }
+
+    /// Lets [`SintLine::wait_acknowledged`] return.
+    pub fn wake(&self) {
+        self.acknowledged.signal();
+    }
+}
+
+impl Vm {
+    /// Maps `memory` at guest physical address 0.
+    ///
+    /// The machine owns the memory for as long as its virtual machine, so it is never unmapped under the guest.
+    pub fn map_memory(&self, memory: &GuestMemory) -> io::Result<()> {
+        let mut region = bindings::kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: memory.len(),
+            userspace_addr: memory.host_address(),
+        };
+        ioctl_struct(
+            &self.fd,
+            "KVM_SET_USER_MEMORY_REGION",
+            SET_USER_MEMORY_REGION,
+            &mut region,
+        )?;
+        Ok(())
+    }
+
+    /// Creates the virtual processor with index (and APIC id) `index`.
+    pub fn create_vcpu(&self, index: u32) -> io::Result<Vcpu> {
+        let fd = ioctl_value(
+            &self.fd,
+            "KVM_CREATE_VCPU",
+            CREATE_VCPU,
+            c_ulong::from(index),
+        )?;
+        // SAFETY: KVM_CREATE_VCPU returned a new descriptor that nothing else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: A fresh mapping of the descriptor's own area, at an address that the kernel picks.
+        let run = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                self.run_size,
+                PROT_READ_WRITE,
+                MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if run as isize == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Vcpu {
+            fd,
+            run: run.cast(),
+            run_size: self.run_size,
+        })
+    }
+
+    /// Sets the level of interrupt line `gsi`.
+    pub fn set_irq(&self, gsi: u32, level: bool) -> io::Result<()> {
+        let mut line = bindings::kvm_irq_level::default();
+        line.__bindgen_anon_1.irq = gsi;
+        line.level = u32::from(level);
+        ioctl_struct(&self.fd, "KVM_IRQ_LINE", IRQ_LINE, &mut line)?;
+        Ok(())
+    }
+
+    /// Routes the ISA lines as a PC does, and one further GSI to SINT `sint` of each of `vcpus` processors; returns
+    /// the processors' SINT lines in order.
+    pub fn connect_sint(&self, vcpus: u32, sint: u32) -> io::Result<Vec<SintLine>> {
+        #[repr(C)]
+        struct Routing {
+            nr: u32,
+            flags: u32,
+            entries: [bindings::kvm_irq_routing_entry; 128],
+        }
+        let mut routing = Box::new(Routing {
+            nr: 0,
+            flags: 0,
+            entries: [bindings::kvm_irq_routing_entry::default(); 128],
+        });
+        let mut add = |entry| {
+            routing.entries[routing.nr as usize] = entry;
+            routing.nr += 1;
+        };
+        for gsi in 0..FIRST_FREE_GSI {
+            let mut pin = |irqchip, pin| {
+                let mut entry = bindings::kvm_irq_routing_entry {
+                    gsi,
+                    type_: bindings::KVM_IRQ_ROUTING_IRQCHIP,
+                    ..Default::default()
+                };
+                entry.u.irqchip = bindings::kvm_irq_routing_irqchip { irqchip, pin };
+                add(entry);
+            };
+            if gsi < 8 {
+                pin(bindings::KVM_IRQCHIP_PIC_MASTER, gsi);
+            } else if gsi < 16 {
+                pin(bindings::KVM_IRQCHIP_PIC_SLAVE, gsi - 8);
+            }
+            // The timer's line 0 arrives at pin 2, as the MADT says.
+            match gsi {
+                0 => pin(bindings::KVM_IRQCHIP_IOAPIC, 2),
+                2 => {}
+                _ => pin(bindings::KVM_IRQCHIP_IOAPIC, gsi),
+            }
+        }
+        for vcpu in 0..vcpus {
+            let mut entry = bindings::kvm_irq_routing_entry {
+                gsi: FIRST_FREE_GSI + vcpu,
+                type_: bindings::KVM_IRQ_ROUTING_HV_SINT,
+                ..Default::default()
+            };
+            entry.u.hv_sint = bindings::kvm_irq_routing_hv_sint { vcpu, sint };
+            add(entry);
+        }
+        ioctl_struct(
+            &self.fd,
+            "KVM_SET_GSI_ROUTING",
+            SET_GSI_ROUTING,
+            &mut *routing,
+        )?;
+
+        (0..vcpus)
+            .map(|vcpu| {
+                let line = SintLine {
+                    set: EventFd::new()?,
+                    acknowledged: EventFd::new()?,
+                };
+                let mut irqfd = bindings::kvm_irqfd {
+                    fd: line.set.0.as_raw_fd() as u32,
+                    gsi: FIRST_FREE_GSI + vcpu,
+                    flags: bindings::KVM_IRQFD_FLAG_RESAMPLE,
+                    resamplefd: line.acknowledged.0.as_raw_fd() as u32,
+                    ..Default::default()
+                };
+                ioctl_struct(&self.fd, "KVM_IRQFD", IRQFD, &mut irqfd)?;
+                Ok(line)
+            })
+            .collect()
+    }
+
+    /// Nanoseconds since the virtual machine was created; a hundredth of it is `HV_X64_MSR_TIME_REF_COUNT`.
+    pub fn clock(&self) -> io::Result<u64> {
+        let mut data = bindings::kvm_clock_data::default();
+        ioctl_struct(&self.fd, "KVM_GET_CLOCK", GET_CLOCK, &mut data)?;
+        Ok(data.clock)
+    }
+}
+
+/// Why a virtual processor came back to the host.
+#[derive(Debug)]
+pub enum VmExit<'a> {
+    /// The guest reads `data.len()` bytes (1, 2 or 4, perhaps repeated) from an I/O port.
+    PortIn {
+        /// The port.
+        port: u16,
+        /// Bytes of one access.
+        size: usize,
+        /// Where the answer belongs, `size` bytes for each repetition.
+        data: &'a mut [u8],
+    },
+    /// The guest writes to an I/O port.
+    PortOut {
+        /// The port.
+        port: u16,
+        /// Bytes of one access.
+        size: usize,
+        /// What it writes, `size` bytes for each repetition.
+        data: &'a [u8],
+    },
+    /// The guest reads where there is no memory.
+    MmioRead {
+        /// Guest physical address.
+        address: u64,
+        /// Where the answer belongs.
+        data: &'a mut [u8],
+    },
+    /// The guest writes where there is no memory.
+    MmioWrite {
+        /// Guest physical address.
+        address: u64,
+    },
+    /// The guest has written SCONTROL, SIEFP or SIMP: all three values.
+    Synic {
+        /// SCONTROL: bit 0 enables the controller.
+        control: u64,
+        /// SIEFP: the event flags page's address, bit 0 enables it.
+        event_page: u64,
+        /// SIMP: the message page's address, bit 0 enables it.
+        message_page: u64,
+    },
+    /// A hypercall that KVM leaves to the host: see [`Vcpu::hypercall_exit`].
+    Hypercall,
+    /// Triple fault.
+    Shutdown,
+    /// The guest asked KVM for a reset (`HV_X64_MSR_RESET`).
+    Reset,
+    /// The guest reported a crash through `HV_X64_MSR_CRASH_CTL`.
+    Crash,
+    /// HLT outside the kernel's control, or a signal: nothing to do.
+    Interrupted,
+    /// An exit that this host does not know.
+    Unknown(String),
+}
+
+/// A virtual processor.
+pub struct Vcpu {
+    fd: OwnedFd,
+    run: *mut bindings::kvm_run,
+    run_size: usize,
+}
+
+// SAFETY: The mapping belongs to the processor and is used only through `&mut self` (one thread at a time), but for
+// `immediate_exit`, which `VcpuKick` accesses as an atomic.
+unsafe impl Send for Vcpu {}
+
+impl Vcpu {
+    /// Gives this processor a SynIC whose pages belong to the guest (`KVM_CAP_HYPERV_SYNIC2`).
+    pub fn enable_synic(&self) -> io::Result<()> {
+        let mut cap = bindings::kvm_enable_cap {
+            cap: bindings::KVM_CAP_HYPERV_SYNIC2,
+            ..Default::default()
+        };
+        ioctl_struct(&self.fd, "KVM_ENABLE_CAP(SYNIC2)", ENABLE_CAP, &mut cap)?;
+        Ok(())
+    }
+
+    /// The Hyper-V CPUID leaves that KVM implements.
+    pub fn supported_hv_cpuid(&self) -> io::Result<Vec<CpuidEntry>> {
+        let mut table = CpuidTable::new(256);
+        ioctl_struct(
+            &self.fd,
+            "KVM_GET_SUPPORTED_HV_CPUID",
+            GET_SUPPORTED_HV_CPUID,
+            &mut *table,
+        )?;
+        Ok(table.into_vec())
+    }
+
+    /// Sets what the guest's CPUID instruction answers.
+    pub fn set_cpuid(&self, entries: &[CpuidEntry]) -> io::Result<()> {
+        let mut table = CpuidTable::new(entries.len());
+        table.entries[..entries.len()].copy_from_slice(entries);
+        ioctl_struct(&self.fd, "KVM_SET_CPUID2", SET_CPUID2, &mut *table)?;
+        Ok(())
+    }
+
+    /// General registers.
+    pub fn regs(&self) -> io::Result<Regs> {
+        let mut regs = Regs::default();
+        ioctl_struct(&self.fd, "KVM_GET_REGS", GET_REGS, &mut regs)?;
+        Ok(regs)
+    }
+
+    /// Sets the general registers.
+    pub fn set_regs(&self, regs: &Regs) -> io::Result<()> {
+        ioctl_struct(&self.fd, "KVM_SET_REGS", SET_REGS, &mut regs.clone())?;
+        Ok(())
+    }
+
+    /// Segment and control registers.
+    pub fn sregs(&self) -> io::Result<Sregs> {
+        let mut sregs = Sregs::default();
+        ioctl_struct(&self.fd, "KVM_GET_SREGS", GET_SREGS, &mut sregs)?;
+        Ok(sregs)
+    }
+
+    /// Sets the segment and control registers.
+    pub fn set_sregs(&self, sregs: &Sregs) -> io::Result<()> {
+        ioctl_struct(&self.fd, "KVM_SET_SREGS", SET_SREGS, &mut sregs.clone())?;
+        Ok(())
+    }
+
+    /// A handle by which another thread makes [`Vcpu::run`] return; call it on the thread that runs the processor.
+    pub fn kicker(&self) -> VcpuKick {
+        // SAFETY: `pthread_self` has no preconditions.
+        let thread = unsafe { pthread_self() };
+        // SAFETY: `run` points to a live mapping of a `kvm_run`.
+        let flag = unsafe { &raw mut (*self.run).immediate_exit };
+        VcpuKick { thread, flag }
+    }
+
+    /// After [`VmExit::Hypercall`]: the hypercall's input value (TLFS "Hypercall Input Value"), its two parameters, and
+    /// where the result value goes. `None` after any other exit.
+    pub fn hypercall_exit(&mut self) -> Option<(u64, [u64; 2], &mut u64)> {
+        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others.
+        let run = unsafe { &mut *self.run };
+        if run.exit_reason != bindings::KVM_EXIT_HYPERV {
+            return None;
+        }
+        // SAFETY: `exit_reason` says that this member is the valid one.
+        let hyperv = unsafe { &mut run.__bindgen_anon_1.hyperv };
+        if hyperv.type_ != bindings::KVM_EXIT_HYPERV_HCALL {
+            return None;
+        }
+        // SAFETY: `type_` says that this member is the valid one.
+        let hcall = unsafe { &mut hyperv.u.hcall };
+        Some((hcall.input, hcall.params, &mut hcall.result))
+    }
+
+    /// Runs the guest until it needs the host. The exit's answers must be in place before the next call.
+    pub fn run(&mut self) -> io::Result<VmExit<'_>> {
+        if let Err(error) = ioctl_value(&self.fd, "KVM_RUN", RUN, 0) {
+            return match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Ok(VmExit::Interrupted),
+                _ => Err(error),
+            };
+        }
+        let base = self.run.cast::<u8>();
+        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others.
+        let run = unsafe { &mut *self.run };
+        // SAFETY (of the union accesses below): `exit_reason` says which member KVM has written.
+        Ok(match run.exit_reason {
+            bindings::KVM_EXIT_IO => {
+                // SAFETY: See above.
+                let io = unsafe { run.__bindgen_anon_1.io };
+                let size = usize::from(io.size);
+                let length = size * io.count as usize;
+                assert!(
+                    io.data_offset as usize + length <= self.run_size,
+                    "KVM's I/O data lies in its page"
+                );
+                // SAFETY: Checked to lie in the mapping, which is not otherwise referenced past the structure's head.
+                let data = unsafe {
+                    std::slice::from_raw_parts_mut(base.add(io.data_offset as usize), length)
+                };
+                if u32::from(io.direction) == bindings::KVM_EXIT_IO_IN {
+                    VmExit::PortIn {
+                        port: io.port,
+                        size,
+                        data,
+                    }
+                } else {
+                    VmExit::PortOut {
+                        port: io.port,
+                        size,
+                        data,
+                    }
+                }
+            }
+            bindings::KVM_EXIT_MMIO => {
+                // SAFETY: See above.
+                let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+                let length = (mmio.len as usize).min(mmio.data.len());
+                if mmio.is_write != 0 {
+                    VmExit::MmioWrite {
+                        address: mmio.phys_addr,
+                    }
+                } else {
+                    VmExit::MmioRead {
+                        address: mmio.phys_addr,
+                        data: &mut mmio.data[..length],
+                    }
+                }
+            }
+            bindings::KVM_EXIT_HYPERV => {
+                // SAFETY: See above.
+                let hyperv = unsafe { &mut run.__bindgen_anon_1.hyperv };
+                match hyperv.type_ {
+                    bindings::KVM_EXIT_HYPERV_SYNIC => {
+                        // SAFETY: `type_` says that this member is the valid one.
+                        let synic = unsafe { hyperv.u.synic };
+                        VmExit::Synic {
+                            control: synic.control,
+                            event_page: synic.evt_page,
+                            message_page: synic.msg_page,
+                        }
+                    }
+                    bindings::KVM_EXIT_HYPERV_HCALL => VmExit::Hypercall,
+                    other => VmExit::Unknown(format!("KVM_EXIT_HYPERV type {other}")),
+                }
+            }
+            bindings::KVM_EXIT_SHUTDOWN => VmExit::Shutdown,
+            bindings::KVM_EXIT_SYSTEM_EVENT => {
+                // SAFETY: See above.
+                let event = unsafe { run.__bindgen_anon_1.system_event.type_ };
+                match event {
+                    bindings::KVM_SYSTEM_EVENT_RESET => VmExit::Reset,
+                    bindings::KVM_SYSTEM_EVENT_CRASH => VmExit::Crash,
+                    other => VmExit::Unknown(format!("KVM_EXIT_SYSTEM_EVENT type {other}")),
+                }
+            }
+            bindings::KVM_EXIT_HLT
+            | bindings::KVM_EXIT_INTR
+            | bindings::KVM_EXIT_IRQ_WINDOW_OPEN => VmExit::Interrupted,
+            bindings::KVM_EXIT_INTERNAL_ERROR => {
+                // SAFETY: See above.
+                let internal = unsafe { run.__bindgen_anon_1.internal };
+                VmExit::Unknown(format!(
+                    "KVM_EXIT_INTERNAL_ERROR suberror {} data {:x?}",
+                    internal.suberror,
+                    &internal.data[..(internal.ndata as usize).min(internal.data.len())]
+                ))
+            }
+            other => VmExit::Unknown(format!("KVM exit reason {other}")),
+        })
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        // SAFETY: The mapping was made in `create_vcpu` with this size, and no reference into it outlives `self`.
+        unsafe { munmap(self.run.cast(), self.run_size) };
+    }
+}
+
+/// Makes a processor's [`Vcpu::run`] return. To be used only while the processor and its thread live.
+#[derive(Clone, Copy)]
+pub struct VcpuKick {
+    thread: usize,
+    flag: *mut u8,
+}
+
+// SAFETY: The handle's users keep the processor's thread alive (see `Machine`), the flag is accessed as an atomic.
+unsafe impl Send for VcpuKick {}
+// SAFETY: As above.
+unsafe impl Sync for VcpuKick {}
+
+impl VcpuKick {
+    /// Has the processor leave the guest now, or at once when it enters it next.
+    pub fn kick(&self) {
+        // SAFETY: The flag lies in the processor's live mapping and is byte-sized, so an atomic access is allowed.
+        unsafe { AtomicU8::from_ptr(self.flag) }.store(1, Ordering::SeqCst);
+        // SAFETY: The thread lives, see `VcpuKick`; the signal has a handler, see `install_kick_signal`.
+        unsafe { pthread_kill(self.thread, SIGUSR1) };
+    }
+}
+
+/// Gives the signal that [`VcpuKick::kick`] sends a handler that does nothing.
+pub fn install_kick_signal() {
+    extern "C" fn nothing(_: c_int) {}
+    let handler: extern "C" fn(c_int) = nothing;
+    // SAFETY: The handler is async-signal-safe: it does nothing.
+    unsafe { signal(SIGUSR1, handler as usize) };
+}
+
+/// A Linux eventfd.
+struct EventFd(OwnedFd);
+
+impl EventFd {
+    fn new() -> io::Result<Self> {
+        // SAFETY: No preconditions.
+        let fd: RawFd = check("eventfd", unsafe { eventfd(0, EFD_CLOEXEC) })?;
+        // SAFETY: A new descriptor that nothing else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    fn file(&self) -> io::Result<File> {
+        Ok(File::from(self.0.try_clone()?))
+    }
+
+    fn signal(&self) {
+        use std::io::Write;
+        let written = self
+            .file()
+            .and_then(|mut file| file.write_all(&1u64.to_ne_bytes()));
+        debug_assert!(written.is_ok(), "an eventfd takes a signal: {written:?}");
+    }
+
+    fn wait(&self) {
+        use std::io::Read;
+        let mut count = [0; 8];
+        let read = self.file().and_then(|mut file| file.read_exact(&mut count));
+        debug_assert!(read.is_ok(), "an eventfd gives its count: {read:?}");
+    }
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An emulated Hyper-V host: a small virtual machine monitor on KVM's Hyper-V enlightenments that boots a stock Linux
+//! kernel and offers it the integration services over VMBus.
+//!
+//! From the bottom up:
+//!
+//! - [`kvm`] and [`memory`] hold all the `unsafe`;
+//! - [`boot`], [`acpi`], [`serial`], [`rtc`], [`cpuid`] are the machine that the kernel finds, [`ports`] its I/O ports;
+//! - [`hypercall`] and [`synic`] are Hyper-V's own means of communication;
+//! - [`vmbus`] is the bus on top of them, [`ring`] its ring buffers;
+//! - [`ic`] is what the integration services say, [`service`] who they are;
+//! - [`machine`] runs it all, [`transcript`] records it;
+//! - [`guest`] is what scenarios use;
+//! - [`nested`] runs a program in a QEMU guest where this machine's `/dev/kvm` has no SynIC.
+
+pub mod acpi;
+pub mod boot;
+pub mod bytes;
+pub mod cpuid;
+pub mod guest;
+pub mod guid;
+pub mod hypercall;
+pub mod ic;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+pub mod nested;
+pub mod ports;
+pub mod ring;
+pub mod rtc;
+pub mod serial;
+pub mod service;
+pub mod synic;
+pub mod transcript;
+pub mod vmbus;

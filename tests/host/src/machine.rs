@@ -1,0 +1,598 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The machine: memory, processors, devices and bus put together, its threads, and how its run ends.
+//!
+//! Threads: one per processor; one per processor that waits for the guest's EOM; one for timers. Locks: the bus (with
+//! all services) before the SynIC; the ports on their own.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::acpi;
+use crate::boot;
+use crate::cpuid;
+use crate::hypercall;
+use crate::hypercall::Call;
+use crate::hypercall::Status;
+use crate::kvm;
+use crate::kvm::Kvm;
+use crate::kvm::SintLine;
+use crate::kvm::Vcpu;
+use crate::kvm::VcpuKick;
+use crate::kvm::VmExit;
+use crate::memory::GuestMemory;
+use crate::ports::Ports;
+use crate::service::Service;
+use crate::service::Version;
+use crate::synic::Hypervisor;
+use crate::synic::Synic;
+use crate::synic::VMBUS_SINT;
+use crate::vmbus::bus::Bus;
+
+/// What a machine is made of.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// A bzImage.
+    pub kernel: PathBuf,
+    /// cpio archives, unpacked one over the other.
+    pub initrds: Vec<PathBuf>,
+    /// Added to the kernel's command line.
+    pub command_line: String,
+    /// Virtual processors, 1 to 32.
+    pub vcpus: u32,
+    /// Memory in MiB, a multiple of 2.
+    pub memory: u64,
+    /// The newest VMBus version that the host speaks.
+    pub vmbus_max: Version,
+    /// The services that it offers.
+    pub services: Vec<Service>,
+    /// Whether the machine can hibernate (S4).
+    pub s4: bool,
+    /// Seconds that the machine's clock is ahead of the host's when it boots.
+    pub rtc_offset: i64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kernel: PathBuf::new(),
+            initrds: Vec::new(),
+            command_line: String::new(),
+            vcpus: 1,
+            memory: 384,
+            vmbus_max: (6, 0),
+            services: vec![Service::Heartbeat, Service::Shutdown, Service::TimeSync],
+            s4: true,
+            rtc_offset: 0,
+        }
+    }
+}
+
+/// How a machine's run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// S5.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// S4.
+    S4,
+    /// The guest's processor gave up.
+    TripleFault,
+    /// The guest reported a crash to the hypervisor.
+    Crash,
+    /// The host cannot go on.
+    Failed(String),
+    /// The host stopped it.
+    Stopped,
+}
+
+/// The command line that every guest gets: a serial console that prints what matters only (each byte of it is an exit),
+/// no search for hardware that is not there, and fixed addresses.
+const COMMAND_LINE: &str =
+    "console=ttyS0 quiet loglevel=5 panic=-1 nokaslr pci=off mitigations=off";
+
+/// Locks, whatever happened to a thread that held the lock: the data is only ever changed as a whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the machine's threads share.
+pub struct Shared {
+    memory: Arc<GuestMemory>,
+    bus: Mutex<Bus>,
+    bus_changed: Condvar,
+    ports: Mutex<Ports>,
+    ports_changed: Condvar,
+    exit: Mutex<Option<Exit>>,
+    exited: Condvar,
+    ending: AtomicBool,
+}
+
+impl Shared {
+    /// The bus, locked; changes are announced when the guard is dropped by [`Shared::announce`].
+    pub fn bus(&self) -> MutexGuard<'_, Bus> {
+        lock(&self.bus)
+    }
+
+    /// Wakes everyone who waits for a change of the bus.
+    pub fn announce(&self) {
+        self.bus_changed.notify_all();
+    }
+
+    /// Waits until `done` gives a value (also after the machine's run has ended); `None` when `timeout` has passed.
+    pub fn wait_bus<R>(
+        &self,
+        timeout: Duration,
+        mut done: impl FnMut(&mut Bus) -> Option<R>,
+    ) -> Option<R> {
+        let end = Instant::now() + timeout;
+        let mut bus = self.bus();
+        loop {
+            if let Some(result) = done(&mut bus) {
+                return Some(result);
+            }
+            let left = end.checked_duration_since(Instant::now())?;
+            bus = self
+                .bus_changed
+                .wait_timeout(bus, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// The ports, locked.
+    pub fn ports(&self) -> MutexGuard<'_, Ports> {
+        lock(&self.ports)
+    }
+
+    /// Waits until `done` gives a value; `None` when `timeout` has passed.
+    pub fn wait_ports<R>(
+        &self,
+        timeout: Duration,
+        mut done: impl FnMut(&mut Ports) -> Option<R>,
+    ) -> Option<R> {
+        let end = Instant::now() + timeout;
+        let mut ports = self.ports();
+        loop {
+            if let Some(result) = done(&mut ports) {
+                return Some(result);
+            }
+            let left = end.checked_duration_since(Instant::now())?;
+            ports = self
+                .ports_changed
+                .wait_timeout(ports, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// How the run ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        lock(&self.exit).clone()
+    }
+
+    /// Waits for the run's end.
+    pub fn wait_exit(&self, timeout: Duration) -> Option<Exit> {
+        let exit = lock(&self.exit);
+        let (exit, _) = self
+            .exited
+            .wait_timeout_while(exit, timeout, |exit| exit.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        exit.clone()
+    }
+
+    fn end(&self, exit: Exit) {
+        {
+            let mut current = lock(&self.exit);
+            if current.is_none() {
+                *current = Some(exit);
+            }
+        }
+        self.exited.notify_all();
+        self.ports_changed.notify_all();
+        self.bus_changed.notify_all();
+    }
+}
+
+/// The SynIC and the clock, as the bus uses them.
+struct Platform {
+    synic: Arc<Mutex<Synic>>,
+    vm: Arc<kvm::Vm>,
+    processors: u32,
+}
+
+impl Hypervisor for Platform {
+    fn post_message(&mut self, vp: u32, payload: &[u8]) {
+        lock(&self.synic).post(vp, payload);
+    }
+
+    fn signal_event(&mut self, vp: u32, flag: u32) {
+        lock(&self.synic).signal(vp, flag);
+    }
+
+    fn processors(&self) -> u32 {
+        self.processors
+    }
+
+    fn reference_time(&self) -> u64 {
+        self.vm.clock().unwrap_or(0) / 100
+    }
+
+    fn forget_messages(&mut self) {
+        lock(&self.synic).forget();
+    }
+}
+
+/// A hypervisor that reaches nobody, for a bus without a running machine.
+struct Nobody;
+
+impl Hypervisor for Nobody {
+    fn post_message(&mut self, _vp: u32, _payload: &[u8]) {}
+
+    fn signal_event(&mut self, _vp: u32, _flag: u32) {}
+
+    fn processors(&self) -> u32 {
+        0
+    }
+
+    fn reference_time(&self) -> u64 {
+        0
+    }
+
+    fn forget_messages(&mut self) {}
+}
+
+/// One power cycle: the KVM machine and its threads.
+struct Run {
+    vm: Arc<kvm::Vm>,
+    stop: Arc<AtomicBool>,
+    kicks: Vec<VcpuKick>,
+    lines: Arc<Vec<SintLine>>,
+    processors: Vec<JoinHandle<()>>,
+    acknowledgers: Vec<JoinHandle<()>>,
+}
+
+/// A machine: it keeps its memory, bus and record from one power cycle to the next.
+pub struct Machine {
+    config: Config,
+    kvm: Kvm,
+    kernel: Vec<u8>,
+    initrds: Vec<Vec<u8>>,
+    shared: Arc<Shared>,
+    run: Option<Run>,
+    timer: Option<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// Makes a machine, switched off. Errors name the file that cannot be read, or what KVM refuses.
+    pub fn new(config: Config) -> io::Result<Self> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            })
+        };
+        let kernel = read(&config.kernel)?;
+        let initrds = config.initrds.iter().map(read).collect::<io::Result<_>>()?;
+        let kvm = Kvm::open()?;
+        kvm::install_kick_signal();
+        let memory = Arc::new(GuestMemory::new(config.memory << 20)?);
+        let bus = Bus::new(
+            memory.clone(),
+            Box::new(Nobody),
+            config.vmbus_max,
+            &config.services,
+        );
+        let shared = Arc::new(Shared {
+            memory,
+            bus: Mutex::new(bus),
+            bus_changed: Condvar::new(),
+            ports: Mutex::new(Ports::new(config.rtc_offset)),
+            ports_changed: Condvar::new(),
+            exit: Mutex::new(Some(Exit::Stopped)),
+            exited: Condvar::new(),
+            ending: AtomicBool::new(false),
+        });
+        let timer = std::thread::spawn({
+            let shared = shared.clone();
+            move || run_timers(&shared)
+        });
+        Ok(Self {
+            config,
+            kvm,
+            kernel,
+            initrds,
+            shared,
+            run: None,
+            timer: Some(timer),
+        })
+    }
+
+    /// What the machine is made of.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What its threads share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Switches the machine off (if it is on) and on again: everything is as after a reset.
+    pub fn power_on(&mut self) -> io::Result<()> {
+        self.power_off();
+        let shared = &self.shared;
+        let vcpus = self.config.vcpus;
+        shared.memory.clear();
+        *shared.ports() = Ports::new(self.config.rtc_offset);
+
+        let vm = Arc::new(self.kvm.create_vm()?);
+        vm.map_memory(&shared.memory)?;
+        let supported = self.kvm.supported_cpuid()?;
+        let mut processors = Vec::new();
+        for index in 0..vcpus {
+            let vcpu = vm.create_vcpu(index)?;
+            vcpu.enable_synic()?;
+            let hyperv = vcpu.supported_hv_cpuid()?;
+            vcpu.set_cpuid(&cpuid::table(&supported, &hyperv, index, vcpus))?;
+            processors.push(vcpu);
+        }
+        let lines = Arc::new(vm.connect_sint(vcpus, VMBUS_SINT)?);
+        let raise = {
+            let lines = lines.clone();
+            Box::new(move |vp: u32| lines[vp as usize].raise())
+        };
+        let synic = Arc::new(Mutex::new(Synic::new(shared.memory.clone(), vcpus, raise)));
+        let platform = Platform {
+            synic: synic.clone(),
+            vm: vm.clone(),
+            processors: vcpus,
+        };
+        shared.bus().set_hypervisor(Box::new(platform));
+
+        acpi::load(&shared.memory, vcpus, self.config.s4)?;
+        let entry = boot::load(
+            &shared.memory,
+            &boot::Image {
+                kernel: &self.kernel,
+                initrds: &self.initrds,
+                command_line: &format!("{COMMAND_LINE} {}", self.config.command_line),
+                rsdp: acpi::RSDP,
+            },
+        )?;
+        let mut sregs = processors[0].sregs()?;
+        boot::enter_long_mode(&mut sregs);
+        processors[0].set_sregs(&sregs)?;
+        processors[0].set_regs(&boot::registers(entry))?;
+
+        *lock(&shared.exit) = None;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut run = Run {
+            vm: vm.clone(),
+            stop: stop.clone(),
+            kicks: Vec::new(),
+            lines: lines.clone(),
+            processors: Vec::new(),
+            acknowledgers: Vec::new(),
+        };
+        for vp in 0..vcpus {
+            let (lines, synic, stop) = (lines.clone(), synic.clone(), stop.clone());
+            run.acknowledgers.push(std::thread::spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    lines[vp as usize].wait_acknowledged();
+                    lock(&synic).acknowledged(vp);
+                }
+            }));
+        }
+        for (index, vcpu) in processors.into_iter().enumerate() {
+            let (sender, receiver) = mpsc::channel();
+            let mut processor = Processor {
+                index: index as u32,
+                vcpu,
+                vm: vm.clone(),
+                synic: synic.clone(),
+                shared: shared.clone(),
+                stop: stop.clone(),
+            };
+            run.processors.push(std::thread::spawn(move || {
+                let _ = sender.send(processor.vcpu.kicker());
+                processor.run();
+                // The kick's flag and thread must outlive `Run::end`'s kicks.
+                while !processor.stop.load(Ordering::SeqCst) {
+                    std::thread::park_timeout(Duration::from_millis(50));
+                }
+            }));
+            run.kicks.push(receiver.recv().map_err(io::Error::other)?);
+        }
+        self.run = Some(run);
+        Ok(())
+    }
+
+    /// Switches the machine off, whatever it is doing.
+    pub fn power_off(&mut self) {
+        if let Some(run) = self.run.take() {
+            self.shared.end(Exit::Stopped);
+            run.end();
+            self.shared.bus().set_hypervisor(Box::new(Nobody));
+        }
+    }
+
+    /// Updates the serial ports' interrupt lines after the host has used them.
+    pub fn update_lines(&self) {
+        if let Some(run) = &self.run {
+            let mut ports = self.shared.ports();
+            for (line, level) in ports.changed_lines() {
+                let _ = run.vm.set_irq(line, level);
+            }
+        }
+    }
+}
+
+impl Run {
+    fn end(self) {
+        // A processor's thread sees either the kick or, entering the guest afterwards, its flag; it ends only once
+        // `stop` is set, so that all kicks find their threads.
+        for kick in &self.kicks {
+            kick.kick();
+        }
+        self.stop.store(true, Ordering::SeqCst);
+        for thread in self.processors {
+            let _ = thread.join();
+        }
+        for line in self.lines.iter() {
+            line.wake();
+        }
+        for thread in self.acknowledgers {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.power_off();
+        self.shared.ending.store(true, Ordering::SeqCst);
+        self.shared.announce();
+        if let Some(timer) = self.timer.take() {
+            let _ = timer.join();
+        }
+    }
+}
+
+fn run_timers(shared: &Shared) {
+    let mut bus = shared.bus();
+    while !shared.ending.load(Ordering::SeqCst) {
+        if bus.due().is_some_and(|due| due <= Instant::now()) {
+            bus.tick();
+            shared.announce();
+        }
+        let wait = bus.due().map_or(Duration::from_millis(500), |due| {
+            due.saturating_duration_since(Instant::now())
+                .min(Duration::from_millis(500))
+        });
+        bus = shared
+            .bus_changed
+            .wait_timeout(bus, wait)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+    }
+}
+
+/// A processor and what its exits need.
+struct Processor {
+    index: u32,
+    vcpu: Vcpu,
+    vm: Arc<kvm::Vm>,
+    synic: Arc<Mutex<Synic>>,
+    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Processor {
+    /// Runs until the machine's run ends.
+    fn run(&mut self) {
+        while !self.stop.load(Ordering::SeqCst) && self.shared.exit().is_none() {
+            match self.step() {
+                Ok(None) => {}
+                Ok(Some(exit)) => self.shared.end(exit),
+                Err(error) => self
+                    .shared
+                    .end(Exit::Failed(format!("processor {}: {error}", self.index))),
+            }
+        }
+    }
+
+    /// Runs until the next exit and handles it.
+    fn step(&mut self) -> io::Result<Option<Exit>> {
+        let shared = self.shared.clone();
+        let exit = match self.vcpu.run()? {
+            VmExit::PortIn { port, size, data } => {
+                let mut ports = shared.ports();
+                for value in data.chunks_mut(size) {
+                    ports.read(port, value);
+                }
+                for (line, level) in ports.changed_lines() {
+                    self.vm.set_irq(line, level)?;
+                }
+                None
+            }
+            VmExit::PortOut { port, size, data } => {
+                let mut ports = shared.ports();
+                let mut exit = None;
+                for value in data.chunks(size) {
+                    exit = exit.or(ports.write(port, value));
+                }
+                for (line, level) in ports.changed_lines() {
+                    self.vm.set_irq(line, level)?;
+                }
+                drop(ports);
+                shared.ports_changed.notify_all();
+                exit
+            }
+            VmExit::MmioRead { data, .. } => {
+                data.fill(0xff);
+                None
+            }
+            VmExit::MmioWrite { .. } | VmExit::Interrupted => None,
+            VmExit::Synic {
+                control,
+                event_page,
+                message_page,
+            } => {
+                lock(&self.synic).update(self.index, control, event_page, message_page);
+                None
+            }
+            VmExit::Hypercall => return self.hypercall(),
+            VmExit::Shutdown => Some(Exit::TripleFault),
+            VmExit::Reset => Some(Exit::Reset),
+            VmExit::Crash => Some(Exit::Crash),
+            VmExit::Unknown(text) => Some(Exit::Failed(text)),
+        };
+        Ok(exit)
+    }
+
+    fn hypercall(&mut self) -> io::Result<Option<Exit>> {
+        // A slow HvSignalEvent's parameter must be read from its register; see `hypercall::decode`.
+        let rdx = self.vcpu.regs()?.rdx;
+        let Some((input, parameters, result)) = self.vcpu.hypercall_exit() else {
+            return Ok(None);
+        };
+        let status = match hypercall::decode(&self.shared.memory, input, parameters, || rdx) {
+            Ok(Call::PostMessage {
+                connection,
+                kind,
+                payload,
+            }) => {
+                let status = self.shared.bus().post(connection, kind, &payload);
+                self.shared.announce();
+                status
+            }
+            Ok(Call::SignalEvent { connection, flag }) => {
+                let status = self.shared.bus().signal(connection, flag);
+                self.shared.announce();
+                status
+            }
+            // This host has no extended hypercalls beyond the question itself.
+            Ok(Call::QueryExtendedCapabilities { output }) => {
+                match self.shared.memory.write(output, &[0; 8]) {
+                    Ok(()) => Status::Success,
+                    Err(_) => Status::InvalidParameter,
+                }
+            }
+            Err(status) => status,
+        };
+        *result = status as u64;
+        Ok(None)
+    }
+}

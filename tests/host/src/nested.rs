@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where `/dev/kvm` has no SynIC (or is not there), a program runs itself in a QEMU guest that has: the same binary
+//! with the same arguments, the same output and exit status.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::kvm::Kvm;
+
+/// Set in the QEMU guest, so that a program that finds no SynIC there either gives up.
+const NESTED: &str = "HV_HOST_NESTED";
+
+/// The project's `build` folder: `HV_BUILD`, or two levels above this program.
+pub fn build_folder() -> PathBuf {
+    if let Some(path) = std::env::var_os("HV_BUILD") {
+        return path.into();
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    program
+        .parent()
+        .and_then(|folder| folder.parent())
+        .map(Into::into)
+        .unwrap_or_default()
+}
+
+/// Returns where this machine's `/dev/kvm` serves; else runs this program in the QEMU guest and exits with its status.
+/// Prints which of the two it is.
+pub fn ensure_synic() {
+    let problem = match Kvm::open() {
+        Ok(kvm) if kvm.has_synic() => {
+            if std::env::var_os(NESTED).is_none() {
+                println!("# host: this machine's /dev/kvm");
+            }
+            return;
+        }
+        Ok(_) => "/dev/kvm here has no SynIC".to_owned(),
+        Err(error) => format!("no /dev/kvm here ({error})"),
+    };
+    if std::env::var_os(NESTED).is_some() {
+        eprintln!("host: {problem}, in the QEMU guest");
+        std::process::exit(1);
+    }
+    println!("# host: {problem}: running in a QEMU guest that has one");
+    let script = std::env::var_os("HV_OUTER_RUN").map_or_else(
+        || build_folder().join("../tests/guest/outer-run.sh"),
+        PathBuf::from,
+    );
+    let mut line = format!("{NESTED}=1 ");
+    for (name, value) in
+        std::env::vars().filter(|(name, _)| name.starts_with("HV_") && name != "HV_ENTERED")
+    {
+        line.push_str(&format!("{name}={} ", quote(&value)));
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    line.push_str(&quote(&program.to_string_lossy()));
+    for argument in std::env::args().skip(1) {
+        line.push(' ');
+        line.push_str(&quote(&argument));
+    }
+    match Command::new(&script).arg(&line).status() {
+        Ok(status) => std::process::exit(status.code().unwrap_or(1)),
+        Err(error) => {
+            eprintln!("host: {}: {error}", script.display());
+            std::process::exit(1);
+        }
+    }
+}
+
+/// Quotes a word for the shell.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_shell() {
+        assert_eq!(quote("T=a b"), "'T=a b'");
+        assert_eq!(quote("it's"), "'it'\\''s'");
+    }
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The machine's I/O ports: two serial ports, the clock, and the ways to switch the machine off.
+
+use crate::acpi;
+use crate::acpi::PowerManagement;
+use crate::acpi::Sleep;
+use crate::machine::Exit;
+use crate::rtc::Rtc;
+use crate::serial::Serial;
+
+const COM1: u16 = 0x3f8;
+const COM2: u16 = 0x2f8;
+/// Interrupt lines of the serial ports.
+const LINES: [u32; 2] = [4, 3];
+
+/// The devices behind the ports.
+pub struct Ports {
+    serial: [Serial; 2],
+    /// The interrupt lines' levels as KVM knows them.
+    levels: [bool; 2],
+    rtc: Rtc,
+    power: PowerManagement,
+    console: Vec<u8>,
+    agent: Vec<u8>,
+}
+
+impl Ports {
+    /// The devices after reset; the clock is `rtc_offset` seconds ahead of the host's.
+    pub fn new(rtc_offset: i64) -> Self {
+        Self {
+            serial: Default::default(),
+            levels: [false; 2],
+            rtc: Rtc::new(rtc_offset),
+            power: PowerManagement::new(),
+            console: Vec::new(),
+            agent: Vec::new(),
+        }
+    }
+
+    /// Everything that came out of the console (ttyS0) since reset.
+    pub fn console(&self) -> &[u8] {
+        &self.console
+    }
+
+    /// What came out of the agent's port (ttyS1), for the reader to take from.
+    pub fn agent(&mut self) -> &mut Vec<u8> {
+        &mut self.agent
+    }
+
+    /// Sends bytes to the agent's port.
+    pub fn send_to_agent(&mut self, bytes: &[u8]) {
+        self.serial[1].receive(bytes);
+    }
+
+    /// Interrupt lines whose level has changed since the last call: line and level.
+    pub fn changed_lines(&mut self) -> Vec<(u32, bool)> {
+        let mut changed = Vec::new();
+        for (index, port) in self.serial.iter().enumerate() {
+            let level = port.interrupt();
+            if level != self.levels[index] {
+                self.levels[index] = level;
+                changed.push((LINES[index], level));
+            }
+        }
+        changed
+    }
+
+    /// The guest reads a port; absent devices read as all ones.
+    pub fn read(&mut self, port: u16, data: &mut [u8]) {
+        let value = match port {
+            COM1..=0x3ff => u32::from(self.serial[0].read(port - COM1)),
+            COM2..=0x2ff => u32::from(self.serial[1].read(port - COM2)),
+            0x71 => u32::from(self.rtc.read()),
+            acpi::PM1_EVENT..=0x40b => self.power.read(port),
+            _ => u32::MAX,
+        };
+        for (byte, source) in data.iter_mut().zip(value.to_le_bytes()) {
+            *byte = source;
+        }
+    }
+
+    /// The guest writes a port; tells if that ends the machine's run.
+    pub fn write(&mut self, port: u16, data: &[u8]) -> Option<Exit> {
+        let mut bytes = [0; 4];
+        let length = data.len().min(4);
+        bytes[..length].copy_from_slice(&data[..length]);
+        let value = u32::from_le_bytes(bytes);
+        match port {
+            COM1..=0x3ff => {
+                self.serial[0].write(port - COM1, bytes[0]);
+                self.console.extend(self.serial[0].take_output());
+            }
+            COM2..=0x2ff => {
+                self.serial[1].write(port - COM2, bytes[0]);
+                self.agent.extend(self.serial[1].take_output());
+            }
+            0x70 => self.rtc.select(bytes[0]),
+            // The keyboard controller's pulse on the reset line.
+            0x64 if bytes[0] == 0xfe => return Some(Exit::Reset),
+            acpi::RESET if bytes[0] & 4 != 0 => return Some(Exit::Reset),
+            acpi::PM1_EVENT..=0x40b => {
+                return self.power.write(port, value).map(|sleep| match sleep {
+                    Sleep::S4 => Exit::S4,
+                    Sleep::S5 => Exit::PowerOff,
+                })
+            }
+            _ => {}
+        }
+        None
+    }
+}

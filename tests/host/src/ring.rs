@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A VMBus ring buffer in guest memory, seen by the host: as the writer of one, the reader of the other.
+//!
+//! Source: `struct hv_ring_buffer` in `include/linux/hyperv.h`. The first page holds the control words, the others the
+//! data. A packet is followed by 8 bytes: its start's offset in the upper half. The writer signals when the ring was
+//! empty and the reader's interrupt mask is clear; the reader signals when it makes room that a writer waits for.
+
+use std::sync::Arc;
+
+use crate::memory::BadAddress;
+use crate::memory::GuestMemory;
+use crate::memory::PAGE_SIZE;
+
+const WRITE_INDEX: u64 = 0;
+const READ_INDEX: u64 = 4;
+const INTERRUPT_MASK: u64 = 8;
+const PENDING_SEND_SIZE: u64 = 12;
+const FEATURE_BITS: u64 = 64;
+const FEATURE_PENDING_SEND_SIZE: u32 = 1;
+/// Bytes behind each packet.
+const TRAILER: u32 = 8;
+/// Bytes of a packet's descriptor.
+const DESCRIPTOR: u32 = 16;
+
+/// Why a ring could not be used. All but `Full` and `Empty` are the guest's faults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RingError {
+    /// No room for the packet now.
+    Full,
+    /// No packet waits.
+    Empty,
+    /// The packet can never fit.
+    TooLarge,
+    /// The guest's index lies outside of the ring or is not a multiple of 8.
+    BadIndex(u32),
+    /// The packet's length in its descriptor is impossible.
+    BadLength(u32),
+    /// The ring's pages are not memory.
+    BadAddress(BadAddress),
+}
+
+impl std::fmt::Display for RingError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Full => write!(f, "the ring is full"),
+            Self::Empty => write!(f, "the ring is empty"),
+            Self::TooLarge => write!(f, "the packet is larger than the ring"),
+            Self::BadIndex(index) => write!(f, "ring index {index} is impossible"),
+            Self::BadLength(length) => write!(f, "packet length {length} is impossible"),
+            Self::BadAddress(bad) => write!(f, "ring memory: {bad}"),
+        }
+    }
+}
+
+impl std::error::Error for RingError {}
+
+impl From<BadAddress> for RingError {
+    fn from(bad: BadAddress) -> Self {
+        Self::BadAddress(bad)
+    }
+}
+
+/// The two indices of a ring, in bytes from the start of its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Indices {
+    /// Where the next packet is written.
+    pub write: u32,
+    /// Where the next packet is read.
+    pub read: u32,
+}
+
+/// One ring: its control page and data pages.
+pub struct Ring {
+    memory: Arc<GuestMemory>,
+    control: u64,
+    data: Vec<u64>,
+}
+
+impl Ring {
+    /// The ring in the pages with these numbers, the control page first; `None` without at least one page of data, or
+    /// where a page is not memory.
+    pub fn new(memory: Arc<GuestMemory>, pages: &[u64]) -> Option<Self> {
+        let mut addresses = Vec::with_capacity(pages.len());
+        for page in pages {
+            let address = page.checked_mul(PAGE_SIZE)?;
+            memory.load_u32(address).ok()?;
+            addresses.push(address);
+        }
+        let control = *addresses.first()?;
+        addresses.remove(0);
+        (!addresses.is_empty()).then_some(Self {
+            memory,
+            control,
+            data: addresses,
+        })
+    }
+
+    /// Bytes of data that the ring has.
+    pub fn size(&self) -> u32 {
+        self.data.len() as u32 * PAGE_SIZE as u32
+    }
+
+    fn word(&self, offset: u64) -> Result<u32, RingError> {
+        Ok(self.memory.load_u32(self.control + offset)?)
+    }
+
+    fn set_word(&self, offset: u64, value: u32) -> Result<(), RingError> {
+        Ok(self.memory.store_u32(self.control + offset, value)?)
+    }
+
+    /// Says that this host, writing into the ring, uses the pending-send size and heeds the guest's.
+    pub fn announce_pending_send_size(&self) -> Result<(), RingError> {
+        self.set_word(FEATURE_BITS, FEATURE_PENDING_SEND_SIZE)
+    }
+
+    /// The indices as they are, unchecked.
+    pub fn indices(&self) -> Result<Indices, RingError> {
+        Ok(Indices {
+            write: self.word(WRITE_INDEX)?,
+            read: self.word(READ_INDEX)?,
+        })
+    }
+
+    /// Writes the write index raw, for a host that misbehaves.
+    pub fn set_write_index(&self, value: u32) -> Result<(), RingError> {
+        self.set_word(WRITE_INDEX, value)
+    }
+
+    /// Writes the read index raw, for a host that misbehaves.
+    pub fn set_read_index(&self, value: u32) -> Result<(), RingError> {
+        self.set_word(READ_INDEX, value)
+    }
+
+    fn checked_indices(&self) -> Result<Indices, RingError> {
+        let indices = self.indices()?;
+        for index in [indices.write, indices.read] {
+            if index >= self.size() || index % 8 != 0 {
+                return Err(RingError::BadIndex(index));
+            }
+        }
+        Ok(indices)
+    }
+
+    /// Bytes that wait to be read.
+    pub fn used(&self) -> Result<u32, RingError> {
+        let Indices { write, read } = self.checked_indices()?;
+        Ok((write + self.size() - read) % self.size())
+    }
+
+    /// Bytes that can be written, of which one must stay free.
+    fn free(&self) -> Result<u32, RingError> {
+        Ok(self.size() - self.used()?)
+    }
+
+    fn copy(
+        &self,
+        at: u32,
+        length: usize,
+        mut each: impl FnMut(u64, usize, usize) -> Result<(), BadAddress>,
+    ) -> Result<u32, RingError> {
+        let mut at = at;
+        let mut done = 0;
+        while done < length {
+            let offset = u64::from(at) % PAGE_SIZE;
+            let part = (length - done).min((PAGE_SIZE - offset) as usize);
+            each(
+                self.data[at as usize / PAGE_SIZE as usize] + offset,
+                done,
+                part,
+            )?;
+            done += part;
+            at = (at + part as u32) % self.size();
+        }
+        Ok(at)
+    }
+
+    fn write_at(&self, at: u32, bytes: &[u8]) -> Result<u32, RingError> {
+        self.copy(at, bytes.len(), |address, done, part| {
+            self.memory.write(address, &bytes[done..done + part])
+        })
+    }
+
+    fn read_at(&self, at: u32, out: &mut [u8]) -> Result<u32, RingError> {
+        let length = out.len();
+        self.copy(at, length, |address, done, part| {
+            self.memory.read(address, &mut out[done..done + part])
+        })
+    }
+
+    /// Writes a packet (descriptor and payload, a multiple of 8 bytes); tells whether the reader must be signalled.
+    ///
+    /// Where there is no room the pending-send size asks the guest to signal when there is, and `Full` comes back.
+    pub fn write(&self, packet: &[u8]) -> Result<bool, RingError> {
+        let length = packet.len() as u32 + TRAILER;
+        if length >= self.size() {
+            return Err(RingError::TooLarge);
+        }
+        if self.free()? <= length {
+            self.set_word(PENDING_SEND_SIZE, length)?;
+            // The guest may have made room before it could see that someone waits.
+            if self.free()? <= length {
+                return Err(RingError::Full);
+            }
+        }
+        self.set_word(PENDING_SEND_SIZE, 0)?;
+        let start = self.checked_indices()?.write;
+        let at = self.write_at(start, packet)?;
+        let at = self.write_at(at, &(u64::from(start) << 32).to_le_bytes())?;
+        self.set_word(WRITE_INDEX, at)?;
+        let masked = self.word(INTERRUPT_MASK)? & 1 != 0;
+        Ok(!masked && self.word(READ_INDEX)? == start)
+    }
+
+    /// Reads the next packet (descriptor and payload); tells whether the writer waited for the room that this makes.
+    pub fn read(&self) -> Result<(Vec<u8>, bool), RingError> {
+        let used = self.used()?;
+        if used == 0 {
+            return Err(RingError::Empty);
+        }
+        if used < DESCRIPTOR + TRAILER {
+            return Err(RingError::BadLength(used));
+        }
+        let start = self.checked_indices()?.read;
+        let mut descriptor = [0; DESCRIPTOR as usize];
+        self.read_at(start, &mut descriptor)?;
+        let length = u32::from(u16::from_le_bytes([descriptor[4], descriptor[5]])) * 8;
+        if length < DESCRIPTOR || length + TRAILER > used {
+            return Err(RingError::BadLength(length));
+        }
+        let mut packet = vec![0; length as usize];
+        self.read_at(start, &mut packet)?;
+        let free_before = self.free()?;
+        self.set_word(READ_INDEX, (start + length + TRAILER) % self.size())?;
+        let mut signal = false;
+        if self.word(FEATURE_BITS)? & FEATURE_PENDING_SEND_SIZE != 0 {
+            let pending = self.word(PENDING_SEND_SIZE)?;
+            signal = pending != 0 && free_before <= pending && self.free()? > pending;
+        }
+        Ok((packet, signal))
+    }
+
+    /// Masks (or not) the interrupts that the guest sends for this ring, as a host does while it reads.
+    pub fn set_interrupt_mask(&self, masked: bool) -> Result<(), RingError> {
+        self.set_word(INTERRUPT_MASK, u32::from(masked))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ring of one control page and two data pages that are not adjacent.
+    fn ring() -> (Arc<GuestMemory>, Ring) {
+        let memory = Arc::new(GuestMemory::new(2 << 20).unwrap());
+        let ring = Ring::new(memory.clone(), &[1, 5, 3]).unwrap();
+        (memory, ring)
+    }
+
+    fn packet(length: usize, fill: u8) -> Vec<u8> {
+        let mut packet = vec![fill; length];
+        packet[4..6].copy_from_slice(&((length / 8) as u16).to_le_bytes());
+        packet
+    }
+
+    #[test]
+    fn packets_come_out_as_they_went_in_across_the_end() {
+        let (_memory, ring) = ring();
+        assert_eq!(ring.size(), 8192);
+        for round in 0..50 {
+            let sent = packet(16 + 8 * (round * 7 % 90), round as u8);
+            assert!(
+                ring.write(&sent).unwrap(),
+                "an empty ring's reader is signalled"
+            );
+            let (read, signal) = ring.read().unwrap();
+            assert_eq!(read, sent);
+            assert!(!signal);
+        }
+        assert_eq!(ring.read(), Err(RingError::Empty));
+    }
+
+    #[test]
+    fn the_trailer_holds_the_packets_start() {
+        let (memory, ring) = ring();
+        ring.write(&packet(24, 1)).unwrap();
+        ring.write(&packet(16, 2)).unwrap();
+        assert_eq!(memory.read_vec(5 * 4096 + 24, 8).unwrap(), [0; 8]);
+        assert_eq!(memory.load_u32(5 * 4096 + 32 + 16 + 4).unwrap(), 32);
+        assert_eq!(ring.indices().unwrap(), Indices { write: 56, read: 0 });
+    }
+
+    #[test]
+    fn only_an_empty_and_unmasked_ring_is_signalled() {
+        let (memory, ring) = ring();
+        assert!(ring.write(&packet(16, 1)).unwrap());
+        assert!(!ring.write(&packet(16, 1)).unwrap());
+        ring.read().unwrap();
+        ring.read().unwrap();
+        memory.store_u32(4096 + INTERRUPT_MASK, 1).unwrap();
+        assert!(!ring.write(&packet(16, 1)).unwrap());
+    }
+
+    #[test]
+    fn a_full_ring_asks_for_room_and_one_byte_stays_free() {
+        let (memory, ring) = ring();
+        let pending = || memory.load_u32(4096 + PENDING_SEND_SIZE).unwrap();
+        // 8 packets of 1016 bytes and their trailers fill 8192 bytes; the last would leave nothing free.
+        for _ in 0..7 {
+            ring.write(&packet(1016, 1)).unwrap();
+        }
+        assert_eq!(ring.write(&packet(1016, 1)), Err(RingError::Full));
+        assert_eq!(pending(), 1024);
+        ring.read().unwrap();
+        ring.write(&packet(1016, 1)).unwrap();
+        assert_eq!(pending(), 0);
+        assert_eq!(ring.write(&packet(8192, 1)), Err(RingError::TooLarge));
+    }
+
+    #[test]
+    fn a_waiting_guest_is_signalled_when_room_appears() {
+        let (memory, ring) = ring();
+        for _ in 0..7 {
+            ring.write(&packet(1016, 1)).unwrap();
+        }
+        memory.store_u32(4096 + FEATURE_BITS, 1).unwrap();
+        memory.store_u32(4096 + PENDING_SEND_SIZE, 2048).unwrap();
+        let signals: Vec<_> = (0..3).map(|_| ring.read().unwrap().1).collect();
+        assert_eq!(signals, [false, true, false]);
+        memory.store_u32(4096 + FEATURE_BITS, 0).unwrap();
+        memory.store_u32(4096 + PENDING_SEND_SIZE, 5000).unwrap();
+        assert!(!ring.read().unwrap().1);
+    }
+
+    #[test]
+    fn a_guest_that_lies_is_told_so() {
+        let (memory, ring) = ring();
+        ring.set_write_index(8192).unwrap();
+        assert_eq!(ring.read(), Err(RingError::BadIndex(8192)));
+        ring.set_write_index(4).unwrap();
+        assert_eq!(ring.write(&packet(16, 1)), Err(RingError::BadIndex(4)));
+        ring.set_write_index(8).unwrap();
+        assert_eq!(ring.read(), Err(RingError::BadLength(8)));
+        ring.set_write_index(32).unwrap();
+        memory.write(5 * 4096 + 4, &[9, 0]).unwrap();
+        assert_eq!(ring.read(), Err(RingError::BadLength(72)));
+        assert!(Ring::new(memory.clone(), &[1]).is_none());
+        assert!(Ring::new(memory, &[1, 1 << 40]).is_none());
+    }
+}

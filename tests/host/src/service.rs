@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The integration services: their identities and the versions that a Windows host offers.
+//!
+//! Source: the class ids in `include/linux/hyperv.h`; the instance ids are the same on every Windows host.
+
+use crate::guid::Guid;
+
+/// A version: major, minor.
+pub type Version = (u16, u16);
+
+/// An integration service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Service {
+    /// vmicheartbeat
+    Heartbeat,
+    /// vmicshutdown
+    Shutdown,
+    /// vmictimesync
+    TimeSync,
+    /// vmickvpexchange; only scripted
+    Kvp,
+    /// vmicvss; only scripted
+    Vss,
+    /// vmicguestinterface; only scripted
+    FCopy,
+}
+
+impl Service {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Heartbeat,
+        Self::Shutdown,
+        Self::TimeSync,
+        Self::Kvp,
+        Self::Vss,
+        Self::FCopy,
+    ];
+
+    /// The name in transcripts and on command lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Heartbeat => "heartbeat",
+            Self::Shutdown => "shutdown",
+            Self::TimeSync => "timesync",
+            Self::Kvp => "kvp",
+            Self::Vss => "vss",
+            Self::FCopy => "fcopy",
+        }
+    }
+
+    /// The class: what kind of device it is.
+    pub const fn class(self) -> Guid {
+        match self {
+            Self::Heartbeat => Guid::parse("57164f39-9115-4e78-ab55-382f3bd5422d"),
+            Self::Shutdown => Guid::parse("0e0b6031-5213-4934-818b-38d90ced39db"),
+            Self::TimeSync => Guid::parse("9527e630-d0ae-497b-adce-e80ab0175caf"),
+            Self::Kvp => Guid::parse("a9a0f4e7-5a45-4d96-b827-8a841e8c03e6"),
+            Self::Vss => Guid::parse("35fa2e29-ea23-4236-96ae-3a6ebacba440"),
+            Self::FCopy => Guid::parse("34d14be3-dee4-41c8-9ae7-6b174977c192"),
+        }
+    }
+
+    /// The instance: which device it is.
+    pub const fn instance(self) -> Guid {
+        match self {
+            Self::Heartbeat => Guid::parse("fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"),
+            Self::Shutdown => Guid::parse("b6650ff7-33bc-4840-8048-e0676786f393"),
+            Self::TimeSync => Guid::parse("2dd1ce17-079e-403c-b352-a1921ee207ee"),
+            Self::Kvp => Guid::parse("242ff919-07db-4180-9c2e-b86cb68c8c55"),
+            Self::Vss => Guid::parse("2450ee40-33bf-4fbd-892e-9fb06e9214cf"),
+            Self::FCopy => Guid::parse("eb765408-105f-49b6-b4aa-c123b64d17d4"),
+        }
+    }
+
+    /// The IC message type of its requests.
+    pub const fn message_type(self) -> u16 {
+        match self {
+            Self::Heartbeat => 1,
+            Self::Kvp => 2,
+            Self::Shutdown => 3,
+            Self::TimeSync => 4,
+            Self::Vss => 5,
+            Self::FCopy => 7,
+        }
+    }
+
+    /// The framework versions that a host offers, oldest first.
+    pub const fn framework_versions(self) -> &'static [Version] {
+        match self {
+            Self::Vss | Self::FCopy => &[(3, 0)],
+            _ => &[(1, 0), (3, 0)],
+        }
+    }
+
+    /// The message versions that a host offers, oldest first.
+    pub const fn message_versions(self) -> &'static [Version] {
+        match self {
+            Self::Heartbeat => &[(1, 0), (3, 0)],
+            Self::Shutdown => &[(1, 0), (3, 0), (3, 1), (3, 2)],
+            Self::TimeSync => &[(1, 0), (3, 0), (4, 0)],
+            Self::Kvp => &[(1, 0), (3, 0), (4, 0), (5, 0)],
+            Self::Vss => &[(4, 0), (5, 0), (6, 0), (7, 0)],
+            Self::FCopy => &[(1, 1)],
+        }
+    }
+}
+
+impl std::fmt::Display for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Service {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|service| service.name() == text)
+            .ok_or_else(|| format!("there is no service {text:?}"))
+    }
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The host's side of the synthetic interrupt controller: messages and event flags for one SINT of each processor.
+//!
+//! Source: TLFS, "Inter-partition communication": a message slot is free while its type is 0; the host sets
+//! MessagePending in an occupied slot when it has more, and the guest then writes EOM after freeing it. The SINT is
+//! injected and EOM is reported through KVM's irqfd with a resample descriptor, as QEMU does.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::hypercall::MESSAGE_PAYLOAD;
+use crate::memory::BadAddress;
+use crate::memory::GuestMemory;
+
+/// The SINT that VMBus uses (`VMBUS_MESSAGE_SINT`).
+pub const VMBUS_SINT: u32 = 2;
+/// Event flags of one SINT.
+const EVENT_FLAGS: u32 = 2048;
+const ENABLE: u64 = 1;
+const ADDRESS: u64 = !0xfff;
+/// Bytes of a message slot and of a SINT's event flags.
+const SLOT: u64 = 256;
+/// HvMessageTypeVmbus... the only type that VMBus messages have.
+const MESSAGE_TYPE: u32 = 1;
+/// MessagePending, in the word with the payload's size.
+const PENDING: u32 = 1 << 8;
+
+/// What the VMBus host needs of the hypervisor below it.
+pub trait Hypervisor: Send {
+    /// Queues a message of up to 240 bytes for processor `vp`.
+    fn post_message(&mut self, vp: u32, payload: &[u8]);
+    /// Sets event flag `flag` of processor `vp` and interrupts it if the flag was clear.
+    fn signal_event(&mut self, vp: u32, flag: u32);
+    /// The number of virtual processors.
+    fn processors(&self) -> u32;
+    /// The guest's reference time in units of 100 ns.
+    fn reference_time(&self) -> u64;
+    /// Forgets all messages that wait for a free slot.
+    fn forget_messages(&mut self);
+}
+
+#[derive(Default)]
+struct Processor {
+    message_page: Option<u64>,
+    event_page: Option<u64>,
+    queue: VecDeque<Vec<u8>>,
+}
+
+/// The controllers of all processors.
+pub struct Synic {
+    memory: Arc<GuestMemory>,
+    raise: Box<dyn Fn(u32) + Send>,
+    processors: Vec<Processor>,
+}
+
+impl Synic {
+    /// Controllers as they are after reset; `raise` injects the SINT into a processor.
+    pub fn new(memory: Arc<GuestMemory>, processors: u32, raise: Box<dyn Fn(u32) + Send>) -> Self {
+        Self {
+            memory,
+            raise,
+            processors: (0..processors).map(|_| Processor::default()).collect(),
+        }
+    }
+
+    /// The guest has written SCONTROL, SIEFP or SIMP of processor `vp`; these are the three values.
+    pub fn update(&mut self, vp: u32, control: u64, event_page: u64, message_page: u64) {
+        let Some(processor) = self.processors.get_mut(vp as usize) else {
+            return;
+        };
+        let page = |value: u64| (control & value & ENABLE != 0).then_some(value & ADDRESS);
+        processor.message_page = page(message_page);
+        processor.event_page = page(event_page);
+        self.deliver(vp);
+    }
+
+    /// The guest has acknowledged the SINT of processor `vp`, or written EOM: a slot may be free.
+    pub fn acknowledged(&mut self, vp: u32) {
+        self.deliver(vp);
+    }
+
+    /// Whether messages wait for a free slot.
+    pub fn has_waiting_messages(&self) -> bool {
+        self.processors
+            .iter()
+            .any(|processor| !processor.queue.is_empty())
+    }
+
+    /// Queues a message for processor `vp` (ignored if there is none).
+    pub fn post(&mut self, vp: u32, payload: &[u8]) {
+        assert!(
+            payload.len() <= MESSAGE_PAYLOAD,
+            "a SynIC message holds 240 bytes"
+        );
+        if let Some(processor) = self.processors.get_mut(vp as usize) {
+            processor.queue.push_back(payload.to_vec());
+            self.deliver(vp);
+        }
+    }
+
+    /// Sets an event flag; interrupts the processor if it was clear. Without an event page there is no one to tell.
+    pub fn signal(&mut self, vp: u32, flag: u32) {
+        let Some(page) = self
+            .processors
+            .get(vp as usize)
+            .and_then(|processor| processor.event_page)
+        else {
+            return;
+        };
+        if flag >= EVENT_FLAGS {
+            return;
+        }
+        let word = page + u64::from(VMBUS_SINT) * SLOT + u64::from(flag / 64) * 8;
+        let bit = 1 << (flag % 64);
+        if self
+            .memory
+            .fetch_or_u64(word, bit)
+            .is_ok_and(|old| old & bit == 0)
+        {
+            (self.raise)(vp);
+        }
+    }
+
+    /// Forgets all messages that wait.
+    pub fn forget(&mut self) {
+        for processor in &mut self.processors {
+            processor.queue.clear();
+        }
+    }
+
+    fn deliver(&mut self, vp: u32) {
+        let processor = &mut self.processors[vp as usize];
+        let Some(page) = processor.message_page else {
+            return;
+        };
+        let slot = page + u64::from(VMBUS_SINT) * SLOT;
+        if let Some(message) = processor.queue.front() {
+            let more = processor.queue.len() > 1;
+            match fill(&self.memory, slot, message, more) {
+                Ok(true) => {
+                    processor.queue.pop_front();
+                    (self.raise)(vp);
+                }
+                Ok(false) => {}
+                // The guest has put its page where there is no memory: nothing can ever arrive there.
+                Err(BadAddress { .. }) => processor.queue.clear(),
+            }
+        }
+    }
+}
+
+/// Puts a message into a slot if it is free; tells whether it was. If not, MessagePending is set in it.
+fn fill(memory: &GuestMemory, slot: u64, payload: &[u8], more: bool) -> Result<bool, BadAddress> {
+    if memory.load_u32(slot)? != 0 {
+        memory.fetch_or_u32(slot + 4, PENDING)?;
+        // The guest may have freed the slot before it could see the flag; then it does not write EOM.
+        if memory.load_u32(slot)? != 0 {
+            return Ok(false);
+        }
+    }
+    memory.write(slot + 8, &[0; 8])?;
+    memory.write(slot + 16, payload)?;
+    memory.store_u32(
+        slot + 4,
+        payload.len() as u32 | if more { PENDING } else { 0 },
+    )?;
+    memory.store_u32(slot, MESSAGE_TYPE)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering;
+
+    const MESSAGES: u64 = 0x1000;
+    const EVENTS: u64 = 0x2000;
+    const SLOT2: u64 = MESSAGES + 512;
+
+    fn synic() -> (Arc<GuestMemory>, Synic, Arc<AtomicUsize>) {
+        let memory = Arc::new(GuestMemory::new(2 << 20).unwrap());
+        let raised = Arc::new(AtomicUsize::new(0));
+        let count = raised.clone();
+        let raise = Box::new(move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        (memory.clone(), Synic::new(memory, 1, raise), raised)
+    }
+
+    #[test]
+    fn a_full_slot_is_marked_and_filled_at_eom() {
+        let (memory, mut synic, raised) = synic();
+        synic.post(0, &[1; 8]);
+        assert!(synic.has_waiting_messages());
+        synic.update(0, 1, EVENTS | 1, MESSAGES | 1);
+        assert_eq!(memory.load_u32(SLOT2).unwrap(), 1);
+        assert_eq!(memory.load_u32(SLOT2 + 4).unwrap(), 8);
+        synic.post(0, &[2; 9]);
+        synic.post(0, &[3; 9]);
+        assert_eq!(memory.load_u32(SLOT2 + 4).unwrap(), 8 | PENDING);
+        synic.acknowledged(0); // Still occupied.
+        assert_eq!(raised.load(Ordering::SeqCst), 1);
+        memory.store_u32(SLOT2, 0).unwrap();
+        synic.acknowledged(0);
+        assert_eq!(memory.read_vec(SLOT2 + 16, 9).unwrap(), [2; 9]);
+        assert_eq!(memory.load_u32(SLOT2 + 4).unwrap(), 9 | PENDING);
+        memory.store_u32(SLOT2, 0).unwrap();
+        synic.acknowledged(0);
+        assert_eq!(memory.load_u32(SLOT2 + 4).unwrap(), 9);
+        assert!(!synic.has_waiting_messages());
+        assert_eq!(raised.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn an_event_flag_interrupts_once() {
+        let (memory, mut synic, raised) = synic();
+        synic.update(0, 1, EVENTS | 1, MESSAGES | 1);
+        synic.signal(0, 65);
+        synic.signal(0, 65);
+        synic.signal(0, 1 << 20);
+        synic.signal(7, 1);
+        assert_eq!(memory.load_u32(EVENTS + 512 + 8).unwrap(), 2);
+        assert_eq!(raised.load(Ordering::SeqCst), 1);
+        memory.store_u32(EVENTS + 512 + 8, 0).unwrap();
+        synic.signal(0, 65);
+        assert_eq!(raised.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_disabled_controller_keeps_messages() {
+        let (memory, mut synic, raised) = synic();
+        synic.update(0, 0, EVENTS | 1, MESSAGES | 1);
+        synic.post(0, &[1]);
+        synic.signal(0, 1);
+        assert_eq!(memory.load_u32(SLOT2).unwrap(), 0);
+        assert_eq!(raised.load(Ordering::SeqCst), 0);
+        synic.update(0, 1, EVENTS | 1, MESSAGES | 1);
+        assert_eq!(memory.load_u32(SLOT2).unwrap(), 1);
+    }
+}

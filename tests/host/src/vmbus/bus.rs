@@ -1,0 +1,844 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The bus: connection, offers, and the life of channels, as a state machine of messages in and messages out.
+//!
+//! Sources: `drivers/hv/{connection,channel,channel_mgmt}.c` for what a guest expects, Microsoft's open-source VMM for
+//! what a host does with what it does not expect. Whatever the guest sends, the worst that happens is an error in the
+//! transcript and, where the protocol has one, a failing answer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::channel::Link;
+use super::channel::OpenChannel;
+use super::gpadl::Gpadl;
+use super::message;
+use super::message::FromGuest;
+use super::message::Offer;
+use super::message::ToGuest;
+use crate::hypercall::Status;
+use crate::ic::device::Device;
+use crate::ic::device::Remark;
+use crate::ic::Moment;
+use crate::memory::GuestMemory;
+use crate::ring::Ring;
+use crate::service::Service;
+use crate::service::Version;
+use crate::synic::Hypervisor;
+use crate::transcript::Speaker;
+use crate::transcript::Transcript;
+
+/// The VMBus versions that hosts have spoken and that need no shared interrupt page, oldest first.
+pub const VERSIONS: [Version; 9] = [
+    (2, 4),
+    (3, 0),
+    (4, 0),
+    (4, 1),
+    (5, 0),
+    (5, 1),
+    (5, 2),
+    (5, 3),
+    (6, 0),
+];
+
+/// The connection for messages of every version (`VMBUS_MESSAGE_CONNECTION_ID`).
+const MESSAGES: u32 = 1;
+/// The connection for messages from 5.0 on (`VMBUS_MESSAGE_CONNECTION_ID_4`).
+const MESSAGES_4: u32 = 4;
+/// The connection for events of channels without one of their own (`VMBUS_EVENT_CONNECTION_ID`).
+const EVENTS: u32 = 2;
+/// Added to a channel's number to get its connection.
+const CHANNEL_CONNECTIONS: u32 = 0x1_0000;
+
+const STATUS_SUCCESS: u32 = 0;
+/// NTSTATUS of a failed open or GPADL.
+pub const STATUS_UNSUCCESSFUL: u32 = 0xc000_0001;
+const STATUS_INVALID_PARAMETER: u32 = 0xc000_000d;
+const STATUS_CONNECTION_REFUSED: u32 = 0xc000_0236;
+
+/// Whether guest and host are talking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    /// Not (yet, or any more).
+    Disconnected,
+    /// They have agreed on a version.
+    Connected {
+        /// The version.
+        version: Version,
+        /// The processor that gets the host's messages.
+        target_vp: u32,
+        /// The guest has asked for the offers.
+        offered: bool,
+    },
+}
+
+/// A device's offer that the guest has seen.
+struct Offered {
+    relid: u32,
+    gpadls: BTreeMap<u32, Gpadl>,
+    open: Option<OpenChannel>,
+}
+
+/// A device on the bus, offered or not.
+pub struct Channel {
+    service: Service,
+    device: Device,
+    /// Whether the device is plugged in: offered to a guest that asks.
+    present: bool,
+    offered: Option<Offered>,
+    /// What the next open requests are answered: this many more times with this status.
+    fail_opens: (u32, u32),
+    opens: u64,
+}
+
+impl Channel {
+    /// The device behind it.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The channel's number, if it is offered.
+    pub fn relid(&self) -> Option<u32> {
+        self.offered.as_ref().map(|offered| offered.relid)
+    }
+
+    /// The open channel.
+    pub fn open(&self) -> Option<&OpenChannel> {
+        self.offered.as_ref()?.open.as_ref()
+    }
+
+    /// How often it was opened.
+    pub fn opens(&self) -> u64 {
+        self.opens
+    }
+
+    /// Lets the device do what it can: send, read, act on what was read.
+    fn pump(&mut self, link: &mut Link) {
+        let Some(open) = self
+            .offered
+            .as_mut()
+            .and_then(|offered| offered.open.as_mut())
+        else {
+            return;
+        };
+        let moment = Moment::now(link.hypervisor.reference_time());
+        self.device.tick(&moment);
+        loop {
+            for packet in self.device.take_output() {
+                open.send(link, packet);
+            }
+            open.flush(link);
+            if !self.device.wants_packet() {
+                open.stop_reading();
+                break;
+            }
+            let remark = match open.receive(link) {
+                Ok(None) => break,
+                Ok(Some(packet)) => {
+                    let moment = Moment::now(link.hypervisor.reference_time());
+                    let remark = self.device.received(packet, &moment);
+                    self.device.tick(&moment);
+                    remark
+                }
+                Err(error) => {
+                    self.device.broken(error.to_string());
+                    self.device.set_reading(false);
+                    Some(Remark::Error(error.to_string()))
+                }
+            };
+            match remark {
+                Some(Remark::Note(text)) => {
+                    link.record(Speaker::Note, self.service.name(), text, &[])
+                }
+                Some(Remark::Error(text)) => {
+                    link.record(Speaker::Error, self.service.name(), text, &[])
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let open = self.open()?;
+        [open.due(), self.device.due()].into_iter().flatten().min()
+    }
+
+    fn close(&mut self) {
+        if let Some(offered) = &mut self.offered {
+            if offered.open.take().is_some() {
+                self.device.closed();
+            }
+        }
+    }
+}
+
+/// The bus.
+pub struct Bus {
+    link: Link,
+    max_version: Version,
+    connection: Connection,
+    channels: Vec<Channel>,
+    /// Rescinded channels whose numbers the guest has not released.
+    rescinded: BTreeMap<u32, BTreeMap<u32, Gpadl>>,
+}
+
+impl Bus {
+    /// A bus that speaks up to `max_version` and has these services' devices.
+    pub fn new(
+        memory: Arc<GuestMemory>,
+        hypervisor: Box<dyn Hypervisor>,
+        max_version: Version,
+        services: &[Service],
+    ) -> Self {
+        Self {
+            link: Link {
+                memory,
+                hypervisor,
+                transcript: Transcript::new(),
+            },
+            max_version,
+            connection: Connection::Disconnected,
+            channels: services
+                .iter()
+                .map(|&service| Channel {
+                    service,
+                    device: Device::new(service),
+                    present: true,
+                    offered: None,
+                    fail_opens: (0, 0),
+                    opens: 0,
+                })
+                .collect(),
+            rescinded: BTreeMap::new(),
+        }
+    }
+
+    /// Replaces the hypervisor by that of a new machine, which begins with a reset.
+    pub fn set_hypervisor(&mut self, hypervisor: Box<dyn Hypervisor>) {
+        self.link.hypervisor = hypervisor;
+        self.reset();
+    }
+
+    /// The record.
+    pub fn transcript(&self) -> &Transcript {
+        &self.link.transcript
+    }
+
+    /// Puts a remark into the record.
+    pub fn note(&mut self, text: String) {
+        self.link.record(Speaker::Note, "vmbus", text, &[]);
+    }
+
+    /// Whether guest and host are talking.
+    pub fn connection(&self) -> Connection {
+        self.connection
+    }
+
+    /// The guest's reference time in 100 ns units.
+    pub fn reference_time(&self) -> u64 {
+        self.link.hypervisor.reference_time()
+    }
+
+    /// The channel of `service`, if the bus has such a device.
+    pub fn channel(&self, service: Service) -> Option<&Channel> {
+        self.channels
+            .iter()
+            .find(|channel| channel.service == service)
+    }
+
+    /// Changes a device, and lets it act on the change.
+    pub fn with_device<R>(
+        &mut self,
+        service: Service,
+        change: impl FnOnce(&mut Device, bool) -> R,
+    ) -> Option<R> {
+        let channel = self
+            .channels
+            .iter_mut()
+            .find(|channel| channel.service == service)?;
+        let open = channel.open().is_some();
+        let result = change(&mut channel.device, open);
+        channel.pump(&mut self.link);
+        Some(result)
+    }
+
+    /// Uses an open channel directly; `None` if it is not open.
+    pub fn with_open<R>(
+        &mut self,
+        service: Service,
+        act: impl FnOnce(&mut OpenChannel, &mut Link) -> R,
+    ) -> Option<R> {
+        let channel = self
+            .channels
+            .iter_mut()
+            .find(|channel| channel.service == service)?;
+        let open = channel.offered.as_mut()?.open.as_mut()?;
+        Some(act(open, &mut self.link))
+    }
+
+    /// Answers the next `count` open requests of `service` with `status`.
+    pub fn fail_opens(&mut self, service: Service, count: u32, status: u32) {
+        if let Some(channel) = self
+            .channels
+            .iter_mut()
+            .find(|channel| channel.service == service)
+        {
+            channel.fail_opens = (count, status);
+        }
+    }
+
+    /// The machine was reset: nobody is connected, nothing is open.
+    pub fn reset(&mut self) {
+        self.disconnect();
+        self.link.hypervisor.forget_messages();
+        self.link
+            .record(Speaker::Note, "vmbus", "reset".to_owned(), &[]);
+    }
+
+    fn disconnect(&mut self) {
+        for channel in &mut self.channels {
+            channel.close();
+            channel.offered = None;
+        }
+        self.rescinded.clear();
+        self.connection = Connection::Disconnected;
+    }
+
+    /// When [`Bus::tick`] has something to do.
+    pub fn due(&self) -> Option<Instant> {
+        self.channels.iter().filter_map(Channel::due).min()
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self) {
+        let now = Instant::now();
+        for channel in &mut self.channels {
+            if channel.due().is_some_and(|due| due <= now) {
+                if let Some(open) = channel
+                    .offered
+                    .as_mut()
+                    .and_then(|offered| offered.open.as_mut())
+                {
+                    open.tick(&mut self.link, now);
+                }
+                channel.pump(&mut self.link);
+            }
+        }
+    }
+
+    /// HvSignalEvent from the guest.
+    pub fn signal(&mut self, connection: u32, flag: u16) -> Status {
+        if connection == EVENTS {
+            self.error(
+                "signal on the shared connection, which no channel here uses".to_owned(),
+                &[],
+            );
+            return Status::Success;
+        }
+        let channel = self.channels.iter_mut().find(|channel| {
+            channel.open().is_some()
+                && channel.relid().map(|relid| relid + CHANNEL_CONNECTIONS) == Some(connection)
+        });
+        let Some(channel) = channel else {
+            return Status::InvalidConnectionId;
+        };
+        if flag != 0 {
+            return Status::InvalidParameter;
+        }
+        channel.pump(&mut self.link);
+        Status::Success
+    }
+
+    /// HvPostMessage from the guest.
+    pub fn post(&mut self, connection: u32, kind: u32, payload: &[u8]) -> Status {
+        // A host that does not know version 5.0 has not got its connection either.
+        if connection != MESSAGES && !(connection == MESSAGES_4 && self.max_version >= (5, 0)) {
+            return Status::InvalidConnectionId;
+        }
+        if kind != 1 {
+            self.error(format!("message of type {kind} instead of 1"), payload);
+            return Status::Success;
+        }
+        match FromGuest::parse(payload) {
+            Ok(message) => {
+                let text = format!("{} {}", message::name(payload), self.details(&message));
+                self.link
+                    .record(Speaker::Guest, "vmbus", text.trim_end().to_owned(), payload);
+                self.handle(message);
+            }
+            Err(malformed) => self.error(malformed.to_string(), payload),
+        }
+        Status::Success
+    }
+
+    fn error(&mut self, text: String, bytes: &[u8]) {
+        self.link.record(Speaker::Error, "vmbus", text, bytes);
+    }
+
+    /// The service's name, for a channel's number.
+    fn service_name(&self, relid: u32) -> &'static str {
+        self.channels
+            .iter()
+            .find(|channel| channel.relid() == Some(relid))
+            .map_or("(no such channel)", |channel| channel.service.name())
+    }
+
+    /// What the transcript says of a guest's message.
+    fn details(&self, message: &FromGuest) -> String {
+        match message {
+            FromGuest::InitiateContact {
+                version, target_vp, ..
+            } => {
+                format!(
+                    "version {}.{} processor {target_vp}",
+                    version >> 16,
+                    version & 0xffff
+                )
+            }
+            FromGuest::OpenChannel {
+                relid, target_vp, ..
+            } => {
+                format!("{} processor {target_vp}", self.service_name(*relid))
+            }
+            FromGuest::ModifyChannel { relid, target_vp } => {
+                format!("{} processor {target_vp}", self.service_name(*relid))
+            }
+            FromGuest::GpadlHeader {
+                relid,
+                range_length,
+                ..
+            } => {
+                format!(
+                    "{} {} pages",
+                    self.service_name(*relid),
+                    (range_length / 8).saturating_sub(1)
+                )
+            }
+            FromGuest::CloseChannel { relid }
+            | FromGuest::GpadlTeardown { relid, .. }
+            | FromGuest::RelidReleased { relid } => self.service_name(*relid).to_owned(),
+            FromGuest::TlConnect { service, .. } => service.to_string(),
+            FromGuest::RequestOffers | FromGuest::GpadlBody { .. } | FromGuest::Unload => {
+                String::new()
+            }
+        }
+    }
+
+    /// Sends a message to the processor that the guest named.
+    fn send(&mut self, target_vp: u32, message: &ToGuest) {
+        let bytes = message.encode();
+        let details = match message {
+            ToGuest::Offer(offer) => self.service_name(offer.relid).to_owned(),
+            ToGuest::Rescind { .. } => String::new(),
+            ToGuest::OpenResult { relid, status, .. } => {
+                format!("{} status {status:#x}", self.service_name(*relid))
+            }
+            ToGuest::GpadlCreated { relid, status, .. } => {
+                format!("{} status {status:#x}", self.service_name(*relid))
+            }
+            ToGuest::ModifyChannelResponse { relid, status } => {
+                format!("{} status {status:#x}", self.service_name(*relid))
+            }
+            ToGuest::VersionResponse { supported, .. } => {
+                (if *supported { "yes" } else { "no" }).to_owned()
+            }
+            _ => String::new(),
+        };
+        let text = format!("{} {details}", message::name(&bytes));
+        self.link
+            .record(Speaker::Host, "vmbus", text.trim_end().to_owned(), &bytes);
+        self.link.hypervisor.post_message(target_vp, &bytes);
+    }
+
+    fn handle(&mut self, message: FromGuest) {
+        if let FromGuest::InitiateContact {
+            version, target_vp, ..
+        } = message
+        {
+            return self.initiate_contact(version, target_vp);
+        }
+        let Connection::Connected {
+            version,
+            target_vp,
+            offered,
+        } = self.connection
+        else {
+            return self.error("message without a connection".to_owned(), &[]);
+        };
+        match message {
+            FromGuest::InitiateContact { .. } => unreachable!("handled above"),
+            FromGuest::RequestOffers => {
+                if offered {
+                    return self.error("offers requested twice".to_owned(), &[]);
+                }
+                self.connection = Connection::Connected {
+                    version,
+                    target_vp,
+                    offered: true,
+                };
+                for index in 0..self.channels.len() {
+                    if self.channels[index].present {
+                        self.offer(index, target_vp);
+                    }
+                }
+                self.send(target_vp, &ToGuest::AllOffersDelivered);
+            }
+            FromGuest::Unload => {
+                self.disconnect();
+                self.send(target_vp, &ToGuest::UnloadResponse);
+            }
+            FromGuest::GpadlHeader {
+                relid,
+                gpadl,
+                range_length,
+                range_count,
+                words,
+            } => {
+                self.gpadl_header(
+                    target_vp,
+                    relid,
+                    gpadl,
+                    Gpadl::new(range_length, range_count, &words),
+                );
+            }
+            FromGuest::GpadlBody { gpadl, words, .. } => self.gpadl_body(target_vp, gpadl, &words),
+            FromGuest::GpadlTeardown { relid, gpadl } => {
+                self.gpadl_teardown(target_vp, relid, gpadl)
+            }
+            FromGuest::OpenChannel {
+                relid,
+                open_id,
+                gpadl,
+                target_vp: vp,
+                downstream_page,
+            } => {
+                self.open_channel(target_vp, relid, open_id, gpadl, vp, downstream_page);
+            }
+            FromGuest::CloseChannel { relid } => {
+                // Closing a rescinded channel changes nothing: the host has closed it already.
+                if self.rescinded.contains_key(&relid) {
+                    return;
+                }
+                match self.by_relid(relid) {
+                    Some(channel) if channel.open().is_some() => channel.close(),
+                    _ => self.error("close of a channel that is not open".to_owned(), &[]),
+                }
+            }
+            FromGuest::RelidReleased { relid } => {
+                if self.rescinded.remove(&relid).is_none() {
+                    self.error(
+                        "release of a channel that was not rescinded".to_owned(),
+                        &[],
+                    );
+                }
+            }
+            FromGuest::ModifyChannel {
+                relid,
+                target_vp: vp,
+            } => {
+                let valid = vp < self.link.hypervisor.processors();
+                let status = match self
+                    .by_relid(relid)
+                    .and_then(|channel| channel.offered.as_mut()?.open.as_mut())
+                {
+                    Some(open) if valid => {
+                        open.set_target_vp(vp);
+                        STATUS_SUCCESS
+                    }
+                    _ => STATUS_INVALID_PARAMETER,
+                };
+                if status != STATUS_SUCCESS {
+                    self.error("channel cannot be modified".to_owned(), &[]);
+                }
+                if version >= (5, 3) {
+                    self.send(target_vp, &ToGuest::ModifyChannelResponse { relid, status });
+                }
+            }
+            FromGuest::TlConnect { endpoint, service } => {
+                let status = STATUS_CONNECTION_REFUSED;
+                self.send(
+                    target_vp,
+                    &ToGuest::TlConnectResult {
+                        endpoint,
+                        service,
+                        status,
+                    },
+                );
+            }
+        }
+    }
+
+    fn by_relid(&mut self, relid: u32) -> Option<&mut Channel> {
+        self.channels
+            .iter_mut()
+            .find(|channel| channel.relid() == Some(relid))
+    }
+
+    fn initiate_contact(&mut self, requested: u32, target_vp: u32) {
+        if self.connection != Connection::Disconnected {
+            // A guest that crashed or was booted by kexec begins anew without a word.
+            self.error(
+                "contact while connected: everything is closed".to_owned(),
+                &[],
+            );
+            self.disconnect();
+        }
+        let version = ((requested >> 16) as u16, requested as u16);
+        let supported = VERSIONS.contains(&version) && version <= self.max_version;
+        let target_vp = if target_vp < self.link.hypervisor.processors() {
+            target_vp
+        } else {
+            0
+        };
+        if supported {
+            self.connection = Connection::Connected {
+                version,
+                target_vp,
+                offered: false,
+            };
+        }
+        let connection_or_version = match supported {
+            false => 0,
+            true if version >= (5, 0) => MESSAGES_4,
+            true => requested,
+        };
+        let features = (supported && version >= (6, 0)).then_some(0);
+        self.send(
+            target_vp,
+            &ToGuest::VersionResponse {
+                supported,
+                connection_or_version,
+                features,
+            },
+        );
+    }
+
+    /// Offers a device under the lowest free number.
+    fn offer(&mut self, index: usize, target_vp: u32) {
+        let taken: Vec<u32> = self
+            .channels
+            .iter()
+            .filter_map(Channel::relid)
+            .chain(self.rescinded.keys().copied())
+            .collect();
+        let relid = (1..).find(|relid| !taken.contains(relid)).unwrap_or(1);
+        let channel = &mut self.channels[index];
+        channel.offered = Some(Offered {
+            relid,
+            gpadls: BTreeMap::new(),
+            open: None,
+        });
+        let offer = Offer {
+            class: channel.service.class(),
+            instance: channel.service.instance(),
+            relid,
+            connection_id: relid + CHANNEL_CONNECTIONS,
+        };
+        self.send(target_vp, &ToGuest::Offer(offer));
+    }
+
+    /// Unplugs a device: rescinds its offer. An error if it is not plugged in.
+    pub fn rescind(&mut self, service: Service) -> Result<(), String> {
+        let connection = self.connection;
+        let channel = self
+            .channels
+            .iter_mut()
+            .find(|channel| channel.service == service && channel.present)
+            .ok_or_else(|| format!("{service} is not on the bus"))?;
+        channel.present = false;
+        channel.close();
+        if let Some(offered) = channel.offered.take() {
+            let relid = offered.relid;
+            self.rescinded.insert(relid, offered.gpadls);
+            self.note(format!("{service} is unplugged"));
+            if let Connection::Connected { target_vp, .. } = connection {
+                self.send(target_vp, &ToGuest::Rescind { relid });
+            }
+        }
+        Ok(())
+    }
+
+    /// Plugs a device in again: offers it. An error if it is plugged in.
+    pub fn reoffer(&mut self, service: Service) -> Result<(), String> {
+        let index = self
+            .channels
+            .iter()
+            .position(|channel| channel.service == service && !channel.present)
+            .ok_or_else(|| format!("{service} is on the bus already, or never was"))?;
+        self.channels[index].present = true;
+        if let Connection::Connected {
+            target_vp,
+            offered: true,
+            ..
+        } = self.connection
+        {
+            self.offer(index, target_vp);
+        }
+        Ok(())
+    }
+
+    /// Whether the guest has yet to release a rescinded channel.
+    pub fn has_unreleased(&self) -> bool {
+        !self.rescinded.is_empty()
+    }
+
+    fn gpadl_header(&mut self, target_vp: u32, relid: u32, handle: u32, gpadl: Option<Gpadl>) {
+        let exists = self.gpadls().any(|gpadls| gpadls.contains_key(&handle));
+        let rescinded = self.rescinded.contains_key(&relid);
+        let offered = self
+            .by_relid(relid)
+            .and_then(|channel| channel.offered.as_mut());
+        match (gpadl, offered) {
+            (Some(gpadl), Some(offered)) if !exists => {
+                let complete = gpadl.is_complete();
+                offered.gpadls.insert(handle, gpadl);
+                if complete {
+                    let status = STATUS_SUCCESS;
+                    self.send(
+                        target_vp,
+                        &ToGuest::GpadlCreated {
+                            relid,
+                            gpadl: handle,
+                            status,
+                        },
+                    );
+                }
+            }
+            // The rescind will reach the guest, which then no longer waits for an answer.
+            (_, None) if rescinded => {}
+            _ => {
+                self.error("impossible GPADL".to_owned(), &[]);
+                let status = STATUS_UNSUCCESSFUL;
+                self.send(
+                    target_vp,
+                    &ToGuest::GpadlCreated {
+                        relid,
+                        gpadl: handle,
+                        status,
+                    },
+                );
+            }
+        }
+    }
+
+    fn gpadls(&self) -> impl Iterator<Item = &BTreeMap<u32, Gpadl>> {
+        self.channels
+            .iter()
+            .filter_map(|channel| Some(&channel.offered.as_ref()?.gpadls))
+    }
+
+    fn gpadl_body(&mut self, target_vp: u32, handle: u32, words: &[u64]) {
+        let found = self
+            .channels
+            .iter_mut()
+            .filter_map(|channel| channel.offered.as_mut())
+            .find_map(|offered| {
+                let gpadl = offered
+                    .gpadls
+                    .get_mut(&handle)
+                    .filter(|gpadl| !gpadl.is_complete())?;
+                gpadl.extend(words);
+                Some((offered.relid, gpadl.is_complete()))
+            });
+        match found {
+            Some((relid, true)) => {
+                self.send(
+                    target_vp,
+                    &ToGuest::GpadlCreated {
+                        relid,
+                        gpadl: handle,
+                        status: STATUS_SUCCESS,
+                    },
+                );
+            }
+            Some((_, false)) => {}
+            None => self.error("GPADL body without a header".to_owned(), &[]),
+        }
+    }
+
+    fn gpadl_teardown(&mut self, target_vp: u32, relid: u32, handle: u32) {
+        let in_use = self
+            .by_relid(relid)
+            .and_then(|channel| channel.open())
+            .is_some_and(|open| open.gpadl() == handle);
+        if in_use {
+            return self.error("teardown of an open channel's GPADL".to_owned(), &[]);
+        }
+        let removed = match self.rescinded.get_mut(&relid) {
+            Some(gpadls) => gpadls.remove(&handle),
+            None => self
+                .by_relid(relid)
+                .and_then(|channel| channel.offered.as_mut())
+                .and_then(|offered| offered.gpadls.remove(&handle)),
+        };
+        match removed {
+            Some(_) => self.send(target_vp, &ToGuest::GpadlTorndown { gpadl: handle }),
+            None => self.error("teardown of an unknown GPADL".to_owned(), &[]),
+        }
+    }
+
+    fn open_channel(
+        &mut self,
+        target_vp: u32,
+        relid: u32,
+        open_id: u32,
+        gpadl: u32,
+        vp: u32,
+        downstream: u32,
+    ) {
+        if self.rescinded.contains_key(&relid) {
+            return;
+        }
+        let processors = self.link.hypervisor.processors();
+        let memory = self.link.memory.clone();
+        let Some(channel) = self.by_relid(relid) else {
+            return self.error("open of an unknown channel".to_owned(), &[]);
+        };
+        if channel.open().is_some() {
+            return self.error("open of an open channel".to_owned(), &[]);
+        }
+        let service = channel.service;
+        let Some(offered) = channel.offered.as_mut() else {
+            return;
+        };
+        let rings = offered
+            .gpadls
+            .get(&gpadl)
+            .and_then(Gpadl::pages)
+            .and_then(|pages| {
+                let (up, down) = pages.split_at_checked(downstream as usize)?;
+                Some((Ring::new(memory.clone(), up)?, Ring::new(memory, down)?))
+            });
+        let mut status = STATUS_UNSUCCESSFUL;
+        if channel.fail_opens.0 > 0 {
+            channel.fail_opens.0 -= 1;
+            status = channel.fail_opens.1;
+        } else if let (Some((to_host, to_guest)), true) = (rings, vp < processors) {
+            status = STATUS_SUCCESS;
+            offered.open = Some(OpenChannel::new(
+                service, relid, vp, gpadl, to_host, to_guest,
+            ));
+            channel.opens += 1;
+            channel.device.opened();
+        } else {
+            self.error("open with impossible rings or processor".to_owned(), &[]);
+        }
+        // The device starts talking before the result reaches the guest (observed).
+        if let Some(index) = self
+            .channels
+            .iter()
+            .position(|channel| channel.relid() == Some(relid))
+        {
+            self.channels[index].pump(&mut self.link);
+        }
+        self.send(
+            target_vp,
+            &ToGuest::OpenResult {
+                relid,
+                open_id,
+                status,
+            },
+        );
+    }
+}
