@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The front end. Kbuild itself reads the file Kbuild beside this one.
+
+.DEFAULT_GOAL := modules
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.NOTPARALLEL:
+
+top     := $(CURDIR)
+FLAVOUR ?= amd64
+flavours := amd64 cloud-amd64
+# Runs a command on Debian 13: here where this is one, else in build/root.
+enter   := rust/kdir/enter
+jobs    := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+quiet   := $(if $(V),,-s)
+
+# ---- The module, against any kernel tree of the 7.3 series that carries Rust metadata
+
+ifndef KDIR
+running := $(shell uname -r)
+KDIR    := /lib/modules/$(running)/build
+lacks   := $(if $(wildcard $(KDIR)/Makefile),,there is no $(KDIR): install the headers of the running kernel)
+lacks   := $(or $(lacks),$(if $(shell grep -s '^CONFIG_RUST=y' $(KDIR)/.config),,the running kernel $(running) \
+	was built without Rust (no CONFIG_RUST=y in $(KDIR)/.config)))
+lacks   := $(or $(lacks),$(if $(and $(wildcard $(KDIR)/rust/libkernel.rmeta),$(wildcard $(KDIR)/rust/libmacros.so)),,\
+	$(KDIR) has no Rust metadata (rust/libkernel.rmeta and rust/libmacros.so): Debian ships none))
+endif
+
+# A tree of make kdir needs the toolchain that made it; of the machine's folders that one sees
+# only the project's, and here the one that modules are installed in.
+ours    := $(filter $(top)/build/kdir/%,$(abspath $(KDIR)))
+install := $(abspath $(INSTALL_MOD_PATH)/lib/modules)
+kbuild   = $(if $(ours),$(enter)) $(MAKE) -C $(abspath $(KDIR)) M=$(top) $(if $(MO),MO=$(abspath $(MO))) \
+	$(if $(INSTALL_MOD_PATH),INSTALL_MOD_PATH=$(abspath $(INSTALL_MOD_PATH))) $(jobs)
+
+have-kdir:
+	$(if $(strip $(lacks)),$(error $(strip $(lacks)). For a stock Debian kernel "make kdir" makes such a tree: \
+	then "make KDIR=build/kdir/$(FLAVOUR)"; or say KDIR= any Rust-enabled 7.3 tree))
+	$(if $(wildcard $(KDIR)/Makefile),,$(error there is no kernel tree in KDIR=$(KDIR)))
+
+## modules              the module and the samples (the default); KDIR= MO= W=1 CLIPPY=1
+modules: have-kdir
+	+@$(kbuild) modules
+
+## modules_install      installs them under updates/; KDIR= INSTALL_MOD_PATH=
+modules_install: have-kdir
+	@mkdir -p $(install)
+	+@$(if $(ours),ENTER_BIND=$(install)) $(kbuild) INSTALL_MOD_DIR=updates modules_install
+
+# ---- What stock Debian kernels need: a root with the toolchain, and the metadata
+
+## kdir                 a KDIR for Debian's newest 7.3 kernel, in build/kdir/FLAVOUR; UPDATE=1
+kdir: root
+	@rust/kdir/kdir.sh $(FLAVOUR)
+
+## kdir-all             the same for both flavours, amd64 and cloud-amd64
+kdir-all: root
+	@$(foreach f,$(flavours),rust/kdir/kdir.sh $(f) &&) :
+
+## root                 the toolchain: Debian 13's packages, here or in build/root
+root:
+	@rust/kdir/root.sh
+
+build/kdir/%/.ready:
+	@echo "[2/6] Debian's kernel and its Rust metadata, $* (about 3 min)"
+	@rust/kdir/kdir.sh $*
+
+# ---- What the virtual machines need
+
+sources := $(shell find Kbuild rust drivers samples -type f ! -path 'rust/kdir/*' \
+	\( -name Kbuild -o -name '*.rs' -o -name '*.[ch]' -o -name bindgen_parameters \) ! -name '.*' 2>/dev/null)
+images  := tests/guest/images.sh rust/kdir/packages
+pieces  := $(shell find tests/guest tests/selftests -type f)
+
+build/guest/outer.cpio: $(images) tests/guest/outer/init | build/kdir/amd64/.ready
+	@echo "[3/6] the outer guest"
+	@tests/guest/images.sh outer
+
+build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) | build/kdir/%/.ready
+	@echo "[4/6] the inner guest, $*"
+	@tests/guest/images.sh inner-$*
+
+# In a folder for each flavour, beside what "make" leaves in the source tree.
+build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
+	@echo "[5/6] the module, $*"
+	@mkdir -p $(@D)
+	+@$(enter) $(MAKE) $(quiet) -C $(top)/build/kdir/$* M=$(top) MO=$(top)/$(@D) $(jobs) modules
+	@touch $@
+
+build/guest/rust-%.cpio: build/modules/%/hv_utils.ko $(pieces)
+	@tests/guest/module-cpio.sh $@ rust/hv_utils.ko=$< \
+		$(foreach ko,$(notdir $(wildcard samples/*.rs)),samples/$(ko:.rs=.ko)=$(<D)/$(ko:.rs=.ko)) \
+		$(foreach f,$(wildcard tests/selftests/hv_utils/*),/selftests/hv_utils/$(notdir $(f))=$(f)) \
+		/selftests/kselftest/ktap_helpers.sh=build/linux-source/tools/testing/selftests/kselftest/ktap_helpers.sh
+
+## host                 the emulated Hyper-V host and the scenarios, in build/host
+host: root
+	@echo "[6/6] the emulated host"
+	@$(enter) tests/host/build.sh
+
+## guests               the guests' images and the modules for both flavours
+guest-%: build/guest/outer.cpio build/guest/inner-%.cpio build/guest/rust-%.cpio ;
+guests: root $(addprefix guest-,$(flavours))
+
+# ---- The two commands
+
+## demo                 a stock kernel runs on the emulated host with this module; FLAVOUR=
+demo: root guest-$(FLAVOUR) host
+	@tests/vm.sh build/host/scenarios --flavour $(FLAVOUR) demo
+
+## check                all tests; T=word runs those with the word in their names
+check: guests host
+	@tests/check.sh $(T)
+
+# ---- Cleaning
+
+## clean                removes what was built from this repository, not what was downloaded
+clean:
+	@rm -rf build/modules build/host build/guest build/check
+	+@$(if $(wildcard build/kdir/amd64/Makefile),$(enter) $(MAKE) -s -C $(top)/build/kdir/amd64 M=$(top) clean)
+
+## distclean            removes the downloaded and rebuilt kernels and the root as well
+distclean:
+	+@if [ -e build/kdir/amd64/Makefile ]; then $(MAKE) -s clean; fi
+	@if grep -qs " $(top)/build/" /proc/self/mounts; then \
+		echo "something is mounted below build: umount it first" >&2; exit 1; fi
+	rm -rf build
+
+## help                 this list
+help:
+	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check clean distclean help
+.PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
+.SECONDARY:

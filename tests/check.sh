@@ -1,0 +1,167 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# check.sh [WORD]: runs the tests, in steps; make check calls it when all is built. With WORD the step
+# of that name, or else the tests that have it in their names. A step prints "ok - NAME",
+# "not ok - NAME" or "ok - NAME # SKIP REASON" for each of its tests; here they are counted.
+set -eu
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../rust/kdir/lib.sh"
+what=check
+if [ "${HV_ENTERED:-}" != 1 ]; then
+	exec "$top/rust/kdir/enter" env HV_ENTERED=1 "$0" "$@"
+fi
+word=${1:-}
+cd "$top"
+logs=$build/check
+mkdir -p "$logs"
+alone check
+
+# files PATTERN...: those files of the repository, one a line, without what a build made.
+files()
+{
+	find rust drivers samples tests .ci -type f \( "$@" \) ! -name '*_generated.rs' ! -name '*.mod.c' \
+		! -name '.*' | LC_ALL=C sort
+}
+
+# each NAME CMD...: a test that passes if CMD succeeds and is silent.
+each()
+{
+	local name=$1 out
+	shift
+	if out=$("$@" 2>&1 </dev/null) && [ -z "$out" ]; then
+		echo "ok - $name"
+	else
+		printf '    %s\n' "${out//$'\n'/$'\n    '}"
+		echo "not ok - $name"
+	fi
+}
+
+step_format()
+{
+	local file
+	while read -r file; do
+		each "format: $file" rustfmt --check --quiet --edition 2021 \
+			--config-path build/linux-source/.rustfmt.toml "$file"
+	done < <(files -name '*.rs')
+}
+
+step_shellcheck()
+{
+	local file
+	while read -r file; do
+		each "shellcheck: $file" shellcheck -x "$file"
+	done < <(files -type f -exec grep -qE '^#!.*\b(ba)?sh$|^# shellcheck shell=' {} \; -a ! -name '*.rs')
+}
+
+# The module as make builds it, anew, with every warning that the kernel and clippy have.
+warnings_of_module()
+{
+	local out=$build/check/module-$1
+	rm -rf "$out"
+	mkdir -p "$out"
+	if ! make -s -j "$(nproc)" -C "$build/kdir/$1" M="$top" MO="$out" W=1 CLIPPY=1 modules >"$out.log" 2>&1 ||
+	   grep -qiE 'warning|error' "$out.log"; then
+		cat "$out.log"
+	fi
+	[ -e "$out/hv_utils.ko" ] || echo "no hv_utils.ko was built"
+}
+
+clippy()
+{
+	KVM_BINDINGS=$build/host/kvm_bindings.rs clippy-driver --edition 2021 -D warnings --emit metadata \
+		-o "$logs/clippy.rmeta" "$@"
+}
+
+step_clippy()
+{
+	local flavour
+	for flavour in amd64 cloud-amd64; do
+		each "clippy: module, $flavour" warnings_of_module "$flavour"
+	done
+	each "clippy: tests/host" clippy --crate-type rlib --crate-name host tests/host/src/lib.rs
+	each "clippy: tests/scenarios" clippy --crate-name scenarios \
+		--extern "host=$build/host/libhost.rlib" tests/scenarios/main.rs
+}
+
+step_checkpatch()
+{
+	local file
+	while read -r file; do
+		each "checkpatch: $file" perl build/linux-source/scripts/checkpatch.pl \
+			--no-tree --strict --terse --quiet --no-summary -f "$file"
+	done < <(files -name '*.[ch]')
+}
+
+# Rust's own test runner, retold. Its exit status does not matter: a failure has its line, and
+# a runner that ends before its last line is noticed.
+retell()
+{
+	awk -v step="$1" '
+	/^test .* \.\.\. ok$/ { print "ok - " step ": " $2; next }
+	/^test .* \.\.\. ignored/ { print "ok - " step ": " $2 " # SKIP ignored"; next }
+	/^test .* \.\.\. FAILED$/ { print "not ok - " step ": " $2; next }
+	/^test result:/ { whole = 1; next }
+	/^running [0-9]+ tests?$/ || /^$/ { next }
+	{ print "    " $0 }
+	END { if (!whole) print "not ok - " step ": runs to its end" }'
+}
+
+step_host()
+{
+	tests/host/build.sh --test 2>&1 | retell host
+}
+
+# The services' pure code, on this machine.
+step_unit()
+{
+	{ rustc --edition 2021 --test -A dead_code --crate-name icmsg -o "$logs/unit" drivers/hv/icmsg/mod.rs &&
+	  "$logs/unit" ${pattern:+"$pattern"}; } 2>&1 | retell unit
+}
+
+step_scenarios()
+{
+	OUTER_TIMEOUT=${OUTER_TIMEOUT:-1500} tests/vm.sh build/host/scenarios check ${pattern:+"$pattern"} ||
+		echo "not ok - scenarios: exit status $?"
+}
+
+passed=0 failed=0 skipped=0
+# run STEP: runs it, and adds what its lines say.
+run()
+{
+	local log=$logs/$1.log start=$SECONDS oks skips nots
+	echo "check: $1"
+	"step_$1" 2>&1 | tee "$log" || true
+	nots=$(grep -c '^not ok' "$log" || true)
+	skips=$(grep -ciE '^ok .*# SKIP' "$log" || true)
+	oks=$(($(grep -c '^ok' "$log" || true) - skips))
+	if [ $((nots + skips + oks)) -eq 0 ] && [ -z "$pattern" ]; then
+		echo "not ok - $1: this step ran no test"
+		nots=1
+	fi
+	echo "check: $1: $oks passed, $nots failed, $skips skipped in $((SECONDS - start)) s"
+	passed=$((passed + oks)) failed=$((failed + nots)) skipped=$((skipped + skips))
+}
+
+steps=(format shellcheck clippy checkpatch host unit scenarios)
+pattern=$word
+for name in "${steps[@]}"; do
+	if [ "$name" = "$word" ]; then
+		steps=("$word")
+		pattern=
+	fi
+done
+if [ -n "$pattern" ]; then
+	steps=(unit scenarios)
+fi
+for name in "${steps[@]}"; do
+	run "$name"
+done
+if [ $((passed + failed)) -eq 0 ]; then
+	echo "not ok - no test has \"$word\" in its name"
+	failed=1
+fi
+for name in "${steps[@]}"; do
+	grep '^not ok' "$logs/$name.log" || true
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
