@@ -327,3 +327,200 @@ impl From<TooLong> for Status {
         Self::INVALID_ARGUMENT
     }
 }
+
+#[cfg(any(test, CONFIG_KUNIT = "y"))]
+#[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_kvp))]
+mod tests {
+    use super::*;
+
+    const BODY_LEN: usize = HOST_ADDRESSES + addresses::LEN;
+
+    /// A host's body with this operation and pool.
+    fn body(operation: u8, pool: u8) -> [u8; BODY_LEN] {
+        let mut body = [0; BODY_LEN];
+        (body[OPERATION], body[POOL]) = (operation, pool);
+        body
+    }
+
+    /// Writes ASCII text as UTF-16, ended by a NUL; returns its size.
+    fn put_text(to: &mut [u8], text: &[u8]) -> u32 {
+        for (unit, byte) in to.chunks_exact_mut(2).zip(text.iter().chain(&[0])) {
+            unit.copy_from_slice(&[*byte, 0]);
+        }
+        (text.len() as u32 + 1) * 2
+    }
+
+    /// A `SET` of key "k" to a value of this type and size, whose bytes are all given.
+    fn set(kind: u32, size: u32, bytes: &[u8]) -> [u8; BODY_LEN] {
+        let mut body = body(1, 0);
+        let key_size = put_text(&mut body[BODY + value::KEY..], b"k");
+        wire::put_u32(&mut body, BODY + value::KEY_SIZE, key_size);
+        wire::put_u32(&mut body, BODY + value::TYPE, kind);
+        wire::put_u32(&mut body, BODY + value::VALUE_SIZE, size);
+        body[BODY + value::VALUE..][..bytes.len()].copy_from_slice(bytes);
+        body
+    }
+
+    /// The value that the daemon is asked to set, as text with its NUL.
+    fn value_set(body: &[u8], expected: &[u8]) {
+        let mut message = [0xff; DAEMON_LEN];
+        assert_eq!(
+            to_daemon(body, Daemon::Current, &mut message),
+            Ok(Operation::Set)
+        );
+        let len = wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize;
+        assert_eq!(&message[BODY + value::VALUE..][..len], expected);
+        assert_eq!(&message[BODY + value::KEY..][..2], b"k\0");
+        assert_eq!(wire::u32_native_at(&message, BODY + value::KEY_SIZE), 2);
+    }
+
+    fn refused(body: &[u8], status: Status) {
+        let mut message = [0; DAEMON_LEN];
+        assert_eq!(to_daemon(body, Daemon::Current, &mut message), Err(status));
+    }
+
+    #[test]
+    fn the_layouts_are_those_of_the_c_structures() {
+        assert_eq!(value::LEN, 2572);
+        assert_eq!(BODY_LEN, 7428);
+        assert_eq!(BODY + 4 + value::VALUE, 532);
+    }
+
+    #[test]
+    fn values_become_text() {
+        value_set(&set(1, 4, b"v\0\0\0"), b"v\0");
+        value_set(&set(2, 2, b"v\0w\0"), b"v\0");
+        value_set(&set(4, 4, &42u32.to_le_bytes()), b"42\0");
+        value_set(&set(4, 4, &0u32.to_le_bytes()), b"0\0");
+        value_set(
+            &set(11, 8, &u64::MAX.to_le_bytes()),
+            b"18446744073709551615\0",
+        );
+        value_set(&set(8, 8, &7u64.to_le_bytes()), b"7\0");
+    }
+
+    #[test]
+    fn other_values_are_refused() {
+        for kind in [0, 3, 5, 7, 9, 10, 12, u32::MAX] {
+            refused(&set(kind, 4, &[0; 4]), Status::INVALID_ARGUMENT);
+        }
+    }
+
+    #[test]
+    fn sizes_beyond_the_field_are_refused() {
+        refused(&set(1, 2049, &[]), Status::INVALID_ARGUMENT);
+        refused(&set(1, u32::MAX, &[]), Status::INVALID_ARGUMENT);
+        let mut body = set(1, 2, &[0; 2]);
+        wire::put_u32(&mut body, BODY + value::KEY_SIZE, 513);
+        refused(&body, Status::INVALID_ARGUMENT);
+        // A key that fits as UTF-16, but not as UTF-8.
+        let mut body = set(1, 2, &[0; 2]);
+        body[BODY + value::KEY..][..512].fill(0x20);
+        wire::put_u32(&mut body, BODY + value::KEY_SIZE, 512);
+        refused(&body, Status::INVALID_ARGUMENT);
+    }
+
+    #[test]
+    fn what_the_daemon_would_stumble_over_is_refused() {
+        refused(&body(6, 0), Status::NOT_SUPPORTED);
+        refused(&body(3, 5), Status::INVALID_ARGUMENT);
+        refused(&[], Status::INVALID_ARGUMENT);
+        for operation in 0..6 {
+            let parsed = Operation::parse(&[operation]);
+            let short = parsed.map_or(0, |operation| operation.host_len() - 1);
+            refused(&body(operation, 0)[..short], Status::INVALID_ARGUMENT);
+        }
+        let mut body = body(3, 0);
+        wire::put_u32(&mut body, BODY, 1 << 31);
+        refused(&body, Status::NO_MORE_ITEMS);
+    }
+
+    #[test]
+    fn a_legacy_daemon_is_not_asked_about_addresses() {
+        let mut message = [0; DAEMON_LEN];
+        for operation in [4, 5] {
+            assert_eq!(
+                to_daemon(&body(operation, 0), Daemon::Legacy, &mut message),
+                Err(Status::NOT_SUPPORTED)
+            );
+        }
+    }
+
+    #[test]
+    fn a_get_asks_for_the_whole_value_and_returns_it() {
+        let mut host = set(0, 0, &[]);
+        host[OPERATION] = 0;
+        let mut message = [0; DAEMON_LEN];
+        let asked = to_daemon(&host, Daemon::Current, &mut message);
+        assert_eq!(asked, Ok(Operation::Get));
+        assert_eq!(
+            wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize,
+            value::VALUE_MAX
+        );
+
+        wire::put_u32_native(&mut message, 0, 0);
+        message[BODY + value::VALUE..][..3].copy_from_slice(b"hi\0");
+        let status = from_daemon(Operation::Get, Daemon::Current, &message, &mut host);
+        assert_eq!(status, Status::OK);
+        assert_eq!(&host[BODY + value::VALUE..][..6], b"h\0i\0\0\0");
+        assert_eq!(wire::u32_at(&host, BODY + value::VALUE_SIZE), 6);
+        assert_eq!(wire::u32_at(&host, BODY + value::TYPE), 1);
+    }
+
+    #[test]
+    fn an_enumeration_returns_key_and_value() {
+        let mut host = body(3, 2);
+        let mut message = [0; DAEMON_LEN];
+        // Neither is ended by a NUL.
+        message[BODY + 4 + value::KEY..][..value::KEY_MAX].fill(b'k');
+        message[BODY + 4 + value::VALUE..][..value::VALUE_MAX].fill(b'v');
+        let status = from_daemon(Operation::Enumerate, Daemon::Current, &message, &mut host);
+        assert_eq!(status, Status::OK);
+        let at = |offset| wire::u32_at(&host, BODY + 4 + offset) as usize;
+        assert_eq!(at(value::KEY_SIZE), value::KEY_MAX);
+        assert_eq!(at(value::VALUE_SIZE), value::VALUE_MAX);
+        let key = &host[BODY + 4 + value::KEY..][..value::KEY_MAX];
+        assert_eq!(key[value::KEY_MAX - 4..], [b'k', 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_daemons_status_is_passed_on() {
+        let mut host = body(3, 2);
+        let mut message = [0; DAEMON_LEN];
+        wire::put_u32_native(&mut message, 0, Status::NO_MORE_ITEMS.0);
+        let mut answer = |daemon| from_daemon(Operation::Enumerate, daemon, &message, &mut host);
+        assert_eq!(answer(Daemon::Current), Status::NO_MORE_ITEMS);
+        // An empty key is how a legacy daemon says it.
+        assert_eq!(answer(Daemon::Legacy), Status::NO_MORE_ITEMS);
+        assert_eq!(host, body(3, 2));
+    }
+
+    #[test]
+    fn addresses_go_both_ways() {
+        let mut host = body(5, 0);
+        host[HOST_ADDRESSES + addresses::FAMILY] = 1;
+        host[HOST_ADDRESSES + addresses::DHCP] = 1;
+        put_text(&mut host[HOST_ADDRESSES..], b"{id}");
+        for list in addresses::LISTS {
+            put_text(&mut host[HOST_ADDRESSES..][list], b"10.0.0.1;");
+        }
+        let mut message = [0xff; DAEMON_LEN];
+        let asked = to_daemon(&host, Daemon::Current, &mut message);
+        assert_eq!(asked, Ok(Operation::SetAddresses));
+        assert_eq!(&message[BODY..][..5], b"{id}\0");
+        for list in addresses::LISTS {
+            assert_eq!(&message[BODY..][list][..10], b"10.0.0.1;\0");
+        }
+
+        wire::put_u32_native(&mut message, 0, 0);
+        let mut answer = body(4, 0);
+        let status = from_daemon(
+            Operation::GetAddresses,
+            Daemon::Current,
+            &message,
+            &mut answer,
+        );
+        assert_eq!(status, Status::OK);
+        assert_eq!(answer[HOST_ADDRESSES..], host[HOST_ADDRESSES..]);
+    }
+}
