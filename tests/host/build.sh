@@ -28,8 +28,7 @@ if newer "$bindings" "$here/kvm_wrapper.h" "$here/build.sh"; then
 fi
 
 export KVM_BINDINGS=$bindings
-flags=(--edition 2021 -D warnings -W missing_docs -W unreachable_pub
-	-C opt-level=2 -C debuginfo=line-tables-only -C target-feature=+crt-static)
+flags=(--edition 2021 -D warnings -C opt-level=2 -C debuginfo=line-tables-only -C target-feature=+crt-static)
 
 if [ "${1:-}" = --test ]; then
 	if newer "$out/host-tests" "$here/src" "$bindings"; then

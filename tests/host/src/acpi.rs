@@ -194,12 +194,9 @@ fn madt(vcpus: u32) -> Vec<u8> {
 }
 
 fn fadt(dsdt: u64) -> Vec<u8> {
-    const FLAGS: u32 = 1 // WBINVD works
-        | 1 << 2 // C1 on all processors
-        | 1 << 4 | 1 << 5 // no fixed power or sleep button
-        | 1 << 8 // the timer has 32 bits
-        | 1 << 10 // the reset register is there
-        | 1 << 12; // headless
+    // WBINVD works; C1 on all processors; no fixed power or sleep button; the timer has 32 bits; there is a reset
+    // register; headless.
+    const FLAGS: u32 = 1 | (1 << 2) | (1 << 4) | (1 << 5) | (1 << 8) | (1 << 10) | (1 << 12);
     let mut body = vec![0u8; 276 - 36];
     let mut put = |offset: usize, bytes: &[u8]| {
         body[offset - 36..offset - 36 + bytes.len()].copy_from_slice(bytes)
@@ -218,7 +215,7 @@ fn fadt(dsdt: u64) -> Vec<u8> {
     put(88, &[4, 2, 0, 4]); // Lengths of those blocks.
     put(96, &0xffffu16.to_le_bytes()); // No C2 or C3.
     put(98, &0xffffu16.to_le_bytes());
-    put(109, &(1u16 | 1 << 2).to_le_bytes()); // Legacy devices, no VGA.
+    put(109, &(1u16 | (1 << 2)).to_le_bytes()); // Legacy devices, no VGA.
     put(112, &FLAGS.to_le_bytes());
     put(116, &io(RESET, 1));
     put(128, &[RESET_VALUE]);
@@ -305,7 +302,7 @@ impl PowerManagement {
         const SLP_EN: u32 = 1 << 13;
         match port {
             0x402 => self.enable = value as u16,
-            PM1_CONTROL if value & SLP_EN != 0 => match (value >> 10 & 7) as u8 {
+            PM1_CONTROL if value & SLP_EN != 0 => match ((value >> 10) & 7) as u8 {
                 SLP_TYPE_S4 => return Some(Sleep::S4),
                 SLP_TYPE_S5 => return Some(Sleep::S5),
                 _ => {}

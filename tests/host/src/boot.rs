@@ -48,7 +48,7 @@ fn field(image: &[u8], offset: usize, length: usize) -> io::Result<u64> {
     Ok(bytes
         .iter()
         .rev()
-        .fold(0, |value, byte| value << 8 | u64::from(*byte)))
+        .fold(0, |value, byte| (value << 8) | u64::from(*byte)))
 }
 
 /// Loads everything and returns the address at which processor 0 starts.

@@ -17,7 +17,7 @@ const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ff
 /// HvDebugging, in EBX of [`FEATURES`].
 const DEBUGGING: u32 = 1 << 11;
 /// GuestDebugging and the debug MSRs, in EDX of [`FEATURES`].
-const GUEST_DEBUGGING: u32 = 1 << 1 | 1 << 11;
+const GUEST_DEBUGGING: u32 = (1 << 1) | (1 << 11);
 
 /// The table for processor `index` of `count`, from what KVM supports.
 pub fn table(
@@ -34,7 +34,7 @@ pub fn table(
     for entry in &mut table {
         match entry.function {
             1 => {
-                entry.ebx = entry.ebx & 0xffff | index << 24 | count << 16;
+                entry.ebx = entry.ebx & 0xffff | (index << 24) | (count << 16);
                 entry.ecx |= 1 << 31; // A hypervisor is present.
                 entry.ecx &= !(1 << 21); // No x2APIC: the hypercall MSRs are used instead.
                 if count > 1 {
@@ -46,7 +46,7 @@ pub fn table(
                 entry.edx = index;
                 match entry.index {
                     0 => (entry.eax, entry.ebx, entry.ecx) = (0, 1, 1 << 8),
-                    1 => (entry.eax, entry.ebx, entry.ecx) = (8, count, 2 << 8 | 1),
+                    1 => (entry.eax, entry.ebx, entry.ecx) = (8, count, (2 << 8) | 1),
                     _ => (entry.eax, entry.ebx) = (0, 0),
                 }
             }

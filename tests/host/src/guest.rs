@@ -426,6 +426,20 @@ impl ChannelHandle<'_> {
             .with_bus(|bus| bus.fail_opens(self.service, count, status));
     }
 
+    /// How often it was opened since the last [`ChannelHandle::reset`].
+    pub fn opens(&self) -> Result<u64> {
+        let opens = self
+            .guest
+            .with_bus(|bus| Some(bus.channel(self.service)?.opens()));
+        opens.ok_or_else(|| format!("the machine has no {}", self.service).into())
+    }
+
+    /// Makes the device as new: acting as on Windows, with a host's settings and versions, plugged in, nothing counted.
+    pub fn reset(&self) -> Result<()> {
+        self.guest.with_bus(|bus| bus.renew(self.service));
+        Ok(())
+    }
+
     // By itself.
 
     /// What the device has done by itself.

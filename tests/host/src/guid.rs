@@ -18,7 +18,7 @@ impl Guid {
         let mut out = [0; 16];
         let mut index = 0;
         while index < 16 {
-            out[index] = digit(text[AT[index]]) << 4 | digit(text[AT[index] + 1]);
+            out[index] = (digit(text[AT[index]]) << 4) | digit(text[AT[index] + 1]);
             index += 1;
         }
         Self(out)

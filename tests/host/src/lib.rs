@@ -14,6 +14,8 @@
 //! - [`guest`] is what scenarios use;
 //! - [`nested`] runs a program in a QEMU guest where this machine's `/dev/kvm` has no SynIC.
 
+#![warn(missing_docs, unreachable_pub)]
+
 pub mod acpi;
 pub mod boot;
 pub mod bytes;

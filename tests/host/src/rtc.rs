@@ -34,7 +34,7 @@ impl Rtc {
 
 /// Register `index` at `unix` seconds since 1970.
 fn register(index: u8, unix: i64) -> u8 {
-    let bcd = |value: i64| (value / 10 << 4 | value % 10) as u8;
+    let bcd = |value: i64| (((value / 10) << 4) | (value % 10)) as u8;
     let (year, month, day) = date(unix.div_euclid(86400));
     let second = unix.rem_euclid(86400);
     match index {

@@ -78,7 +78,7 @@ impl Serial {
             5 => 0x60 | u8::from(!self.input.is_empty()),
             6 if self.modem_control & MCR_LOOPBACK != 0 => {
                 let control = self.modem_control;
-                (control & 2) << 3 | (control & 1) << 5 | (control & 0xc) << 4
+                ((control & 2) << 3) | ((control & 1) << 5) | ((control & 0xc) << 4)
             }
             6 => 0xb0, // CTS, DSR, DCD
             _ => self.scratch,
@@ -90,7 +90,7 @@ impl Serial {
         let divisor = self.line_control & LCR_DIVISOR != 0;
         match offset {
             0 if divisor => self.divisor = self.divisor & 0xff00 | u16::from(value),
-            1 if divisor => self.divisor = self.divisor & 0x00ff | u16::from(value) << 8,
+            1 if divisor => self.divisor = self.divisor & 0x00ff | (u16::from(value) << 8),
             0 => {
                 if self.modem_control & MCR_LOOPBACK != 0 {
                     self.input.push_back(value);

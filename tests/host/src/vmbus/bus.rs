@@ -288,6 +288,27 @@ impl Bus {
         }
     }
 
+    /// Makes the device of `service` as new and plugs it in; an open channel starts over with a negotiation.
+    pub fn renew(&mut self, service: Service) {
+        let Some(channel) = self
+            .channels
+            .iter_mut()
+            .find(|channel| channel.service == service)
+        else {
+            return;
+        };
+        channel.device = Device::new(service);
+        channel.fail_opens = (0, 0);
+        channel.opens = 0;
+        if channel.open().is_some() {
+            channel.device.opened();
+            channel.pump(&mut self.link);
+        }
+        if !channel.present {
+            let _ = self.reoffer(service);
+        }
+    }
+
     /// The machine was reset: nobody is connected, nothing is open.
     pub fn reset(&mut self) {
         self.disconnect();

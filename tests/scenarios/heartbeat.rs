@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Heartbeat.
+
+use std::time::Duration;
+
+use host::guest::Result;
+use host::ic::frame::RESPONSE;
+use host::ic::frame::TRANSACTION;
+use host::ic::heartbeat;
+use host::service::Service;
+
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("heartbeat_beats", beats),
+    Scenario::new("heartbeat_versions", versions)
+        .scripted(&[Service::Heartbeat])
+        .same_transcript(),
+    Scenario::new("heartbeat_replies", replies)
+        .scripted(&[Service::Heartbeat])
+        .same_transcript(),
+    Scenario::new("heartbeat_short_reserved", short_reserved),
+    Scenario::new("heartbeat_flood", flood).scripted(&[Service::Heartbeat]),
+    Scenario::new("heartbeat_restore", restore),
+];
+
+/// As on Windows: a beat every two seconds, each answered with its number plus one.
+fn beats(t: &Context<'_>) -> Result<()> {
+    let heartbeat = t.channel(Service::Heartbeat);
+    let versions = heartbeat.wait_negotiated()?;
+    t.equal(
+        "versions",
+        (versions.framework, versions.message),
+        ((3, 0), (3, 0)),
+    )?;
+    let statistics = heartbeat.wait_replies(3)?;
+    t.equal("answers with a wrong number", statistics.wrong_sequence, 0)?;
+    t.log_has("Heartbeat IC version 3.0")
+}
+
+/// Each pair of versions that a host may offer alone, and none that the guest knows.
+fn versions(t: &Context<'_>) -> Result<()> {
+    let heartbeat = t.channel(Service::Heartbeat);
+    for framework in [(1, 0), (3, 0)] {
+        for message in [(1, 0), (3, 0)] {
+            let chosen = heartbeat.negotiate(&[framework], &[message])?;
+            t.equal(
+                "versions",
+                (chosen.framework, chosen.message),
+                (framework, message),
+            )?;
+        }
+    }
+    let refused = heartbeat.negotiate(&[(9, 0)], &[(9, 0)]);
+    t.check(
+        refused.is_err_and(|error| error.0.contains("counts 0/0")),
+        "unknown versions are answered 0/0",
+    )?;
+    heartbeat.negotiate_all()?;
+    heartbeat.expect_silence(Duration::from_millis(50))
+}
+
+/// Everything that a reply must echo.
+fn replies(t: &Context<'_>) -> Result<()> {
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.negotiate_all()?;
+    for sequence in [0, 1, u64::from(u32::MAX), u64::MAX] {
+        let request = heartbeat.request(heartbeat::body(sequence, heartbeat::RESERVED))?;
+        let reply = heartbeat.transact(&request)?;
+        t.equal(
+            "number",
+            heartbeat::sequence(&reply.body),
+            Some(sequence.wrapping_add(1)),
+        )?;
+        t.equal("flags", reply.flags, TRANSACTION | RESPONSE)?;
+        t.equal("status", reply.status, 0)?;
+        t.equal("size", reply.size, Some(request.body.len() as u16))?;
+        t.equal(
+            "versions",
+            (reply.framework, reply.version),
+            (request.framework, request.version),
+        )?;
+    }
+    heartbeat.expect_silence(Duration::from_millis(50))
+}
+
+/// A host may send fewer reserved bytes than the structure has.
+fn short_reserved(t: &Context<'_>) -> Result<()> {
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.configure(|device| device.set_heartbeat_reserved(4))?;
+    let statistics = heartbeat.wait_replies(heartbeat.statistics()?.replies + 2)?;
+    t.equal("answers with a wrong number", statistics.wrong_sequence, 0)
+}
+
+/// A thousand beats at once: each is answered once, in order.
+fn flood(t: &Context<'_>) -> Result<()> {
+    const COUNT: u64 = 1000;
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.negotiate_all()?;
+    for sequence in 0..COUNT {
+        let request = heartbeat.request(heartbeat::body(sequence, heartbeat::RESERVED))?;
+        heartbeat.send(&request)?;
+    }
+    for sequence in 0..COUNT {
+        let reply = heartbeat.receive()?;
+        t.equal(
+            "number",
+            heartbeat::sequence(&reply.body),
+            Some(sequence + 1),
+        )?;
+    }
+    heartbeat.expect_silence(Duration::from_millis(50))
+}
+
+/// After a restore the host negotiates again on the open channel, and goes on.
+fn restore(t: &Context<'_>) -> Result<()> {
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.wait_replies(1)?;
+    heartbeat.offer_versions(&[(1, 0)], &[(1, 0)])?;
+    heartbeat.restore()?;
+    let versions = heartbeat.wait_negotiated()?;
+    t.equal(
+        "versions",
+        (versions.framework, versions.message),
+        ((1, 0), (1, 0)),
+    )?;
+    heartbeat.wait_replies(heartbeat.statistics()?.replies + 1)?;
+    t.equal("times the channel was opened", heartbeat.opens()?, 1)
+}

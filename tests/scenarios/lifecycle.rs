@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From boot to removal: VMBus versions, insertion and removal, unbinding, rescinding.
+
+use host::guest::Result;
+use host::service::Service;
+
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("connects", connects),
+    Scenario::new("insert_and_remove", insert_and_remove).unloaded(),
+    Scenario::new("rescind_and_reoffer", rescind_and_reoffer),
+    Scenario::new("vmbus_5_0", connects).machine(|config| config.vmbus_max = (5, 0)),
+    Scenario::new("vmbus_5_3", connects).machine(|config| config.vmbus_max = (5, 3)),
+];
+
+/// The guest found Hyper-V and speaks the newest version that the host knows; all services work.
+fn connects(t: &Context<'_>) -> Result<()> {
+    t.equal(
+        "VMBus version",
+        t.vmbus_version(),
+        Some(t.config().vmbus_max),
+    )?;
+    for service in SERVICES {
+        t.channel(service).wait_negotiated()?;
+    }
+    t.channel(Service::Heartbeat).wait_replies(1).map(|_| ())
+}
+
+/// Insertion opens the channels, removal closes them, ten times.
+fn insert_and_remove(t: &Context<'_>) -> Result<()> {
+    for _ in 0..10 {
+        t.load()?;
+        for service in SERVICES {
+            t.channel(service).wait_open()?;
+        }
+        t.channel(Service::Heartbeat).wait_negotiated()?;
+        t.unload()?;
+        for service in SERVICES {
+            t.check(!t.channel(service).is_open(), "the channel is closed")?;
+        }
+    }
+    Ok(())
+}
+
+/// A device that is unplugged and plugged in again works again.
+fn rescind_and_reoffer(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.wait_negotiated()?;
+        channel.rescind()?;
+        channel.wait_released()?;
+        channel.reoffer()?;
+        channel.wait_open()?;
+        channel.wait_negotiated()?;
+    }
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat
+        .wait_replies(heartbeat.statistics()?.replies + 1)
+        .map(|_| ())
+}

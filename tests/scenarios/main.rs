@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What host and guest do together, as seen from both sides.
+//!
+//! # Adding a scenario
+//!
+//! Write one function in the file of the service (or fault) that it is about, and one line in that file's `SCENARIOS`:
+//!
+//! ```ignore
+//! Scenario::new("heartbeat_beats", beats),
+//!
+//! fn beats(t: &Context) -> Result<()> {
+//!     let heartbeat = t.channel(Service::Heartbeat);
+//!     heartbeat.wait_replies(2)?;
+//!     t.check(heartbeat.statistics()?.wrong_sequence == 0, "every answer is the beat's number plus one")
+//! }
+//! ```
+//!
+//! It is called in every configuration (module, processors, VMBus version) with the module freshly inserted, all
+//! services acting as on Windows, the kernel's log empty; afterwards the module is removed. What the scenario needs
+//! otherwise is said in the table, see [`scenario::Scenario`]: services led by the scenario from the start
+//! (`scripted`), a module not yet inserted (`unloaded`), another machine (`machine`), a guest that is gone afterwards
+//! (`ends_guest`), not for C (`rust_only`), log lines that belong to the case (`expects_log`), and transcripts that must
+//! be the same for both modules (`same_transcript`).
+//!
+//! A scenario fails if it returns an error, and also if the kernel's log has a splat or a warning that it does not
+//! expect. What was said is then in `build/results`, in a file that the result's line names.
+//!
+//! [`host::guest`] has all that can be done with a guest and a channel.
+
+mod demo;
+mod fault;
+mod heartbeat;
+mod lifecycle;
+mod log;
+mod runner;
+mod scenario;
+mod shutdown;
+mod timesync;
+
+use std::process::ExitCode;
+
+use scenario::Scenario;
+
+const USAGE: &str = "\
+usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T) in their names or configurations
+       scenarios [OPTION]... demo           shows the module at work
+       scenarios list                       lists the scenarios
+  --flavour F      kernel, a folder of build/kernel (amd64)
+  --module M       only rust or c
+  --vcpus N        only 1 or 2
+  --vmbus X.Y      only this newest version (4.0 and 6.0)
+  --repeat N       all of it N times (1)
+";
+
+/// All scenarios, in the order in which they run. Those that end the guest come last in each configuration anyway.
+fn all() -> Vec<&'static Scenario> {
+    [
+        lifecycle::SCENARIOS,
+        heartbeat::SCENARIOS,
+        timesync::SCENARIOS,
+        fault::SCENARIOS,
+        shutdown::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut options = runner::Options::default();
+    let mut words = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        if !argument.starts_with("--") {
+            words.push(argument.as_str());
+            continue;
+        }
+        let value = rest.next().map_or("", String::as_str);
+        if let Err(error) = options.set(argument, value) {
+            eprintln!("scenarios: {error}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    }
+    match words.as_slice() {
+        ["list"] => {
+            for scenario in all() {
+                println!("{}", scenario.name());
+            }
+            ExitCode::SUCCESS
+        }
+        ["check", word @ ..] if word.len() < 2 => {
+            let filter = word.first().map(|word| (*word).to_owned());
+            options.filter = filter
+                .or_else(|| std::env::var("T").ok())
+                .unwrap_or_default();
+            host::nested::ensure_synic();
+            runner::check(&all(), &options)
+        }
+        ["demo"] => {
+            host::nested::ensure_synic();
+            demo::run(&options)
+        }
+        _ => {
+            eprint!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}

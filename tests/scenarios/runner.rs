@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs scenarios: boots as few guests as possible, reports one line each, keeps what was said.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use host::guest::Error;
+use host::guest::Guest;
+use host::guest::Module;
+use host::guest::Result;
+use host::machine::Config;
+use host::machine::Exit;
+use host::nested::build_folder;
+use host::service::Version;
+
+use crate::log;
+use crate::scenario::skip_reason;
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// Which differences between the modules' transcripts are meant.
+const DIFFERENCES: &str = include_str!("differences.txt");
+
+/// What the command line says.
+pub struct Options {
+    /// Only scenarios with this in their line.
+    pub filter: String,
+    /// The kernel.
+    pub flavour: String,
+    modules: Vec<Module>,
+    vcpus: Vec<u32>,
+    versions: Vec<Version>,
+    repeat: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            filter: String::new(),
+            flavour: "amd64".to_owned(),
+            modules: vec![Module::Rust, Module::C],
+            vcpus: vec![1, 2],
+            versions: vec![(6, 0), (4, 0)],
+            repeat: 1,
+        }
+    }
+}
+
+impl Options {
+    /// Sets an option of the command line; an error says what is wrong with it.
+    pub fn set(&mut self, name: &str, value: &str) -> std::result::Result<(), String> {
+        let wrong = || format!("{name} {value}: not understood");
+        match name {
+            "--flavour" => self.flavour = value.to_owned(),
+            "--module" => {
+                self.modules = match value {
+                    "rust" => vec![Module::Rust],
+                    "c" => vec![Module::C],
+                    _ => return Err(wrong()),
+                }
+            }
+            "--vcpus" => self.vcpus = vec![value.parse().map_err(|_| wrong())?],
+            "--vmbus" => {
+                let (major, minor) = value.split_once('.').ok_or_else(wrong)?;
+                self.versions = vec![(
+                    major.parse().map_err(|_| wrong())?,
+                    minor.parse().map_err(|_| wrong())?,
+                )];
+            }
+            "--repeat" => self.repeat = value.parse().map_err(|_| wrong())?,
+            _ => return Err(wrong()),
+        }
+        Ok(())
+    }
+
+    /// The machine for this kernel, with both modules in its initramfs (as far as they are there).
+    pub fn config(&self) -> Config {
+        let build = build_folder();
+        let mut initrds = vec![build.join(format!("guest/inner-{}.cpio", self.flavour))];
+        let rust = build.join(format!("guest/rust-{}.cpio", self.flavour));
+        if rust.exists() {
+            initrds.push(rust);
+        }
+        Config {
+            kernel: build.join(format!("kernel/{}/vmlinuz", self.flavour)),
+            initrds,
+            ..Config::default()
+        }
+    }
+}
+
+/// What the results are about: everything that one boot can serve, and the module.
+#[derive(Clone, Copy)]
+struct Place {
+    module: Module,
+    vcpus: u32,
+    vmbus: Version,
+}
+
+impl Place {
+    fn label(&self) -> String {
+        let (major, minor) = self.vmbus;
+        format!(
+            "[{}, {} vcpu, vmbus {major}.{minor}]",
+            self.module.name(),
+            self.vcpus
+        )
+    }
+
+    fn file(&self, scenario: &Scenario, flavour: &str) -> PathBuf {
+        let (major, minor) = self.vmbus;
+        let name = format!(
+            "{}-{}-{flavour}-{}cpu-{major}.{minor}",
+            scenario.name(),
+            self.module.name(),
+            self.vcpus
+        );
+        build_folder().join("results").join(name)
+    }
+}
+
+/// Counts results and prints them.
+#[derive(Default)]
+struct Report {
+    number: u32,
+    failed: u32,
+    boots: u32,
+}
+
+impl Report {
+    fn line(&mut self, name: &str, label: &str, result: &Result<()>) {
+        self.number += 1;
+        match result {
+            Ok(()) => println!("ok {} {name} {label}", self.number),
+            Err(error) => match skip_reason(error) {
+                Some(reason) => println!("ok {} {name} {label} # SKIP {reason}", self.number),
+                None => {
+                    self.failed += 1;
+                    println!("# {}", error.0.replace('\n', "\n# "));
+                    println!("not ok {} {name} {label}", self.number);
+                }
+            },
+        }
+    }
+}
+
+/// Runs all scenarios that the options select; the exit status says whether all of them passed.
+pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
+    let start = Instant::now();
+    let mut report = Report::default();
+    println!("TAP version 13");
+    for _ in 0..options.repeat {
+        for &vcpus in &options.vcpus {
+            for &vmbus in &options.versions {
+                Group::run(scenarios, options, vcpus, vmbus, &mut report);
+            }
+        }
+    }
+    println!("1..{}", report.number);
+    println!(
+        "# {} scenarios, {} failed, {} boots, {:.0} s",
+        report.number,
+        report.failed,
+        report.boots,
+        start.elapsed().as_secs_f64()
+    );
+    if report.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// The scenarios that one kind of machine serves.
+struct Group<'a> {
+    options: &'a Options,
+    config: Config,
+    guest: Option<Guest>,
+    report: &'a mut Report,
+    transcripts: BTreeMap<(&'static str, bool), String>,
+}
+
+impl<'a> Group<'a> {
+    fn run(
+        scenarios: &[&'static Scenario],
+        options: &'a Options,
+        vcpus: u32,
+        vmbus: Version,
+        report: &'a mut Report,
+    ) {
+        let config = Config {
+            vcpus,
+            vmbus_max: vmbus,
+            ..options.config()
+        };
+        let mut group = Self {
+            options,
+            config,
+            guest: None,
+            report,
+            transcripts: BTreeMap::new(),
+        };
+        // What leaves the guest usable first, then what ends it, then what has a machine of its own.
+        for order in 0..3 {
+            for scenario in scenarios {
+                let its = match (scenario.machine_change(), scenario.is_last()) {
+                    (Some(_), _) => 2,
+                    (None, true) => 1,
+                    (None, false) => 0,
+                };
+                if its != order {
+                    continue;
+                }
+                for &module in &options.modules {
+                    let place = Place {
+                        module,
+                        vcpus,
+                        vmbus,
+                    };
+                    let line = format!("{} {} {}", scenario.name(), place.label(), options.flavour);
+                    if scenario.is_for(module) && line.contains(&options.filter) {
+                        group.one(scenario, place);
+                    }
+                }
+                group.compare(scenario, vcpus, vmbus);
+            }
+        }
+    }
+
+    /// A guest for the scenario: the one there is, or a new one.
+    fn guest(&mut self, scenario: &Scenario) -> Result<Guest> {
+        if let Some(change) = scenario.machine_change() {
+            self.guest = None;
+            let mut config = self.config.clone();
+            change(&mut config);
+            self.report.boots += 1;
+            return Guest::boot(&config);
+        }
+        match self.guest.take() {
+            Some(guest) => Ok(guest),
+            None => {
+                self.report.boots += 1;
+                let guest = Guest::boot(&self.config)?;
+                println!("# booted in {:.1} s", guest.boot_time().as_secs_f64());
+                Ok(guest)
+            }
+        }
+    }
+
+    fn one(&mut self, scenario: &'static Scenario, place: Place) {
+        let label = place.label();
+        let guest = match self.guest(scenario) {
+            Ok(guest) => guest,
+            Err(error) => {
+                return self.report.line(
+                    scenario.name(),
+                    &label,
+                    &Err(Error(format!("cannot boot: {error}"))),
+                )
+            }
+        };
+        let file = place.file(scenario, &self.options.flavour);
+        let from = guest.transcript_length();
+        let mut result = run_scenario(scenario, &guest, place.module);
+        let saved = guest.save_transcript(&file.with_extension("transcript"), from);
+        let console =
+            std::fs::write(file.with_extension("console"), guest.console()).map_err(Error::from);
+        if let (Ok(()), Err(error)) = (&result, saved.and(console)) {
+            result = Err(error);
+        }
+        match &mut result {
+            Ok(()) if scenario.compares_transcripts() => {
+                let key = (scenario.name(), place.module == Module::Rust);
+                self.transcripts
+                    .insert(key, by_topic(&guest.normalised_transcript(from)));
+            }
+            Ok(()) => {}
+            Err(error) if skip_reason(error).is_some() => {}
+            Err(error) => error
+                .0
+                .push_str(&format!("\nsee {}.transcript and .console", shown(&file))),
+        }
+        let usable = !matches!(&result, Err(error) if skip_reason(error).is_none());
+        if usable && !scenario.is_last() && scenario.machine_change().is_none() {
+            self.guest = Some(guest);
+        }
+        self.report.line(scenario.name(), &label, &result);
+    }
+
+    /// Compares what was said with both modules, if both have run.
+    fn compare(&mut self, scenario: &Scenario, vcpus: u32, vmbus: Version) {
+        let key = |rust| (scenario.name(), rust);
+        let (Some(rust), Some(c)) = (
+            self.transcripts.remove(&key(true)),
+            self.transcripts.remove(&key(false)),
+        ) else {
+            return;
+        };
+        let difference = first_difference(&rust, &c);
+        let explained = DIFFERENCES
+            .lines()
+            .find_map(|line| line.strip_prefix(scenario.name())?.strip_prefix(':'));
+        let result = match (difference, explained) {
+            (None, None) => Ok(()),
+            (Some(_), Some(reason)) => {
+                println!(
+                    "# {}: the modules differ as expected:{reason}",
+                    scenario.name()
+                );
+                Ok(())
+            }
+            (Some((rust, c)), None) => Err(Error(format!("rust: {rust}\nc:    {c}"))),
+            (None, Some(_)) => Err(Error(
+                "differences.txt explains a difference that is not there".to_owned(),
+            )),
+        };
+        let (major, minor) = vmbus;
+        let label = format!("[rust and c say the same, {vcpus} vcpu, vmbus {major}.{minor}]");
+        self.report.line(scenario.name(), &label, &result);
+    }
+}
+
+/// The path below the project, which is what a reader has.
+fn shown(path: &std::path::Path) -> String {
+    let build = build_folder();
+    let below = path.strip_prefix(&build).unwrap_or(path);
+    format!("build/{}", below.display())
+}
+
+/// Sorts a transcript by topic, keeping each one's order: how the channels interleave is chance.
+fn by_topic(transcript: &str) -> String {
+    let mut lines: Vec<&str> = transcript.lines().collect();
+    lines.sort_by_key(|line| line.split(' ').next().map(str::to_owned));
+    lines.join("\n")
+}
+
+fn first_difference(left: &str, right: &str) -> Option<(String, String)> {
+    let (mut left, mut right) = (left.lines(), right.lines());
+    loop {
+        match (left.next(), right.next()) {
+            (None, None) => return None,
+            (left, right) if left == right => {}
+            (left, right) => {
+                let text = |line: Option<&str>| line.unwrap_or("(nothing)").to_owned();
+                return Some((text(left), text(right)));
+            }
+        }
+    }
+}
+
+/// Prepares the guest, runs the scenario, and looks at what it left behind.
+fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()> {
+    let context = Context::new(guest, module);
+    for &service in &guest.config().services {
+        let channel = guest.channel(service);
+        channel.reset()?;
+        if scenario.scripted_services().contains(&service) {
+            channel.script()?;
+        }
+    }
+    guest.note(&format!("{} with {}", scenario.name(), module.name()));
+    guest.clear_kernel_log()?;
+    if !scenario.starts_unloaded() {
+        context.load()?;
+        for &service in &guest.config().services {
+            guest.channel(service).wait_open()?;
+        }
+    }
+    let result = scenario.run(&context);
+    if let Some(exit) = guest.exit() {
+        let line = guest.console();
+        let bad = line.lines().find(|line| {
+            log::is_splat(line)
+                && !scenario
+                    .expected_log()
+                    .iter()
+                    .any(|text| line.contains(text))
+        });
+        return match (result, bad) {
+            (Ok(()), Some(line)) => Err(Error(format!("the console says: {line}"))),
+            (Ok(()), None) if !scenario.is_last() && exit != Exit::Stopped => {
+                Err(Error(format!("the machine stopped: {exit:?}")))
+            }
+            (result, _) => result,
+        };
+    }
+    let cleaned = match &result {
+        Ok(()) if !scenario.is_last() => context.unload(),
+        _ => Ok(()),
+    };
+    // What is in the log is often the reason, so it comes first.
+    let log = guest.sh_ok("dmesg -r")?;
+    match (result, log::first_bad_line(&log, scenario.expected_log())) {
+        (Err(error), Some(line)) => Err(Error(format!("{error}\nthe kernel's log says: {line}"))),
+        (Err(error), None) => Err(error),
+        (Ok(()), Some(line)) => Err(Error(format!("the kernel's log says: {line}"))),
+        (Ok(()), None) => cleaned,
+    }
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One scenario: its entry in a table, and what its function gets.
+
+use std::ops::Deref;
+
+use host::guest::Error;
+use host::guest::Guest;
+use host::guest::Module;
+use host::guest::Result;
+use host::machine::Config;
+use host::service::Service;
+
+/// What ended a scenario early without being a failure: it starts the reason.
+const SKIP: &str = "SKIP ";
+
+/// A scenario, as one line of a table.
+pub struct Scenario {
+    name: &'static str,
+    run: fn(&Context<'_>) -> Result<()>,
+    scripted: &'static [Service],
+    expected_log: &'static [&'static str],
+    machine: Option<fn(&mut Config)>,
+    unloaded: bool,
+    ends_guest: bool,
+    rust_only: bool,
+    same_transcript: bool,
+}
+
+impl Scenario {
+    /// A scenario for every configuration and both modules.
+    pub const fn new(name: &'static str, run: fn(&Context<'_>) -> Result<()>) -> Self {
+        Self {
+            name,
+            run,
+            scripted: &[],
+            expected_log: &[],
+            machine: None,
+            unloaded: false,
+            ends_guest: false,
+            rust_only: false,
+            same_transcript: false,
+        }
+    }
+
+    /// These services do nothing by themselves, from before the module is inserted.
+    pub const fn scripted(mut self, services: &'static [Service]) -> Self {
+        self.scripted = services;
+        self
+    }
+
+    /// Warnings and errors in the kernel's log with one of these texts belong to the case.
+    pub const fn expects_log(mut self, texts: &'static [&'static str]) -> Self {
+        self.expected_log = texts;
+        self
+    }
+
+    /// It has a machine of its own, changed by this function. Costs a boot.
+    pub const fn machine(mut self, change: fn(&mut Config)) -> Self {
+        self.machine = Some(change);
+        self
+    }
+
+    /// The module is not inserted yet; see [`Context::load`].
+    pub const fn unloaded(mut self) -> Self {
+        self.unloaded = true;
+        self
+    }
+
+    /// The guest is off, or of no further use, afterwards. Costs a boot.
+    pub const fn ends_guest(mut self) -> Self {
+        self.ends_guest = true;
+        self
+    }
+
+    /// C cannot do that, or does not survive it.
+    pub const fn rust_only(mut self) -> Self {
+        self.rust_only = true;
+        self
+    }
+
+    /// What is said must be the same with both modules, but for what `differences.txt` explains.
+    pub const fn same_transcript(mut self) -> Self {
+        self.same_transcript = true;
+        self
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Calls it.
+    pub fn run(&self, context: &Context<'_>) -> Result<()> {
+        (self.run)(context)
+    }
+
+    /// See [`Scenario::scripted`].
+    pub fn scripted_services(&self) -> &'static [Service] {
+        self.scripted
+    }
+
+    /// See [`Scenario::expects_log`].
+    pub fn expected_log(&self) -> &'static [&'static str] {
+        self.expected_log
+    }
+
+    /// See [`Scenario::machine`].
+    pub fn machine_change(&self) -> Option<fn(&mut Config)> {
+        self.machine
+    }
+
+    /// See [`Scenario::unloaded`].
+    pub fn starts_unloaded(&self) -> bool {
+        self.unloaded
+    }
+
+    /// See [`Scenario::ends_guest`].
+    pub fn is_last(&self) -> bool {
+        self.ends_guest
+    }
+
+    /// Whether it is for this module.
+    pub fn is_for(&self, module: Module) -> bool {
+        module == Module::Rust || !self.rust_only
+    }
+
+    /// See [`Scenario::same_transcript`].
+    pub fn compares_transcripts(&self) -> bool {
+        self.same_transcript
+    }
+}
+
+/// What a scenario's function gets: the guest (whose methods it has), and which module this is about.
+pub struct Context<'a> {
+    guest: &'a Guest,
+    module: Module,
+}
+
+impl<'a> Context<'a> {
+    /// A guest and the module under test.
+    pub fn new(guest: &'a Guest, module: Module) -> Self {
+        Self { guest, module }
+    }
+
+    /// Inserts the module.
+    pub fn load(&self) -> Result<()> {
+        self.guest.insmod(self.module)
+    }
+
+    /// Inserts the module with parameters.
+    pub fn load_with(&self, parameters: &str) -> Result<()> {
+        self.guest.insmod_with(self.module, parameters)
+    }
+
+    /// Removes the module, if it is inserted.
+    pub fn unload(&self) -> Result<()> {
+        self.guest
+            .sh_ok("! grep -q '^hv_utils ' /proc/modules || rmmod hv_utils")
+            .map(|_| ())
+    }
+
+    /// An error unless `holds`; `what` says what should have been so.
+    pub fn check(&self, holds: bool, what: &str) -> Result<()> {
+        match holds {
+            true => Ok(()),
+            false => Err(format!("not so: {what}").into()),
+        }
+    }
+
+    /// An error unless the two are equal; `what` names them.
+    pub fn equal<T: PartialEq + std::fmt::Debug>(
+        &self,
+        what: &str,
+        got: T,
+        expected: T,
+    ) -> Result<()> {
+        match got == expected {
+            true => Ok(()),
+            false => Err(format!("{what}: {got:?} instead of {expected:?}").into()),
+        }
+    }
+
+    /// An error unless the kernel's log (since the scenario began) has this text.
+    pub fn log_has(&self, text: &str) -> Result<()> {
+        self.check(
+            self.guest.kernel_log()?.contains(text),
+            &format!("the kernel's log says {text:?}"),
+        )
+    }
+
+    /// Ends the scenario as skipped.
+    pub fn skip(&self, reason: &str) -> Result<()> {
+        Err(Error(format!("{SKIP}{reason}")))
+    }
+}
+
+impl Deref for Context<'_> {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        self.guest
+    }
+}
+
+/// The reason for which a scenario was skipped, if that is what its error means.
+pub fn skip_reason(error: &Error) -> Option<&str> {
+    error.0.strip_prefix(SKIP)
+}

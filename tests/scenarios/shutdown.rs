@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Guest shutdown.
+
+use std::time::Duration;
+
+use host::guest::Result;
+use host::guest::TIMEOUT;
+use host::ic::shutdown::FORCE;
+use host::ic::shutdown::HIBERNATE;
+use host::ic::shutdown::RESTART;
+use host::ic::E_FAIL;
+use host::ic::S_OK;
+use host::machine::Exit;
+use host::service::Service;
+
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("shutdown_versions", versions).scripted(&[Service::Shutdown]),
+    Scenario::new("shutdown_hibernate", hibernate),
+    Scenario::new("shutdown_power_off", power_off).ends_guest(),
+    Scenario::new("shutdown_restart", restart).ends_guest(),
+    Scenario::new("shutdown_no_s4", hibernate_refused).machine(|config| config.s4 = false),
+];
+
+/// Each message version that a host may offer alone.
+fn versions(t: &Context<'_>) -> Result<()> {
+    let shutdown = t.channel(Service::Shutdown);
+    for message in [(1, 0), (3, 0), (3, 1), (3, 2)] {
+        let chosen = shutdown.negotiate(&[(1, 0), (3, 0)], &[message])?;
+        t.equal(
+            "versions",
+            (chosen.framework, chosen.message),
+            ((3, 0), message),
+        )?;
+    }
+    shutdown.expect_silence(Duration::from_millis(50))
+}
+
+fn request(t: &Context<'_>, flags: u32, status: u32) -> Result<()> {
+    let shutdown = t.channel(Service::Shutdown);
+    shutdown.wait_negotiated()?;
+    shutdown.request_shutdown(flags, "asked by a test")?;
+    let statistics = shutdown.wait_replies(shutdown.statistics()?.replies.max(1))?;
+    t.equal("status", statistics.last_status, Some(status))
+}
+
+/// Stop-VM: the reply comes, then the guest powers off.
+fn power_off(t: &Context<'_>) -> Result<()> {
+    request(t, FORCE, S_OK)?;
+    t.equal("end", t.wait_exit(TIMEOUT)?, Exit::PowerOff)
+}
+
+/// Restart-VM: the reply comes, then the guest resets.
+fn restart(t: &Context<'_>) -> Result<()> {
+    request(t, RESTART | FORCE, S_OK)?;
+    t.equal("end", t.wait_exit(TIMEOUT)?, Exit::Reset)
+}
+
+/// Save as hibernation: accepted where the machine has S4, with a uevent for whoever does it.
+fn hibernate(t: &Context<'_>) -> Result<()> {
+    request(t, HIBERNATE, S_OK)?;
+    for _ in 0..100 {
+        if t.kernel_log()?.contains("Sent hibernation uevent") {
+            return t.log_has("Hibernation request received");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    t.log_has("Sent hibernation uevent")
+}
+
+/// And refused where it has not.
+fn hibernate_refused(t: &Context<'_>) -> Result<()> {
+    request(t, HIBERNATE, E_FAIL)?;
+    t.check(
+        !t.kernel_log()?.contains("Sent hibernation uevent"),
+        "no uevent is sent",
+    )
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Time synchronisation.
+
+use std::time::Duration;
+
+use host::guest::Result;
+use host::ic::timesync;
+use host::ic::UNIX_EPOCH_1601;
+use host::service::Service;
+
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("timesync_syncs_and_samples", syncs_and_samples),
+    Scenario::new("timesync_steps_the_clock", steps_the_clock).scripted(&[Service::TimeSync]),
+    Scenario::new("timesync_restore", restore),
+    Scenario::new("timesync_implicit", implicit)
+        .scripted(&[Service::TimeSync])
+        .unloaded(),
+    Scenario::new("timesync_ptp", ptp),
+];
+
+/// As on Windows: a SYNC after the negotiation, samples after it; the log tells the version.
+fn syncs_and_samples(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    channel.configure(|device| device.set_interval(Duration::from_millis(200)))?;
+    let versions = channel.wait_negotiated()?;
+    t.equal(
+        "versions",
+        (versions.framework, versions.message),
+        ((3, 0), (4, 0)),
+    )?;
+    // The first interval was still a host's.
+    channel.wait_replies(3)?;
+    t.log_has("TimeSync IC version 4.0")
+}
+
+/// The guest's wall clock in seconds since 1970.
+fn clock(t: &Context<'_>) -> Result<i64> {
+    let text = t.sh_ok("date +%s")?;
+    text.trim()
+        .parse()
+        .map_err(|_| format!("`date +%s` in the guest says {text:?}").into())
+}
+
+/// A SYNC an hour ahead steps the clock, in each layout of the message.
+fn steps_the_clock(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    let mut ahead = 0;
+    for message in [(1, 0), (3, 0), (4, 0)] {
+        channel.negotiate(&[(1, 0), (3, 0)], &[message])?;
+        ahead += 3600;
+        let mut moment = t.moment();
+        moment.wall += ahead * 10_000_000;
+        let request = channel.request(timesync::body(message, &moment, timesync::SYNC))?;
+        let reply = channel.transact(&request)?;
+        t.equal("status", reply.status, 0)?;
+        let target = ((moment.wall - UNIX_EPOCH_1601) / 10_000_000) as i64;
+        wait_clock(t, target)?;
+    }
+    channel.expect_silence(Duration::from_millis(50))?;
+    // The others in this guest get the right time again.
+    channel.auto()?;
+    wait_clock(t, ((t.moment().wall - UNIX_EPOCH_1601) / 10_000_000) as i64)
+}
+
+/// Waits until the guest's clock is at (or little past) `target` seconds since 1970.
+fn wait_clock(t: &Context<'_>, target: i64) -> Result<()> {
+    let mut last = 0;
+    for _ in 0..100 {
+        last = clock(t)?;
+        if (target - 2..target + 60).contains(&last) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(format!("the guest's clock is at {last} instead of {target}").into())
+}
+
+/// After a restore a new SYNC follows the negotiation.
+fn restore(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    channel.wait_replies(1)?;
+    let from = t.transcript_length();
+    channel.restore()?;
+    channel.wait_replies(2)?;
+    let said = t.normalised_transcript(from);
+    t.check(said.contains("timesync request SYNC"), "a new SYNC follows")
+}
+
+/// With the parameter set, a sample moves a clock that is behind.
+fn implicit(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    t.load_with("timesync_implicit=1")?;
+    channel.wait_open()?;
+    channel.negotiate_all()?;
+    let mut moment = t.moment();
+    moment.wall += 3600 * 10_000_000;
+    let request = channel.request(timesync::body((4, 0), &moment, timesync::SAMPLE))?;
+    channel.transact(&request)?;
+    wait_clock(t, ((moment.wall - UNIX_EPOCH_1601) / 10_000_000) as i64)?;
+    channel.auto()?;
+    wait_clock(t, ((t.moment().wall - UNIX_EPOCH_1601) / 10_000_000) as i64)
+}
+
+/// The PTP clock is named hyperv, and a real client reads the host's time from it.
+fn ptp(t: &Context<'_>) -> Result<()> {
+    t.channel(Service::TimeSync).wait_replies(2)?;
+    if t.sh("command -v phc_ctl")?.status != 0 {
+        return t.skip("the initramfs has no phc_ctl");
+    }
+    let name = t.sh_ok("grep -l hyperv /sys/class/ptp/*/clock_name")?;
+    let device = name
+        .split('/')
+        .nth(4)
+        .ok_or("there is no PTP clock named hyperv")?
+        .to_owned();
+    let text = t.sh_ok(&format!("phc_ctl /dev/{device} get"))?;
+    let host = (t.moment().wall - UNIX_EPOCH_1601) as f64 / 1e7;
+    // "phc_ctl[6.1]: clock time is 1795405369.123456789 or Mon ..."
+    let words = text
+        .split("clock time is ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next());
+    let clock: f64 = words
+        .and_then(|word| word.parse().ok())
+        .ok_or_else(|| format!("phc_ctl says {text:?}"))?;
+    t.check(
+        (host - clock).abs() < 2.0,
+        &format!("the PTP clock ({clock}) shows the host's time ({host})"),
+    )
+}
