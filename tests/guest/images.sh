@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# images.sh outer | inner-FLAVOUR: makes build/guest/NAME.cpio, the initramfs of a guest.
+# images.sh outer | inner-FLAVOUR: makes build/guest/NAME.cpio, the initramfs of a guest, and
+# build/kernel/FLAVOUR/vmlinux, the kernel out of its vmlinuz.
 # None is compressed: an emulated processor reads them faster than it unpacks them.
 set -eu
 # shellcheck source-path=SCRIPTDIR
@@ -86,10 +87,18 @@ pack()
 	mv "$build/guest/$name.cpio.new" "$build/guest/$name.cpio"
 }
 
+if [ ! -e "$kernel/vmlinux" ]; then
+	"$build/linux-source/scripts/extract-vmlinux" "$kernel/vmlinuz" >"$kernel/vmlinux.new" 2>"$build/log/vmlinux.log" ||
+		die "cannot unpack $kernel/vmlinuz" "see $build/log/vmlinux.log"
+	mv "$kernel/vmlinux.new" "$kernel/vmlinux"
+fi
+
 base
 case $name in
 outer)
 	modules virtio_pci 9pnet_virtio 9p kvm_amd
+	# Without their signatures, as checking those takes a second of emulation.
+	strip --strip-debug "$tree"/modules/*.ko
 	install -m 755 "$here/outer/init" "$tree/init"
 	;;
 inner-*)

@@ -12,7 +12,7 @@ set -eu
 . "$(dirname "$0")/../../rust/kdir/lib.sh"
 what=outer-run
 [ $# -gt 0 ] || die "no command given" "usage: $0 'SHELL LINE'"
-for file in guest/outer.cpio kernel/amd64/vmlinuz; do
+for file in guest/outer.cpio kernel/amd64/vmlinux; do
 	[ -e "$build/$file" ] || die "there is no build/$file" "make guest creates it"
 done
 
@@ -51,7 +51,7 @@ trap 'exit 130' INT
 	-smp "${OUTER_SMP:-2}" -m 4G -nodefaults -no-user-config -display none -no-reboot \
 	-serial stdio \
 	-virtfs "local,path=$top,mount_tag=project,security_model=none,multidevs=remap" \
-	-kernel "$build/kernel/amd64/vmlinuz" -initrd "$build/guest/outer.cpio" \
+	-kernel "$build/kernel/amd64/vmlinux" -initrd "$build/guest/outer.cpio" \
 	-append "console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off nokaslr outer.dir=$top outer.job=$job ${OUTER_APPEND:-}" \
 	${OUTER_ARGS:-} </dev/null &
 pid=$!
