@@ -265,9 +265,9 @@ impl<'a> Group<'a> {
         let file = place.file(scenario, &self.options.flavour);
         let from = guest.transcript_length();
         let mut result = run_scenario(scenario, &guest, place.module);
-        let saved = guest.save_transcript(&file.with_extension("transcript"), from);
+        let saved = guest.save_transcript(&with_suffix(&file, "transcript"), from);
         let console =
-            std::fs::write(file.with_extension("console"), guest.console()).map_err(Error::from);
+            std::fs::write(with_suffix(&file, "console"), guest.console()).map_err(Error::from);
         if let (Ok(()), Err(error)) = (&result, saved.and(console)) {
             result = Err(error);
         }
@@ -321,6 +321,14 @@ impl<'a> Group<'a> {
         let label = format!("[rust and c say the same, {vcpus} vcpu, vmbus {major}.{minor}]");
         self.report.line(scenario.name(), &label, &result);
     }
+}
+
+/// The file with `.suffix` added to its name (which has dots of its own).
+fn with_suffix(file: &std::path::Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
 }
 
 /// The path below the project, which is what a reader has.

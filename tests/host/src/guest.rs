@@ -163,8 +163,9 @@ impl Guest {
         }
     }
 
-    /// An error with the console's last lines.
+    /// An error with the processors' whereabouts and the console's last lines.
     fn error(&self, text: &str) -> Error {
+        let text = &format!("{text}\n{}", self.machine.describe_processors());
         let console = self.console();
         let lines: Vec<&str> = console.lines().collect();
         let tail = lines[lines.len().saturating_sub(15)..].join("\n    ");

@@ -521,6 +521,13 @@ impl Vcpu {
         VcpuKick { thread, flag }
     }
 
+    /// Takes back a [`VcpuKick::kick`]: the processor enters the guest again.
+    pub fn clear_kick(&self) {
+        // SAFETY: As in `VcpuKick::kick`.
+        unsafe { AtomicU8::from_ptr(&raw mut (*self.run).immediate_exit) }
+            .store(0, Ordering::SeqCst);
+    }
+
     /// After [`VmExit::Hypercall`]: the hypercall's input value (TLFS "Hypercall Input Value"), its two parameters, and
     /// where the result value goes. `None` after any other exit.
     pub fn hypercall_exit(&mut self) -> Option<(u64, [u64; 2], &mut u64)> {

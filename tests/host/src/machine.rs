@@ -118,6 +118,19 @@ pub struct Shared {
     exit: Mutex<Option<Exit>>,
     exited: Condvar,
     ending: AtomicBool,
+    /// One for each processor.
+    watches: Vec<Watch>,
+}
+
+/// What can be seen of a processor from outside.
+#[derive(Default)]
+struct Watch {
+    /// Someone wants to know where it is.
+    wanted: AtomicBool,
+    /// The answer.
+    seen: Mutex<Option<String>>,
+    /// What it is doing.
+    doing: Mutex<&'static str>,
 }
 
 impl Shared {
@@ -303,6 +316,7 @@ impl Machine {
             exit: Mutex::new(Some(Exit::Stopped)),
             exited: Condvar::new(),
             ending: AtomicBool::new(false),
+            watches: (0..config.vcpus).map(|_| Watch::default()).collect(),
         });
         let timer = std::thread::spawn({
             let shared = shared.clone();
@@ -428,6 +442,32 @@ impl Machine {
         }
     }
 
+    /// Where each processor is, one line each: to be told when a guest hangs.
+    pub fn describe_processors(&self) -> String {
+        let Some(run) = &self.run else {
+            return "the machine is off".to_owned();
+        };
+        let mut lines = Vec::new();
+        for (index, (watch, kick)) in self.shared.watches.iter().zip(&run.kicks).enumerate() {
+            *lock(&watch.seen) = None;
+            watch.wanted.store(true, Ordering::SeqCst);
+            kick.kick();
+            let end = Instant::now() + Duration::from_secs(2);
+            let seen = loop {
+                if let Some(seen) = lock(&watch.seen).take() {
+                    break seen;
+                }
+                if Instant::now() > end {
+                    watch.wanted.store(false, Ordering::SeqCst);
+                    break format!("does not answer; last seen: {}", lock(&watch.doing));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            lines.push(format!("processor {index}: {seen}"));
+        }
+        lines.join("\n")
+    }
+
     /// Updates the serial ports' interrupt lines after the host has used them.
     pub fn update_lines(&self) {
         if let Some(run) = &self.run {
@@ -502,7 +542,12 @@ struct Processor {
 impl Processor {
     /// Runs until the machine's run ends.
     fn run(&mut self) {
-        while !self.stop.load(Ordering::SeqCst) && self.shared.exit().is_none() {
+        loop {
+            // Before the check: it takes back a kick, which may have been that of the run's end.
+            self.answer_watch();
+            if self.stop.load(Ordering::SeqCst) || self.shared.exit().is_some() {
+                return;
+            }
             match self.step() {
                 Ok(None) => {}
                 Ok(Some(exit)) => self.shared.end(exit),
@@ -513,10 +558,40 @@ impl Processor {
         }
     }
 
+    fn doing(&self, what: &'static str) {
+        *lock(&self.shared.watches[self.index as usize].doing) = what;
+    }
+
+    /// Tells where the processor is, if someone asked.
+    fn answer_watch(&self) {
+        let watch = &self.shared.watches[self.index as usize];
+        if watch.wanted.swap(false, Ordering::SeqCst) {
+            self.vcpu.clear_kick();
+            let text = match self.vcpu.regs() {
+                Ok(regs) => format!(
+                    "rip {:#x} rsp {:#x} rflags {:#x}",
+                    regs.rip, regs.rsp, regs.rflags
+                ),
+                Err(error) => error.to_string(),
+            };
+            *lock(&watch.seen) = Some(text);
+        }
+    }
+
     /// Runs until the next exit and handles it.
     fn step(&mut self) -> io::Result<Option<Exit>> {
         let shared = self.shared.clone();
-        let exit = match self.vcpu.run()? {
+        self.doing("running the guest");
+        let exit = self.vcpu.run()?;
+        let name = match &exit {
+            VmExit::PortIn { .. } => "reading a port",
+            VmExit::PortOut { .. } => "writing a port",
+            VmExit::Synic { .. } => "setting up the SynIC",
+            VmExit::Hypercall => "in a hypercall",
+            _ => "in another exit",
+        };
+        *lock(&shared.watches[self.index as usize].doing) = name;
+        let exit = match exit {
             VmExit::PortIn { port, size, data } => {
                 let mut ports = shared.ports();
                 for value in data.chunks_mut(size) {
