@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# images.sh outer | inner-FLAVOUR: makes build/guest/NAME.cpio, the initramfs of a guest, and
-# build/kernel/FLAVOUR/vmlinux, the kernel out of its vmlinuz.
+# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR: makes build/guest/NAME.cpio, the initramfs of a
+# guest (daemons-FLAVOUR is to be appended to inner-FLAVOUR), and build/kernel/FLAVOUR/vmlinux, the
+# kernel out of its vmlinuz.
 # None is compressed: an emulated processor reads them faster than it unpacks them.
 set -eu
 # shellcheck source-path=SCRIPTDIR
@@ -16,7 +17,8 @@ fi
 case $name in
 outer) flavour=amd64 ;;
 inner-*) flavour=${name#inner-} ;;
-*) die "no image is called $name" "there are outer, inner-amd64 and inner-cloud-amd64" ;;
+daemons-*) flavour=${name#daemons-} ;;
+*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64 and the same for cloud-amd64" ;;
 esac
 kernel=$build/kernel/$flavour
 [ -e "$kernel/.ready" ] || die "there is no build/kernel/$flavour" "make kdir FLAVOUR=$flavour creates it"
@@ -80,6 +82,53 @@ program()
 	done
 }
 
+# fetch SUITE PACKAGE...: the newest of each package in SUITE, in a folder of $debs with its name.
+fetch()
+{
+	local from=$1 apt=$build/apt-$1 package
+	shift
+	mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$debs"
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $from main" >"$apt/sources.list"
+	sed "s|$build/apt/|$apt/|" "$build/apt/apt.conf" >"$apt/apt.conf"
+	for package in "$@"; do
+		[ ! -e "$debs/$from-$package" ] || continue
+		(
+			export APT_CONFIG=$apt/apt.conf
+			[ -e "$apt/updated" ] || logged "apt-$from" apt-get update
+			touch "$apt/updated"
+			cd "$build/deb"
+			rm -f "$package"_*.deb
+			logged "deb-$package" apt-get download "$package/$from"
+			dpkg-deb -x "$package"_*.deb "$debs/$from-$package.new"
+			mv "$debs/$from-$package.new" "$debs/$from-$package"
+		)
+	done
+}
+
+# The daemons as Debian ships them, and what they and their tests work with.
+daemons()
+{
+	local debs=$build/deb/daemons from=$suite-backports file
+	# The last release whose file copy daemon spoke to the character device.
+	fetch bookworm hyperv-daemons
+	fetch "$suite" e2fsprogs libext2fs2t64
+	fetch "$from" hyperv-daemons
+	mkdir -p "$tree"/{bin,etc,modules/daemons,usr/libexec,var/lib/hyperv}
+	for file in "$debs/bookworm-hyperv-daemons/usr/sbin/hv_fcopy_daemon" \
+		"$debs/$from-hyperv-daemons/usr/sbin/"hv_{kvp,vss,fcopy_uio}_daemon /bin/bash; do
+		program "$file"
+	done
+	cp -r "$debs/$from-hyperv-daemons/usr/libexec/hypervkvpd" "$tree/usr/libexec/"
+	cp -L /etc/os-release "$tree/etc/"
+	# A file system that can be frozen, on a disk that the VSS daemon does not pass over.
+	cp -L "$debs/$suite-libext2fs2t64/usr/lib/x86_64-linux-gnu/"lib{ext2fs,e2p}.so.2 "$tree/lib/x86_64-linux-gnu/"
+	program "$debs/$suite-e2fsprogs/usr/sbin/mke2fs"
+	ln -s mke2fs "$tree/bin/mkfs.ext4"
+	# dummy: an interface to have addresses.
+	modules brd ext4 dummy uio_hv_generic
+	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/daemons/"
+}
+
 # The archive is put in place only when whole.
 pack()
 {
@@ -93,7 +142,10 @@ if [ ! -e "$kernel/vmlinux" ]; then
 	mv "$kernel/vmlinux.new" "$kernel/vmlinux"
 fi
 
-base
+case $name in
+daemons-*) daemons ;;
+*) base ;;
+esac
 case $name in
 outer)
 	modules virtio_pci 9pnet_virtio 9p kvm_amd
