@@ -30,11 +30,14 @@
 
 mod demo;
 mod fault;
+mod framing;
 mod heartbeat;
+mod hibernation;
 mod lifecycle;
 mod log;
 mod runner;
 mod scenario;
+mod selftests;
 mod shutdown;
 mod timesync;
 
@@ -59,6 +62,9 @@ fn all() -> Vec<&'static Scenario> {
         lifecycle::SCENARIOS,
         heartbeat::SCENARIOS,
         timesync::SCENARIOS,
+        framing::SCENARIOS,
+        hibernation::SCENARIOS,
+        selftests::SCENARIOS,
         fault::SCENARIOS,
         shutdown::SCENARIOS,
     ]

@@ -39,6 +39,8 @@ pub(crate) const HEADER_LEN: usize = 28;
 /// `IC_VERSION_NEGOTIATION_MAX_VER_COUNT`.
 pub(crate) const MAX_VERSIONS: usize = 100;
 
+const PIPE_SIZE: usize = 4;
+const PIPE_HEADER_LEN: usize = 8;
 const TYPE: usize = 12;
 const BODY_SIZE: usize = 18;
 const STATUS: usize = 20;
@@ -143,9 +145,11 @@ pub(crate) struct Request<'a>(&'a mut [u8]);
 impl<'a> Request<'a> {
     /// Takes the payload of an in-band packet as a request.
     ///
-    /// The size in the header isn't needed to find the body's end, and hosts differ in what they
-    /// count in it: a body ends where the packet does. The answer has to be right in it, though,
-    /// so a size beyond the packet's end is cut back.
+    /// A packet is filled up to a multiple of eight bytes; the pipe header says where the message
+    /// ends in it. If that can't be, the message ends where the packet does.
+    ///
+    /// The size in the IC header isn't needed to find the body, but hosts refuse an answer that
+    /// has it wrong: one that goes beyond the message is cut back.
     pub(crate) fn new(payload: &'a mut [u8]) -> Result<Self, Unanswerable> {
         let len = payload.len();
         if len < HEADER_LEN {
@@ -154,12 +158,18 @@ impl<'a> Request<'a> {
         if payload[FLAGS] & (FLAG_REQUEST | FLAG_RESPONSE) == FLAG_RESPONSE {
             return Err(Unanswerable::Response);
         }
-        let room = len - HEADER_LEN;
-        if usize::from(wire::u16_at(payload, BODY_SIZE)) > room {
+        let end = usize::try_from(wire::u32_at(payload, PIPE_SIZE))
+            .ok()
+            .and_then(|size| size.checked_add(PIPE_HEADER_LEN))
+            .filter(|end| (HEADER_LEN..=len).contains(end))
+            .unwrap_or(len);
+        let message = &mut payload[..end];
+        let room = end - HEADER_LEN;
+        if usize::from(wire::u16_at(message, BODY_SIZE)) > room {
             // CAST: `room` is less than a `u16` here.
-            wire::put_u16(payload, BODY_SIZE, room as u16);
+            wire::put_u16(message, BODY_SIZE, room as u16);
         }
-        Ok(Self(payload))
+        Ok(Self(message))
     }
 
     /// What the message asks for.
@@ -167,7 +177,7 @@ impl<'a> Request<'a> {
         Kind(wire::u16_at(self.0, TYPE))
     }
 
-    /// The bytes after the header, up to seven bytes of packet padding included.
+    /// The bytes after the header.
     pub(crate) fn body(&mut self) -> &mut [u8] {
         &mut self.0[HEADER_LEN..]
     }
@@ -320,6 +330,24 @@ mod tests {
         wire::put_u16(&mut packet, BODY_SIZE, 13);
         assert!(Request::new(&mut packet).is_ok());
         assert_eq!(wire::u16_at(&packet, BODY_SIZE), 12);
+    }
+
+    #[test]
+    fn padding_is_no_part_of_the_message() {
+        let mut packet = [0u8; 40];
+        let len = |pipe_size, packet: &mut [u8]| {
+            wire::put_u32(packet, PIPE_SIZE, pipe_size);
+            wire::put_u16(packet, BODY_SIZE, 0xffff);
+            let len = Request::new(packet).map_or(0, |mut request| request.body().len());
+            (len, wire::u16_at(packet, BODY_SIZE))
+        };
+        assert_eq!(len(20, &mut packet), (0, 0));
+        assert_eq!(len(27, &mut packet), (7, 7));
+        assert_eq!(len(32, &mut packet), (12, 12));
+        // What can't be is not believed.
+        for pipe_size in [0, 19, 33, u32::MAX] {
+            assert_eq!(len(pipe_size, &mut packet), (12, 12));
+        }
     }
 
     #[test]

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Framing and negotiation, which all services share: whatever comes, one reply to each request.
+
+use std::time::Duration;
+
+use host::guest::Result;
+use host::ic::frame::Message;
+use host::ic::frame::RESPONSE;
+use host::ic::frame::TRANSACTION;
+use host::ic::heartbeat;
+use host::ic::shutdown;
+use host::ic::timesync;
+use host::ic::E_FAIL;
+use host::service::Service;
+use host::vmbus::packet::Packet;
+use host::vmbus::packet::COMPLETION;
+
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
+const IGNORED: &[&str] = &["packet ignored"];
+const UNEXPECTED: &[&str] = &["unexpected message", "Invalid msg type", "known"];
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("framing_preference", preference)
+        .scripted(&SERVICES)
+        .same_transcript(),
+    Scenario::new("framing_renegotiation", renegotiation)
+        .scripted(&SERVICES)
+        .expects_log(UNEXPECTED)
+        .rust_only(),
+    Scenario::new("framing_bad_counts", bad_counts)
+        .scripted(&SERVICES)
+        .expects_log(&["known", "Invalid icmsg negotiate"]),
+    Scenario::new("framing_unknown_type", unknown_type)
+        .scripted(&SERVICES)
+        .expects_log(UNEXPECTED)
+        .same_transcript(),
+    Scenario::new("framing_short_bodies", short_bodies)
+        .scripted(&SERVICES)
+        .rust_only(),
+    Scenario::new("framing_no_header", no_header)
+        .scripted(&SERVICES)
+        .expects_log(IGNORED)
+        .rust_only(),
+    Scenario::new("framing_responses", responses)
+        .scripted(&SERVICES)
+        .expects_log(IGNORED)
+        .rust_only(),
+    Scenario::new("framing_other_packets", other_packets)
+        .scripted(&SERVICES)
+        .expects_log(IGNORED)
+        .rust_only(),
+    Scenario::new("framing_size_beyond_packet", size_beyond_packet)
+        .scripted(&SERVICES)
+        .rust_only(),
+    Scenario::new("framing_packet_transaction", packet_transaction).scripted(&SERVICES),
+];
+
+/// A well-formed request of a service that does no harm.
+fn request(t: &Context<'_>, service: Service) -> Result<Message> {
+    let body = match service {
+        Service::Shutdown => shutdown::body(8, ""),
+        Service::TimeSync => timesync::body((4, 0), &t.moment(), timesync::SAMPLE),
+        _ => heartbeat::body(7, heartbeat::RESERVED),
+    };
+    t.channel(service).request(body)
+}
+
+/// The service works as after a fresh start, and nothing was left over.
+fn works(t: &Context<'_>, service: Service) -> Result<()> {
+    let channel = t.channel(service);
+    channel.expect_silence(Duration::from_millis(30))?;
+    channel.negotiate_all()?;
+    let expected = if service == Service::Shutdown {
+        E_FAIL
+    } else {
+        0
+    };
+    let reply = channel.transact(&request(t, service)?)?;
+    t.equal("status", reply.status, expected)?;
+    channel.expect_silence(Duration::from_millis(30))
+}
+
+/// Of several versions the guest takes the best it knows, in whatever order they are offered.
+fn preference(t: &Context<'_>) -> Result<()> {
+    let cases: [(Service, &[(u16, u16)], (u16, u16)); 5] = [
+        (Service::Heartbeat, &[(3, 0), (1, 0), (9, 9)], (3, 0)),
+        (Service::Shutdown, &[(1, 0), (3, 2), (3, 0), (3, 1)], (3, 2)),
+        (Service::Shutdown, &[(3, 0), (1, 0), (4, 0)], (3, 0)),
+        (Service::TimeSync, &[(5, 0), (1, 0), (4, 0), (3, 0)], (4, 0)),
+        (Service::TimeSync, &[(2, 0), (1, 0)], (1, 0)),
+    ];
+    for (service, offered, best) in cases {
+        let channel = t.channel(service);
+        let chosen = channel.negotiate(&[(1, 0), (3, 0), (2, 0)], offered)?;
+        t.equal(
+            "versions",
+            (chosen.framework, chosen.message),
+            ((3, 0), best),
+        )?;
+        channel.expect_silence(Duration::from_millis(30))?;
+    }
+    Ok(())
+}
+
+/// A host may negotiate at any time. When nothing was agreed on, requests are failed.
+fn renegotiation(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        let early = channel.transact(&request(t, service)?)?;
+        t.equal("status before a negotiation", early.status, E_FAIL)?;
+        for _ in 0..3 {
+            works(t, service)?;
+        }
+        t.check(
+            channel.negotiate(&[(3, 0)], &[(9, 9)]).is_err(),
+            "an unknown version is refused",
+        )?;
+        let late = channel.transact(&request(t, service)?)?;
+        t.equal("status after a failed negotiation", late.status, E_FAIL)?;
+        works(t, service)?;
+    }
+    Ok(())
+}
+
+/// Counts that the request has no room for are answered with 0/0.
+fn bad_counts(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        for (frameworks, messages) in [(0, 0), (1, 3), (3, 1), (101, 1), (0xffff, 0xffff)] {
+            let mut request = Message::negotiation(&[(3, 0)], &[(3, 0)], 77);
+            request.body[..2].copy_from_slice(&u16::to_le_bytes(frameworks));
+            request.body[2..4].copy_from_slice(&u16::to_le_bytes(messages));
+            let reply = channel.transact(&request)?;
+            t.equal("counts", &reply.body[..4], &[0; 4])?;
+        }
+        works(t, service)?;
+    }
+    Ok(())
+}
+
+/// A type that isn't the service's is failed.
+fn unknown_type(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        for kind in [6, 8, 9, 0xffff] {
+            let mut request = request(t, service)?;
+            request.kind = kind;
+            let reply = channel.transact(&request)?;
+            t.equal("status", reply.status, E_FAIL)?;
+        }
+        works(t, service)?;
+    }
+    Ok(())
+}
+
+/// A body that is cut short is failed, wherever it is cut; the guest lives on.
+fn short_bodies(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        let (whole, needed) = match service {
+            Service::Heartbeat => (24, 8),
+            Service::Shutdown => (16, 12),
+            _ => (24, 17),
+        };
+        for len in 0..whole {
+            let mut request = request(t, service)?;
+            request.body.truncate(len);
+            let reply = channel.transact(&request)?;
+            let fails = len < needed || service == Service::Shutdown;
+            let expected = if fails { E_FAIL } else { 0 };
+            t.equal(
+                &format!("{service} status at {len} bytes"),
+                reply.status,
+                expected,
+            )?;
+        }
+        works(t, service)?;
+    }
+    Ok(())
+}
+
+/// What has no header can't be answered: it is dropped, and the next request is served.
+fn no_header(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        for len in [0, 8, 16, 24] {
+            channel.send_bytes(&vec![0xff; len])?;
+        }
+        works(t, service)?;
+    }
+    t.log_has("packet ignored")
+}
+
+/// An answer isn't answered: two sides that do would never stop.
+fn responses(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        let mut request = request(t, service)?;
+        request.flags = TRANSACTION | RESPONSE;
+        channel.send(&request)?;
+        works(t, service)?;
+    }
+    t.log_has("packet ignored")
+}
+
+/// A packet that isn't in-band data is dropped.
+fn other_packets(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        for kind in [0, 7, 9, COMPLETION, 0xffff] {
+            channel.send_packet(Packet {
+                kind,
+                ..Packet::inband(request(t, service)?.encode())
+            })?;
+        }
+        works(t, service)?;
+    }
+    t.log_has("packet ignored")
+}
+
+/// A header that claims more than was sent gets an answer that doesn't.
+fn size_beyond_packet(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        let mut request = request(t, service)?;
+        let len = request.body.len();
+        request.size = Some(0xffff);
+        let reply = channel.transact(&request)?;
+        t.check(
+            reply.size.is_some_and(|size| usize::from(size) <= len),
+            "the answer's size is within it",
+        )?;
+        works(t, service)?;
+    }
+    Ok(())
+}
+
+/// The reply carries the packet's transaction id, too.
+fn packet_transaction(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        for transaction_id in [1, 0xdead_beef_0000_0001, u64::MAX] {
+            channel.send_packet(Packet {
+                transaction_id,
+                ..Packet::inband(request(t, service)?.encode())
+            })?;
+            let reply = channel.receive_packet()?;
+            t.equal("transaction id", reply.transaction_id, transaction_id)?;
+        }
+    }
+    Ok(())
+}

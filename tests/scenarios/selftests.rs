@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The kselftests of `tests/selftests/hv_utils`, run in the guest.
+
+use host::guest::Result;
+use host::service::Service;
+
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[Scenario::new("selftests", selftests)];
+
+/// Each test passes; those that need more than a guest skip themselves.
+fn selftests(t: &Context<'_>) -> Result<()> {
+    t.channel(Service::TimeSync).wait_replies(2)?;
+    let tests = t.sh_ok("cd /selftests/hv_utils && ls *.sh | grep -v common.sh")?;
+    t.check(tests.contains("ptp.sh"), "the tests are in the guest")?;
+    for test in tests.lines() {
+        let output = t.sh(&format!("sh /selftests/hv_utils/{test}"))?;
+        println!("# {test}: {}", output.text.replace('\n', "\n#   "));
+        let expected = if test == "shutdown.sh" { 4 } else { 0 };
+        t.equal(&format!("status of {test}"), output.status, expected)?;
+        t.check(output.text.starts_with("TAP version 13"), "it speaks KTAP")?;
+    }
+    Ok(())
+}
