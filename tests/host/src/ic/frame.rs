@@ -253,6 +253,10 @@ pub fn describe(service: Service, payload: &[u8]) -> String {
             Service::Heartbeat => super::heartbeat::describe(&message.body),
             Service::Shutdown => super::shutdown::describe(&message.body),
             Service::TimeSync => super::timesync::describe(message.version, &message.body),
+            Service::Kvp => super::kvp::describe(&message.body, message.flags & RESPONSE != 0),
+            Service::Vss => super::vss::describe(&message.body),
+            Service::FCopy => super::fcopy::describe(&message.body),
+            #[allow(unreachable_patterns)]
             _ => format!("{} bytes", message.body.len()),
         };
         format!("{service} {role} {body}")

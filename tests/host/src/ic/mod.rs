@@ -3,13 +3,17 @@
 //! The integration services as a Windows host speaks them.
 //!
 //! [`frame`] is the framing common to all, [`device`] the host's side of one service (negotiation, accounting of
-//! replies, timers), [`heartbeat`], [`shutdown`] and [`timesync`] the services' own messages.
+//! replies, timers), the others are the services' own messages.
 
 pub mod device;
+pub mod fcopy;
 pub mod frame;
 pub mod heartbeat;
+pub mod kvp;
 pub mod shutdown;
+pub mod text;
 pub mod timesync;
+pub mod vss;
 
 /// The request succeeded.
 pub const S_OK: u32 = 0;
@@ -17,6 +21,14 @@ pub const S_OK: u32 = 0;
 pub const E_FAIL: u32 = 0x8000_4005;
 /// ERROR_NOT_SUPPORTED as an HRESULT.
 pub const E_NOT_SUPPORTED: u32 = 0x8007_0032;
+/// E_INVALIDARG
+pub const E_INVALID_ARGUMENT: u32 = 0x8007_0057;
+/// ERROR_NO_MORE_ITEMS as an HRESULT: where an enumeration ends, or a key that is not there.
+pub const E_NO_MORE_ITEMS: u32 = 0x8007_0103;
+/// ERROR_FILE_EXISTS as an HRESULT.
+pub const E_FILE_EXISTS: u32 = 0x8007_0050;
+/// ERROR_DISK_FULL as an HRESULT.
+pub const E_DISK_FULL: u32 = 0x8007_0070;
 
 /// One moment on all clocks that a host has.
 #[derive(Debug, Clone, Copy)]

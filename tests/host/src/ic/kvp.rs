@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Data exchange's messages.
+//!
+//! A body begins with operation and pool. Of an address operation all else lies at offset 2, of the others at offset
+//! 4. A host sends each of the two kinds in its full size, whatever the operation uses of it (observed).
+//!
+//! Source: `struct hv_kvp_msg` and `hv_kvp_ip_msg` of `include/uapi/linux/hyperv.h`.
+
+use super::text::utf16;
+use super::text::utf16_sized;
+use super::text::utf16_text;
+use crate::bytes::put;
+use crate::bytes::u32_at;
+use crate::bytes::u64_at;
+use crate::bytes::u8_at;
+
+/// Operation: the value of a key.
+pub const GET: u8 = 0;
+/// Operation: a key is to have a value.
+pub const SET: u8 = 1;
+/// Operation: a key is to be gone.
+pub const DELETE: u8 = 2;
+/// Operation: key and value at an index.
+pub const ENUMERATE: u8 = 3;
+/// Operation: an adapter's addresses.
+pub const GET_IP_INFO: u8 = 4;
+/// Operation: an adapter is to have addresses.
+pub const SET_IP_INFO: u8 = 5;
+
+/// Pool: what the host tells the guest.
+pub const EXTERNAL: u8 = 0;
+/// Pool: what the guest tells the host.
+pub const GUEST: u8 = 1;
+/// Pool: what the guest is, generated.
+pub const AUTO: u8 = 2;
+/// Pool: what the host is, generated.
+pub const AUTO_EXTERNAL: u8 = 3;
+/// Pool: as [`AUTO`], of the guest's own.
+pub const AUTO_INTERNAL: u8 = 4;
+
+/// Value type REG_SZ.
+pub const SZ: u32 = 1;
+/// Value type REG_EXPAND_SZ.
+pub const EXPAND_SZ: u32 = 2;
+/// Value type REG_BINARY, which no host sends.
+pub const BINARY: u32 = 3;
+/// Value type REG_DWORD.
+pub const DWORD: u32 = 4;
+/// Value type REG_QWORD.
+pub const QWORD: u32 = 11;
+
+/// Bytes of a body that is not about addresses.
+pub const LENGTH: usize = 2580;
+/// Bytes of a body that is.
+pub const IP_LENGTH: usize = 7428;
+
+/// Where a body begins, except about addresses.
+pub const BODY: usize = 4;
+/// Where a body about addresses begins.
+pub const IP_BODY: usize = 2;
+
+/// Offsets in a value, from its start: type, sizes, key, value.
+pub mod value {
+    /// Type (u32).
+    pub const TYPE: usize = 0;
+    /// Size of the key in bytes, its NUL included (u32).
+    pub const KEY_SIZE: usize = 4;
+    /// Size of the value in bytes, a string's NUL included (u32).
+    pub const VALUE_SIZE: usize = 8;
+    /// The key.
+    pub const KEY: usize = 12;
+    /// Bytes of room for the key.
+    pub const KEY_MAX: usize = 512;
+    /// The value.
+    pub const VALUE: usize = 524;
+    /// Bytes of room for the value.
+    pub const VALUE_MAX: usize = 2048;
+}
+
+fn body(operation: u8, pool: u8) -> Vec<u8> {
+    let mut body = vec![0; LENGTH];
+    body[0] = operation;
+    body[1] = pool;
+    body
+}
+
+/// Asks for the value of a key.
+pub fn get(pool: u8, key: &str) -> Vec<u8> {
+    let key = utf16(key);
+    set_raw(GET, pool, key.len() as u32, &key, 0, 0, &[])
+}
+
+/// Sets a key to a string.
+pub fn set(pool: u8, key: &str, text: &str) -> Vec<u8> {
+    set_value(pool, key, SZ, &utf16(text))
+}
+
+/// Sets a key to a value of any type.
+pub fn set_value(pool: u8, key: &str, kind: u32, bytes: &[u8]) -> Vec<u8> {
+    let key = utf16(key);
+    set_raw(
+        SET,
+        pool,
+        key.len() as u32,
+        &key,
+        kind,
+        bytes.len() as u32,
+        bytes,
+    )
+}
+
+/// A GET or SET with all fields free, so that a scenario can send what no host would.
+pub fn set_raw(
+    operation: u8,
+    pool: u8,
+    key_size: u32,
+    key: &[u8],
+    kind: u32,
+    size: u32,
+    bytes: &[u8],
+) -> Vec<u8> {
+    let mut out = body(operation, pool);
+    put(&mut out, BODY + value::TYPE, &kind.to_le_bytes());
+    put(&mut out, BODY + value::KEY_SIZE, &key_size.to_le_bytes());
+    put(&mut out, BODY + value::VALUE_SIZE, &size.to_le_bytes());
+    put(&mut out, BODY + value::KEY, key);
+    put(&mut out, BODY + value::VALUE, bytes);
+    out
+}
+
+/// Deletes a key.
+pub fn delete(pool: u8, key: &str) -> Vec<u8> {
+    let mut out = body(DELETE, pool);
+    let key = utf16(key);
+    put(&mut out, BODY, &(key.len() as u32).to_le_bytes());
+    put(&mut out, BODY + 4, &key);
+    out
+}
+
+/// Asks for key and value at an index.
+pub fn enumerate(pool: u8, index: u32) -> Vec<u8> {
+    let mut out = body(ENUMERATE, pool);
+    put(&mut out, BODY, &index.to_le_bytes());
+    out
+}
+
+/// An adapter's addresses; the lists are separated by `;`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Which adapter: its GUID in a SET_IP_INFO, its MAC address in a GET_IP_INFO.
+    pub adapter: String,
+    /// 1: IPv4, 2: IPv6, 3: both.
+    pub family: u8,
+    /// Whether it has its IPv4 address from DHCP.
+    pub dhcp: bool,
+    /// The addresses.
+    pub addresses: String,
+    /// Each one's mask (IPv4) or prefix length (IPv6).
+    pub subnets: String,
+    /// The gateways.
+    pub gateways: String,
+    /// The name servers.
+    pub name_servers: String,
+}
+
+// Offsets in the body about addresses.
+const FAMILY: usize = IP_BODY + 256;
+const DHCP: usize = IP_BODY + 257;
+const LISTS: [usize; 4] = [
+    IP_BODY + 258,
+    IP_BODY + 2306,
+    IP_BODY + 4354,
+    IP_BODY + 5378,
+];
+
+/// Asks for the addresses of the adapter with this MAC address (written `00:15:5D:...`).
+pub fn get_ip_info(mac: &str) -> Vec<u8> {
+    let addresses = Addresses {
+        adapter: mac.to_owned(),
+        ..Addresses::default()
+    };
+    ip_body(GET_IP_INFO, &addresses)
+}
+
+/// Gives addresses to an adapter.
+pub fn set_ip_info(addresses: &Addresses) -> Vec<u8> {
+    ip_body(SET_IP_INFO, addresses)
+}
+
+fn ip_body(operation: u8, addresses: &Addresses) -> Vec<u8> {
+    let mut out = vec![0; IP_LENGTH];
+    out[0] = operation;
+    put(&mut out, IP_BODY, &utf16(&addresses.adapter));
+    put(
+        &mut out,
+        FAMILY,
+        &[addresses.family, u8::from(addresses.dhcp)],
+    );
+    let lists = [
+        &addresses.addresses,
+        &addresses.subnets,
+        &addresses.gateways,
+        &addresses.name_servers,
+    ];
+    for (at, list) in LISTS.into_iter().zip(lists) {
+        put(&mut out, at, &utf16(list));
+    }
+    out
+}
+
+/// The addresses in a body.
+pub fn addresses(body: &[u8]) -> Option<Addresses> {
+    let text = |at: usize, length: usize| Some(utf16_text(body.get(at..at + length)?));
+    Some(Addresses {
+        adapter: text(IP_BODY, 256)?,
+        family: u8_at(body, FAMILY)?,
+        dhcp: u8_at(body, DHCP)? != 0,
+        addresses: text(LISTS[0], 2048)?,
+        subnets: text(LISTS[1], 2048)?,
+        gateways: text(LISTS[2], 1024)?,
+        name_servers: text(LISTS[3], 2048)?,
+    })
+}
+
+/// The value in the reply to a GET, as text; `None` if a host would not read it.
+pub fn value_of(body: &[u8]) -> Option<String> {
+    value_text(body.get(BODY..)?)
+}
+
+/// Key and value in the reply to an ENUMERATE; `None` if a host would not read them.
+pub fn pair(body: &[u8]) -> Option<(String, String)> {
+    let at = body.get(BODY + 4..)?;
+    let key = at.get(value::KEY..value::KEY + value::KEY_MAX)?;
+    let key = utf16_sized(key, u32_at(at, value::KEY_SIZE)?)?;
+    Some((key, value_text(at)?))
+}
+
+fn value_text(at: &[u8]) -> Option<String> {
+    let size = u32_at(at, value::VALUE_SIZE)?;
+    match u32_at(at, value::TYPE)? {
+        SZ | EXPAND_SZ => utf16_sized(at.get(value::VALUE..value::VALUE + value::VALUE_MAX)?, size),
+        DWORD if size == 4 => Some(u32_at(at, value::VALUE)?.to_string()),
+        QWORD if size == 8 => Some(u64_at(at, value::VALUE)?.to_string()),
+        _ => None,
+    }
+}
+
+pub(super) fn describe(body: &[u8], is_reply: bool) -> String {
+    let (Some(operation), Some(pool)) = (u8_at(body, 0), u8_at(body, 1)) else {
+        return format!("{} bytes", body.len());
+    };
+    let rest = body.get(BODY..).unwrap_or_default();
+    let shown =
+        |text: Option<String>| text.map_or("(unreadable)".to_owned(), |text| format!("{text:?}"));
+    let key = |size: usize, at: usize| {
+        let key = rest.get(at..(at + value::KEY_MAX).min(rest.len()));
+        shown(
+            key.zip(u32_at(rest, size))
+                .and_then(|(key, size)| utf16_sized(key, size)),
+        )
+    };
+    match operation {
+        GET if is_reply => format!(
+            "GET pool {pool} {} = {}",
+            key(value::KEY_SIZE, value::KEY),
+            shown(value_of(body))
+        ),
+        GET => format!("GET pool {pool} {}", key(value::KEY_SIZE, value::KEY)),
+        SET => format!(
+            "SET pool {pool} {} = type {} {}",
+            key(value::KEY_SIZE, value::KEY),
+            u32_at(rest, value::TYPE).unwrap_or(0),
+            shown(value_text(rest))
+        ),
+        DELETE => format!("DELETE pool {pool} {}", key(0, 4)),
+        ENUMERATE => {
+            let index = u32_at(rest, 0).unwrap_or(0);
+            match pair(body).filter(|_| is_reply) {
+                Some((key, value)) => format!("ENUMERATE pool {pool} {index} {key:?} = {value:?}"),
+                None => format!("ENUMERATE pool {pool} {index}"),
+            }
+        }
+        GET_IP_INFO | SET_IP_INFO => {
+            let name = if operation == GET_IP_INFO {
+                "GET_IP_INFO"
+            } else {
+                "SET_IP_INFO"
+            };
+            match addresses(body) {
+                Some(it) => format!(
+                    "{name} {:?} family {} dhcp {} {:?} {:?} {:?} {:?}",
+                    it.adapter,
+                    it.family,
+                    it.dhcp,
+                    it.addresses,
+                    it.subnets,
+                    it.gateways,
+                    it.name_servers
+                ),
+                None => format!("{name} {} bytes", body.len()),
+            }
+        }
+        _ => format!("operation {operation} pool {pool}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_that_of_the_protocol() {
+        let set = set(GUEST, "k", "va");
+        assert_eq!(set.len(), LENGTH);
+        assert_eq!(set[..4], [SET, GUEST, 0, 0]);
+        assert_eq!(set[4..16], [1, 0, 0, 0, 4, 0, 0, 0, 6, 0, 0, 0]);
+        assert_eq!(set[16..20], [b'k', 0, 0, 0]);
+        assert_eq!(set[528..534], [b'v', 0, b'a', 0, 0, 0]);
+        let delete = delete(AUTO, "k");
+        assert_eq!(delete[4..12], [4, 0, 0, 0, b'k', 0, 0, 0]);
+        assert_eq!(enumerate(AUTO, 7)[..8], [ENUMERATE, AUTO, 0, 0, 7, 0, 0, 0]);
+    }
+
+    #[test]
+    fn replies_are_read_as_by_a_host() {
+        let mut reply = set(0, "key", "value");
+        assert_eq!(value_of(&reply).as_deref(), Some("value"));
+        reply[12] = 13; // An odd size.
+        assert_eq!(value_of(&reply), None);
+        let number = set_value(0, "key", DWORD, &7u32.to_le_bytes());
+        assert_eq!(value_of(&number).as_deref(), Some("7"));
+        let mut pair_reply = enumerate(AUTO, 1);
+        pair_reply.splice(8..8, set(0, "key", "value")[4..].iter().copied());
+        assert_eq!(pair(&pair_reply), Some(("key".into(), "value".into())));
+        assert_eq!(
+            describe(&pair_reply, true),
+            "ENUMERATE pool 2 1 \"key\" = \"value\""
+        );
+        assert_eq!(describe(&pair_reply, false), "ENUMERATE pool 2 1");
+    }
+
+    #[test]
+    fn addresses_go_both_ways() {
+        let given = Addresses {
+            adapter: "{id}".into(),
+            family: 3,
+            dhcp: true,
+            addresses: "10.0.0.1;10.0.0.2".into(),
+            subnets: "255.0.0.0".into(),
+            gateways: "10.0.0.9".into(),
+            name_servers: "10.0.0.8".into(),
+        };
+        let body = set_ip_info(&given);
+        assert_eq!(body.len(), IP_LENGTH);
+        assert_eq!(addresses(&body), Some(given));
+        assert_eq!(get_ip_info("00:15").len(), IP_LENGTH);
+    }
+}
