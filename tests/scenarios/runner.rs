@@ -13,7 +13,8 @@ use host::guest::Module;
 use host::guest::Result;
 use host::machine::Config;
 use host::machine::Exit;
-use host::nested::build_folder;
+use host::images;
+use host::images::build_folder;
 use host::service::Version;
 
 use crate::log;
@@ -78,15 +79,9 @@ impl Options {
 
     /// The machine for this kernel, with both modules in its initramfs (as far as they are there).
     pub fn config(&self) -> Config {
-        let build = build_folder();
-        let mut initrds = vec![build.join(format!("guest/inner-{}.cpio", self.flavour))];
-        let rust = build.join(format!("guest/rust-{}.cpio", self.flavour));
-        if rust.exists() {
-            initrds.push(rust);
-        }
         Config {
-            kernel: build.join(format!("kernel/{}/vmlinuz", self.flavour)),
-            initrds,
+            kernel: images::kernel(&self.flavour),
+            initrds: images::initrds(&self.flavour),
             ..Config::default()
         }
     }

@@ -31,7 +31,7 @@ const E820_RESERVED: u32 = 2;
 
 /// What is loaded.
 pub struct Image<'a> {
-    /// A bzImage.
+    /// A bzImage, or the vmlinux that it holds.
     pub kernel: &'a [u8],
     /// cpio archives, unpacked one over the other by the kernel.
     pub initrds: &'a [Vec<u8>],
@@ -41,22 +41,39 @@ pub struct Image<'a> {
     pub rsdp: u64,
 }
 
+const TOO_SHORT: &str = "the kernel image is too short";
+
+fn error(text: &str) -> io::Error {
+    io::Error::other(text.to_owned())
+}
+
+/// A little-endian number of `length` bytes.
 fn field(image: &[u8], offset: usize, length: usize) -> io::Result<u64> {
     let bytes = image
         .get(offset..offset + length)
-        .ok_or_else(|| io::Error::other("the kernel image is too short"))?;
+        .ok_or_else(|| error(TOO_SHORT))?;
     Ok(bytes
         .iter()
         .rev()
         .fold(0, |value, byte| (value << 8) | u64::from(*byte)))
 }
 
-/// Loads everything and returns the address at which processor 0 starts.
-///
-/// An error names what is wrong with an image, or that the memory is too small.
-pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
-    let error = |text: &str| io::Error::other(text.to_owned());
-    let kernel = image.kernel;
+/// What there is to know of a kernel image, whichever format it has.
+struct Kernel<'a> {
+    /// Pieces of the image and where they go.
+    segments: Vec<(u64, &'a [u8])>,
+    /// The end of the memory that the kernel uses before it knows the memory map.
+    end: u64,
+    /// Where processor 0 starts.
+    entry: u64,
+    /// The highest address that an initramfs may have.
+    initrd_max: u64,
+    /// The setup header, from offset 0x1f1 of the zero page.
+    header: Vec<u8>,
+}
+
+/// Reads a bzImage, which unpacks itself.
+fn bzimage(kernel: &[u8]) -> io::Result<Kernel<'_>> {
     if field(kernel, 0x202, 4)? != u64::from(u32::from_le_bytes(*b"HdrS"))
         || field(kernel, 0x206, 2)? < 0x20c
     {
@@ -72,17 +89,77 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
         count => count,
     };
     let code = (setup_sectors as usize + 1) * 512;
+    let code = kernel.get(code..).ok_or_else(|| error(TOO_SHORT))?;
     let start = field(kernel, 0x258, 8)?;
-    let init_size = field(kernel, 0x260, 4)?;
+    let header_end = 0x202 + field(kernel, 0x201, 1)? as usize;
+    Ok(Kernel {
+        segments: vec![(start, code)],
+        end: start + field(kernel, 0x260, 4)?,
+        entry: start + ENTRY_64,
+        initrd_max: field(kernel, 0x22c, 4)?,
+        header: kernel[0x1f1..header_end].to_vec(),
+    })
+}
+
+/// Reads a vmlinux: the ELF file that a bzImage holds. Its entry point obeys the same protocol, and unpacking it on the
+/// host saves an emulated guest seconds.
+fn vmlinux(kernel: &[u8]) -> io::Result<Kernel<'_>> {
+    const PT_LOAD: u64 = 1;
+    let table = field(kernel, 0x20, 8)? as usize;
+    let mut segments = Vec::new();
+    let mut end = 0;
+    for index in 0..field(kernel, 0x38, 2)? as usize {
+        let at = table + index * 56;
+        if field(kernel, at, 4)? != PT_LOAD {
+            continue;
+        }
+        let (offset, address) = (
+            field(kernel, at + 8, 8)? as usize,
+            field(kernel, at + 24, 8)?,
+        );
+        let (in_file, in_memory) = (field(kernel, at + 32, 8)?, field(kernel, at + 40, 8)?);
+        let bytes = offset
+            .checked_add(in_file as usize)
+            .and_then(|end| kernel.get(offset..end))
+            .ok_or_else(|| error(TOO_SHORT))?;
+        segments.push((address, bytes));
+        end = end.max(address.saturating_add(in_memory));
+    }
+    let mut header = vec![0; 0x80];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        header[offset - 0x1f1..offset - 0x1f1 + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0x1fe, &0xaa55u16.to_le_bytes());
+    put(0x202, b"HdrS");
+    put(0x206, &0x20cu16.to_le_bytes());
+    put(0x211, &[1]); // Loaded high.
+    put(0x230, &0x20_0000u32.to_le_bytes());
+    Ok(Kernel {
+        segments,
+        end,
+        entry: field(kernel, 0x18, 8)?,
+        initrd_max: 0x7fff_ffff,
+        header,
+    })
+}
+
+/// Loads everything and returns the address at which processor 0 starts.
+///
+/// An error names what is wrong with an image, or that the memory is too small.
+pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
+    let kernel = match image.kernel.starts_with(b"\x7fELF") {
+        true => vmlinux(image.kernel)?,
+        false => bzimage(image.kernel)?,
+    };
 
     let mut initrd = Vec::new();
     for archive in image.initrds {
         initrd.extend_from_slice(archive);
         initrd.resize(initrd.len().next_multiple_of(512), 0);
     }
-    let initrd_top = memory.len().min(field(kernel, 0x22c, 4)? + 1);
+    let initrd_top = memory.len().min(kernel.initrd_max + 1);
     let initrd_start = initrd_top.saturating_sub(initrd.len() as u64) & !(PAGE_SIZE - 1);
-    if initrd_start < start + init_size {
+    if initrd_start < kernel.end {
         return Err(error(
             "the guest's memory is too small for its kernel and initramfs",
         ));
@@ -91,19 +168,15 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
         return Err(error("the command line is too long"));
     }
 
-    memory.load(
-        start,
-        kernel
-            .get(code..)
-            .ok_or_else(|| error("the kernel image is too short"))?,
-    )?;
+    for (address, bytes) in kernel.segments {
+        memory.load(address, bytes)?;
+    }
     memory.load(initrd_start, &initrd)?;
     memory.load(COMMAND_LINE, image.command_line.as_bytes())?;
     memory.load(COMMAND_LINE + image.command_line.len() as u64, &[0])?;
 
     let mut zero_page = vec![0u8; PAGE_SIZE as usize];
-    let header_end = 0x202 + field(kernel, 0x201, 1)? as usize;
-    zero_page[0x1f1..header_end].copy_from_slice(&kernel[0x1f1..header_end]);
+    zero_page[0x1f1..0x1f1 + kernel.header.len()].copy_from_slice(&kernel.header);
     let mut put = |offset: usize, bytes: &[u8]| {
         zero_page[offset..offset + bytes.len()].copy_from_slice(bytes)
     };
@@ -133,7 +206,7 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
     {
         memory.load(GDT + index as u64 * 8, &descriptor.to_le_bytes())?;
     }
-    Ok(start + ENTRY_64)
+    Ok(kernel.entry)
 }
 
 /// Maps the first 4 GiB to themselves in pages of 2 MiB.
@@ -235,6 +308,41 @@ mod tests {
             memory.load_u32(PAGE_TABLES + PAGE_SIZE * 3 + 8).unwrap(),
             0x4020_0083
         );
+    }
+
+    #[test]
+    fn loads_an_unpacked_kernel() {
+        let memory = GuestMemory::new(32 << 20).unwrap();
+        let mut kernel = vec![0u8; 0x200];
+        kernel[..4].copy_from_slice(b"\x7fELF");
+        let fields: [(usize, u64); 6] = [
+            (0x18, 0x123_4560),
+            (0x20, 0x40),
+            (0x48, 0x1f0),
+            (0x58, 0x100_0000),
+            (0x60, 4),
+            (0x68, 0x1000),
+        ];
+        for (offset, value) in fields {
+            kernel[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        kernel[0x38] = 1;
+        kernel[0x40] = 1;
+        kernel[0x1f0..0x1f4].copy_from_slice(&[5, 6, 7, 8]);
+        let image = Image {
+            kernel: &kernel,
+            initrds: &[],
+            command_line: "",
+            rsdp: 0,
+        };
+        assert_eq!(load(&memory, &image).unwrap(), 0x123_4560);
+        assert_eq!(memory.read_vec(0x100_0000, 4).unwrap(), [5, 6, 7, 8]);
+        assert_eq!(memory.read_vec(ZERO_PAGE + 0x202, 4).unwrap(), b"HdrS");
+        let short = Image {
+            kernel: &kernel[..0x1f2],
+            ..image
+        };
+        assert!(load(&memory, &short).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! - [`hypercall`] and [`synic`] are Hyper-V's own means of communication;
 //! - [`vmbus`] is the bus on top of them, [`ring`] its ring buffers;
 //! - [`ic`] is what the integration services say, [`service`] who they are;
-//! - [`machine`] runs it all, [`transcript`] records it;
+//! - [`machine`] runs it all, [`images`] says where its kernel is, [`transcript`] records it;
 //! - [`guest`] is what scenarios use;
 //! - [`nested`] runs a program in a QEMU guest where this machine's `/dev/kvm` has no SynIC.
 
@@ -24,6 +24,7 @@ pub mod guest;
 pub mod guid;
 pub mod hypercall;
 pub mod ic;
+pub mod images;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use host::guest::Guest;
 use host::guest::Module;
+use host::images;
 use host::machine::Config;
 use host::machine::Exit;
 use host::nested;
@@ -16,8 +17,8 @@ use host::service::Service;
 const USAGE: &str = "\
 usage: host [OPTION]... [COMMAND]...
 Boots a guest and runs each COMMAND (a shell line) in it, then has it power off.
-  --kernel FILE      bzImage (build/kernel/amd64/vmlinuz)
-  --initrd FILE      cpio archive, may be repeated (build/guest/inner-amd64.cpio)
+  --kernel FILE      bzImage or vmlinux (build/kernel/amd64/vmlinux, vmlinuz)
+  --initrd FILE      cpio archive, may be repeated (build/guest/{inner,rust}-amd64.cpio)
   --append TEXT      more of the kernel's command line
   --vcpus N          processors (1)
   --memory MIB       memory (384)
@@ -40,13 +41,12 @@ struct Options {
 }
 
 fn options() -> Result<Options, String> {
-    let build = nested::build_folder();
     let mut options = Options {
         config: Config::default(),
         commands: Vec::new(),
         module: None,
         run: 0,
-        transcript: build.join("results/host.transcript"),
+        transcript: images::build_folder().join("results/host.transcript"),
         quiet: false,
     };
     let mut arguments = std::env::args().skip(1);
@@ -101,13 +101,10 @@ fn options() -> Result<Options, String> {
         }
     }
     if options.config.kernel.as_os_str().is_empty() {
-        options.config.kernel = build.join("kernel/amd64/vmlinuz");
+        options.config.kernel = images::kernel("amd64");
     }
     if options.config.initrds.is_empty() {
-        options
-            .config
-            .initrds
-            .push(build.join("guest/inner-amd64.cpio"));
+        options.config.initrds = images::initrds("amd64");
     }
     Ok(options)
 }

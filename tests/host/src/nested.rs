@@ -6,23 +6,11 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::images::build_folder;
 use crate::kvm::Kvm;
 
 /// Set in the QEMU guest, so that a program that finds no SynIC there either gives up.
 const NESTED: &str = "HV_HOST_NESTED";
-
-/// The project's `build` folder: `HV_BUILD`, or two levels above this program.
-pub fn build_folder() -> PathBuf {
-    if let Some(path) = std::env::var_os("HV_BUILD") {
-        return path.into();
-    }
-    let program = std::env::current_exe().unwrap_or_default();
-    program
-        .parent()
-        .and_then(|folder| folder.parent())
-        .map(Into::into)
-        .unwrap_or_default()
-}
 
 /// Returns where this machine's `/dev/kvm` serves; else runs this program in the QEMU guest and exits with its status.
 /// Prints which of the two it is.
