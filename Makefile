@@ -106,7 +106,7 @@ guests: root $(addprefix guest-,$(flavours))
 
 ## demo                 a stock kernel runs on the emulated host with this module; FLAVOUR=
 demo: root guest-$(FLAVOUR) host
-	@tests/vm.sh build/host/scenarios --flavour $(FLAVOUR) demo
+	@$(enter) build/host/scenarios --flavour $(FLAVOUR) demo
 
 ## check                all tests; T=word runs those with the word in their names
 check: guests host
