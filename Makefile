@@ -115,13 +115,15 @@ check: guests host
 # ---- Cleaning
 
 ## clean                removes what was built from this repository, not what was downloaded
+#  Kbuild's own clean would remove every object below this folder: those of build/root too.
 clean:
 	@rm -rf build/modules build/host build/guest build/check
-	+@$(if $(wildcard build/kdir/amd64/Makefile),$(enter) $(MAKE) -s -C $(top)/build/kdir/amd64 M=$(top) clean)
+	@find . \( -path ./build -o -path ./.git \) -prune -o -type f \( -name '*.[ao]' -o -name '*.ko' \
+		-o -name '*.mod' -o -name '*.mod.c' -o -name '*.rmeta' -o -name '*.symvers' -o -name modules.order \
+		-o -name '*_generated.rs' -o -name bindgen_flags.mk -o -name '.*.cmd' -o -name '.*.d' \) -exec rm -f {} +
 
 ## distclean            removes the downloaded and rebuilt kernels and the root as well
-distclean:
-	+@if [ -e build/kdir/amd64/Makefile ]; then $(MAKE) -s clean; fi
+distclean: clean
 	@if grep -qs " $(top)/build/" /proc/self/mounts; then \
 		echo "something is mounted below build: umount it first" >&2; exit 1; fi
 	rm -rf build

@@ -196,7 +196,9 @@ all=$(wc -l <"$kdir/.symbols.packaged")
 [ "$lost" -eq 0 ] || die "$lost of the $all Rust symbols of $release have other names here: modules would not load" \
 	"compare build/kdir/$flavour/.symbols.built with .symbols.packaged"
 # vmlinux holds nothing but the kernel's BTF, which that of the modules is based upon.
+# System.map is what modules_install calls depmod with.
 cp "$headers/Module.symvers" "$kdir/Module.symvers"
+cp "$kernel/System.map" "$kdir/System.map"
 if [ -e "$headers/vmlinux" ]; then
 	cp "$headers/vmlinux" "$kdir/vmlinux"
 fi
