@@ -13,7 +13,7 @@ use crate::scenario::Scenario;
 pub const SCENARIOS: &[Scenario] = &[Scenario::new("open_refused", open_refused)
     .unloaded()
     .rust_only()
-    .expects_log(&["probe with driver hv_utils failed", "hv_utils"])];
+    .expects_log(&["probe failed for device", "hv_utils"])];
 
 /// The host refuses the open: the driver is not bound, and a rebind works.
 fn open_refused(t: &Context<'_>) -> Result<()> {

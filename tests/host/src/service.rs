@@ -9,7 +9,7 @@ use crate::guid::Guid;
 /// A version: major, minor.
 pub type Version = (u16, u16);
 
-/// An integration service.
+/// An integration service, or the device of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Service {
     /// vmicheartbeat
@@ -24,17 +24,20 @@ pub enum Service {
     Vss,
     /// vmicguestinterface; only scripted
     FCopy,
+    /// No service: what the driver in `samples/vmbus_echo.rs` is for; only scripted
+    Echo,
 }
 
 impl Service {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Heartbeat,
         Self::Shutdown,
         Self::TimeSync,
         Self::Kvp,
         Self::Vss,
         Self::FCopy,
+        Self::Echo,
     ];
 
     /// The name in transcripts and on command lines.
@@ -46,6 +49,7 @@ impl Service {
             Self::Kvp => "kvp",
             Self::Vss => "vss",
             Self::FCopy => "fcopy",
+            Self::Echo => "echo",
         }
     }
 
@@ -58,6 +62,7 @@ impl Service {
             Self::Kvp => Guid::parse("a9a0f4e7-5a45-4d96-b827-8a841e8c03e6"),
             Self::Vss => Guid::parse("35fa2e29-ea23-4236-96ae-3a6ebacba440"),
             Self::FCopy => Guid::parse("34d14be3-dee4-41c8-9ae7-6b174977c192"),
+            Self::Echo => Guid::parse("7a0e3c4b-5d29-4f0e-9c1e-2f6d8a41b3c7"),
         }
     }
 
@@ -70,6 +75,7 @@ impl Service {
             Self::Kvp => Guid::parse("242ff919-07db-4180-9c2e-b86cb68c8c55"),
             Self::Vss => Guid::parse("2450ee40-33bf-4fbd-892e-9fb06e9214cf"),
             Self::FCopy => Guid::parse("eb765408-105f-49b6-b4aa-c123b64d17d4"),
+            Self::Echo => Guid::parse("0c5a1d7e-93f4-4b2c-8e61-d7b90f3a5c12"),
         }
     }
 
@@ -82,6 +88,7 @@ impl Service {
             Self::TimeSync => 4,
             Self::Vss => 5,
             Self::FCopy => 7,
+            Self::Echo => 0xff,
         }
     }
 
@@ -102,6 +109,7 @@ impl Service {
             Self::Kvp => &[(1, 0), (3, 0), (4, 0), (5, 0)],
             Self::Vss => &[(4, 0), (5, 0), (6, 0), (7, 0)],
             Self::FCopy => &[(1, 1)],
+            Self::Echo => &[],
         }
     }
 }

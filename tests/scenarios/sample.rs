@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The sample driver, `samples/vmbus_echo.rs`.
+
+use std::time::Duration;
+
+use host::guest::Result;
+use host::service::Service;
+use host::vmbus::packet::Packet;
+
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[Scenario::new("sample_echo", echo)
+    .machine(|config| config.services = vec![Service::Echo])
+    .unloaded()
+    .rust_only()];
+
+/// Packets of all sizes come back as they were, also after the device was unplugged.
+fn echo(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::Echo);
+    t.sh_ok("insmod /modules/samples/vmbus_echo.ko")?;
+    for _ in 0..2 {
+        channel.wait_open()?;
+        for (number, len) in [0, 8, 64, 4096, 8192, 12_000].into_iter().enumerate() {
+            let packet = Packet {
+                transaction_id: number as u64,
+                ..Packet::inband((0..len).map(|byte| byte as u8).collect())
+            };
+            channel.send_packet(packet.clone())?;
+            t.equal("packet", channel.receive_packet()?, packet)?;
+        }
+        // More than the ring holds.
+        channel.flood(2000, |number| Packet::inband(vec![number as u8; 256]))?;
+        for number in 0..2000 {
+            let payload = channel.receive_packet()?.payload;
+            t.equal("payload", payload, vec![number as u8; 256])?;
+        }
+        channel.expect_silence(Duration::from_millis(30))?;
+        channel.rescind()?;
+        channel.wait_released()?;
+        channel.reoffer()?;
+    }
+    channel.wait_open()?;
+    t.sh_ok("rmmod vmbus_echo")?;
+    channel.wait_closed()
+}
