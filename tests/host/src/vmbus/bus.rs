@@ -10,17 +10,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::channel::Link;
-use super::channel::OpenChannel;
+use super::channel::Channel;
+use super::channel::Offered;
 use super::gpadl::Gpadl;
 use super::message;
 use super::message::FromGuest;
 use super::message::Offer;
 use super::message::ToGuest;
+use super::open::Link;
+use super::open::OpenChannel;
 use crate::hypercall::Status;
 use crate::ic::device::Device;
-use crate::ic::device::Remark;
-use crate::ic::Moment;
 use crate::memory::GuestMemory;
 use crate::ring::Ring;
 use crate::service::Service;
@@ -73,106 +73,6 @@ pub enum Connection {
     },
 }
 
-/// A device's offer that the guest has seen.
-struct Offered {
-    relid: u32,
-    gpadls: BTreeMap<u32, Gpadl>,
-    open: Option<OpenChannel>,
-}
-
-/// A device on the bus, offered or not.
-pub struct Channel {
-    service: Service,
-    device: Device,
-    /// Whether the device is plugged in: offered to a guest that asks.
-    present: bool,
-    offered: Option<Offered>,
-    /// What the next open requests are answered: this many more times with this status.
-    fail_opens: (u32, u32),
-    opens: u64,
-}
-
-impl Channel {
-    /// The device behind it.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// The channel's number, if it is offered.
-    pub fn relid(&self) -> Option<u32> {
-        self.offered.as_ref().map(|offered| offered.relid)
-    }
-
-    /// The open channel.
-    pub fn open(&self) -> Option<&OpenChannel> {
-        self.offered.as_ref()?.open.as_ref()
-    }
-
-    /// How often it was opened.
-    pub fn opens(&self) -> u64 {
-        self.opens
-    }
-
-    /// Lets the device do what it can: send, read, act on what was read.
-    fn pump(&mut self, link: &mut Link) {
-        let Some(open) = self
-            .offered
-            .as_mut()
-            .and_then(|offered| offered.open.as_mut())
-        else {
-            return;
-        };
-        let moment = Moment::now(link.hypervisor.reference_time());
-        self.device.tick(&moment);
-        loop {
-            for packet in self.device.take_output() {
-                open.send(link, packet);
-            }
-            open.flush(link);
-            if !self.device.wants_packet() {
-                open.stop_reading();
-                break;
-            }
-            let remark = match open.receive(link) {
-                Ok(None) => break,
-                Ok(Some(packet)) => {
-                    let moment = Moment::now(link.hypervisor.reference_time());
-                    let remark = self.device.received(packet, &moment);
-                    self.device.tick(&moment);
-                    remark
-                }
-                Err(error) => {
-                    self.device.broken(error.to_string());
-                    self.device.set_reading(false);
-                    Some(Remark::Error(error.to_string()))
-                }
-            };
-            match remark {
-                Some(Remark::Note(text)) => {
-                    link.record(Speaker::Note, self.service.name(), text, &[])
-                }
-                Some(Remark::Error(text)) => {
-                    link.record(Speaker::Error, self.service.name(), text, &[])
-                }
-                None => {}
-            }
-        }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        let open = self.open()?;
-        [open.due(), self.device.due()].into_iter().flatten().min()
-    }
-
-    fn close(&mut self) {
-        if let Some(offered) = &mut self.offered {
-            if offered.open.take().is_some() {
-                self.device.closed();
-            }
-        }
-    }
-}
-
 /// The bus.
 pub struct Bus {
     link: Link,
@@ -201,14 +101,7 @@ impl Bus {
             connection: Connection::Disconnected,
             channels: services
                 .iter()
-                .map(|&service| Channel {
-                    service,
-                    device: Device::new(service),
-                    present: true,
-                    offered: None,
-                    fail_opens: (0, 0),
-                    opens: 0,
-                })
+                .map(|&service| Channel::new(service))
                 .collect(),
             rescinded: BTreeMap::new(),
         }
@@ -335,16 +228,7 @@ impl Bus {
     pub fn tick(&mut self) {
         let now = Instant::now();
         for channel in &mut self.channels {
-            if channel.due().is_some_and(|due| due <= now) {
-                if let Some(open) = channel
-                    .offered
-                    .as_mut()
-                    .and_then(|offered| offered.open.as_mut())
-                {
-                    open.tick(&mut self.link, now);
-                }
-                channel.pump(&mut self.link);
-            }
+            channel.tick(&mut self.link, now);
         }
     }
 

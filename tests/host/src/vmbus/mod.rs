@@ -2,11 +2,15 @@
 
 //! VMBus as the host speaks it.
 //!
-//! [`bus`] holds the connection and the channels' life; [`channel`] one open channel with its rings; [`message`],
-//! [`gpadl`] and [`packet`] the layouts.
+//! [`bus`] holds the connection and the channels' life, [`channel`] one device on the bus, [`open`] its channel while it
+//! is open, with the rings; [`message`], [`gpadl`] and [`packet`] the layouts.
 
 pub mod bus;
 pub mod channel;
 pub mod gpadl;
 pub mod message;
+pub mod open;
 pub mod packet;
+
+#[cfg(test)]
+mod tests;
