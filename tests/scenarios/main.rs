@@ -20,19 +20,21 @@
 //! services acting as on Windows, the kernel's log empty; afterwards the module is removed. What the scenario needs
 //! otherwise is said in the table, see [`scenario::Scenario`]: services led by the scenario from the start
 //! (`scripted`), a module not yet inserted (`unloaded`), another machine (`machine`), a guest that is gone afterwards
-//! (`ends_guest`), not for C (`rust_only`), log lines that belong to the case (`expects_log`), and transcripts that must
-//! be the same for both modules (`same_transcript`).
+//! (`ends_guest`), the distribution's daemons (`daemons`), not for C (`rust_only`), log lines that belong to the case
+//! (`expects_log`), and transcripts that must be the same for both modules (`same_transcript`).
 //!
 //! A scenario fails if it returns an error, and also if the kernel's log has a splat or a warning that it does not
 //! expect. What was said is then in `build/results`, in a file that the result's line names.
 //!
 //! [`host::guest`] has all that can be done with a guest and a channel.
 
+mod daemon;
 mod demo;
 mod fault;
 mod framing;
 mod heartbeat;
 mod hibernation;
+mod kvp;
 mod lifecycle;
 mod log;
 mod runner;
@@ -65,6 +67,7 @@ fn all() -> Vec<&'static Scenario> {
         framing::SCENARIOS,
         hibernation::SCENARIOS,
         selftests::SCENARIOS,
+        kvp::SCENARIOS,
         fault::SCENARIOS,
         shutdown::SCENARIOS,
     ]

@@ -15,9 +15,12 @@ use host::machine::Config;
 use host::machine::Exit;
 use host::images;
 use host::images::build_folder;
+use host::service::Service;
 use host::service::Version;
 
+use crate::daemon;
 use crate::log;
+use crate::scenario::skip;
 use crate::scenario::skip_reason;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
@@ -75,6 +78,11 @@ impl Options {
             _ => return Err(wrong()),
         }
         Ok(())
+    }
+
+    /// The initramfs with the daemons.
+    fn daemons(&self) -> PathBuf {
+        build_folder().join(format!("guest/daemons-{}.cpio", self.flavour))
     }
 
     /// The machine for this kernel, with both modules in its initramfs (as far as they are there).
@@ -174,6 +182,8 @@ struct Group<'a> {
     options: &'a Options,
     config: Config,
     guest: Option<Guest>,
+    /// Whether that guest is one with daemons.
+    has_daemons: bool,
     report: &'a mut Report,
     transcripts: BTreeMap<(&'static str, bool), String>,
 }
@@ -195,16 +205,19 @@ impl<'a> Group<'a> {
             options,
             config,
             guest: None,
+            has_daemons: false,
             report,
             transcripts: BTreeMap::new(),
         };
-        // What leaves the guest usable first, then what ends it, then what has a machine of its own.
-        for order in 0..3 {
+        // What leaves the guest usable first, then what ends it, then what needs daemons, then what has a machine of
+        // its own.
+        for order in 0..4 {
             for scenario in scenarios {
-                let its = match (scenario.machine_change(), scenario.is_last()) {
-                    (Some(_), _) => 2,
-                    (None, true) => 1,
-                    (None, false) => 0,
+                let its = match scenario.machine_change() {
+                    Some(_) => 3,
+                    None if scenario.needs_daemons() => 2,
+                    None if scenario.is_last() => 1,
+                    None => 0,
                 };
                 if its != order {
                     continue;
@@ -227,18 +240,26 @@ impl<'a> Group<'a> {
 
     /// A guest for the scenario: the one there is, or a new one.
     fn guest(&mut self, scenario: &Scenario) -> Result<Guest> {
+        let mut config = self.config.clone();
+        if scenario.needs_daemons() {
+            config.initrds.push(self.options.daemons());
+            config.services = daemon::SERVICES.to_vec();
+        }
         if let Some(change) = scenario.machine_change() {
             self.guest = None;
-            let mut config = self.config.clone();
             change(&mut config);
             self.report.boots += 1;
             return Guest::boot(&config);
+        }
+        if self.has_daemons != scenario.needs_daemons() {
+            self.guest = None;
+            self.has_daemons = scenario.needs_daemons();
         }
         match self.guest.take() {
             Some(guest) => Ok(guest),
             None => {
                 self.report.boots += 1;
-                let guest = Guest::boot(&self.config)?;
+                let guest = Guest::boot(&config)?;
                 println!("# booted in {:.1} s", guest.boot_time().as_secs_f64());
                 Ok(guest)
             }
@@ -247,6 +268,12 @@ impl<'a> Group<'a> {
 
     fn one(&mut self, scenario: &'static Scenario, place: Place) {
         let label = place.label();
+        if scenario.needs_daemons() && !self.options.daemons().exists() {
+            let reason = format!("there is no {}", shown(&self.options.daemons()));
+            return self
+                .report
+                .line(scenario.name(), &label, &Err(skip(&reason)));
+        }
         let guest = match self.guest(scenario) {
             Ok(guest) => guest,
             Err(error) => {
@@ -365,14 +392,26 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()
         }
     }
     guest.note(&format!("{} with {}", scenario.name(), module.name()));
+    if scenario.needs_daemons() {
+        daemon::prepare(guest)?;
+    }
     guest.clear_kernel_log()?;
     if !scenario.starts_unloaded() {
         context.load()?;
         for &service in &guest.config().services {
-            guest.channel(service).wait_open()?;
+            // In C, file copy has moved to a daemon over uio.
+            if (service, module) != (Service::FCopy, Module::C) {
+                guest.channel(service).wait_open()?;
+            }
         }
     }
-    let result = scenario.run(&context);
+    let mut result = scenario.run(&context);
+    if scenario.needs_daemons() && guest.exit().is_none() {
+        if let Err(error) = &mut result {
+            error.0.push_str(&daemon::said(guest)?);
+        }
+        daemon::end(guest)?;
+    }
     if let Some(exit) = guest.exit() {
         let line = guest.console();
         let bad = line.lines().find(|line| {

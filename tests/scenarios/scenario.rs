@@ -25,6 +25,7 @@ pub struct Scenario {
     ends_guest: bool,
     rust_only: bool,
     same_transcript: bool,
+    daemons: bool,
 }
 
 impl Scenario {
@@ -40,7 +41,15 @@ impl Scenario {
             ends_guest: false,
             rust_only: false,
             same_transcript: false,
+            daemons: false,
         }
+    }
+
+    /// It is about the services that a daemon does the work of: the guest has the distribution's daemons, and the host
+    /// offers these services too.
+    pub const fn daemons(mut self) -> Self {
+        self.daemons = true;
+        self
     }
 
     /// These services do nothing by themselves, from before the module is inserted.
@@ -125,6 +134,11 @@ impl Scenario {
         module == Module::Rust || !self.rust_only
     }
 
+    /// See [`Scenario::daemons`].
+    pub fn needs_daemons(&self) -> bool {
+        self.daemons
+    }
+
     /// See [`Scenario::same_transcript`].
     pub fn compares_transcripts(&self) -> bool {
         self.same_transcript
@@ -141,6 +155,11 @@ impl<'a> Context<'a> {
     /// A guest and the module under test.
     pub fn new(guest: &'a Guest, module: Module) -> Self {
         Self { guest, module }
+    }
+
+    /// Which module this is about.
+    pub fn module(&self) -> Module {
+        self.module
     }
 
     /// Inserts the module.
@@ -191,7 +210,7 @@ impl<'a> Context<'a> {
 
     /// Ends the scenario as skipped.
     pub fn skip(&self, reason: &str) -> Result<()> {
-        Err(Error(format!("{SKIP}{reason}")))
+        Err(skip(reason))
     }
 }
 
@@ -201,6 +220,11 @@ impl Deref for Context<'_> {
     fn deref(&self) -> &Guest {
         self.guest
     }
+}
+
+/// The error that means that a scenario is skipped.
+pub fn skip(reason: &str) -> Error {
+    Error(format!("{SKIP}{reason}"))
 }
 
 /// The reason for which a scenario was skipped, if that is what its error means.

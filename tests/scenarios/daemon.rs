@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The distribution's daemons in the guest: what the scenarios of KVP, VSS and file copy have in common.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use host::guest::ChannelHandle;
+use host::guest::Guest;
+use host::guest::Result;
+use host::ic::frame::Message;
+use host::service::Service;
+
+use crate::scenario::Context;
+
+/// What the host offers to a guest with daemons.
+pub const SERVICES: [Service; 4] = [
+    Service::Heartbeat,
+    Service::Kvp,
+    Service::Vss,
+    Service::FCopy,
+];
+
+/// `hv_kvp_daemon`
+pub const KVP: Daemon = Daemon {
+    program: "hv_kvp_daemon",
+    registered: "KVP LIC Version",
+};
+/// `hv_vss_daemon`
+pub const VSS: Daemon = Daemon {
+    program: "hv_vss_daemon",
+    registered: "VSS: kernel module version",
+};
+/// `hv_fcopy_daemon`
+pub const FCOPY: Daemon = Daemon {
+    program: "hv_fcopy_daemon",
+    registered: "HV_FCOPY: kernel module version",
+};
+
+/// Where the daemons' log messages go.
+const LOG: &str = "/tmp/daemons.log";
+
+/// How long anything may take that should happen at once, in a guest that is emulated twice over.
+pub const PROMPT: Duration = Duration::from_secs(5);
+
+/// How long to look for a packet that should not come.
+pub const QUIET: Duration = Duration::from_millis(200);
+
+/// One of the daemons.
+#[derive(Clone, Copy)]
+pub struct Daemon {
+    program: &'static str,
+    /// What it logs once it is registered.
+    registered: &'static str,
+}
+
+impl Daemon {
+    /// Starts it, without waiting for its registration.
+    pub fn launch(self, t: &Guest) -> Result<()> {
+        t.sh_ok(&format!(": >{LOG}; {}", self.program)).map(|_| ())
+    }
+
+    /// Starts it and waits until it is registered.
+    pub fn start(self, t: &Guest) -> Result<()> {
+        self.launch(t)?;
+        let registered = self.registered;
+        wait_for(t, &format!("grep -q '{registered}' {LOG}"))
+    }
+
+    fn signal(self, t: &Guest, signal: &str) -> Result<()> {
+        t.sh_ok(&format!("killall -{signal} {}", self.program))
+            .map(|_| ())
+    }
+
+    /// Has it do nothing, as a daemon that hangs.
+    pub fn stop(self, t: &Guest) -> Result<()> {
+        self.signal(t, "STOP")
+    }
+
+    /// Has it go on.
+    pub fn resume(self, t: &Guest) -> Result<()> {
+        self.signal(t, "CONT")
+    }
+
+    /// Ends it by force; it is gone when this returns.
+    pub fn kill(self, t: &Guest) -> Result<()> {
+        self.signal(t, "KILL")?;
+        self.wait_gone(t)
+    }
+
+    /// Waits until it has ended.
+    pub fn wait_gone(self, t: &Guest) -> Result<()> {
+        wait_for(t, &format!("! pidof {} >/dev/null", self.program))
+    }
+}
+
+/// Waits until a command succeeds in the guest.
+pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
+    t.sh_ok(&format!(
+        "i=0; until {command}; do i=$((i + 1)); [ $i -lt 500 ] || exit; sleep 0.02; done"
+    ))
+    .map(|_| ())
+}
+
+/// Before each scenario: no pools, no messages, the kernel modules that the daemons' work needs.
+pub fn prepare(t: &Guest) -> Result<()> {
+    t.sh_ok(
+        "[ -d /sys/module/ext4 ] || while read -r name rest; do \
+             case $name in uio*) ;; *) insmod /modules/daemons/$name $rest || exit ;; esac; \
+         done </modules/daemons/order",
+    )?;
+    t.sh_ok("[ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy")?;
+    t.sh_ok(&format!("pidof syslogd >/dev/null || syslogd -O {LOG}"))?;
+    t.sh_ok(&format!(
+        "rm -rf /var/lib/hyperv; mkdir -p /var/lib/hyperv; : >{LOG}"
+    ))
+    .map(|_| ())
+}
+
+/// After each scenario: no daemon is left, whatever state it is in.
+pub fn end(t: &Guest) -> Result<()> {
+    for daemon in [KVP, VSS, FCOPY] {
+        t.sh(&format!("killall -KILL {} 2>/dev/null", daemon.program))?;
+        daemon.wait_gone(t)?;
+    }
+    Ok(())
+}
+
+/// What the daemons have logged, to go with an error.
+pub fn said(t: &Guest) -> Result<String> {
+    let text = t.sh(&format!("tail -n 12 {LOG}"))?.text;
+    Ok(match text.is_empty() {
+        true => String::new(),
+        false => format!("\nthe daemons say:\n    {}", text.replace('\n', "\n    ")),
+    })
+}
+
+/// One service's channel, as the scenarios talk over it: exactly one reply to each request.
+#[derive(Clone, Copy)]
+pub struct Talk<'a> {
+    t: &'a Context<'a>,
+    /// The channel.
+    pub channel: ChannelHandle<'a>,
+}
+
+impl<'a> Talk<'a> {
+    /// With the service, before its negotiation.
+    pub fn with(t: &'a Context<'_>, service: Service) -> Self {
+        Self {
+            t,
+            channel: t.channel(service),
+        }
+    }
+
+    /// Starts the daemon and negotiates.
+    pub fn begin(t: &'a Context<'_>, service: Service, daemon: Daemon) -> Result<Self> {
+        daemon.start(t)?;
+        let talk = Self::with(t, service);
+        talk.channel.negotiate_all()?;
+        Ok(talk)
+    }
+
+    /// Sends a request and gives its reply.
+    pub fn ask(self, body: Vec<u8>) -> Result<Message> {
+        self.channel.transact(&self.channel.request(body)?)
+    }
+
+    /// Sends a request that is to be answered with `status`.
+    pub fn expect(self, what: &str, body: Vec<u8>, status: u32) -> Result<Message> {
+        let reply = self.ask(body)?;
+        match reply.status == status {
+            true => Ok(reply),
+            false => {
+                Err(format!("{what}: status {:#x} instead of {status:#x}", reply.status).into())
+            }
+        }
+    }
+
+    /// Sends a request whose reply does not come yet; gives the request.
+    pub fn pend(self, body: Vec<u8>) -> Result<Message> {
+        let request = self.channel.request(body)?;
+        self.channel.send(&request)?;
+        self.channel.expect_silence(QUIET)?;
+        Ok(request)
+    }
+
+    /// Takes the reply to a request that was sent, which must come at once and with this status.
+    pub fn promptly(self, what: &str, request: &Message, status: u32) -> Result<Message> {
+        self.within(what, request, status, PROMPT)
+    }
+
+    /// Takes the reply to a request that was sent, which must come in time and with this status.
+    pub fn within(
+        self,
+        what: &str,
+        request: &Message,
+        status: u32,
+        limit: Duration,
+    ) -> Result<Message> {
+        let start = Instant::now();
+        let reply = self.channel.receive()?;
+        let took = start.elapsed();
+        self.t.equal(
+            &format!("{what}: transaction of the reply"),
+            (reply.kind, reply.transaction_id),
+            (request.kind, request.transaction_id),
+        )?;
+        if reply.status != status {
+            return Err(
+                format!("{what}: status {:#x} instead of {status:#x}", reply.status).into(),
+            );
+        }
+        self.t
+            .check(
+                took < limit,
+                &format!("{what}: the reply comes within {limit:?} (it took {took:?})"),
+            )
+            .map(|()| reply)
+    }
+
+    /// No reply is surplus.
+    pub fn finish(self) -> Result<()> {
+        self.channel.expect_silence(QUIET)
+    }
+}
+
+/// Writes to the driver's `bind` or `unbind`; gives how long that took.
+pub fn rebind(t: &Guest, file: &str, service: Service) -> Result<Duration> {
+    let id = service.instance();
+    let start = Instant::now();
+    t.sh_ok(&format!(
+        "echo {id} >/sys/bus/vmbus/drivers/hv_utils/{file}"
+    ))?;
+    Ok(start.elapsed())
+}

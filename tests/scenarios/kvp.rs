@@ -1,0 +1,517 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Data exchange with the distribution's `hv_kvp_daemon`.
+
+use host::guest::Module;
+use host::guest::Result;
+use host::ic::frame;
+use host::ic::frame::Message;
+use host::ic::kvp;
+use host::ic::text::utf16;
+use host::ic::E_FAIL;
+use host::ic::E_INVALID_ARGUMENT;
+use host::ic::E_NOT_SUPPORTED;
+use host::ic::E_NO_MORE_ITEMS;
+use host::ic::S_OK;
+use host::service::Service;
+
+use crate::daemon;
+use crate::daemon::Talk;
+use crate::daemon::PROMPT;
+use crate::daemon::QUIET;
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// HV_GUID_NOTFOUND
+const E_NOT_FOUND: u32 = 0x8004_1002;
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("kvp_waits_for_its_daemon", waits_for_its_daemon).daemons(),
+    Scenario::new("kvp_enumerates_the_guest", enumerates_the_guest)
+        .daemons()
+        .same_transcript(),
+    Scenario::new("kvp_keeps_what_is_set", keeps_what_is_set)
+        .daemons()
+        .same_transcript(),
+    Scenario::new("kvp_gets_values", gets_values)
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_value_types", value_types)
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_any_text", any_text)
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_refuses", refuses).daemons().rust_only(),
+    Scenario::new("kvp_addresses", addresses)
+        .daemons()
+        .same_transcript(),
+    Scenario::new("kvp_daemon_killed", daemon_killed).daemons(),
+    Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_unbound_under_its_daemon", unbound_under_its_daemon)
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_rescinded_under_its_daemon", rescinded_under_its_daemon)
+        .daemons()
+        .rust_only(),
+    Scenario::new(
+        "kvp_removal_waits_for_its_daemon",
+        removal_waits_for_its_daemon,
+    )
+    .daemons(),
+];
+
+fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
+    Talk::begin(t, Service::Kvp, daemon::KVP)
+}
+
+/// All pairs of a pool, in order.
+fn pairs(talk: Talk<'_>, pool: u8) -> Result<Vec<(String, String)>> {
+    let mut all = Vec::new();
+    for index in 0..1000 {
+        let reply = talk.ask(kvp::enumerate(pool, index))?;
+        match reply.status {
+            S_OK => all.push(kvp::pair(&reply.body).ok_or("a pair that a host cannot read")?),
+            E_NO_MORE_ITEMS => return Ok(all),
+            status => return Err(format!("enumeration ends with {status:#x}").into()),
+        }
+    }
+    Err("the enumeration does not end".into())
+}
+
+/// The negotiation is answered when the daemon has registered, and not before.
+fn waits_for_its_daemon(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::with(t, Service::Kvp);
+    let offer = Message::negotiation(
+        Service::Kvp.framework_versions(),
+        Service::Kvp.message_versions(),
+        9,
+    );
+    talk.channel.send(&offer)?;
+    talk.channel.expect_silence(QUIET)?;
+    daemon::KVP.start(t)?;
+    let reply = talk.promptly("the negotiation", &offer, S_OK)?;
+    let chosen = frame::negotiated(&reply).map_err(|rejection| rejection.to_string())?;
+    t.equal("versions", chosen, ((3, 0), (4, 0)))?;
+    t.log_has("KVP IC version 4.0")?;
+    talk.finish()
+}
+
+/// The host enumerates what the daemon says of the guest.
+fn enumerates_the_guest(t: &Context<'_>) -> Result<()> {
+    t.sh_ok("ip addr flush dev dummy0; ip addr add 10.9.8.7/24 dev dummy0; ip link set dummy0 up")?;
+    let talk = begin(t)?;
+    let all = pairs(talk, kvp::AUTO)?;
+    let value = |key: &str| {
+        let found = all.iter().find(|(name, _)| name == key);
+        found.map(|(_, value)| value.as_str()).unwrap_or("(none)")
+    };
+    t.equal("pairs", all.len(), 10)?;
+    t.equal(
+        "IntegrationServicesVersion",
+        value("IntegrationServicesVersion"),
+        "3.1",
+    )?;
+    t.equal("OSName", value("OSName"), "Debian GNU/Linux")?;
+    t.equal(
+        "ProcessorArchitecture",
+        value("ProcessorArchitecture"),
+        "x86_64",
+    )?;
+    t.equal(
+        "NetworkAddressIPv4",
+        value("NetworkAddressIPv4"),
+        "10.9.8.7",
+    )?;
+    let release = t.sh_ok("uname -r")?;
+    t.equal("OSBuildNumber", value("OSBuildNumber"), release.as_str())?;
+    talk.finish()
+}
+
+/// A daemon's record: key (512 bytes) and value (2048 bytes), each ended by a NUL.
+fn file_has(t: &Context<'_>, pool: u8, key: &str, value: &str) -> Result<()> {
+    let file = format!("/var/lib/hyperv/.kvp_pool_{pool}");
+    let at = |offset: usize, length: usize| {
+        t.sh_ok(&format!(
+            "tail -c +{} {file} | head -c {length} | tr '\\000' '\\n' | head -n 1",
+            offset + 1
+        ))
+    };
+    t.equal(
+        "size",
+        t.sh_ok(&format!("stat -c %s {file}"))?.as_str(),
+        "2560",
+    )?;
+    t.equal("key in the pool's file", at(0, 512)?.as_str(), key)?;
+    t.equal("value in the pool's file", at(512, 2048)?.as_str(), value)
+}
+
+/// What the host sets in any pool is in that pool's file and enumeration, until it is deleted.
+fn keeps_what_is_set(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    for pool in [
+        kvp::EXTERNAL,
+        kvp::GUEST,
+        kvp::AUTO,
+        kvp::AUTO_EXTERNAL,
+        kvp::AUTO_INTERNAL,
+    ] {
+        talk.expect("SET", kvp::set(pool, "Ключ", "first"), S_OK)?;
+        talk.expect("SET again", kvp::set(pool, "Ключ", "grüße €😀"), S_OK)?;
+        file_has(t, pool, "Ключ", "grüße €😀")?;
+        // The daemon generates what is in this one.
+        if pool != kvp::AUTO {
+            let all = pairs(talk, pool)?;
+            t.equal(
+                "pairs",
+                all,
+                vec![("Ключ".to_owned(), "grüße €😀".to_owned())],
+            )?;
+        }
+        talk.expect("DELETE", kvp::delete(pool, "Ключ"), S_OK)?;
+        t.equal(
+            "size of the pool's file",
+            t.sh_ok(&format!("stat -c %s /var/lib/hyperv/.kvp_pool_{pool}"))?
+                .as_str(),
+            "0",
+        )?;
+        talk.expect(
+            "DELETE of nothing",
+            kvp::delete(pool, "Ключ"),
+            E_NO_MORE_ITEMS,
+        )?;
+    }
+    // What the guest puts there is the host's to read.
+    t.sh_ok(
+        "{ printf fromguest; head -c 503 /dev/zero; printf hello; head -c 2043 /dev/zero; } \
+         >/var/lib/hyperv/.kvp_pool_1",
+    )?;
+    let all = pairs(talk, kvp::GUEST)?;
+    t.equal(
+        "pairs",
+        all,
+        vec![("fromguest".to_owned(), "hello".to_owned())],
+    )?;
+    talk.finish()
+}
+
+/// GET gives the value (in C it is always empty).
+fn gets_values(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    for pool in 0..5 {
+        let key = format!("key{pool}");
+        talk.expect("SET", kvp::set(pool, &key, "grüße €😀"), S_OK)?;
+        let reply = talk.expect("GET", kvp::get(pool, &key), S_OK)?;
+        t.equal(
+            "value",
+            kvp::value_of(&reply.body).as_deref(),
+            Some("grüße €😀"),
+        )?;
+        talk.expect("GET of nothing", kvp::get(pool, "another"), E_NO_MORE_ITEMS)?;
+    }
+    talk.finish()
+}
+
+/// A SET of the type and bytes gives a key that value as text.
+fn becomes(talk: Talk<'_>, t: &Context<'_>, kind: u32, bytes: &[u8], text: &str) -> Result<()> {
+    let what = format!("type {kind} {text:?}");
+    talk.expect(
+        &what,
+        kvp::set_value(kvp::EXTERNAL, "key", kind, bytes),
+        S_OK,
+    )?;
+    let reply = talk.expect(&what, kvp::get(kvp::EXTERNAL, "key"), S_OK)?;
+    t.equal(&what, kvp::value_of(&reply.body).as_deref(), Some(text))
+}
+
+/// Every type that a host sends is kept as text; another is refused, and leaves the value alone.
+fn value_types(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    becomes(talk, t, kvp::SZ, &utf16("text"), "text")?;
+    becomes(talk, t, kvp::EXPAND_SZ, &utf16("%PATH%"), "%PATH%")?;
+    becomes(
+        talk,
+        t,
+        kvp::DWORD,
+        &4_000_000_000u32.to_le_bytes(),
+        "4000000000",
+    )?;
+    becomes(
+        talk,
+        t,
+        kvp::QWORD,
+        &u64::MAX.to_le_bytes(),
+        "18446744073709551615",
+    )?;
+    becomes(talk, t, kvp::SZ, &utf16(""), "")?;
+    becomes(talk, t, kvp::SZ, &utf16("kept"), "kept")?;
+    for kind in [0, kvp::BINARY, 5, 7, 12, u32::MAX] {
+        let request = kvp::set_value(kvp::EXTERNAL, "key", kind, &[1, 2, 3, 4]);
+        talk.expect(&format!("type {kind}"), request, E_INVALID_ARGUMENT)?;
+    }
+    let reply = talk.expect("GET", kvp::get(kvp::EXTERNAL, "key"), S_OK)?;
+    t.equal("value", kvp::value_of(&reply.body).as_deref(), Some("kept"))?;
+    talk.finish()
+}
+
+/// Text of any content and size is converted or refused, and never read past its end.
+fn any_text(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    let units =
+        |units: &[u16]| -> Vec<u8> { units.iter().flat_map(|unit| unit.to_le_bytes()).collect() };
+    becomes(
+        talk,
+        t,
+        kvp::SZ,
+        &units(&[0xd800, 0x61, 0xdc00, 0]),
+        "\u{fffd}a\u{fffd}",
+    )?;
+    becomes(talk, t, kvp::SZ, &units(&[0x61, 0x62]), "ab")?;
+    becomes(talk, t, kvp::SZ, &[0x61, 0, 0x62], "a")?;
+    becomes(talk, t, kvp::SZ, &[], "")?;
+    becomes(talk, t, kvp::SZ, &units(&[0x61, 0, 0x62, 0]), "a")?;
+    // A value of 1024 units without a NUL: as UTF-8 it fits, and the host gets back what fits with a NUL.
+    let full = units(&[0x78; 1024]);
+    becomes(talk, t, kvp::SZ, &full, &"x".repeat(1023))?;
+    let wide = kvp::set_value(kvp::EXTERNAL, "key", kvp::SZ, &units(&[0x20ac; 1024]));
+    talk.expect("3072 bytes as UTF-8", wide, E_INVALID_ARGUMENT)?;
+    // A key of 256 units without a NUL: fits.
+    let key = units(&[0x6b; 256]);
+    let long = kvp::set_raw(kvp::SET, 0, 512, &key, kvp::SZ, 4, &utf16("v"));
+    talk.expect("key of 256 units", long, S_OK)?;
+    let wide = kvp::set_raw(
+        kvp::SET,
+        0,
+        512,
+        &units(&[0x20ac; 256]),
+        kvp::SZ,
+        4,
+        &utf16("v"),
+    );
+    talk.expect("key of 768 bytes as UTF-8", wide, E_INVALID_ARGUMENT)?;
+    for size in [513, 1024, 0x8000_0000, u32::MAX] {
+        let what = format!("key size {size}");
+        let request = kvp::set_raw(kvp::SET, 0, size, &key, kvp::SZ, 4, &utf16("v"));
+        talk.expect(&what, request, E_INVALID_ARGUMENT)?;
+        let mut request = kvp::delete(0, "k");
+        request[kvp::BODY..kvp::BODY + 4].copy_from_slice(&size.to_le_bytes());
+        talk.expect(&what, request, E_INVALID_ARGUMENT)?;
+    }
+    for size in [2049, u32::MAX] {
+        let request = kvp::set_raw(kvp::SET, 0, 4, &utf16("k"), kvp::SZ, size, &full);
+        talk.expect(&format!("value size {size}"), request, E_INVALID_ARGUMENT)?;
+    }
+    talk.finish()
+}
+
+/// What no host sends is answered once, with a status that says so, and the next request is served.
+fn refuses(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    for operation in [6, 7, 100, 255] {
+        let mut body = kvp::enumerate(kvp::AUTO, 0);
+        body[0] = operation;
+        talk.expect(&format!("operation {operation}"), body, E_NOT_SUPPORTED)?;
+    }
+    for pool in [5, 6, 255] {
+        for body in [
+            kvp::enumerate(pool, 0),
+            kvp::set(pool, "k", "v"),
+            kvp::get(pool, "k"),
+            kvp::delete(pool, "k"),
+        ] {
+            talk.expect(&format!("pool {pool}"), body, E_INVALID_ARGUMENT)?;
+        }
+    }
+    for index in [10, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
+        for pool in [kvp::AUTO, kvp::GUEST] {
+            talk.expect(
+                &format!("index {index}"),
+                kvp::enumerate(pool, index),
+                E_NO_MORE_ITEMS,
+            )?;
+        }
+    }
+    for length in [0, 1, 2, 4, 8, 100, 2568] {
+        let body = kvp::set(0, "k", "v")[..length].to_vec();
+        talk.expect(&format!("{length} bytes"), body, E_INVALID_ARGUMENT)?;
+    }
+    talk.expect("a good one", kvp::enumerate(kvp::AUTO, 0), S_OK)?;
+    talk.finish()
+}
+
+/// The host reads an adapter's addresses and gives it others, by the daemon's scripts.
+fn addresses(t: &Context<'_>) -> Result<()> {
+    // No network adapter of Hyper-V's is here: where the daemon looks for the adapter's GUID, it finds dummy0's.
+    let id = "{f8615163-df3e-46c5-913f-f2d2f965ed0e}";
+    let script = "#!/bin/sh\\n. \"$1\"\\nip addr flush dev $DEVICE\\nip addr add $IPADDR0/$NETMASK0 dev $DEVICE\\n\
+                  cp \"$2\" /tmp/nmconnection\\n";
+    t.sh_ok(&format!(
+        "ip addr flush dev dummy0; ip link set dummy0 address 00:15:5d:01:02:03 up && \
+         ip addr add 10.9.8.7/24 dev dummy0 && rm -rf /tmp/nmconnection && \
+         printf '{script}' >/usr/libexec/hypervkvpd/hv_set_ifconfig && \
+         chmod +x /usr/libexec/hypervkvpd/hv_set_ifconfig && \
+         mkdir -p /tmp/net/dummy0/device && echo '{id}' >/tmp/net/dummy0/device/device_id && \
+         cat /sys/class/net/dummy0/address >/tmp/net/dummy0/address && mount --bind /tmp/net /sys/class/net"
+    ))?;
+    let result = give_addresses(t, id);
+    t.sh_ok("umount /sys/class/net; rm -rf /tmp/net")?;
+    result
+}
+
+fn give_addresses(t: &Context<'_>, id: &str) -> Result<()> {
+    let mac = "00:15:5D:01:02:03";
+    let talk = begin(t)?;
+    let reply = talk.expect("GET_IP_INFO", kvp::get_ip_info(mac), S_OK)?;
+    let got = kvp::addresses(&reply.body).ok_or("no addresses")?;
+    t.check(
+        got.addresses.contains("10.9.8.7"),
+        &format!("{got:?} has 10.9.8.7"),
+    )?;
+    t.check(
+        got.subnets.contains("255.255.255.0"),
+        &format!("{got:?} has the mask"),
+    )?;
+    t.equal("adapter", got.adapter.as_str(), mac)?;
+    t.equal("family", got.family & 1, 1)?;
+
+    let given = kvp::Addresses {
+        adapter: id.to_owned(),
+        family: 1,
+        dhcp: false,
+        addresses: "10.20.30.40".to_owned(),
+        subnets: "255.255.0.0".to_owned(),
+        gateways: "10.20.0.1".to_owned(),
+        name_servers: "10.20.0.2;10.20.0.3".to_owned(),
+    };
+    talk.expect("SET_IP_INFO", kvp::set_ip_info(&given), S_OK)?;
+    let shown = t.sh_ok("ip -4 addr show dev dummy0")?;
+    t.check(
+        shown.contains("10.20.30.40/16"),
+        &format!("{shown:?} has 10.20.30.40/16"),
+    )?;
+    let file = t.sh_ok("cat /var/lib/hyperv/ifcfg-dummy0")?;
+    for line in [
+        "DEVICE=dummy0",
+        "BOOTPROTO=none",
+        "IPADDR0=10.20.30.40",
+        "NETMASK0=255.255.0.0",
+        "GATEWAY=10.20.0.1",
+        "DNS1=10.20.0.2",
+        "DNS2=10.20.0.3",
+    ] {
+        t.check(
+            file.lines().any(|it| it == line),
+            &format!("{file:?} has {line}"),
+        )?;
+    }
+    let reply = talk.expect("GET_IP_INFO", kvp::get_ip_info(mac), S_OK)?;
+    let got = kvp::addresses(&reply.body).ok_or("no addresses")?;
+    t.check(
+        got.addresses.contains("10.20.30.40"),
+        &format!("{got:?} has 10.20.30.40"),
+    )?;
+
+    let other = kvp::Addresses {
+        adapter: "{00000000-0000-0000-0000-000000000000}".to_owned(),
+        ..given
+    };
+    talk.expect(
+        "SET_IP_INFO of another adapter",
+        kvp::set_ip_info(&other),
+        E_NOT_FOUND,
+    )?;
+    talk.finish()
+}
+
+/// A daemon that dies over a request fails it at once; the next daemon serves the next request.
+fn daemon_killed(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    daemon::KVP.stop(t)?;
+    let request = talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
+    daemon::KVP.kill(t)?;
+    talk.promptly("the request in work", &request, E_FAIL)?;
+    if t.module() == Module::Rust {
+        // C answers nothing until the next daemon comes.
+        talk.expect("without a daemon", kvp::enumerate(kvp::AUTO, 1), E_FAIL)?;
+    }
+    daemon::KVP.start(t)?;
+    let reply = talk.expect("with a new daemon", kvp::enumerate(kvp::AUTO, 1), S_OK)?;
+    t.check(kvp::pair(&reply.body).is_some(), "the reply has a pair")?;
+    talk.finish()
+}
+
+/// A host that negotiates anew waits for no reply from before, and gets none; the daemon's late answer is nobody's.
+fn negotiates_amid_a_request(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    for unread in [false, true] {
+        if unread {
+            daemon::KVP.stop(t)?;
+            talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
+        } else {
+            // The daemon has read this one, and hangs over it: nobody opens the other end of what it reads.
+            t.sh_ok("rm -f /var/lib/hyperv/.kvp_pool_1; mkfifo /var/lib/hyperv/.kvp_pool_1")?;
+            talk.pend(kvp::enumerate(kvp::GUEST, 1))?;
+        }
+        talk.channel.negotiate_all()?;
+        talk.channel
+            .send(&talk.channel.request(kvp::enumerate(kvp::AUTO, 5))?)?;
+        talk.channel.expect_silence(QUIET)?;
+        match unread {
+            true => daemon::KVP.resume(t)?,
+            false => {
+                t.sh_ok(": >/var/lib/hyperv/.kvp_pool_1; rm /var/lib/hyperv/.kvp_pool_1; : >/var/lib/hyperv/.kvp_pool_1")?;
+            }
+        }
+        let reply = talk.channel.receive()?;
+        let pair = kvp::pair(&reply.body).map(|(key, _)| key);
+        t.equal("the later request's reply", pair.as_deref(), Some("OSName"))?;
+        talk.channel.expect_silence(QUIET)?;
+    }
+    talk.expect("the next", kvp::enumerate(kvp::AUTO, 0), S_OK)?;
+    talk.finish()
+}
+
+/// The device goes at once, whatever its daemon is doing; the daemon finds out and ends; the next one works.
+fn unbound_under_its_daemon(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    daemon::KVP.stop(t)?;
+    talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
+    let took = daemon::rebind(t, "unbind", Service::Kvp)?;
+    t.check(took < PROMPT, &format!("unbinding took {took:?}"))?;
+    t.check(!talk.channel.is_open(), "the channel is closed")?;
+    t.sh_ok("[ ! -e /dev/vmbus/hv_kvp ]")?;
+    daemon::KVP.resume(t)?;
+    daemon::KVP.wait_gone(t)?;
+    daemon::rebind(t, "bind", Service::Kvp)?;
+    talk.channel.wait_open()?;
+    let talk = begin(t)?;
+    talk.expect("after a rebind", kvp::enumerate(kvp::AUTO, 1), S_OK)?;
+    talk.finish()
+}
+
+/// The host takes the device away under a daemon that hangs; VMBus goes on, and the device comes back.
+fn rescinded_under_its_daemon(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    daemon::KVP.stop(t)?;
+    talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
+    talk.channel.rescind()?;
+    talk.channel.wait_released()?;
+    talk.channel.reoffer()?;
+    talk.channel.wait_open()?;
+    daemon::KVP.kill(t)?;
+    let talk = begin(t)?;
+    talk.expect("after a rescind", kvp::enumerate(kvp::AUTO, 1), S_OK)?;
+    talk.finish()
+}
+
+/// The module is in use while a daemon has its device open, and can be removed when it has not.
+fn removal_waits_for_its_daemon(t: &Context<'_>) -> Result<()> {
+    begin(t)?.finish()?;
+    let output = t.sh("rmmod hv_utils")?;
+    t.check(output.status != 0, "rmmod is refused")?;
+    daemon::KVP.kill(t)?;
+    t.rmmod()
+}
