@@ -61,8 +61,9 @@ pub(crate) trait Protocol: Send + Sync + 'static {
 /// Both ends of the way: the service asks, the daemon answers.
 #[pin_data]
 pub(crate) struct Transport<P: Protocol> {
-    /// Wakes the service when there's something for it.
-    waker: Waker,
+    /// Wakes the service when there's something for it; `None` once the device went away.
+    #[pin]
+    waker: Mutex<Option<Waker>>,
     /// Notified when there's something for the daemon.
     #[pin]
     changed: PollCondVar,
@@ -140,7 +141,7 @@ impl<P: Protocol> Transport<P> {
     /// Creates a way to a daemon that isn't there yet; `waker` is the service's.
     pub(crate) fn new(waker: Waker) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            waker,
+            waker <- new_mutex!(Some(waker), "Transport::waker"),
             changed <- new_poll_condvar!("Transport::changed"),
             inbox <- new_mutex!(KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?, "Transport::inbox"),
             state <- new_spinlock_irq!(State {
@@ -234,11 +235,23 @@ impl<P: Protocol> Transport<P> {
                 state.fail();
             }
         }
-        self.waker.wake();
+        self.wake();
+    }
+
+    /// Wakes the service.
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.lock() {
+            waker.wake();
+        }
     }
 
     /// Takes the device away from whoever has it open.
     fn revoke(&self) {
+        // A channel that the host took away is released with its device: who keeps the file open
+        // must not keep that.
+        let waker = self.waker.lock().take();
+        drop(waker);
+
         let mut state = self.state.lock();
         state.daemon = Daemon::Revoked;
         state.phase = Phase::Idle;
@@ -286,7 +299,7 @@ impl<P: Protocol> Transport<P> {
             }
             self.changed.notify_all();
         }
-        self.waker.wake();
+        self.wake();
     }
 
     /// Takes the daemon's message out of `inbox`.
@@ -304,7 +317,7 @@ impl<P: Protocol> Transport<P> {
                 Daemon::Registered(_) => state.answer(inbox)?,
             }
         }
-        self.waker.wake();
+        self.wake();
         Ok(())
     }
 }
@@ -422,7 +435,7 @@ impl<P: Protocol> chardev::Device for Transport<P> {
                 state.phase = Phase::Idle;
             }
         }
-        self.waker.wake();
+        self.wake();
     }
 
     /// `EINVAL` leaves the message to be read with more room, and so does `EFAULT`.
