@@ -17,6 +17,7 @@ use crate::scenario::Scenario;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("heartbeat_beats", beats),
     Scenario::new("heartbeat_versions", versions)
+        .expects_log(&["known"])
         .scripted(&[Service::Heartbeat])
         .same_transcript(),
     Scenario::new("heartbeat_replies", replies)
