@@ -31,6 +31,7 @@
 mod daemon;
 mod demo;
 mod fault;
+mod fcopy;
 mod framing;
 mod heartbeat;
 mod hibernation;
@@ -38,10 +39,12 @@ mod kvp;
 mod lifecycle;
 mod log;
 mod runner;
+mod sample;
 mod scenario;
 mod selftests;
 mod shutdown;
 mod timesync;
+mod vss;
 
 use std::process::ExitCode;
 
@@ -55,6 +58,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --module M       only rust or c
   --vcpus N        only 1 or 2
   --vmbus X.Y      only this newest version (4.0 and 6.0)
+  --full yes       everything with everything: 1 and 2 vcpus, VMBus 6.0 and 4.0, both modules
   --repeat N       all of it N times (1)
 ";
 
@@ -67,7 +71,10 @@ fn all() -> Vec<&'static Scenario> {
         framing::SCENARIOS,
         hibernation::SCENARIOS,
         selftests::SCENARIOS,
+        sample::SCENARIOS,
         kvp::SCENARIOS,
+        vss::SCENARIOS,
+        fcopy::SCENARIOS,
         fault::SCENARIOS,
         shutdown::SCENARIOS,
     ]
