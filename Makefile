@@ -80,6 +80,10 @@ build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) | build/kdir
 	@echo "[4/6] the inner guest, $*"
 	@tests/guest/images.sh inner-$*
 
+build/guest/daemons-%.cpio: $(images) $(wildcard tests/selftests/hv_utils/*.c) | build/kdir/%/.ready
+	@echo "[4/6] the distribution's daemons, $*"
+	@tests/guest/images.sh daemons-$*
+
 # In a folder for each flavour, beside what "make" leaves in the source tree.
 build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
 	@echo "[5/6] the module, $*"
@@ -100,7 +104,7 @@ host: root
 
 ## guests               the guests' images and the modules for both flavours
 guest-%: build/guest/outer.cpio build/guest/inner-%.cpio build/guest/rust-%.cpio ;
-guests: root $(addprefix guest-,$(flavours))
+guests: root $(addprefix guest-,$(flavours)) $(flavours:%=build/guest/daemons-%.cpio)
 
 # ---- The two commands
 
@@ -133,5 +137,5 @@ help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check clean distclean help
-.PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
+.PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:
