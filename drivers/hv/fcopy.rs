@@ -49,7 +49,7 @@ fn status(answer: &[u8; DAEMON_LEN]) -> [u8; ANSWER_LEN] {
 }
 
 impl Protocol for Fcopy {
-    const NAME: &'static str = "FCOPY";
+    const NAME: &'static str = "FCopy";
     const DEVICE: &'static CStr = c"vmbus/hv_fcopy";
     const ANSWER_LEN: usize = ANSWER_LEN;
 
