@@ -88,10 +88,16 @@ pub(crate) trait DaemonService: Protocol {
         let _ = operation;
     }
 
-    /// Writes what the daemon has to be told, as nobody else will, and returns its size.
+    /// Writes what the daemon has to be asked although the host doesn't, and returns its size.
     fn tell(&mut self, message: &mut Self::Message) -> Option<usize> {
         let _ = message;
         None
+    }
+
+    /// What the daemon has answered to [`DaemonService::tell`]; `None` if it has gone, took too
+    /// long, or may answer still to nobody.
+    fn told(&mut self, answer: Option<&Self::Message>) {
+        let _ = answer;
     }
 
     /// A daemon may have come or gone.
@@ -134,6 +140,8 @@ enum Job<O> {
     None(Buffer),
     /// The daemon has been asked.
     Asked(Taken, O),
+    /// The daemon has been asked something that the host didn't request.
+    Told(Buffer),
     /// Its answer waits for room in the ring.
     Answered(Taken),
 }
@@ -179,6 +187,10 @@ impl<S: DaemonService> Session<S> {
                     self.service.unanswered(operation);
                     taken.abandon()
                 }
+                Job::Told(buffer) => {
+                    self.service.told(None);
+                    buffer
+                }
                 Job::Answered(taken) => taken.abandon(),
             })
         });
@@ -188,17 +200,45 @@ impl<S: DaemonService> Session<S> {
         self.tell();
     }
 
-    /// Tells the daemon what it has to be told.
+    /// Tells the daemon what it has to be told, if it isn't working on something.
     fn tell(&mut self) {
         if self.transport.registration().is_none() {
             return;
         }
-        if let Some(mut message) = self.transport.message() {
-            match self.service.tell(&mut message) {
-                Some(len) => self.transport.tell(message, len),
-                None => self.transport.take_back(message),
+        self.job = match self.job.take() {
+            Some(Job::None(buffer)) => Some(self.tell_with(buffer)),
+            job => job,
+        };
+    }
+
+    fn tell_with(&mut self, buffer: Buffer) -> Job<S::Operation> {
+        let Some(mut message) = self.transport.message() else {
+            return Job::None(buffer);
+        };
+        match self.service.tell(&mut message) {
+            Some(len) => {
+                self.transport.ask(message, len, ANSWER_TIMEOUT);
+                self.expiry.as_ref().schedule_in(ANSWER_TIMEOUT);
+                Job::Told(buffer)
+            }
+            None => {
+                self.transport.take_back(message);
+                Job::None(buffer)
             }
         }
+    }
+
+    /// Passes on what the daemon has answered to what it was told.
+    fn conclude_told(&mut self, buffer: Buffer) -> Job<S::Operation> {
+        match self.transport.outcome() {
+            Outcome::Pending => return Job::Told(buffer),
+            Outcome::None => self.service.told(None),
+            Outcome::Answer(_, message) => {
+                self.service.told(Some(&message));
+                self.transport.take_back(message);
+            }
+        }
+        Job::None(buffer)
     }
 
     fn negotiate(&mut self, mut packet: Packet<'_>) -> Handled {
@@ -228,6 +268,13 @@ impl<S: DaemonService> Session<S> {
     /// Starts work on a request, or answers it.
     fn request(&mut self, mut packet: Packet<'_>, buffer: Buffer) -> (Handled, Job<S::Operation>) {
         let Some(mut message) = self.transport.message() else {
+            // A daemon that doesn't read what it has to before it is one may never do.
+            if self.transport.registration().is_none() {
+                if let Ok(request) = Request::new(packet.payload()) {
+                    request.answer(Status::FAIL);
+                }
+                return (packet.reply(|_| {}), Job::None(buffer));
+            }
             return (packet.leave(), Job::None(buffer));
         };
         let asked = match Request::new(packet.payload()) {
@@ -288,12 +335,13 @@ fn answer(taken: &mut Taken, status: impl FnOnce(&mut [u8]) -> Status) {
 
 impl<S: DaemonService> Handler for Session<S> {
     fn woken(&mut self, sender: &Sender<'_>) {
-        self.service.daemon_changed(self.transport.registration());
-
         let job = match self.job.take() {
             Some(Job::Asked(taken, operation)) => Some(self.conclude(taken, operation)),
+            Some(Job::Told(buffer)) => Some(self.conclude_told(buffer)),
             job => job,
         };
+        // Behind what the last daemon has or hasn't answered.
+        self.service.daemon_changed(self.transport.registration());
         self.job = match job {
             Some(Job::Answered(taken)) => Some(match sender.reply(taken) {
                 Ok(buffer) => Job::None(buffer),
@@ -346,6 +394,7 @@ impl<S: DaemonService> Handler for Session<S> {
     fn closed(&mut self) {
         self.expiry.as_ref().cancel();
         self.restart();
+        self.service.daemon_changed(self.transport.registration());
     }
 }
 

@@ -121,10 +121,8 @@ enum Phase {
 enum What {
     /// What a registration is confirmed with.
     Confirmation,
-    /// A question of the host.
+    /// A question of the service.
     Question,
-    /// A question of this module itself: nobody waits for the answer.
-    Own,
 }
 
 /// What became of the service's question.
@@ -185,13 +183,6 @@ impl<P: Protocol> Transport<P> {
         if state.daemon.registration().is_none() {
             state.fail();
         }
-        self.changed.notify_all();
-    }
-
-    /// Tells the daemon what the first `len` bytes of `message` say; nobody waits for the answer.
-    pub(crate) fn tell(&self, message: KBox<P::Message>, len: usize) {
-        let mut state = self.state.lock();
-        state.put(message, What::Own, len);
         self.changed.notify_all();
     }
 
@@ -342,10 +333,6 @@ impl<P: Protocol> State<P> {
     fn read(&mut self, what: What) {
         self.phase = match what {
             What::Question => Phase::Asked,
-            What::Own => {
-                self.owed += 1;
-                Phase::Idle
-            }
             What::Confirmation => {
                 if let Daemon::Confirming(registration) = self.daemon {
                     self.daemon = Daemon::Registered(registration);

@@ -33,6 +33,8 @@ const FREEZE_TIMEOUT: Delta = Delta::from_secs(15 * 60);
 /// The VSS service.
 pub(crate) struct Vss {
     file_systems: FileSystems,
+    /// The administrator was told what to do about them.
+    has_warned: bool,
 }
 
 /// What the guest's file systems are, as far as is known.
@@ -50,7 +52,12 @@ impl Vss {
     pub(crate) fn new() -> Self {
         Self {
             file_systems: FileSystems::Thawed,
+            has_warned: false,
         }
+    }
+
+    fn thawed(&mut self) {
+        *self = Self::new();
     }
 }
 
@@ -104,6 +111,10 @@ impl DaemonService for Vss {
             }
         };
         if daemon.is_none() {
+            // The host doesn't ask again: the next daemon will have to.
+            if operation == Operation::Thaw {
+                self.restarted();
+            }
             return Asked::Answered(Status::FAIL);
         }
         operation.write(message);
@@ -126,7 +137,7 @@ impl DaemonService for Vss {
             operation.succeed(body);
             match operation {
                 Operation::Freeze => self.file_systems = FileSystems::Frozen,
-                Operation::Thaw => self.file_systems = FileSystems::Thawed,
+                Operation::Thaw => self.thawed(),
                 _ => {}
             }
         }
@@ -145,19 +156,34 @@ impl DaemonService for Vss {
             return None;
         }
         pr_warn!("VSS: having the daemon thaw the file systems, as the host won't\n");
-        self.file_systems = FileSystems::Thawed;
         Operation::Thaw.write(message);
         Some(DAEMON_LEN)
     }
 
-    fn daemon_changed(&mut self, daemon: Option<Daemon>) {
-        if daemon.is_none() && self.file_systems != FileSystems::Thawed {
-            pr_err!(
-                "VSS: the daemon has gone while file systems may be frozen. \
-                 Thaw them: fsfreeze --unfreeze MOUNTPOINT\n"
-            );
-            self.file_systems = FileSystems::Thawed;
+    fn told(&mut self, answer: Option<&Self::Message>) {
+        match answer.map(Operation::status) {
+            Some(Status::OK) => {
+                pr_info!("VSS: the daemon has thawed the file systems\n");
+                self.thawed();
+            }
+            Some(_) => {
+                pr_err!("VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT\n");
+                self.thawed();
+            }
+            // It will be told again, or the next one will.
+            None => {}
         }
+    }
+
+    fn daemon_changed(&mut self, daemon: Option<Daemon>) {
+        if daemon.is_some() || self.file_systems == FileSystems::Thawed || self.has_warned {
+            return;
+        }
+        self.has_warned = true;
+        pr_err!(
+            "VSS: the daemon has gone while file systems may be frozen. \
+             Thaw them: fsfreeze --unfreeze MOUNTPOINT, or start the daemon\n"
+        );
     }
 
     fn restarted(&mut self) {
