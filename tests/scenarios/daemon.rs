@@ -14,12 +14,7 @@ use host::service::Service;
 use crate::scenario::Context;
 
 /// What the host offers to a guest with daemons.
-pub const SERVICES: [Service; 4] = [
-    Service::Heartbeat,
-    Service::Kvp,
-    Service::Vss,
-    Service::FCopy,
-];
+pub const SERVICES: [Service; 3] = [Service::Kvp, Service::Vss, Service::FCopy];
 
 /// `hv_kvp_daemon`
 pub const KVP: Daemon = Daemon {
@@ -35,6 +30,12 @@ pub const VSS: Daemon = Daemon {
 pub const FCOPY: Daemon = Daemon {
     program: "hv_fcopy_daemon",
     registered: "HV_FCOPY: kernel module version",
+};
+
+/// `hv_fcopy_uio_daemon`, which needs no module but `uio_hv_generic`.
+pub const FCOPY_UIO: Daemon = Daemon {
+    program: "hv_fcopy_uio_daemon",
+    registered: "HV_UIO_FCOPY: starting",
 };
 
 /// Where the daemons' log messages go.
@@ -119,7 +120,7 @@ pub fn prepare(t: &Guest) -> Result<()> {
 
 /// After each scenario: no daemon is left, whatever state it is in.
 pub fn end(t: &Guest) -> Result<()> {
-    for daemon in [KVP, VSS, FCOPY] {
+    for daemon in [KVP, VSS, FCOPY, FCOPY_UIO] {
         t.sh(&format!("killall -KILL {} 2>/dev/null", daemon.program))?;
         daemon.wait_gone(t)?;
     }

@@ -28,6 +28,7 @@
 //!
 //! [`host::guest`] has all that can be done with a guest and a channel.
 
+mod chardev;
 mod daemon;
 mod demo;
 mod fault;
@@ -43,6 +44,7 @@ mod sample;
 mod scenario;
 mod selftests;
 mod shutdown;
+mod timeouts;
 mod timesync;
 mod vss;
 
@@ -72,9 +74,11 @@ fn all() -> Vec<&'static Scenario> {
         hibernation::SCENARIOS,
         selftests::SCENARIOS,
         sample::SCENARIOS,
+        chardev::SCENARIOS,
         kvp::SCENARIOS,
         vss::SCENARIOS,
         fcopy::SCENARIOS,
+        timeouts::SCENARIOS,
         fault::SCENARIOS,
         shutdown::SCENARIOS,
     ]

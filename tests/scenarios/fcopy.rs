@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copying files into the guest with `hv_fcopy_daemon`, the one that speaks to the character device.
+
+use std::time::Instant;
+
+use host::guest::Result;
+use host::ic::fcopy;
+use host::ic::E_DISK_FULL;
+use host::ic::E_FAIL;
+use host::ic::E_FILE_EXISTS;
+use host::ic::E_INVALID_ARGUMENT;
+use host::ic::E_NOT_SUPPORTED;
+use host::ic::S_OK;
+use host::service::Service;
+
+use crate::daemon;
+use crate::daemon::Talk;
+use crate::daemon::PROMPT;
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// The scenarios of this file. In C the class has no character device any more.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("fcopy_copies_files", copies_files)
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_names", names).daemons().rust_only(),
+    Scenario::new("fcopy_what_is_there", what_is_there)
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_no_space", no_space)
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_cancelled", cancelled)
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_refuses", refuses)
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_daemon_killed", daemon_killed)
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_unbound_amid_a_copy", unbound_amid_a_copy)
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_left_to_uio", left_to_uio)
+        .daemons()
+        .rust_only()
+        .unloaded(),
+];
+
+fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
+    t.sh_ok("rm -rf /tmp/in; mkdir /tmp/in")?;
+    Talk::begin(t, Service::FCopy, daemon::FCOPY)
+}
+
+/// Bytes that are the same in every run and nowhere repeat.
+fn content(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+/// CRC-32 as of `cksum`, length included.
+fn cksum(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: u8| {
+        (0..8).fold(crc ^ (u32::from(byte) << 24), |crc, _| match crc >> 31 {
+            0 => crc << 1,
+            _ => (crc << 1) ^ 0x04c1_1db7,
+        })
+    };
+    let length = bytes.len();
+    let length = (0..8).map(|index| (length >> (8 * index)) as u8);
+    let used = length
+        .clone()
+        .rposition(|byte| byte != 0)
+        .map_or(0, |last| last + 1);
+    let crc = bytes.iter().copied().chain(length.take(used)).fold(0, step);
+    !crc
+}
+
+/// Copies a file as a host does: START, pieces, COMPLETE.
+fn copy(talk: Talk<'_>, folder: &str, name: &str, flags: u32, bytes: &[u8]) -> Result<()> {
+    let start = fcopy::start(folder, name, flags, bytes.len() as u64);
+    talk.expect("START", start, S_OK)?;
+    for (index, piece) in bytes.chunks(fcopy::PIECE).enumerate() {
+        let offset = (index * fcopy::PIECE) as u64;
+        talk.expect("WRITE", fcopy::write(offset, piece), S_OK)?;
+    }
+    talk.expect("COMPLETE", fcopy::end(fcopy::COMPLETE), S_OK)
+        .map(|_| ())
+}
+
+/// The file is in the guest, with this content.
+fn is_there(t: &Context<'_>, path: &str, bytes: &[u8]) -> Result<()> {
+    let said = t.sh_ok(&format!("cksum <'{path}'"))?;
+    t.equal(
+        path,
+        said.trim(),
+        format!("{} {}", cksum(bytes), bytes.len()).as_str(),
+    )
+}
+
+/// Empty, one byte, around the size of a piece, and 10 MB.
+fn copies_files(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    t.log_has("FCopy IC version 1.1")?;
+    copies(t, talk)
+}
+
+fn copies(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
+    let piece = fcopy::PIECE;
+    for length in [0, 1, piece - 1, piece, piece + 1, 10_000_000] {
+        let bytes = content(length);
+        let name = format!("file{length}");
+        let start = Instant::now();
+        copy(talk, "/tmp/in", &name, 0, &bytes)?;
+        let took = start.elapsed();
+        if length > 1_000_000 {
+            println!("# {length} bytes in {:.1} s", took.as_secs_f64());
+        }
+        is_there(t, &format!("/tmp/in/{name}"), &bytes)?;
+        t.sh_ok(&format!("rm /tmp/in/{name}"))?;
+    }
+    talk.finish()
+}
+
+/// Names in any script, and with a folder that is to be created.
+fn names(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    for name in ["plain", "mit Leerzeichen", "Grüße", "файл", "文件", "😀"] {
+        copy(talk, "/tmp/in", name, 0, b"content")?;
+        is_there(t, &format!("/tmp/in/{name}"), b"content")?;
+    }
+    copy(
+        talk,
+        "/tmp/in/ein/Ordner/für",
+        "Dateien",
+        fcopy::CREATE_PATH,
+        b"content",
+    )?;
+    is_there(t, "/tmp/in/ein/Ordner/für/Dateien", b"content")?;
+    // As long as a name can be on Linux, and more than the daemon has room for.
+    let long = "n".repeat(200);
+    copy(talk, "/tmp/in", &long, 0, b"content")?;
+    is_there(t, &format!("/tmp/in/{long}"), b"content")?;
+    let start = fcopy::start("/tmp/in", &"€".repeat(200), 0, 1);
+    talk.expect("a name of 600 bytes", start, E_INVALID_ARGUMENT)?;
+    talk.finish()
+}
+
+/// Existing files are kept unless they are to be overwritten, missing folders missed unless they are to be created.
+fn what_is_there(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    copy(talk, "/tmp/in", "file", 0, b"first, and longer")?;
+    let again = fcopy::start("/tmp/in", "file", 0, 6);
+    talk.expect("START of a file that exists", again, E_FILE_EXISTS)?;
+    is_there(t, "/tmp/in/file", b"first, and longer")?;
+    copy(talk, "/tmp/in", "file", fcopy::OVERWRITE, b"second")?;
+    is_there(t, "/tmp/in/file", b"second")?;
+    let missing = fcopy::start("/tmp/in/missing", "file", 0, 6);
+    talk.expect("START in a missing folder", missing, E_FAIL)?;
+    talk.finish()
+}
+
+/// A full disk is called that, and the copy can be cancelled.
+fn no_space(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    t.sh_ok("mount -t tmpfs -o size=16k none /tmp/in")?;
+    talk.expect("START", fcopy::start("/tmp/in", "file", 0, 100_000), S_OK)?;
+    let bytes = content(fcopy::PIECE);
+    let mut status = S_OK;
+    for piece in 0..16 {
+        let reply = talk.ask(fcopy::write(piece * fcopy::PIECE as u64, &bytes))?;
+        status = reply.status;
+        if status != S_OK {
+            break;
+        }
+    }
+    t.equal("status", status, E_DISK_FULL)?;
+    talk.expect("CANCEL", fcopy::end(fcopy::CANCEL), S_OK)?;
+    t.sh_ok("umount /tmp/in")?;
+    talk.finish()
+}
+
+/// Of a cancelled copy nothing stays.
+fn cancelled(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    talk.expect("START", fcopy::start("/tmp/in", "file", 0, 100_000), S_OK)?;
+    talk.expect("WRITE", fcopy::write(0, &content(fcopy::PIECE)), S_OK)?;
+    t.sh_ok("[ -e /tmp/in/file ]")?;
+    talk.expect("CANCEL", fcopy::end(fcopy::CANCEL), S_OK)?;
+    t.sh_ok("[ ! -e /tmp/in/file ]")?;
+    copy(talk, "/tmp/in", "file", 0, b"content")?;
+    is_there(t, "/tmp/in/file", b"content")?;
+    talk.finish()
+}
+
+/// What no host sends is answered once, and the copy goes on.
+fn refuses(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    talk.expect("START", fcopy::start("/tmp/in", "file", 0, 7), S_OK)?;
+    for operation in [4, 5, u32::MAX] {
+        talk.expect("another operation", fcopy::end(operation), E_NOT_SUPPORTED)?;
+    }
+    for length in [0, 4, 35] {
+        let body = fcopy::end(fcopy::COMPLETE)[..length].to_vec();
+        talk.expect("a short one", body, E_INVALID_ARGUMENT)?;
+    }
+    let short = fcopy::write(0, b"content")[..51].to_vec();
+    talk.expect("a short WRITE", short, E_INVALID_ARGUMENT)?;
+    for size in [6145u32, 0x8000_0000, u32::MAX] {
+        let mut body = fcopy::write(0, b"content");
+        body[48..52].copy_from_slice(&size.to_le_bytes());
+        talk.expect("a piece that is too long", body, E_INVALID_ARGUMENT)?;
+    }
+    talk.expect("WRITE", fcopy::write(0, b"content"), S_OK)?;
+    talk.expect("COMPLETE", fcopy::end(fcopy::COMPLETE), S_OK)?;
+    is_there(t, "/tmp/in/file", b"content")?;
+    talk.finish()
+}
+
+/// A daemon that dies over a piece fails it at once; the next one copies the next file.
+fn daemon_killed(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    talk.expect("START", fcopy::start("/tmp/in", "file", 0, 100_000), S_OK)?;
+    daemon::FCOPY.stop(t)?;
+    let request = talk.pend(fcopy::write(0, &content(fcopy::PIECE)))?;
+    daemon::FCOPY.kill(t)?;
+    talk.promptly("WRITE", &request, E_FAIL)?;
+    talk.expect("without a daemon", fcopy::end(fcopy::CANCEL), E_FAIL)?;
+    daemon::FCOPY.start(t)?;
+    copy(talk, "/tmp/in", "file", fcopy::OVERWRITE, b"content")?;
+    is_there(t, "/tmp/in/file", b"content")?;
+    talk.finish()
+}
+
+/// The device goes in the middle of a copy under a daemon that hangs.
+fn unbound_amid_a_copy(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    talk.expect("START", fcopy::start("/tmp/in", "file", 0, 100_000), S_OK)?;
+    daemon::FCOPY.stop(t)?;
+    talk.pend(fcopy::write(0, &content(fcopy::PIECE)))?;
+    let took = daemon::rebind(t, "unbind", Service::FCopy)?;
+    t.check(took < PROMPT, &format!("unbinding took {took:?}"))?;
+    daemon::FCOPY.kill(t)?;
+    daemon::rebind(t, "bind", Service::FCopy)?;
+    talk.channel.wait_open()?;
+    let talk = begin(t)?;
+    copy(talk, "/tmp/in", "file", fcopy::OVERWRITE, b"content")?;
+    is_there(t, "/tmp/in/file", b"content")?;
+    talk.finish()
+}
+
+/// With the parameter the device is left to uio_hv_generic, whose daemon copies the same files.
+fn left_to_uio(t: &Context<'_>) -> Result<()> {
+    t.load_with("fcopy_chardev=0")?;
+    let channel = t.channel(Service::FCopy);
+    t.check(!channel.is_open(), "the channel is not open")?;
+    t.sh_ok("[ ! -e /dev/vmbus/hv_fcopy ] && [ -e /dev/vmbus/hv_kvp ]")?;
+    t.sh_ok("insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio_hv_generic.ko")?;
+    let copied = copies_over_uio(t);
+    t.sh("killall -9 hv_fcopy_uio_daemon; sleep 0.1; rmmod uio_hv_generic uio")?;
+    copied?;
+    // The parameter counts for what is bound from now on.
+    t.sh_ok("echo 1 >/sys/module/hv_utils/parameters/fcopy_chardev")?;
+    daemon::rebind(t, "bind", Service::FCopy)?;
+    channel.wait_open()
+}
+
+fn copies_over_uio(t: &Context<'_>) -> Result<()> {
+    t.sh_ok("rm -rf /tmp/in; mkdir /tmp/in")?;
+    daemon::FCOPY_UIO.start(t)?;
+    let talk = Talk::with(t, Service::FCopy);
+    talk.channel.wait_open()?;
+    talk.channel.negotiate_all()?;
+    copies(t, talk)
+}

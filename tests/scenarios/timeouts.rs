@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How long the module waits for daemons that do not come or do not answer. Takes a minute and a half, so it runs only
+//! where `HV_SLOW` is set.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use host::guest::Result;
+use host::ic::fcopy;
+use host::ic::frame;
+use host::ic::frame::Message;
+use host::ic::kvp;
+use host::ic::vss;
+use host::ic::E_FAIL;
+use host::ic::S_OK;
+use host::service::Service;
+
+use crate::daemon;
+use crate::daemon::Talk;
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[Scenario::new("daemon_timeouts", timeouts)
+    .daemons()
+    .rust_only()
+    .expects_log(&["VSS: no answer from the daemon"])];
+
+/// How much later than it should a reply may come.
+const SLACK: Duration = Duration::from_secs(4);
+
+/// The request is answered with `status` so many seconds after `start`.
+fn at(
+    t: &Context<'_>,
+    talk: Talk<'_>,
+    request: &Message,
+    status: u32,
+    start: Instant,
+    seconds: u64,
+) -> Result<Message> {
+    let reply = talk.within("a time-out", request, status, Duration::from_secs(60))?;
+    let took = start.elapsed();
+    let expected = Duration::from_secs(seconds);
+    println!(
+        "# {} answered after {:.1} s",
+        talk.channel.service(),
+        took.as_secs_f64()
+    );
+    t.check(
+        took + Duration::from_secs(1) > expected && took < expected + SLACK,
+        &format!("it takes {seconds} s (it took {took:?})"),
+    )?;
+    Ok(reply)
+}
+
+/// A negotiation of KVP waits 55 s for a daemon, any request 30 s for an answer; late answers are nobody's.
+fn timeouts(t: &Context<'_>) -> Result<()> {
+    if std::env::var_os("HV_SLOW").is_none() {
+        return t.skip("it takes a minute and a half: HV_SLOW=1 runs it");
+    }
+    let kvp = Talk::with(t, Service::Kvp);
+    let offer = Message::negotiation(&[(3, 0)], &[(4, 0), (5, 0)], 77);
+    kvp.channel.send(&offer)?;
+    let offered = Instant::now();
+
+    let vss = Talk::begin(t, Service::Vss, daemon::VSS)?;
+    let fcopy = Talk::begin(t, Service::FCopy, daemon::FCOPY)?;
+    daemon::VSS.stop(t)?;
+    daemon::FCOPY.stop(t)?;
+    let asked = Instant::now();
+    let backup = vss.pend(vss::body(vss::HOT_BACKUP))?;
+    let file = fcopy.pend(fcopy::start("/tmp", "late", 0, 1))?;
+    at(t, vss, &backup, E_FAIL, asked, 30)?;
+    at(t, fcopy, &file, E_FAIL, asked, 30)?;
+    daemon::VSS.resume(t)?;
+    daemon::FCOPY.resume(t)?;
+    vss.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    fcopy.expect("START", fcopy::start("/tmp", "other", 0, 1), S_OK)?;
+    fcopy.expect("CANCEL", fcopy::end(fcopy::CANCEL), S_OK)?;
+    vss.finish()?;
+    fcopy.finish()?;
+
+    let reply = at(t, kvp, &offer, S_OK, offered, 55)?;
+    let chosen = frame::negotiated(&reply).map_err(|rejection| rejection.to_string())?;
+    t.equal("versions", chosen, ((3, 0), (4, 0)))?;
+    kvp.expect("without a daemon", kvp::enumerate(kvp::AUTO, 1), E_FAIL)?;
+    daemon::KVP.start(t)?;
+    kvp.expect("with one", kvp::enumerate(kvp::AUTO, 1), S_OK)?;
+
+    // The daemon has read this one, and hangs over it until somebody opens the other end of what it reads.
+    t.sh_ok("rm -f /var/lib/hyperv/.kvp_pool_1; mkfifo /var/lib/hyperv/.kvp_pool_1")?;
+    let asked = Instant::now();
+    let late = kvp.pend(kvp::enumerate(kvp::GUEST, 0))?;
+    at(t, kvp, &late, E_FAIL, asked, 30)?;
+    let next = kvp.pend(kvp::enumerate(kvp::AUTO, 5))?;
+    t.sh_ok(": >/var/lib/hyperv/.kvp_pool_1")?;
+    let reply = kvp.promptly("the next request", &next, S_OK)?;
+    let pair = kvp::pair(&reply.body).map(|(key, _)| key);
+    t.equal("its key", pair.as_deref(), Some("OSName"))?;
+    kvp.finish()
+}

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Backups with the distribution's `hv_vss_daemon`, of an ext4 that is written to all the time.
+
+use host::guest::Module;
+use host::guest::Result;
+use host::ic::vss;
+use host::ic::E_FAIL;
+use host::ic::E_INVALID_ARGUMENT;
+use host::ic::E_NOT_SUPPORTED;
+use host::ic::S_OK;
+use host::service::Service;
+
+use crate::daemon;
+use crate::daemon::wait_for;
+use crate::daemon::Talk;
+use crate::daemon::PROMPT;
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+
+/// What the log says where nobody is left to thaw.
+const HELP: &str = "fsfreeze --unfreeze MOUNTPOINT";
+/// What it says where the module sees to that.
+const THAWS: &str = "having the daemon thaw";
+/// What it says of a daemon that has died, or hangs.
+const NO_ANSWER: &str = "VSS: no answer from the daemon";
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("vss_backs_up", backs_up)
+        .daemons()
+        .same_transcript(),
+    Scenario::new("vss_operations", operations).daemons(),
+    Scenario::new("vss_without_a_daemon", without_a_daemon).daemons(),
+    Scenario::new("vss_old_daemon", old_daemon)
+        .daemons()
+        .rust_only(),
+    Scenario::new("vss_daemon_that_does_not_read", daemon_that_does_not_read)
+        .daemons()
+        .rust_only(),
+    Scenario::new("vss_daemon_killed_while_frozen", daemon_killed_while_frozen)
+        .daemons()
+        .rust_only()
+        .expects_log(&[HELP, THAWS]),
+    Scenario::new(
+        "vss_daemon_killed_over_a_freeze",
+        daemon_killed_over_a_freeze,
+    )
+    .daemons()
+    .rust_only()
+    .expects_log(&[HELP, THAWS, NO_ANSWER]),
+    Scenario::new("vss_negotiates_while_frozen", negotiates_while_frozen)
+        .daemons()
+        .rust_only()
+        .expects_log(&[THAWS]),
+    Scenario::new("vss_rescinded_while_frozen", rescinded_while_frozen)
+        .daemons()
+        .rust_only()
+        .expects_log(&[HELP]),
+    Scenario::new("vss_unbound_while_frozen", unbound_while_frozen)
+        .daemons()
+        .rust_only()
+        .expects_log(&[HELP]),
+];
+
+/// An ext4 on a disk, and a program that appends numbers to a file on it, one after another.
+struct Disk<'a> {
+    t: &'a Context<'a>,
+}
+
+impl<'a> Disk<'a> {
+    fn new(t: &'a Context<'_>) -> Result<Self> {
+        t.sh_ok("mkfs.ext4 -q -F /dev/ram0 && mkdir -p /mnt && mount -t ext4 /dev/ram0 /mnt")?;
+        t.sh_ok(
+            "rm -f /tmp/written; setsid sh -c 'echo $$ >/tmp/writer; i=0; while i=$((i + 1)); do \
+             echo $i >>/mnt/log && sync /mnt/log && echo $i >/tmp/new && mv /tmp/new /tmp/written; \
+             done' >/dev/null 2>&1 &",
+        )?;
+        let disk = Self { t };
+        disk.is_written()?;
+        Ok(disk)
+    }
+
+    /// The writer gets on.
+    fn is_written(&self) -> Result<()> {
+        self.t
+            .sh_ok("cat /tmp/written >/tmp/before 2>/dev/null || echo 0 >/tmp/before")?;
+        wait_for(
+            self.t,
+            "[ \"$(cat /tmp/written 2>/dev/null || echo 0)\" -gt $(($(cat /tmp/before) + 2)) ]",
+        )
+    }
+
+    /// The writer does not get on, and nothing on the disk changes.
+    fn is_frozen(&self) -> Result<()> {
+        let state = "cat /tmp/written; md5sum </dev/ram0";
+        let before = self.t.sh_ok(&format!("sleep 0.1; {state}"))?;
+        let after = self.t.sh_ok(&format!("sleep 0.5; {state}"))?;
+        self.t.equal("what was written", after, before)
+    }
+
+    /// Everything that was written is there, after a mount too.
+    fn is_whole(self) -> Result<()> {
+        self.is_written()?;
+        self.t.sh_ok(
+            "kill -9 $(cat /tmp/writer); i=0; until umount /mnt; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; \
+             sleep 0.02; done 2>/dev/null; mount -t ext4 /dev/ram0 /mnt",
+        )?;
+        self.t.sh_ok(
+            "last=$(cat /tmp/written) && awk -v last=$last '$1 != NR { exit 1 } \
+             END { if (NR < last || NR > last + 1) exit 1 }' /mnt/log && umount /mnt",
+        )?;
+        Ok(())
+    }
+}
+
+fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
+    Talk::begin(t, Service::Vss, daemon::VSS)
+}
+
+/// Freezes, and makes sure of it.
+fn freeze(talk: Talk<'_>, disk: &Disk<'_>) -> Result<()> {
+    talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+    disk.is_frozen()
+}
+
+/// A backup as a host does it, twice: nothing is written between FREEZE and THAW, and nothing is lost.
+fn backs_up(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let talk = begin(t)?;
+    let versions = talk.channel.negotiate_all()?;
+    t.equal("version", versions.message, (5, 0))?;
+    t.log_has("VSS IC version 5.0")?;
+    t.log_has("VSS: userspace daemon ver. 129 connected")?;
+    for _ in 0..2 {
+        let reply = talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+        let flags = match t.module() {
+            Module::Rust => vss::NO_AUTO_RECOVERY,
+            Module::C => 0,
+        };
+        t.equal("flags", vss::flags(&reply.body), Some(flags))?;
+        let reply = talk.expect("GET_DM_INFO", vss::body(vss::GET_DM_INFO), S_OK)?;
+        t.equal("flags", vss::flags(&reply.body), Some(0))?;
+        freeze(talk, &disk)?;
+        talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+        disk.is_written()?;
+    }
+    talk.finish()?;
+    disk.is_whole()
+}
+
+/// What Linux has nothing to do for succeeds; what it does not know, it says so.
+fn operations(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    for operation in [vss::CREATE, vss::DELETE, vss::BU_COMPLETE, vss::GET_DM_INFO] {
+        talk.expect(
+            &format!("operation {operation}"),
+            vss::body(operation),
+            S_OK,
+        )?;
+    }
+    for operation in [vss::AUTO_RECOVER, 8, 128, 129, 255] {
+        // C claims success.
+        let status = match t.module() {
+            Module::Rust => E_NOT_SUPPORTED,
+            Module::C => S_OK,
+        };
+        talk.expect(
+            &format!("operation {operation}"),
+            vss::body(operation),
+            status,
+        )?;
+    }
+    if t.module() == Module::Rust {
+        for length in [0, 1, 8] {
+            let body = vss::body(vss::FREEZE)[..length].to_vec();
+            talk.expect(&format!("{length} bytes"), body, E_INVALID_ARGUMENT)?;
+        }
+    }
+    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()
+}
+
+/// Without a daemon there is a negotiation, and no backup.
+fn without_a_daemon(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    for operation in [vss::HOT_BACKUP, vss::FREEZE, vss::THAW] {
+        talk.expect("without a daemon", vss::body(operation), E_FAIL)?;
+    }
+    daemon::VSS.start(t)?;
+    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()
+}
+
+/// A daemon of before 2013, which registers with 128, reads no reply to that, and answers everything with success.
+fn old_daemon(t: &Context<'_>) -> Result<()> {
+    let zeroes = "\\000".repeat(11);
+    t.sh_ok(&format!(
+        "rm -f /tmp/asked; setsid sh -c 'exec 3<>/dev/vmbus/hv_vss; printf \"\\200{zeroes}\" >&3; echo $$ >/tmp/old; \
+         while :; do dd bs=12 count=1 <&3 >>/tmp/asked; printf \"\\000{zeroes}\" >&3; done' >/dev/null 2>&1 &"
+    ))?;
+    wait_for(
+        t,
+        "dmesg | grep -q 'VSS: userspace daemon ver. 128 connected'",
+    )?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    let reply = talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    t.equal(
+        "flags",
+        vss::flags(&reply.body),
+        Some(vss::NO_AUTO_RECOVERY),
+    )?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    t.equal(
+        "what it was asked",
+        t.sh_ok("tail -c 12 /tmp/asked | od -An -tu1 -N1 | tr -d ' '")?
+            .as_str(),
+        "6",
+    )?;
+    t.sh_ok("kill -9 $(cat /tmp/old); killall -9 dd; true")?;
+    wait_for(t, "! pidof dd >/dev/null")?;
+    talk.expect("without it", vss::body(vss::HOT_BACKUP), E_FAIL)?;
+    talk.finish()
+}
+
+/// A program that registers and then reads nothing keeps no request waiting.
+fn daemon_that_does_not_read(t: &Context<'_>) -> Result<()> {
+    let zeroes = "\\000".repeat(11);
+    t.sh_ok(&format!(
+        "setsid sh -c 'exec 3<>/dev/vmbus/hv_vss; printf \"\\201{zeroes}\" >&3; echo $$ >/tmp/old; \
+         exec sleep 1000' >/dev/null 2>&1 &"
+    ))?;
+    wait_for(
+        t,
+        "dmesg | grep -q 'VSS: userspace daemon ver. 129 connected'",
+    )?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), E_FAIL)?;
+    t.sh_ok("kill -9 $(cat /tmp/old)")?;
+    wait_for(t, "sh -c 'exec 3<>/dev/vmbus/hv_vss' 2>/dev/null")?;
+    begin(t)?.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()
+}
+
+/// The daemon dies between FREEZE and THAW: the log says what to do, the host's THAW fails, the next daemon thaws.
+fn daemon_killed_while_frozen(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let talk = begin(t)?;
+    freeze(talk, &disk)?;
+    daemon::VSS.kill(t)?;
+    wait_for(t, &format!("dmesg | grep -q '{HELP}'"))?;
+    talk.expect("THAW", vss::body(vss::THAW), E_FAIL)?;
+    disk.is_frozen()?;
+    daemon::VSS.start(t)?;
+    disk.is_written()?;
+    t.log_has("VSS: the daemon has thawed")?;
+
+    // The same, and what the log says is done.
+    freeze(talk, &disk)?;
+    daemon::VSS.kill(t)?;
+    t.sh_ok("fsfreeze --unfreeze /mnt")?;
+    disk.is_written()?;
+    daemon::VSS.start(t)?;
+    talk.expect("THAW by the new daemon", vss::body(vss::THAW), S_OK)?;
+    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()?;
+    disk.is_whole()
+}
+
+/// The daemon dies over a FREEZE: nobody knows how far it came.
+fn daemon_killed_over_a_freeze(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let talk = begin(t)?;
+    daemon::VSS.stop(t)?;
+    let request = talk.pend(vss::body(vss::FREEZE))?;
+    daemon::VSS.kill(t)?;
+    talk.promptly("FREEZE", &request, E_FAIL)?;
+    wait_for(t, &format!("dmesg | grep -q '{HELP}'"))?;
+    daemon::VSS.start(t)?;
+    wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+    freeze(talk, &disk)?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    talk.finish()?;
+    disk.is_whole()
+}
+
+/// A host that starts over has forgotten that file systems are frozen.
+fn negotiates_while_frozen(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let talk = begin(t)?;
+    freeze(talk, &disk)?;
+    talk.channel.negotiate_all()?;
+    disk.is_written()?;
+    t.log_has("VSS: the daemon has thawed")?;
+    freeze(talk, &disk)?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    talk.finish()?;
+    disk.is_whole()
+}
+
+/// The host takes the device away while file systems are frozen: the daemon thaws them.
+fn rescinded_while_frozen(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let talk = begin(t)?;
+    freeze(talk, &disk)?;
+    talk.channel.rescind()?;
+    talk.channel.wait_released()?;
+    disk.is_written()?;
+    daemon::VSS.wait_gone(t)?;
+    talk.channel.reoffer()?;
+    talk.channel.wait_open()?;
+    let talk = begin(t)?;
+    freeze(talk, &disk)?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    talk.finish()?;
+    disk.is_whole()
+}
+
+/// So does the administrator, from a daemon that hangs.
+fn unbound_while_frozen(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let talk = begin(t)?;
+    freeze(talk, &disk)?;
+    daemon::VSS.stop(t)?;
+    let took = daemon::rebind(t, "unbind", Service::Vss)?;
+    t.check(took < PROMPT, &format!("unbinding took {took:?}"))?;
+    t.log_has(HELP)?;
+    disk.is_frozen()?;
+    daemon::VSS.resume(t)?;
+    disk.is_written()?;
+    daemon::VSS.wait_gone(t)?;
+    daemon::rebind(t, "bind", Service::Vss)?;
+    talk.channel.wait_open()?;
+    disk.is_whole()
+}
