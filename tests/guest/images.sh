@@ -124,6 +124,9 @@ daemons()
 	cp -L "$debs/$suite-libext2fs2t64/usr/lib/x86_64-linux-gnu/"lib{ext2fs,e2p}.so.2 "$tree/lib/x86_64-linux-gnu/"
 	program "$debs/$suite-e2fsprogs/usr/sbin/mke2fs"
 	ln -s mke2fs "$tree/bin/mkfs.ext4"
+	mkdir -p "$tree/selftests/hv_utils"
+	gcc-14 -O2 -Wall -static -I"$build/linux-source/tools/testing/selftests" \
+		-o "$tree/selftests/hv_utils/chardev" "$top/tests/selftests/hv_utils/chardev.c"
 	# dummy: an interface to have addresses.
 	modules brd ext4 dummy uio_hv_generic
 	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/daemons/"
