@@ -39,6 +39,7 @@ mod hibernation;
 mod kvp;
 mod lifecycle;
 mod log;
+mod reload;
 mod runner;
 mod sample;
 mod scenario;
@@ -74,6 +75,7 @@ fn all() -> Vec<&'static Scenario> {
         hibernation::SCENARIOS,
         selftests::SCENARIOS,
         sample::SCENARIOS,
+        reload::SCENARIOS,
         chardev::SCENARIOS,
         kvp::SCENARIOS,
         vss::SCENARIOS,
