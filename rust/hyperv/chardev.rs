@@ -152,7 +152,7 @@ impl<T: Device> FileOperations<T> {
         unsafe { Arc::<T>::borrow((*file).private_data) }
     }
 
-    extern "C" fn open(inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+    extern "C" fn open(_: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: `misc_open()` has put the `struct miscdevice` there.
         let misc = unsafe { (*file).private_data }.cast::<Opaque<bindings::miscdevice>>();
 
@@ -160,10 +160,9 @@ impl<T: Device> FileOperations<T> {
         // `misc_deregister()` takes.
         let registration = unsafe { &*container_of!(misc, Registration<T>, misc) };
 
+        // No `stream_open()`: there is no position here, but daemons read and write at one.
         let device = registration.device.clone();
-        // SAFETY: Both are valid in this call.
-        let result = to_result(unsafe { bindings::stream_open(inode, file) });
-        if let Err(error) = result.and_then(|()| device.open()) {
+        if let Err(error) = device.open() {
             return error.to_errno();
         }
 
@@ -227,8 +226,10 @@ impl<T: Device> FileOperations<T> {
         // SAFETY: `table` is null or valid in this call.
         let table = unsafe { PollTable::from_raw(table) };
 
-        // SAFETY: The file is valid in this call, and no `fdget_pos` region is active: a stream
-        // has no position.
+        // SAFETY:
+        // - The file is valid in this call.
+        // - A `fdget_pos()` that takes no lock means that no other thread has the file, and this
+        //   one is polling.
         let file = unsafe { File::from_raw_file(file) };
 
         device.poll(file, &table).0
