@@ -202,6 +202,15 @@ TEST_F(chardev, keeps_a_message_until_it_is_read)
 	EXPECT_EQ(0, ready(self->fd, 0));
 }
 
+/* hv_fcopy_daemon does nothing else. */
+TEST_F(chardev, reads_and_writes_at_any_position)
+{
+	self->message[0] = variant->registration;
+	ASSERT_EQ(variant->len, pwrite(self->fd, self->message, variant->len, 0));
+	ASSERT_EQ(variant->confirmation, pread(self->fd, self->message, LONGEST, 77));
+	EXPECT_EQ(variant->confirmed, self->message[0]);
+}
+
 TEST_F(chardev, takes_no_answer_without_a_question)
 {
 	self->message[0] = variant->registration;
