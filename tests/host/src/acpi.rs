@@ -272,6 +272,7 @@ pub enum Sleep {
 }
 
 /// The fixed hardware's registers.
+#[derive(Clone)]
 pub struct PowerManagement {
     enable: u16,
     start: Instant,

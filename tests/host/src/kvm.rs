@@ -21,6 +21,8 @@ use std::sync::atomic::Ordering;
 
 use crate::memory::GuestMemory;
 
+pub mod state;
+
 #[allow(
     non_camel_case_types,
     non_snake_case,
@@ -519,6 +521,13 @@ impl Vcpu {
         // SAFETY: `run` points to a live mapping of a `kvm_run`.
         let flag = unsafe { &raw mut (*self.run).immediate_exit };
         VcpuKick { thread, flag }
+    }
+
+    /// Has the next [`Vcpu::run`] return before the guest does anything; only a pending exit is completed.
+    fn kick_itself(&self) {
+        // SAFETY: As in `VcpuKick::kick`.
+        unsafe { AtomicU8::from_ptr(&raw mut (*self.run).immediate_exit) }
+            .store(1, Ordering::SeqCst);
     }
 
     /// Takes back a [`VcpuKick::kick`]: the processor enters the guest again.

@@ -10,7 +10,7 @@
 //! - [`hypercall`] and [`synic`] are Hyper-V's own means of communication;
 //! - [`vmbus`] is the bus on top of them, [`ring`] its ring buffers;
 //! - [`ic`] is what the integration services say, [`service`] who they are;
-//! - [`machine`] runs it all, [`images`] says where its kernel is, [`transcript`] records it;
+//! - [`machine`] runs it all, [`snapshot`] is what it can go on from, [`images`] says where its kernel is, [`transcript`] records it;
 //! - [`guest`] is what scenarios use;
 //! - [`nested`] runs a program in a QEMU guest where this machine's `/dev/kvm` has no SynIC.
 
@@ -34,6 +34,7 @@ pub mod ring;
 pub mod rtc;
 pub mod serial;
 pub mod service;
+pub mod snapshot;
 pub mod synic;
 pub mod transcript;
 pub mod vmbus;

@@ -26,6 +26,7 @@ use crate::hypercall;
 use crate::hypercall::Call;
 use crate::hypercall::Status;
 use crate::kvm;
+use crate::kvm::state::VcpuState;
 use crate::kvm::Kvm;
 use crate::kvm::SintLine;
 use crate::kvm::Vcpu;
@@ -35,6 +36,7 @@ use crate::memory::GuestMemory;
 use crate::ports::Ports;
 use crate::service::Service;
 use crate::service::Version;
+use crate::snapshot::Snapshot;
 use crate::synic::Hypervisor;
 use crate::synic::Synic;
 use crate::synic::VMBUS_SINT;
@@ -270,10 +272,13 @@ impl Hypervisor for Nobody {
 /// One power cycle: the KVM machine and its threads.
 struct Run {
     vm: Arc<kvm::Vm>,
+    synic: Arc<Mutex<Synic>>,
+    /// The processors' threads are to hand over the processors' states when they end.
+    saving: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     kicks: Vec<VcpuKick>,
     lines: Arc<Vec<SintLine>>,
-    processors: Vec<JoinHandle<()>>,
+    processors: Vec<JoinHandle<io::Result<Option<VcpuState>>>>,
     acknowledgers: Vec<JoinHandle<()>>,
 }
 
@@ -345,11 +350,53 @@ impl Machine {
 
     /// Switches the machine off (if it is on) and on again: everything is as after a reset.
     pub fn power_on(&mut self) -> io::Result<()> {
+        self.start(None)
+    }
+
+    /// Goes on from a snapshot of this machine, or of one with the same configuration.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        self.start(Some(snapshot))
+    }
+
+    /// Takes a snapshot, and goes on from it. An error if a channel is in use, or the machine is off.
+    pub fn save(&mut self) -> io::Result<Snapshot> {
+        let bus = self.shared.bus().state().map_err(io::Error::other)?;
+        let off = || io::Error::other("the machine is off");
+        let run = self.run.take().ok_or_else(off)?;
+        if lock(&run.synic).has_waiting_messages() {
+            self.run = Some(run);
+            return Err(io::Error::other("messages wait for the guest"));
+        }
+        run.saving.store(true, Ordering::SeqCst);
+        self.shared.end(Exit::Stopped);
+        let (vm, synic) = (run.vm.clone(), run.synic.clone());
+        let processors = run
+            .end()
+            .into_iter()
+            .collect::<io::Result<Option<Vec<_>>>>()?;
+        let snapshot = Snapshot {
+            memory: self.shared.memory.nonzero_pages(),
+            processors: processors.ok_or_else(off)?,
+            vm: vm.state()?,
+            synic: lock(&synic).state(),
+            bus,
+            ports: self.shared.ports().clone(),
+        };
+        drop(vm);
+        self.restore(&snapshot)?;
+        Ok(snapshot)
+    }
+
+    /// Makes a new KVM machine and starts it, from a snapshot or as after a reset.
+    fn start(&mut self, from: Option<&Snapshot>) -> io::Result<()> {
         self.power_off();
         let shared = &self.shared;
         let vcpus = self.config.vcpus;
         shared.memory.clear();
-        *shared.ports() = Ports::new(self.config.rtc_offset);
+        *shared.ports() = match from {
+            Some(snapshot) => snapshot.ports.clone(),
+            None => Ports::new(self.config.rtc_offset),
+        };
 
         let vm = Arc::new(self.kvm.create_vm()?);
         vm.map_memory(&shared.memory)?;
@@ -373,8 +420,29 @@ impl Machine {
             vm: vm.clone(),
             processors: vcpus,
         };
-        shared.bus().set_hypervisor(Box::new(platform));
+        match from {
+            Some(snapshot) => {
+                for (address, bytes) in &snapshot.memory {
+                    shared.memory.load(*address, bytes)?;
+                }
+                lock(&synic).set_state(&snapshot.synic);
+                for (processor, state) in processors.iter().zip(&snapshot.processors) {
+                    processor.set_state(state)?;
+                }
+                vm.set_state(&snapshot.vm)?;
+                shared.bus().set_state(&snapshot.bus, Box::new(platform));
+            }
+            None => {
+                shared.bus().set_hypervisor(Box::new(platform));
+                self.load(&processors[0])?;
+            }
+        }
+        self.launch(vm, lines, synic, processors)
+    }
 
+    /// Loads firmware and kernel, and points processor 0 at it.
+    fn load(&self, processor: &Vcpu) -> io::Result<()> {
+        let (shared, vcpus) = (&self.shared, self.config.vcpus);
         acpi::load(&shared.memory, vcpus, self.config.s4)?;
         let entry = boot::load(
             &shared.memory,
@@ -385,15 +453,29 @@ impl Machine {
                 rsdp: acpi::RSDP,
             },
         )?;
-        let mut sregs = processors[0].sregs()?;
+        let mut sregs = processor.sregs()?;
         boot::enter_long_mode(&mut sregs);
-        processors[0].set_sregs(&sregs)?;
-        processors[0].set_regs(&boot::registers(entry))?;
+        processor.set_sregs(&sregs)?;
+        processor.set_regs(&boot::registers(entry))
+    }
 
+    /// Starts the threads.
+    fn launch(
+        &mut self,
+        vm: Arc<kvm::Vm>,
+        lines: Arc<Vec<SintLine>>,
+        synic: Arc<Mutex<Synic>>,
+        processors: Vec<Vcpu>,
+    ) -> io::Result<()> {
+        let (shared, vcpus) = (&self.shared, self.config.vcpus);
+        let msrs = Arc::new(self.kvm.state_msrs()?);
+        let saving = Arc::new(AtomicBool::new(false));
         *lock(&shared.exit) = None;
         let stop = Arc::new(AtomicBool::new(false));
         let mut run = Run {
             vm: vm.clone(),
+            synic: synic.clone(),
+            saving: saving.clone(),
             stop: stop.clone(),
             kicks: Vec::new(),
             lines: lines.clone(),
@@ -411,6 +493,7 @@ impl Machine {
         }
         for (index, vcpu) in processors.into_iter().enumerate() {
             let (sender, receiver) = mpsc::channel();
+            let (saving, msrs) = (saving.clone(), msrs.clone());
             let mut processor = Processor {
                 index: index as u32,
                 vcpu,
@@ -425,6 +508,10 @@ impl Machine {
                 // The kick's flag and thread must outlive `Run::end`'s kicks.
                 while !processor.stop.load(Ordering::SeqCst) {
                     std::thread::park_timeout(Duration::from_millis(50));
+                }
+                match saving.load(Ordering::SeqCst) {
+                    true => processor.vcpu.state(&msrs).map(Some),
+                    false => Ok(None),
                 }
             }));
             run.kicks.push(receiver.recv().map_err(io::Error::other)?);
@@ -480,22 +567,26 @@ impl Machine {
 }
 
 impl Run {
-    fn end(self) {
+    /// Ends all threads; gives what those of the processors hand over.
+    fn end(self) -> Vec<io::Result<Option<VcpuState>>> {
         // A processor's thread sees either the kick or, entering the guest afterwards, its flag; it ends only once
         // `stop` is set, so that all kicks find their threads.
         for kick in &self.kicks {
             kick.kick();
         }
         self.stop.store(true, Ordering::SeqCst);
-        for thread in self.processors {
-            let _ = thread.join();
-        }
+        let states = self
+            .processors
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or(Ok(None)))
+            .collect();
         for line in self.lines.iter() {
             line.wake();
         }
         for thread in self.acknowledgers {
             let _ = thread.join();
         }
+        states
     }
 }
 

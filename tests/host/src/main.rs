@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use std::time::Instant;
 
 use host::guest::Guest;
 use host::guest::Module;
@@ -28,6 +29,7 @@ Boots a guest and runs each COMMAND (a shell line) in it, then has it power off.
   --module rust|c    inserts this module first
   --run SECONDS      lets the guest run so long after the last command (0)
   --transcript FILE  where the transcript goes (build/results/host.transcript)
+  --restore N        takes a snapshot after the boot and runs the commands N times more, each time from it (0)
   --quiet            does not print the console
 ";
 
@@ -36,6 +38,7 @@ struct Options {
     commands: Vec<String>,
     module: Option<Module>,
     run: u64,
+    restore: u64,
     transcript: PathBuf,
     quiet: bool,
 }
@@ -46,6 +49,7 @@ fn options() -> Result<Options, String> {
         commands: Vec::new(),
         module: None,
         run: 0,
+        restore: 0,
         transcript: images::build_folder().join("results/host.transcript"),
         quiet: false,
     };
@@ -87,6 +91,7 @@ fn options() -> Result<Options, String> {
                     other => return Err(format!("there is no module {other:?}")),
                 });
             }
+            "--restore" => options.restore = number(value()?)?,
             "--run" => options.run = number(value()?)?,
             "--transcript" => options.transcript = value()?.into(),
             "--quiet" => options.quiet = true,
@@ -109,21 +114,39 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
+/// What the command line asks of a guest just booted.
+fn work(guest: &Guest, options: &Options) -> Result<(), host::guest::Error> {
+    if let Some(module) = options.module {
+        guest.insmod(module)?;
+    }
+    for command in &options.commands {
+        let output = guest.sh(command)?;
+        println!("{}\n# status {}", output.text, output.status);
+    }
+    Ok(())
+}
+
 fn run(options: &Options) -> Result<(), host::guest::Error> {
-    let guest = Guest::boot(&options.config)?;
+    let mut guest = Guest::boot(&options.config)?;
     println!(
         "# booted in {:.1} s, VMBus {:?}",
         guest.boot_time().as_secs_f64(),
         guest.vmbus_version()
     );
+    if options.restore > 0 {
+        let start = Instant::now();
+        let snapshot = guest.save()?;
+        let (seconds, size) = (start.elapsed().as_secs_f64(), snapshot.size() >> 20);
+        println!("# snapshot of {size} MiB taken in {seconds:.2} s");
+        for _ in 0..options.restore {
+            work(&guest, options)?;
+            let start = Instant::now();
+            guest.restore(&snapshot)?;
+            println!("# restored in {:.2} s", start.elapsed().as_secs_f64());
+        }
+    }
     let result = (|| {
-        if let Some(module) = options.module {
-            guest.insmod(module)?;
-        }
-        for command in &options.commands {
-            let output = guest.sh(command)?;
-            println!("{}\n# status {}", output.text, output.status);
-        }
+        work(&guest, options)?;
         std::thread::sleep(Duration::from_secs(options.run));
         guest.sh_start("poweroff -f");
         match guest.wait_exit(host::guest::TIMEOUT)? {

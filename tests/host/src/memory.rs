@@ -105,6 +105,27 @@ impl GuestMemory {
         self.base as u64
     }
 
+    /// Copies all pages that are not zero: runs of pages with the address of each. No processor may be running.
+    pub fn nonzero_pages(&self) -> Vec<(u64, Vec<u8>)> {
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        for address in (0..self.length).step_by(PAGE_SIZE as usize) {
+            // SAFETY: The page lies in the mapping, and nobody writes while no processor runs.
+            let page = unsafe {
+                std::slice::from_raw_parts(self.base.add(address as usize), PAGE_SIZE as usize)
+            };
+            if page.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            match runs.last_mut() {
+                Some((start, bytes)) if *start + bytes.len() as u64 == address => {
+                    bytes.extend(page)
+                }
+                _ => runs.push((address, page.to_vec())),
+            }
+        }
+        runs
+    }
+
     /// Makes all of it zero again. No processor may be running.
     pub fn clear(&self) {
         // SAFETY: The range is the mapping; private anonymous memory reads as zeroes afterwards.
@@ -219,6 +240,10 @@ mod tests {
         assert_eq!(memory.read_vec(8, 4).unwrap(), [1, 2, 3, 4]);
         assert_eq!(memory.fetch_or_u64(16, 4).unwrap(), 0);
         assert_eq!(memory.fetch_or_u64(16, 1).unwrap(), 4);
+        memory.store_u32(3 * 4096, 1).unwrap();
+        let runs = memory.nonzero_pages();
+        let shape: Vec<_> = runs.iter().map(|(at, bytes)| (*at, bytes.len())).collect();
+        assert_eq!(shape, [(0, 4096), (3 * 4096, 4096)]);
         memory.clear();
         assert_eq!(memory.load_u32(16).unwrap(), 0);
     }

@@ -15,6 +15,7 @@ const COM2: u16 = 0x2f8;
 const LINES: [u32; 2] = [4, 3];
 
 /// The devices behind the ports.
+#[derive(Clone)]
 pub struct Ports {
     serial: [Serial; 2],
     /// The interrupt lines' levels as KVM knows them.

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 /// The clock and its index register.
+#[derive(Clone)]
 pub struct Rtc {
     index: u8,
     /// Seconds that this clock is ahead of the host's.

@@ -12,7 +12,7 @@ const LCR_DIVISOR: u8 = 0x80;
 const MCR_LOOPBACK: u8 = 0x10;
 
 /// A serial port. Sending takes no time; what is received waits until the guest takes it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Serial {
     interrupt_enable: u8,
     fifo_control: u8,

@@ -40,12 +40,16 @@ pub trait Hypervisor: Send {
     fn forget_messages(&mut self);
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Processor {
     message_page: Option<u64>,
     event_page: Option<u64>,
     queue: VecDeque<Vec<u8>>,
 }
+
+/// What a snapshot holds of the controllers.
+#[derive(Clone)]
+pub struct State(Vec<Processor>);
 
 /// The controllers of all processors.
 pub struct Synic {
@@ -62,6 +66,16 @@ impl Synic {
             raise,
             processors: (0..processors).map(|_| Processor::default()).collect(),
         }
+    }
+
+    /// What a snapshot needs.
+    pub fn state(&self) -> State {
+        State(self.processors.clone())
+    }
+
+    /// Goes on from a snapshot.
+    pub fn set_state(&mut self, state: &State) {
+        self.processors.clone_from(&state.0);
     }
 
     /// The guest has written SCONTROL, SIEFP or SIMP of processor `vp`; these are the three values.

@@ -73,6 +73,13 @@ pub enum Connection {
     },
 }
 
+/// What a snapshot holds of the bus: the connection, and the number under which each device is offered.
+#[derive(Clone)]
+pub struct State {
+    connection: Connection,
+    relids: Vec<Option<u32>>,
+}
+
 /// The bus.
 pub struct Bus {
     link: Link,
@@ -217,6 +224,41 @@ impl Bus {
         }
         self.rescinded.clear();
         self.connection = Connection::Disconnected;
+    }
+
+    /// What a snapshot needs; an error if a channel is in use, as rings and services are not part of it.
+    pub fn state(&self) -> Result<State, String> {
+        let in_use = |channel: &&Channel| {
+            channel
+                .offered
+                .as_ref()
+                .is_some_and(|offered| offered.open.is_some() || !offered.gpadls.is_empty())
+        };
+        if let Some(channel) = self.channels.iter().find(in_use) {
+            return Err(format!("{} is in use", channel.service));
+        }
+        if self.has_unreleased() {
+            return Err("a rescinded channel is in use".to_owned());
+        }
+        Ok(State {
+            connection: self.connection,
+            relids: self.channels.iter().map(Channel::relid).collect(),
+        })
+    }
+
+    /// Goes on from a snapshot with the hypervisor of a new machine. The devices stay as they are.
+    pub fn set_state(&mut self, state: &State, hypervisor: Box<dyn Hypervisor>) {
+        self.set_hypervisor(hypervisor);
+        self.connection = state.connection;
+        for (channel, relid) in self.channels.iter_mut().zip(&state.relids) {
+            channel.present = true;
+            channel.offered = relid.map(|relid| Offered {
+                relid,
+                gpadls: BTreeMap::new(),
+                open: None,
+            });
+        }
+        self.note("goes on from a snapshot".to_owned());
     }
 
     /// When [`Bus::tick`] has something to do.

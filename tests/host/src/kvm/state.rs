@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All that KVM knows of a machine, read and written: what a snapshot is made of.
+//!
+//! The order of writing is QEMU's (`kvm_arch_put_registers()`). MSRs are those that KVM lists, and the SynIC's and the
+//! synthetic timers', of which it lists only one each.
+
+use std::ffi::c_ulong;
+use std::io;
+use std::mem::size_of;
+
+use super::bindings;
+use super::ioctl_struct;
+use super::request;
+use super::Kvm;
+use super::Regs;
+use super::Sregs;
+use super::Vcpu;
+use super::Vm;
+use super::READ;
+use super::WRITE;
+
+const GET_MSR_INDEX_LIST: c_ulong = request(READ | WRITE, 0x02, 4);
+const GET_IRQCHIP: c_ulong = request(READ | WRITE, 0x62, size_of::<bindings::kvm_irqchip>());
+const SET_IRQCHIP: c_ulong = request(READ, 0x63, size_of::<bindings::kvm_irqchip>());
+const SET_CLOCK: c_ulong = request(WRITE, 0x7b, size_of::<bindings::kvm_clock_data>());
+const GET_MSRS: c_ulong = request(READ | WRITE, 0x88, 8);
+const SET_MSRS: c_ulong = request(WRITE, 0x89, 8);
+const GET_LAPIC: c_ulong = request(READ, 0x8e, size_of::<bindings::kvm_lapic_state>());
+const SET_LAPIC: c_ulong = request(WRITE, 0x8f, size_of::<bindings::kvm_lapic_state>());
+const GET_MP_STATE: c_ulong = request(READ, 0x98, size_of::<bindings::kvm_mp_state>());
+const SET_MP_STATE: c_ulong = request(WRITE, 0x99, size_of::<bindings::kvm_mp_state>());
+const GET_PIT2: c_ulong = request(READ, 0x9f, size_of::<bindings::kvm_pit_state2>());
+const SET_PIT2: c_ulong = request(WRITE, 0xa0, size_of::<bindings::kvm_pit_state2>());
+const GET_VCPU_EVENTS: c_ulong = request(READ, 0x9f, size_of::<bindings::kvm_vcpu_events>());
+const SET_VCPU_EVENTS: c_ulong = request(WRITE, 0xa0, size_of::<bindings::kvm_vcpu_events>());
+const GET_DEBUGREGS: c_ulong = request(READ, 0xa1, size_of::<bindings::kvm_debugregs>());
+const SET_DEBUGREGS: c_ulong = request(WRITE, 0xa2, size_of::<bindings::kvm_debugregs>());
+const GET_XSAVE: c_ulong = request(READ, 0xa4, size_of::<Xsave>());
+const SET_XSAVE: c_ulong = request(WRITE, 0xa5, size_of::<Xsave>());
+const GET_XCRS: c_ulong = request(READ, 0xa6, size_of::<bindings::kvm_xcrs>());
+const SET_XCRS: c_ulong = request(WRITE, 0xa7, size_of::<bindings::kvm_xcrs>());
+
+/// MSRs that belong to a snapshot but not to KVM's list: SIEFP, SIMP, the SINTs, the synthetic timers.
+const HYPERV_MSRS: [std::ops::RangeInclusive<u32>; 3] = [
+    0x4000_0082..=0x4000_0083,
+    0x4000_0090..=0x4000_009f,
+    0x4000_00b0..=0x4000_00b7,
+];
+/// MSRs whose values are clocks, or do something when written: reset, run time, reference time, frequencies.
+const NOT_STATE: [u32; 5] = [
+    0x4000_0003,
+    0x4000_0010,
+    0x4000_0020,
+    0x4000_0022,
+    0x4000_0023,
+];
+
+/// `struct kvm_xsave` without its flexible end, which this host's processors do not need.
+#[repr(C)]
+#[derive(Clone)]
+struct Xsave([u32; 1024]);
+
+/// `struct kvm_msrs` with one entry.
+#[repr(C)]
+struct OneMsr {
+    count: u32,
+    padding: u32,
+    entry: bindings::kvm_msr_entry,
+}
+
+/// A processor's state.
+#[derive(Clone)]
+pub struct VcpuState {
+    mp_state: bindings::kvm_mp_state,
+    regs: Regs,
+    sregs: Sregs,
+    xcrs: bindings::kvm_xcrs,
+    xsave: Box<Xsave>,
+    lapic: bindings::kvm_lapic_state,
+    msrs: Vec<(u32, u64)>,
+    debug: bindings::kvm_debugregs,
+    events: bindings::kvm_vcpu_events,
+}
+
+/// The state of the interrupt controllers, the timer and the clock.
+#[derive(Clone)]
+pub struct VmState {
+    chips: [bindings::kvm_irqchip; 3],
+    pit: bindings::kvm_pit_state2,
+    clock: u64,
+}
+
+impl Kvm {
+    /// The MSRs that make up a processor's state.
+    pub fn state_msrs(&self) -> io::Result<Vec<u32>> {
+        #[repr(C)]
+        struct List {
+            count: u32,
+            indices: [u32; 1024],
+        }
+        let mut list = Box::new(List {
+            count: 1024,
+            indices: [0; 1024],
+        });
+        ioctl_struct(
+            &self.file,
+            "KVM_GET_MSR_INDEX_LIST",
+            GET_MSR_INDEX_LIST,
+            &mut *list,
+        )?;
+        let mut msrs = list.indices[..list.count as usize].to_vec();
+        msrs.extend(HYPERV_MSRS.into_iter().flatten());
+        msrs.retain(|msr| !NOT_STATE.contains(msr));
+        msrs.sort_unstable();
+        msrs.dedup();
+        Ok(msrs)
+    }
+}
+
+impl Vcpu {
+    /// Reads an MSR, `None` where this processor has none of that number.
+    fn msr(&self, index: u32) -> Option<u64> {
+        let entry = bindings::kvm_msr_entry {
+            index,
+            ..Default::default()
+        };
+        let mut msr = OneMsr {
+            count: 1,
+            padding: 0,
+            entry,
+        };
+        let read = ioctl_struct(&self.fd, "KVM_GET_MSRS", GET_MSRS, &mut msr);
+        read.is_ok_and(|count| count == 1).then_some(msr.entry.data)
+    }
+
+    /// Writes an MSR; an error names it if KVM refuses.
+    fn set_msr(&self, index: u32, data: u64) -> io::Result<()> {
+        let entry = bindings::kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let mut msr = OneMsr {
+            count: 1,
+            padding: 0,
+            entry,
+        };
+        match ioctl_struct(&self.fd, "KVM_SET_MSRS", SET_MSRS, &mut msr)? {
+            1 => Ok(()),
+            _ => Err(io::Error::other(format!(
+                "KVM refuses {data:#x} for MSR {index:#x}"
+            ))),
+        }
+    }
+
+    /// Reads the state; the processor must not be running. An exit whose answer KVM has not taken yet is completed.
+    pub fn state(&mut self, msrs: &[u32]) -> io::Result<VcpuState> {
+        self.kick_itself();
+        self.run()?;
+        self.clear_kick();
+        let mut state = VcpuState {
+            mp_state: Default::default(),
+            regs: self.regs()?,
+            sregs: self.sregs()?,
+            xcrs: Default::default(),
+            xsave: Box::new(Xsave([0; 1024])),
+            lapic: Default::default(),
+            msrs: msrs
+                .iter()
+                .filter_map(|&msr| Some((msr, self.msr(msr)?)))
+                .collect(),
+            debug: Default::default(),
+            events: Default::default(),
+        };
+        ioctl_struct(
+            &self.fd,
+            "KVM_GET_MP_STATE",
+            GET_MP_STATE,
+            &mut state.mp_state,
+        )?;
+        ioctl_struct(&self.fd, "KVM_GET_XCRS", GET_XCRS, &mut state.xcrs)?;
+        ioctl_struct(&self.fd, "KVM_GET_XSAVE", GET_XSAVE, &mut *state.xsave)?;
+        ioctl_struct(&self.fd, "KVM_GET_LAPIC", GET_LAPIC, &mut state.lapic)?;
+        ioctl_struct(
+            &self.fd,
+            "KVM_GET_DEBUGREGS",
+            GET_DEBUGREGS,
+            &mut state.debug,
+        )?;
+        ioctl_struct(
+            &self.fd,
+            "KVM_GET_VCPU_EVENTS",
+            GET_VCPU_EVENTS,
+            &mut state.events,
+        )?;
+        Ok(state)
+    }
+
+    /// Writes the state into a new processor.
+    pub fn set_state(&self, state: &VcpuState) -> io::Result<()> {
+        let mut state = state.clone();
+        ioctl_struct(
+            &self.fd,
+            "KVM_SET_MP_STATE",
+            SET_MP_STATE,
+            &mut state.mp_state,
+        )?;
+        self.set_regs(&state.regs)?;
+        self.set_sregs(&state.sregs)?;
+        ioctl_struct(&self.fd, "KVM_SET_XCRS", SET_XCRS, &mut state.xcrs)?;
+        ioctl_struct(&self.fd, "KVM_SET_XSAVE", SET_XSAVE, &mut *state.xsave)?;
+        ioctl_struct(&self.fd, "KVM_SET_LAPIC", SET_LAPIC, &mut state.lapic)?;
+        for (index, data) in state.msrs {
+            // Many cannot be written, or only with what they hold anyway.
+            if self.msr(index) != Some(data) {
+                self.set_msr(index, data)?;
+            }
+        }
+        ioctl_struct(
+            &self.fd,
+            "KVM_SET_DEBUGREGS",
+            SET_DEBUGREGS,
+            &mut state.debug,
+        )?;
+        ioctl_struct(
+            &self.fd,
+            "KVM_SET_VCPU_EVENTS",
+            SET_VCPU_EVENTS,
+            &mut state.events,
+        )?;
+        Ok(())
+    }
+}
+
+impl Vm {
+    /// Reads the state; no processor may be running.
+    pub fn state(&self) -> io::Result<VmState> {
+        let mut state = VmState {
+            chips: Default::default(),
+            pit: Default::default(),
+            clock: self.clock()?,
+        };
+        for (id, chip) in state.chips.iter_mut().enumerate() {
+            chip.chip_id = id as u32;
+            ioctl_struct(&self.fd, "KVM_GET_IRQCHIP", GET_IRQCHIP, chip)?;
+        }
+        ioctl_struct(&self.fd, "KVM_GET_PIT2", GET_PIT2, &mut state.pit)?;
+        Ok(state)
+    }
+
+    /// Writes the state into a new machine, after its processors' and before they run: the clock goes on from here.
+    pub fn set_state(&self, state: &VmState) -> io::Result<()> {
+        let mut state = state.clone();
+        for chip in &mut state.chips {
+            ioctl_struct(&self.fd, "KVM_SET_IRQCHIP", SET_IRQCHIP, chip)?;
+        }
+        ioctl_struct(&self.fd, "KVM_SET_PIT2", SET_PIT2, &mut state.pit)?;
+        let mut clock = bindings::kvm_clock_data {
+            clock: state.clock,
+            ..Default::default()
+        };
+        ioctl_struct(&self.fd, "KVM_SET_CLOCK", SET_CLOCK, &mut clock)?;
+        Ok(())
+    }
+}
