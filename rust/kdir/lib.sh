@@ -76,7 +76,7 @@ missing()
 	done
 }
 
-# The mirror this machine's apt already uses for Debian, else Debian's own.
+# The mirror this machine's apt already uses for Debian.
 # shellcheck disable=SC2016 # apt expands $(SITE)
 mirror()
 {
@@ -86,7 +86,8 @@ mirror()
 		url=$(apt-get indextargets --format '$(SITE)' 'Identifier: Packages' 2>/dev/null |
 		      grep -m 1 '/debian/*$') || true
 	fi
-	echo "${url:-http://deb.debian.org/debian}"
+	[ -n "$url" ] || die "apt knows no archive of Debian's" "name one in /etc/apt/sources.list"
+	echo "$url"
 }
 
 # sources: apt's lines for the suite and its backports.
