@@ -68,22 +68,49 @@ fn content(length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// CRC-32 as of `cksum`, length included.
-fn cksum(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, byte: u8| {
-        (0..8).fold(crc ^ (u32::from(byte) << 24), |crc, _| match crc >> 31 {
-            0 => crc << 1,
-            _ => (crc << 1) ^ 0x04c1_1db7,
-        })
-    };
-    let length = bytes.len();
-    let length = (0..8).map(|index| (length >> (8 * index)) as u8);
-    let used = length
-        .clone()
-        .rposition(|byte| byte != 0)
-        .map_or(0, |last| last + 1);
-    let crc = bytes.iter().copied().chain(length.take(used)).fold(0, step);
-    !crc
+/// MD5 as `md5sum` prints it.
+fn md5(bytes: &[u8]) -> String {
+    const SHIFTS: [[u32; 4]; 4] = [
+        [7, 12, 17, 22],
+        [5, 9, 14, 20],
+        [4, 11, 16, 23],
+        [6, 10, 15, 21],
+    ];
+    let table: Vec<u32> = (1..=64)
+        .map(|index| (f64::from(index).sin().abs() * 4_294_967_296.0) as u32)
+        .collect();
+    let mut padded = bytes.to_vec();
+    padded.push(0x80);
+    padded.resize((bytes.len() + 9).next_multiple_of(64), 0);
+    let end = padded.len() - 8;
+    padded[end..].copy_from_slice(&(bytes.len() as u64 * 8).to_le_bytes());
+
+    let mut sum: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
+    for block in padded.chunks_exact(64) {
+        let word = |index: usize| {
+            let at = index % 16 * 4;
+            u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+        };
+        let [mut a, mut b, mut c, mut d] = sum;
+        for step in 0..64 {
+            let (mixed, index) = match step / 16 {
+                0 => ((b & c) | (!b & d), step),
+                1 => ((d & b) | (!d & c), 5 * step + 1),
+                2 => (b ^ c ^ d, 3 * step + 5),
+                _ => (c ^ (b | !d), 7 * step),
+            };
+            let turned = a
+                .wrapping_add(mixed)
+                .wrapping_add(table[step])
+                .wrapping_add(word(index))
+                .rotate_left(SHIFTS[step / 16][step % 4]);
+            (a, d, c, b) = (d, c, b, b.wrapping_add(turned));
+        }
+        for (sum, part) in sum.iter_mut().zip([a, b, c, d]) {
+            *sum = sum.wrapping_add(part);
+        }
+    }
+    host::bytes::hex(&sum.map(u32::to_le_bytes).concat())
 }
 
 /// Copies a file as a host does: START, pieces, COMPLETE.
@@ -100,12 +127,10 @@ fn copy(talk: Talk<'_>, folder: &str, name: &str, flags: u32, bytes: &[u8]) -> R
 
 /// The file is in the guest, with this content.
 fn is_there(t: &Context<'_>, path: &str, bytes: &[u8]) -> Result<()> {
-    let said = t.sh_ok(&format!("cksum <'{path}'"))?;
-    t.equal(
-        path,
-        said.trim(),
-        format!("{} {}", cksum(bytes), bytes.len()).as_str(),
-    )
+    let said = t.sh_ok(&format!(
+        "md5sum <'{path}' | cut -d ' ' -f 1; stat -c %s '{path}'"
+    ))?;
+    t.equal(path, said, format!("{}\n{}", md5(bytes), bytes.len()))
 }
 
 /// Empty, one byte, around the size of a piece, and 10 MB.
