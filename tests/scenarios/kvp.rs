@@ -2,6 +2,8 @@
 
 //! Data exchange with the distribution's `hv_kvp_daemon`.
 
+use std::time::Instant;
+
 use host::guest::Module;
 use host::guest::Result;
 use host::ic::frame;
@@ -128,6 +130,12 @@ fn enumerates_the_guest(t: &Context<'_>) -> Result<()> {
     )?;
     let release = t.sh_ok("uname -r")?;
     t.equal("OSBuildNumber", value("OSBuildNumber"), release.as_str())?;
+    let start = Instant::now();
+    for _ in 0..50 {
+        talk.expect("OSName", kvp::enumerate(kvp::AUTO, 5), S_OK)?;
+    }
+    let rate = 50.0 / start.elapsed().as_secs_f64();
+    println!("# {}: {rate:.0} round trips per second", t.module().name());
     talk.finish()
 }
 
