@@ -76,7 +76,8 @@ impl Scenario {
         self
     }
 
-    /// The guest is off, or of no further use, afterwards. Costs a boot.
+    /// The guest is off, or of no further use, afterwards: the next scenario goes on from the snapshot of the boot, which
+    /// takes two seconds.
     pub const fn ends_guest(mut self) -> Self {
         self.ends_guest = true;
         self

@@ -18,7 +18,7 @@ pub fn ensure_synic() {
     let problem = match Kvm::open() {
         Ok(kvm) if kvm.has_synic() => {
             if std::env::var_os(NESTED).is_none() {
-                println!("# host: this machine's /dev/kvm");
+                println!("# host: /dev/kvm here has a SynIC: using it");
             }
             return;
         }
