@@ -100,7 +100,7 @@ impl<'a> Disk<'a> {
     }
 
     /// Everything that was written is there, after a mount too.
-    fn is_whole(self) -> Result<()> {
+    fn finish(&self) -> Result<()> {
         self.is_written()?;
         self.t.sh_ok(
             "kill -9 $(cat /tmp/writer); i=0; until umount /mnt; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; \
@@ -146,7 +146,7 @@ fn backs_up(t: &Context<'_>) -> Result<()> {
         disk.is_written()?;
     }
     talk.finish()?;
-    disk.is_whole()
+    disk.finish()
 }
 
 /// What Linux has nothing to do for succeeds; what it does not know, it says so.
@@ -267,7 +267,7 @@ fn daemon_killed_while_frozen(t: &Context<'_>) -> Result<()> {
     talk.expect("THAW by the new daemon", vss::body(vss::THAW), S_OK)?;
     talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
     talk.finish()?;
-    disk.is_whole()
+    disk.finish()
 }
 
 /// The daemon dies over a FREEZE: nobody knows how far it came.
@@ -284,7 +284,7 @@ fn daemon_killed_over_a_freeze(t: &Context<'_>) -> Result<()> {
     freeze(talk, &disk)?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     talk.finish()?;
-    disk.is_whole()
+    disk.finish()
 }
 
 /// A host that starts over has forgotten that file systems are frozen.
@@ -298,7 +298,7 @@ fn negotiates_while_frozen(t: &Context<'_>) -> Result<()> {
     freeze(talk, &disk)?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     talk.finish()?;
-    disk.is_whole()
+    disk.finish()
 }
 
 /// The host takes the device away while file systems are frozen: the daemon thaws them.
@@ -316,7 +316,7 @@ fn rescinded_while_frozen(t: &Context<'_>) -> Result<()> {
     freeze(talk, &disk)?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     talk.finish()?;
-    disk.is_whole()
+    disk.finish()
 }
 
 /// So does the administrator, from a daemon that hangs.
@@ -334,5 +334,5 @@ fn unbound_while_frozen(t: &Context<'_>) -> Result<()> {
     daemon::VSS.wait_gone(t)?;
     daemon::rebind(t, "bind", Service::Vss)?;
     talk.channel.wait_open()?;
-    disk.is_whole()
+    disk.finish()
 }

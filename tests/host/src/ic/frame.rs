@@ -256,8 +256,7 @@ pub fn describe(service: Service, payload: &[u8]) -> String {
             Service::Kvp => super::kvp::describe(&message.body, message.flags & RESPONSE != 0),
             Service::Vss => super::vss::describe(&message.body),
             Service::FCopy => super::fcopy::describe(&message.body),
-            #[allow(unreachable_patterns)]
-            _ => format!("{} bytes", message.body.len()),
+            Service::Echo => format!("{} bytes", message.body.len()),
         };
         format!("{service} {role} {body}")
     } else {
