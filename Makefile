@@ -30,7 +30,9 @@ endif
 # only the project's, and here the one that modules are installed in.
 ours    := $(filter $(top)/build/kdir/%,$(abspath $(KDIR)))
 install := $(abspath $(INSTALL_MOD_PATH)/lib/modules)
-kbuild   = $(if $(ours),$(enter)) $(MAKE) -C $(abspath $(KDIR)) M=$(top) $(if $(MO),MO=$(abspath $(MO))) \
+# Objects never lie among the sources: kernels of all kinds are built for from the same ones.
+MO      ?= build/modules/$(if $(ours),$(notdir $(ours)),other)
+kbuild   = $(if $(ours),$(enter)) $(MAKE) -C $(abspath $(KDIR)) M=$(top) MO=$(abspath $(MO)) \
 	$(if $(INSTALL_MOD_PATH),INSTALL_MOD_PATH=$(abspath $(INSTALL_MOD_PATH))) $(jobs)
 
 have-kdir:
@@ -40,7 +42,9 @@ have-kdir:
 
 ## modules              the module and the samples (the default); KDIR= MO= W=1 CLIPPY=1
 modules: have-kdir
+	@mkdir -p $(MO)
 	+@$(kbuild) modules
+	@cp $(MO)/hv_utils.ko .
 
 ## modules_install      installs them under updates/; KDIR= INSTALL_MOD_PATH=
 modules_install: have-kdir
