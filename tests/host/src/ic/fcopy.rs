@@ -39,7 +39,7 @@ const DATA_SIZE: usize = 48;
 const DATA: usize = 52;
 const WRITE_LENGTH: usize = DATA + PIECE;
 
-/// Begins a file in a folder.
+/// Begins a file in a folder, whose path ends in a slash: the daemons create the folders in front of one.
 pub fn start(folder: &str, name: &str, flags: u32, size: u64) -> Vec<u8> {
     let mut body = vec![0; START_LENGTH];
     put(&mut body, 0, &START.to_le_bytes());
