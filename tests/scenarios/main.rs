@@ -63,6 +63,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --vmbus X.Y      only this newest version (4.0 and 6.0)
   --full yes       everything with everything: 1 and 2 vcpus, VMBus 6.0 and 4.0, both modules
   --repeat N       all of it N times (1)
+HV_SLOW=1 in the environment adds what mostly waits (for a minute and a half).
 ";
 
 /// All scenarios, in the order in which they run. Those that end the guest come last in each configuration anyway.
