@@ -392,8 +392,8 @@ impl<S: DaemonService> Handler for Session<S> {
     }
 
     fn closed(&mut self) {
-        self.expiry.as_ref().cancel();
         self.restart();
+        self.expiry.as_ref().cancel();
         self.service.daemon_changed(self.transport.registration());
     }
 }

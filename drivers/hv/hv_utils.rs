@@ -142,9 +142,11 @@ fn open_daemon<'bound, S: DaemonService>(
 ) -> Result<BoundDaemon<'bound, S>> {
     let transport = Arc::pin_init(Transport::new(Waker::from(&**dev)), GFP_KERNEL)?;
     let session = daemon::Session::new(service, transport.clone())?;
+    let channel = KBox::pin_init(Channel::open(dev, S::RING, S::RING, session), GFP_KERNEL)?;
     Ok(BoundDaemon {
+        // A daemon finds a channel that is open.
         _device: transport::Device::new(transport)?,
-        channel: KBox::pin_init(Channel::open(dev, S::RING, S::RING, session), GFP_KERNEL)?,
+        channel,
     })
 }
 

@@ -83,6 +83,9 @@ struct State<P: Protocol> {
     number: u64,
     /// Answers that the daemon owes to questions that nobody asks any more.
     owed: u32,
+    /// The service's question gets no answer, which it has yet to be told: whatever has come after
+    /// the question does not change that.
+    is_lost: bool,
     /// When the service stops waiting.
     deadline: Option<Instant<Monotonic>>,
 }
@@ -113,8 +116,6 @@ enum Phase {
     Asked,
     /// It is the daemon's answer, for the service to take.
     Answered,
-    /// There will be no answer.
-    Failed,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -148,6 +149,7 @@ impl<P: Protocol> Transport<P> {
                 message: Some(KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?),
                 number: 0,
                 owed: 0,
+                is_lost: false,
                 deadline: None,
             }, "Transport::state"),
         })
@@ -179,6 +181,7 @@ impl<P: Protocol> Transport<P> {
     pub(crate) fn ask(&self, message: KBox<P::Message>, len: usize, timeout: Delta) {
         let mut state = self.state.lock();
         state.deadline = Some(Instant::now() + timeout);
+        state.is_lost = false;
         state.put(message, What::Question, len);
         if state.daemon.registration().is_none() {
             state.fail();
@@ -189,6 +192,9 @@ impl<P: Protocol> Transport<P> {
     /// What became of the question. Any outcome is told once.
     pub(crate) fn outcome(&self) -> Outcome<P> {
         let mut state = self.state.lock();
+        if mem::take(&mut state.is_lost) {
+            return Outcome::None;
+        }
         match (state.phase, state.daemon.registration()) {
             (Phase::Answered, Some(registration)) => {
                 state.phase = Phase::Idle;
@@ -196,10 +202,6 @@ impl<P: Protocol> Transport<P> {
                     Some(message) => Outcome::Answer(registration, message),
                     None => Outcome::None,
                 }
-            }
-            (Phase::Answered | Phase::Failed, _) => {
-                state.phase = Phase::Idle;
-                Outcome::None
             }
             _ => Outcome::Pending,
         }
@@ -209,9 +211,7 @@ impl<P: Protocol> Transport<P> {
     pub(crate) fn abandon(&self) {
         let mut state = self.state.lock();
         state.fail();
-        if matches!(state.phase, Phase::Failed | Phase::Answered) {
-            state.phase = Phase::Idle;
-        }
+        state.is_lost = false;
     }
 
     /// Gives up the question if the service has waited for long enough, and wakes the service.
@@ -223,7 +223,9 @@ impl<P: Protocol> Transport<P> {
                 .is_some_and(|deadline| !deadline.elapsed().is_negative())
             {
                 state.deadline = None;
-                state.fail();
+                if state.phase != Phase::Answered {
+                    state.fail();
+                }
             }
         }
         self.wake();
@@ -285,7 +287,7 @@ impl<P: Protocol> Transport<P> {
                     }
                 }
                 // Nobody waits for it any more, but the daemon can't know.
-                _ if was_read => state.owed += 1,
+                _ if was_read => state.owed = state.owed.saturating_add(1),
                 _ => {}
             }
             self.changed.notify_all();
@@ -379,16 +381,16 @@ impl<P: Protocol> State<P> {
     /// The question gets no answer.
     fn fail(&mut self) {
         match self.phase {
-            Phase::Asked => {
-                self.owed += 1;
-                self.phase = Phase::Failed;
-            }
+            Phase::Asked => self.owed = self.owed.saturating_add(1),
             Phase::Unread {
                 what: What::Question,
                 ..
-            } => self.phase = Phase::Failed,
-            _ => {}
+            }
+            | Phase::Answered => {}
+            _ => return,
         }
+        self.phase = Phase::Idle;
+        self.is_lost = true;
     }
 }
 

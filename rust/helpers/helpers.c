@@ -43,6 +43,7 @@ void rust_helper_ratelimit_default_init(struct ratelimit_state *rs)
 bool rust_helper_vmbus_has_room(struct vmbus_channel *channel, u32 size)
 {
 	struct hv_ring_buffer *ring = channel->outbound.ring_buffer;
+	u32 pending;
 
 	if (unlikely(hv_get_bytes_to_write(&channel->outbound) <= size)) {
 		WRITE_ONCE(ring->pending_send_sz, size);
@@ -54,7 +55,9 @@ bool rust_helper_vmbus_has_room(struct vmbus_channel *channel, u32 size)
 			return false;
 	}
 
-	if (unlikely(READ_ONCE(ring->pending_send_sz)))
+	/* A longer packet may wait still. */
+	pending = READ_ONCE(ring->pending_send_sz);
+	if (unlikely(pending && pending <= size))
 		WRITE_ONCE(ring->pending_send_sz, 0);
 
 	return true;

@@ -24,6 +24,11 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::{
+            Acquire,
+            Atomic,
+            Release, //
+        },
         Mutex, //
     },
 };
@@ -58,8 +63,11 @@ impl RingSize {
     }
 
     /// The longest packet that fits, its descriptor included.
+    ///
+    /// With its trailer it is no longer than the ring's data: `hv_vmbus` moves its read index by a
+    /// packet and takes the ring's size off at most once, also for a host that lies about lengths.
     const fn largest_packet(self) -> usize {
-        self.0 - Self::HEADER
+        self.0 - Self::HEADER - TRAILER
     }
 }
 
@@ -73,10 +81,6 @@ pub trait Handler: Send {
     fn woken(&mut self, sender: &Sender<'_>) {
         let _ = sender;
     }
-
-    /// The channel is about to be opened; no packet has come in since [`Handler::closed`], if that
-    /// has been called. May sleep.
-    fn opening(&mut self) {}
 
     /// The channel was closed; no packet comes in any more. May sleep.
     fn closed(&mut self) {}
@@ -268,6 +272,9 @@ pub struct Channel<'bound, H: Handler> {
     receive: RingSize,
     #[pin]
     state: Mutex<State>,
+    /// Set while the callback may access `handler`. `hv_vmbus` calls it earlier, while it opens the
+    /// channel and there are no rings yet, and may later, when it has failed to.
+    is_open: Atomic<bool>,
     #[pin]
     limit: RateLimit,
     /// Accessed by the callback alone while the channel is open, and under the lock of `state`
@@ -297,6 +304,7 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
             send,
             receive,
             state <- new_mutex!(State::Closed, "Channel::state"),
+            is_open: Atomic::new(false),
             limit <- RateLimit::new(),
             handler: UnsafeCell::new(handler),
         })
@@ -313,15 +321,12 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
             return Ok(());
         }
 
-        // SAFETY: The channel is closed, and the lock is held.
-        unsafe { (*self.handler.get()).opening() };
-
         let channel = self.device.channel().as_ptr();
 
         // SAFETY:
         // - The channel is valid while the device is bound, and closed.
-        // - The callback gets `self`, which is pinned; the channel is closed in `drop()`.
-        to_result(unsafe {
+        // - The callback gets `self`, which is pinned; the channel is closed in `drop()`, or below.
+        let result = to_result(unsafe {
             (*channel).callback_mode = bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT;
             // Whatever fits into the ring fits into the copy: nothing is ever cut.
             (*channel).max_pkt_size = self.receive.largest_packet() as u32;
@@ -334,8 +339,20 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
                 Some(Self::callback),
                 core::ptr::from_ref(self.get_ref()).cast_mut().cast(),
             )
-        })?;
+        });
+        if result.is_err() {
+            // A failed open leaves the callback set. Of a channel that isn't open, this takes
+            // nothing but the callback away, and waits for it.
+            // SAFETY: The channel is valid while the device is bound.
+            unsafe { bindings::vmbus_close(channel) };
+            return result;
+        }
         *state = State::Open;
+        self.is_open.store(true, Release);
+
+        // For what came before that.
+        // SAFETY: The channel is valid while the device is bound.
+        unsafe { bindings::rust_helper_vmbus_wake(channel) };
         Ok(())
     }
 
@@ -348,6 +365,7 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
 
         // SAFETY: The channel is valid while the device is bound, and open.
         unsafe { bindings::vmbus_close(self.device.channel().as_ptr()) };
+        self.is_open.store(false, Release);
         *state = State::Closed;
 
         // SAFETY: The channel is closed, and the lock is held.
@@ -356,9 +374,12 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
 
     /// Called for each event that the host signals on the channel, in softirq context.
     extern "C" fn callback(context: *mut c_void) {
-        // SAFETY: `context` is what `resume()` passed: a pinned `Self` that closes the channel
-        // before it goes.
+        // SAFETY: `context` is what `resume()` passed: a pinned `Self` that takes the callback away
+        // before it goes, also where the channel could not be opened.
         let this = unsafe { &*context.cast::<Self>() };
+        if !this.is_open.load(Acquire) {
+            return;
+        }
 
         // SAFETY: The channel is open. Its callback runs in its tasklet, hence on one CPU at a
         // time, and nothing else accesses the handler until `vmbus_close()` has waited for it.
@@ -389,11 +410,6 @@ impl Sender<'_> {
         let transaction = taken.transaction;
         self.send(taken.payload(), transaction);
         Ok(taken.abandon())
-    }
-
-    /// The limit of what the channel's host may have logged.
-    pub fn limit(&self) -> Pin<&RateLimit> {
-        self.limit
     }
 
     /// Returns whether there's room in the ring for `len` bytes. If not, the host will signal.

@@ -75,11 +75,6 @@ impl<T: Run> Work<T> {
         })
     }
 
-    /// What the work does it with.
-    pub fn inner(&self) -> &T {
-        &self.inner
-    }
-
     /// Has the work run soon. Does nothing if it is waiting to run already. May be called in any
     /// context.
     pub fn schedule(self: Pin<&Self>) {

@@ -37,6 +37,9 @@ const NSEC_PER_UNIT: u64 = 100;
 /// Age from which a sample says nothing any more: 600 s, in units of 100 ns.
 const STALE: u64 = 600 * 10_000_000;
 
+/// How far apart processors may read the reference time: 1 ms, in units of 100 ns.
+const APART: u64 = 10_000;
+
 /// A message with the host's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimeSync {
@@ -92,8 +95,13 @@ pub(crate) struct Stale;
 impl Sample {
     /// The host's time at reference time `now` (units of 100 ns), as Unix time in nanoseconds.
     pub(crate) fn at(&self, now: u64) -> Result<i64, Stale> {
-        // A reference time before the sample's is one that was set back: nothing is known then.
-        let age = now.checked_sub(self.reference).ok_or(Stale)?;
+        // Processors may read the reference time a little apart. Beyond that, it was set back, and
+        // nothing is known then.
+        let age = match now.checked_sub(self.reference) {
+            Some(age) => age,
+            None if self.reference - now <= APART => 0,
+            None => return Err(Stale),
+        };
         if age > STALE {
             return Err(Stale);
         }
@@ -185,9 +193,11 @@ mod tests {
 
     #[test]
     fn a_sample_goes_stale() {
-        let parsed = TimeSync::parse(V4, &message(HOST, 100, 0), 100);
-        assert!(time_at(parsed, 100 + STALE).is_ok());
-        assert_eq!(time_at(parsed, 101 + STALE), Err(Stale));
-        assert_eq!(time_at(parsed, 99), Err(Stale));
+        let taken = 1_000_000;
+        let parsed = TimeSync::parse(V4, &message(HOST, taken, 0), taken);
+        assert!(time_at(parsed, taken + STALE).is_ok());
+        assert_eq!(time_at(parsed, taken + 1 + STALE), Err(Stale));
+        assert_eq!(time_at(parsed, taken - APART), time_at(parsed, taken));
+        assert_eq!(time_at(parsed, taken - APART - 1), Err(Stale));
     }
 }

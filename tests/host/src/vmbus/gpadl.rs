@@ -42,7 +42,8 @@ impl Gpadl {
 
     /// The numbers of the pages, if this is one range of whole pages, as rings are.
     pub fn pages(&self) -> Option<&[u64]> {
-        let (length, offset) = (self.words[0] as u32, self.words[0] >> 32);
+        let first = *self.words.first()?;
+        let (length, offset) = (first as u32, first >> 32);
         let pages = u64::from(length) / PAGE_SIZE;
         let ok = self.is_complete()
             && self.range_count == 1
