@@ -438,10 +438,10 @@ fn without_topic(transcript: &str, topic: &str) -> String {
 
 /// Sorts a transcript by topic, keeping each one's order: how the channels interleave is chance.
 fn by_topic(transcript: &str) -> String {
-    // Whether the guest was slow to read after the opening is chance, too.
+    // Remarks are nothing that was said.
     let mut lines: Vec<&str> = transcript
         .lines()
-        .filter(|line| !line.contains("ring unread since the opening"))
+        .filter(|line| !line.contains(" -- "))
         .collect();
     lines.sort_by_key(|line| line.split(' ').next().map(str::to_owned));
     lines.join("\n")
