@@ -110,7 +110,11 @@ pub fn prepare(t: &Guest) -> Result<()> {
              case $name in uio*) ;; *) insmod /modules/daemons/$name $rest || exit ;; esac; \
          done </modules/daemons/order",
     )?;
-    t.sh_ok("[ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy")?;
+    // Without the link-local address: it comes some time after the interface is up, and is random.
+    t.sh_ok(
+        "[ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy && \
+         echo 1 >/proc/sys/net/ipv6/conf/dummy0/disable_ipv6",
+    )?;
     t.sh_ok(&format!("pidof syslogd >/dev/null || syslogd -O {LOG}"))?;
     t.sh_ok(&format!(
         "rm -rf /var/lib/hyperv; mkdir -p /var/lib/hyperv; : >{LOG}"
