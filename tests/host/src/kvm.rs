@@ -678,6 +678,11 @@ impl VcpuKick {
     pub fn kick(&self) {
         // SAFETY: The flag lies in the processor's live mapping and is byte-sized, so an atomic access is allowed.
         unsafe { AtomicU8::from_ptr(self.flag) }.store(1, Ordering::SeqCst);
+        self.nudge();
+    }
+
+    /// Has the processor leave the guest if it is in there, and go on.
+    pub fn nudge(&self) {
         // SAFETY: The thread lives, see `VcpuKick`; the signal has a handler, see `install_kick_signal`.
         unsafe { pthread_kill(self.thread, SIGUSR1) };
     }

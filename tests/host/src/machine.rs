@@ -269,6 +269,9 @@ impl Hypervisor for Nobody {
     fn forget_messages(&mut self) {}
 }
 
+/// How often processors are made to leave the guest.
+const NUDGE_INTERVAL: Duration = Duration::from_millis(100);
+
 /// One power cycle: the KVM machine and its threads.
 struct Run {
     vm: Arc<kvm::Vm>,
@@ -280,6 +283,8 @@ struct Run {
     lines: Arc<Vec<SintLine>>,
     processors: Vec<JoinHandle<io::Result<Option<VcpuState>>>>,
     acknowledgers: Vec<JoinHandle<()>>,
+    nudger: Option<JoinHandle<()>>,
+    nudging: Arc<AtomicBool>,
 }
 
 /// A machine: it keeps its memory, bus and record from one power cycle to the next.
@@ -481,6 +486,8 @@ impl Machine {
             lines: lines.clone(),
             processors: Vec::new(),
             acknowledgers: Vec::new(),
+            nudger: None,
+            nudging: Arc::new(AtomicBool::new(true)),
         };
         for vp in 0..vcpus {
             let (lines, synic, stop) = (lines.clone(), synic.clone(), stop.clone());
@@ -516,6 +523,15 @@ impl Machine {
             }));
             run.kicks.push(receiver.recv().map_err(io::Error::other)?);
         }
+        // Under emulation a processor at times stays in the guest, at one instruction, and takes no interrupt until it
+        // has left the guest for any reason.
+        let (kicks, nudging) = (run.kicks.clone(), run.nudging.clone());
+        run.nudger = Some(std::thread::spawn(move || {
+            while nudging.load(Ordering::SeqCst) {
+                std::thread::park_timeout(NUDGE_INTERVAL);
+                kicks.iter().for_each(VcpuKick::nudge);
+            }
+        }));
         self.run = Some(run);
         Ok(())
     }
@@ -569,6 +585,11 @@ impl Machine {
 impl Run {
     /// Ends all threads; gives what those of the processors hand over.
     fn end(self) -> Vec<io::Result<Option<VcpuState>>> {
+        self.nudging.store(false, Ordering::SeqCst);
+        if let Some(nudger) = self.nudger {
+            nudger.thread().unpark();
+            let _ = nudger.join();
+        }
         // A processor's thread sees either the kick or, entering the guest afterwards, its flag; it ends only once
         // `stop` is set, so that all kicks find their threads.
         for kick in &self.kicks {
