@@ -106,7 +106,7 @@ pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
 /// Before each scenario: no pools, no messages, the kernel modules that the daemons' work needs.
 pub fn prepare(t: &Guest) -> Result<()> {
     t.sh_ok(
-        "[ -d /sys/module/ext4 ] || while read -r name rest; do \
+        "[ -d /sys/module/brd ] || while read -r name rest; do \
              case $name in uio*) ;; *) insmod /modules/daemons/$name $rest || exit ;; esac; \
          done </modules/daemons/order",
     )?;
