@@ -76,17 +76,25 @@ missing()
 	done
 }
 
-# The mirror this machine's apt already uses for Debian.
+# archives [LABEL]: where this machine's apt gets packages from; apt 3 tells only after an update.
 # shellcheck disable=SC2016 # apt expands $(SITE)
+archives()
+{
+	apt-get indextargets --format '$(SITE)' 'Identifier: Packages' "$@" 2>/dev/null
+}
+
+# The mirror this machine's apt already uses for Debian; in build/root, the one it was made from.
 mirror()
 {
 	local url
-	url=$(apt-get indextargets --format '$(SITE)' 'Identifier: Packages' 'Label: Debian' 2>/dev/null | head -n 1) || true
-	if [ -z "$url" ]; then
-		url=$(apt-get indextargets --format '$(SITE)' 'Identifier: Packages' 2>/dev/null |
-		      grep -m 1 '/debian/*$') || true
+	if [ "${HV_ENTERED:-}" = 1 ] && [ -s "$build/root.list" ]; then
+		awk 'NR == 1 { print $3 }' "$build/root.list"
+		return
 	fi
-	[ -n "$url" ] || die "apt knows no archive of Debian's" "name one in /etc/apt/sources.list"
+	[ -n "$(archives)" ] || logged apt-update apt-get update
+	url=$(archives 'Label: Debian' | head -n 1)
+	[ -n "$url" ] || url=$(archives | grep -m 1 '/debian/*$') ||
+		die "apt knows no archive of Debian's" "name one in /etc/apt/sources.list"
 	echo "$url"
 }
 
