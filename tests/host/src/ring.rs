@@ -4,8 +4,12 @@
 //!
 //! Source: `struct hv_ring_buffer` in `include/linux/hyperv.h`. The first page holds the control words, the others the
 //! data. A packet is followed by 8 bytes: its start's offset in the upper half. The writer signals when the ring was
-//! empty and the reader's interrupt mask is clear; the reader signals when it makes room that a writer waits for.
+//! empty and the reader's interrupt mask is 0; the reader signals when it makes room that a writer waits for.
+//!
+//! The guest may change any word at any time: each is read once, checked, and then used.
 
+use std::sync::atomic::fence;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use crate::memory::BadAddress;
@@ -22,6 +26,8 @@ const FEATURE_PENDING_SEND_SIZE: u32 = 1;
 const TRAILER: u32 = 8;
 /// Bytes of a packet's descriptor.
 const DESCRIPTOR: u32 = 16;
+/// Bytes that stay free, so that a full ring does not look like an empty one.
+const GAP: u32 = 8;
 
 /// Why a ring could not be used. All but `Full` and `Empty` are the guest's faults.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,9 +115,16 @@ impl Ring {
         Ok(self.memory.store_u32(self.control + offset, value)?)
     }
 
-    /// Says that this host, writing into the ring, uses the pending-send size and heeds the guest's.
-    pub fn announce_pending_send_size(&self) -> Result<(), RingError> {
-        self.set_word(FEATURE_BITS, FEATURE_PENDING_SEND_SIZE)
+    /// Prepares a ring in which this host writes: it uses the pending-send size, and waits for nothing yet.
+    pub fn begin_writing(&self) -> Result<(), RingError> {
+        self.set_word(FEATURE_BITS, FEATURE_PENDING_SEND_SIZE)?;
+        self.set_word(PENDING_SEND_SIZE, 0)
+    }
+
+    /// Checks the indices of a ring and prepares it for this host to read: nobody waits for a packet yet.
+    pub fn begin_reading(&self) -> Result<(), RingError> {
+        self.checked_indices()?;
+        self.set_interrupt_mask(true)
     }
 
     /// The indices as they are, unchecked.
@@ -132,25 +145,32 @@ impl Ring {
         self.set_word(READ_INDEX, value)
     }
 
-    fn checked_indices(&self) -> Result<Indices, RingError> {
-        let indices = self.indices()?;
-        for index in [indices.write, indices.read] {
-            if index >= self.size() || index % 8 != 0 {
-                return Err(RingError::BadIndex(index));
-            }
+    fn checked(&self, index: u32) -> Result<u32, RingError> {
+        match index < self.size() && index % 8 == 0 {
+            true => Ok(index),
+            false => Err(RingError::BadIndex(index)),
         }
-        Ok(indices)
+    }
+
+    fn checked_indices(&self) -> Result<Indices, RingError> {
+        let Indices { write, read } = self.indices()?;
+        Ok(Indices {
+            write: self.checked(write)?,
+            read: self.checked(read)?,
+        })
+    }
+
+    fn used_between(&self, Indices { write, read }: Indices) -> u32 {
+        (write + self.size() - read) % self.size()
+    }
+
+    fn free_between(&self, indices: Indices) -> u32 {
+        self.size() - GAP - self.used_between(indices)
     }
 
     /// Bytes that wait to be read.
     pub fn used(&self) -> Result<u32, RingError> {
-        let Indices { write, read } = self.checked_indices()?;
-        Ok((write + self.size() - read) % self.size())
-    }
-
-    /// Bytes that can be written, of which one must stay free.
-    fn free(&self) -> Result<u32, RingError> {
-        Ok(self.size() - self.used()?)
+        Ok(self.used_between(self.checked_indices()?))
     }
 
     fn copy(
@@ -190,54 +210,74 @@ impl Ring {
 
     /// Writes a packet (descriptor and payload, a multiple of 8 bytes); tells whether the reader must be signalled.
     ///
-    /// Where there is no room the pending-send size asks the guest to signal when there is, and `Full` comes back.
+    /// Where there is no room the pending-send size asks the guest to signal when there is (and a quarter of the ring
+    /// is free, as a host asks for, lest the two wake each other for every packet), and `Full` comes back.
     pub fn write(&self, packet: &[u8]) -> Result<bool, RingError> {
         let length = packet.len() as u32 + TRAILER;
-        if length >= self.size() {
+        if length >= self.size() - GAP {
             return Err(RingError::TooLarge);
         }
-        if self.free()? <= length {
-            self.set_word(PENDING_SEND_SIZE, length)?;
+        let mut indices = self.checked_indices()?;
+        if self.free_between(indices) < length {
+            let quarter = (self.size() - GAP) / 4;
+            self.set_word(PENDING_SEND_SIZE, length.max(quarter).next_multiple_of(8))?;
             // The guest may have made room before it could see that someone waits.
-            if self.free()? <= length {
+            indices.read = self.checked(self.word(READ_INDEX)?)?;
+            if self.free_between(indices) < length {
                 return Err(RingError::Full);
             }
         }
         self.set_word(PENDING_SEND_SIZE, 0)?;
-        let start = self.checked_indices()?.write;
+        let start = indices.write;
         let at = self.write_at(start, packet)?;
         let at = self.write_at(at, &(u64::from(start) << 32).to_le_bytes())?;
         self.set_word(WRITE_INDEX, at)?;
-        let masked = self.word(INTERRUPT_MASK)? & 1 != 0;
-        Ok(!masked && self.word(READ_INDEX)? == start)
+        // Whatever is read now must not have been read before the guest could see the packet.
+        fence(Ordering::SeqCst);
+        Ok(self.word(INTERRUPT_MASK)? == 0 && self.word(READ_INDEX)? == start)
     }
 
     /// Reads the next packet (descriptor and payload); tells whether the writer waited for the room that this makes.
     pub fn read(&self) -> Result<(Vec<u8>, bool), RingError> {
-        let used = self.used()?;
+        let before = self.checked_indices()?;
+        let used = self.used_between(before);
         if used == 0 {
             return Err(RingError::Empty);
         }
         if used < DESCRIPTOR + TRAILER {
             return Err(RingError::BadLength(used));
         }
-        let start = self.checked_indices()?.read;
         let mut descriptor = [0; DESCRIPTOR as usize];
-        self.read_at(start, &mut descriptor)?;
+        let at = self.read_at(before.read, &mut descriptor)?;
         let length = u32::from(u16::from_le_bytes([descriptor[4], descriptor[5]])) * 8;
         if length < DESCRIPTOR || length + TRAILER > used {
             return Err(RingError::BadLength(length));
         }
         let mut packet = vec![0; length as usize];
-        self.read_at(start, &mut packet)?;
-        let free_before = self.free()?;
-        self.set_word(READ_INDEX, (start + length + TRAILER) % self.size())?;
-        let mut signal = false;
-        if self.word(FEATURE_BITS)? & FEATURE_PENDING_SEND_SIZE != 0 {
-            let pending = self.word(PENDING_SEND_SIZE)?;
-            signal = pending != 0 && free_before <= pending && self.free()? > pending;
+        let (head, body) = packet.split_at_mut(descriptor.len());
+        head.copy_from_slice(&descriptor);
+        self.read_at(at, body)?;
+        let read = (before.read + length + TRAILER) % self.size();
+        self.set_word(READ_INDEX, read)?;
+        Ok((packet, self.made_room(before.read, read)?))
+    }
+
+    /// Whether the writer waits for room, and the read index's step from `old` to `new` made what it waits for.
+    fn made_room(&self, old: u32, new: u32) -> Result<bool, RingError> {
+        // A guest that finds the ring full stores its pending size and looks at the read index again. Only if that has
+        // been stored before the pending size is read does one of the two see the other.
+        fence(Ordering::SeqCst);
+        // The size asked for need not be a multiple of 8: some guests ask for all but one byte.
+        let pending = self.word(PENDING_SEND_SIZE)? & !7;
+        if pending == 0 {
+            return Ok(false);
         }
-        Ok((packet, signal))
+        // One write index for both: what the guest writes meanwhile must not look as if there had been room before.
+        let Ok(write) = self.checked(self.word(WRITE_INDEX)?) else {
+            return Ok(false);
+        };
+        let free = |read| self.free_between(Indices { write, read });
+        Ok(free(old) < pending && free(new) >= pending)
     }
 
     /// Masks (or not) the interrupts that the guest sends for this ring, as a host does while it reads.
@@ -302,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_ring_asks_for_room_and_one_byte_stays_free() {
+    fn a_full_ring_asks_for_room_and_one_word_stays_free() {
         let (memory, ring) = ring();
         let pending = || memory.load_u32(4096 + PENDING_SEND_SIZE).unwrap();
         // 8 packets of 1016 bytes and their trailers fill 8192 bytes; the last would leave nothing free.
@@ -310,26 +350,60 @@ mod tests {
             ring.write(&packet(1016, 1)).unwrap();
         }
         assert_eq!(ring.write(&packet(1016, 1)), Err(RingError::Full));
-        assert_eq!(pending(), 1024);
+        assert_eq!(pending(), 2048, "a quarter of the ring");
+        assert_eq!(ring.write(&packet(4096, 1)), Err(RingError::Full));
+        assert_eq!(pending(), 4104, "as much as the packet needs");
         ring.read().unwrap();
         ring.write(&packet(1016, 1)).unwrap();
         assert_eq!(pending(), 0);
-        assert_eq!(ring.write(&packet(8192, 1)), Err(RingError::TooLarge));
+        assert_eq!(ring.write(&packet(8176, 1)), Err(RingError::TooLarge));
+        assert_eq!(ring.write(&packet(8168, 1)), Err(RingError::Full));
     }
 
     #[test]
     fn a_waiting_guest_is_signalled_when_room_appears() {
         let (memory, ring) = ring();
+        // Whether a guest says that it uses the pending size is all the same: a size is a wish.
+        for feature in [0, 1] {
+            for _ in 0..7 {
+                ring.write(&packet(1016, 1)).unwrap();
+            }
+            memory.store_u32(4096 + FEATURE_BITS, feature).unwrap();
+            memory.store_u32(4096 + PENDING_SEND_SIZE, 2048).unwrap();
+            let signals: Vec<_> = (0..7).map(|_| ring.read().unwrap().1).collect();
+            assert_eq!(signals, [false, true, false, false, false, false, false]);
+            memory.store_u32(4096 + PENDING_SEND_SIZE, 0).unwrap();
+        }
+    }
+
+    #[test]
+    fn room_is_made_beyond_what_the_guest_wrote_meanwhile() {
+        let (memory, ring) = ring();
         for _ in 0..7 {
             ring.write(&packet(1016, 1)).unwrap();
         }
-        memory.store_u32(4096 + FEATURE_BITS, 1).unwrap();
-        memory.store_u32(4096 + PENDING_SEND_SIZE, 2048).unwrap();
-        let signals: Vec<_> = (0..3).map(|_| ring.read().unwrap().1).collect();
-        assert_eq!(signals, [false, true, false]);
-        memory.store_u32(4096 + FEATURE_BITS, 0).unwrap();
-        memory.store_u32(4096 + PENDING_SEND_SIZE, 5000).unwrap();
-        assert!(!ring.read().unwrap().1);
+        // The host looked when there was one packet, and room enough; the guest wrote six more, and now waits.
+        memory.store_u32(4096 + PENDING_SEND_SIZE, 2000).unwrap();
+        assert_eq!(ring.made_room(0, 1024), Ok(true));
+        assert_eq!(ring.made_room(1024, 2048), Ok(false), "it was told before");
+    }
+
+    #[test]
+    fn a_senseless_pending_size_does_no_harm() {
+        let (memory, ring) = ring();
+        let signal = |pending, write| {
+            memory.store_u32(4096 + PENDING_SEND_SIZE, pending).unwrap();
+            ring.set_write_index(write).unwrap();
+            ring.made_room(0, 1024)
+        };
+        assert_eq!(signal(8191, 1024), Ok(true), "all but one byte");
+        assert_eq!(signal(7, 8184), Ok(false));
+        for pending in [8192, 1 << 31, u32::MAX] {
+            assert_eq!(signal(pending, 1024), Ok(false));
+        }
+        for write in [8192, 4, u32::MAX] {
+            assert_eq!(signal(2048, write), Ok(false));
+        }
     }
 
     #[test]

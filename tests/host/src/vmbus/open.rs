@@ -60,7 +60,7 @@ impl OpenChannel {
         to_host: Ring,
         to_guest: Ring,
     ) -> Self {
-        let announced = to_guest.announce_pending_send_size();
+        let announced = to_guest.begin_writing();
         debug_assert!(
             announced.is_ok(),
             "a ring's pages were checked when it was made"
