@@ -115,8 +115,10 @@ impl Ring {
         Ok(self.memory.store_u32(self.control + offset, value)?)
     }
 
-    /// Prepares a ring in which this host writes: it uses the pending-send size, and waits for nothing yet.
+    /// Checks the indices of a ring and prepares it for this host to write: it uses the pending-send size, and waits
+    /// for nothing yet.
     pub fn begin_writing(&self) -> Result<(), RingError> {
+        self.checked_indices()?;
         self.set_word(FEATURE_BITS, FEATURE_PENDING_SEND_SIZE)?;
         self.set_word(PENDING_SEND_SIZE, 0)
     }

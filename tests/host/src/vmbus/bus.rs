@@ -5,8 +5,10 @@
 //! Sources: `drivers/hv/{connection,channel,channel_mgmt}.c` for what a guest expects, Microsoft's open-source VMM for
 //! what a host does with what it does not expect. Whatever the guest sends, the worst that happens is an error in the
 //! transcript and, where the protocol has one, a failing answer.
+//!
+//! A device that is unplugged keeps its channel's number until the guest releases it; plugged in again before that, it
+//! is offered when the guest does.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,6 +28,7 @@ use crate::ring::Ring;
 use crate::service::Service;
 use crate::service::Version;
 use crate::synic::Hypervisor;
+use crate::synic::VMBUS_SINT;
 use crate::transcript::Speaker;
 use crate::transcript::Transcript;
 
@@ -46,16 +49,21 @@ pub const VERSIONS: [Version; 9] = [
 const MESSAGES: u32 = 1;
 /// The connection for messages from 5.0 on (`VMBUS_MESSAGE_CONNECTION_ID_4`).
 const MESSAGES_4: u32 = 4;
-/// The connection for events of channels without one of their own (`VMBUS_EVENT_CONNECTION_ID`).
-const EVENTS: u32 = 2;
 /// Added to a channel's number to get its connection.
 const CHANNEL_CONNECTIONS: u32 = 0x1_0000;
 
 const STATUS_SUCCESS: u32 = 0;
-/// NTSTATUS of a failed open or GPADL.
-pub const STATUS_UNSUCCESSFUL: u32 = 0xc000_0001;
-const STATUS_INVALID_PARAMETER: u32 = 0xc000_000d;
+/// The status of a failed open, GPADL or modification.
+pub const STATUS_UNSUCCESSFUL: u32 = 0x8000_ffff;
 const STATUS_CONNECTION_REFUSED: u32 = 0xc000_0236;
+
+/// The processor of a channel that wants no interrupts.
+const NO_PROCESSOR: u32 = u32::MAX;
+
+/// A version as messages have it.
+const fn word((major, minor): Version) -> u32 {
+    (major as u32) << 16 | minor as u32
+}
 
 /// Whether guest and host are talking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +94,8 @@ pub struct Bus {
     max_version: Version,
     connection: Connection,
     channels: Vec<Channel>,
-    /// Rescinded channels whose numbers the guest has not released.
-    rescinded: BTreeMap<u32, BTreeMap<u32, Gpadl>>,
+    /// So many posts are refused before the next is taken.
+    refused_posts: u32,
 }
 
 impl Bus {
@@ -110,7 +118,7 @@ impl Bus {
                 .iter()
                 .map(|&service| Channel::new(service))
                 .collect(),
-            rescinded: BTreeMap::new(),
+            refused_posts: 0,
         }
     }
 
@@ -188,6 +196,12 @@ impl Bus {
         }
     }
 
+    /// Has the next `count` messages of the guest find no room with the host (HV_STATUS_INSUFFICIENT_BUFFERS), after
+    /// which a guest tries again.
+    pub fn refuse_posts(&mut self, count: u32) {
+        self.refused_posts = count;
+    }
+
     /// Makes the device of `service` as new and plugs it in; an open channel starts over with a negotiation.
     pub fn renew(&mut self, service: Service) {
         let Some(channel) = self
@@ -222,7 +236,6 @@ impl Bus {
             channel.close();
             channel.offered = None;
         }
-        self.rescinded.clear();
         self.connection = Connection::Disconnected;
     }
 
@@ -252,11 +265,7 @@ impl Bus {
         self.connection = state.connection;
         for (channel, relid) in self.channels.iter_mut().zip(&state.relids) {
             channel.present = true;
-            channel.offered = relid.map(|relid| Offered {
-                relid,
-                gpadls: BTreeMap::new(),
-                open: None,
-            });
+            channel.offered = relid.map(Offered::new);
         }
         self.note("goes on from a snapshot".to_owned());
     }
@@ -276,13 +285,6 @@ impl Bus {
 
     /// HvSignalEvent from the guest.
     pub fn signal(&mut self, connection: u32, flag: u16) -> Status {
-        if connection == EVENTS {
-            self.error(
-                "signal on the shared connection, which no channel here uses".to_owned(),
-                &[],
-            );
-            return Status::Success;
-        }
         let channel = self.channels.iter_mut().find(|channel| {
             channel.open().is_some()
                 && channel.relid().map(|relid| relid + CHANNEL_CONNECTIONS) == Some(connection)
@@ -303,6 +305,11 @@ impl Bus {
         if connection != MESSAGES && !(connection == MESSAGES_4 && self.max_version >= (5, 0)) {
             return Status::InvalidConnectionId;
         }
+        if self.refused_posts > 0 {
+            self.refused_posts -= 1;
+            self.note("a message is refused: no buffers".to_owned());
+            return Status::InsufficientBuffers;
+        }
         if kind != 1 {
             self.error(format!("message of type {kind} instead of 1"), payload);
             return Status::Success;
@@ -312,7 +319,7 @@ impl Bus {
                 let text = format!("{} {}", message::name(payload), self.details(&message));
                 self.link
                     .record(Speaker::Guest, "vmbus", text.trim_end().to_owned(), payload);
-                self.handle(message);
+                self.handle(connection, message);
             }
             Err(malformed) => self.error(malformed.to_string(), payload),
         }
@@ -387,9 +394,13 @@ impl Bus {
             ToGuest::ModifyChannelResponse { relid, status } => {
                 format!("{} status {status:#x}", self.service_name(*relid))
             }
-            ToGuest::VersionResponse { supported, .. } => {
-                (if *supported { "yes" } else { "no" }).to_owned()
-            }
+            ToGuest::VersionResponse {
+                supported, failed, ..
+            } => match (supported, failed) {
+                (false, _) => "no".to_owned(),
+                (true, false) => "yes".to_owned(),
+                (true, true) => "failed".to_owned(),
+            },
             _ => String::new(),
         };
         let text = format!("{} {details}", message::name(&bytes));
@@ -398,12 +409,26 @@ impl Bus {
         self.link.hypervisor.post_message(target_vp, &bytes);
     }
 
-    fn handle(&mut self, message: FromGuest) {
+    fn handle(&mut self, connection: u32, message: FromGuest) {
         if let FromGuest::InitiateContact {
-            version, target_vp, ..
+            version,
+            target_vp,
+            interrupt_page_or_target,
+            parent_monitor,
+            child_monitor,
         } = message
         {
-            return self.initiate_contact(version, target_vp);
+            let one_monitor_page = (parent_monitor == 0) != (child_monitor == 0);
+            // The fourth connection is for guests that say which SINT and VTL they are about, others mean the usual.
+            let [sint, vtl, ..] = interrupt_page_or_target.to_le_bytes();
+            let chosen = connection == MESSAGES_4;
+            if chosen && version >= word((5, 0)) && u32::from(sint) != VMBUS_SINT {
+                return self.error(format!("contact for SINT {sint}, where no one is"), &[]);
+            }
+            if chosen && version >= word((5, 1)) && vtl != 0 {
+                return self.error(format!("contact for VTL {vtl}, where no one is"), &[]);
+            }
+            return self.initiate_contact(version, target_vp, one_monitor_page);
         }
         let Connection::Connected {
             version,
@@ -413,6 +438,15 @@ impl Bus {
         else {
             return self.error("message without a connection".to_owned(), &[]);
         };
+        let needs = match message {
+            FromGuest::TlConnect { .. } => (4, 0),
+            FromGuest::ModifyChannel { .. } => (4, 1),
+            _ => (0, 0),
+        };
+        if version < needs {
+            let (major, minor) = needs;
+            return self.error(format!("message of version {major}.{minor}"), &[]);
+        }
         match message {
             FromGuest::InitiateContact { .. } => unreachable!("handled above"),
             FromGuest::RequestOffers => {
@@ -442,12 +476,8 @@ impl Bus {
                 range_count,
                 words,
             } => {
-                self.gpadl_header(
-                    target_vp,
-                    relid,
-                    gpadl,
-                    Gpadl::new(range_length, range_count, &words),
-                );
+                let new = Gpadl::new(range_length, range_count, &words);
+                self.gpadl_header(target_vp, relid, gpadl, new);
             }
             FromGuest::GpadlBody { gpadl, words, .. } => self.gpadl_body(target_vp, gpadl, &words),
             FromGuest::GpadlTeardown { relid, gpadl } => {
@@ -462,38 +492,22 @@ impl Bus {
             } => {
                 self.open_channel(target_vp, relid, open_id, gpadl, vp, downstream_page);
             }
-            FromGuest::CloseChannel { relid } => {
-                // Closing a rescinded channel changes nothing: the host has closed it already.
-                if self.rescinded.contains_key(&relid) {
-                    return;
-                }
-                match self.by_relid(relid) {
-                    Some(channel) if channel.open().is_some() => channel.close(),
-                    _ => self.error("close of a channel that is not open".to_owned(), &[]),
-                }
-            }
-            FromGuest::RelidReleased { relid } => {
-                if self.rescinded.remove(&relid).is_none() {
-                    self.error(
-                        "release of a channel that was not rescinded".to_owned(),
-                        &[],
-                    );
-                }
-            }
+            FromGuest::CloseChannel { relid } => self.close_channel(target_vp, relid),
+            FromGuest::RelidReleased { relid } => self.release(target_vp, relid),
             FromGuest::ModifyChannel {
                 relid,
                 target_vp: vp,
             } => {
-                let valid = vp < self.link.hypervisor.processors();
-                let status = match self
+                let valid = self.is_target(vp);
+                let open = self
                     .by_relid(relid)
-                    .and_then(|channel| channel.offered.as_mut()?.open.as_mut())
-                {
+                    .and_then(|channel| channel.offered.as_mut()?.open.as_mut());
+                let status = match open {
                     Some(open) if valid => {
                         open.set_target_vp(vp);
                         STATUS_SUCCESS
                     }
-                    _ => STATUS_INVALID_PARAMETER,
+                    _ => STATUS_UNSUCCESSFUL,
                 };
                 if status != STATUS_SUCCESS {
                     self.error("channel cannot be modified".to_owned(), &[]);
@@ -503,15 +517,18 @@ impl Bus {
                 }
             }
             FromGuest::TlConnect { endpoint, service } => {
-                let status = STATUS_CONNECTION_REFUSED;
-                self.send(
-                    target_vp,
-                    &ToGuest::TlConnectResult {
-                        endpoint,
-                        service,
-                        status,
-                    },
-                );
+                // Older guests have to wait for an offer that never comes.
+                if version >= (4, 1) {
+                    let status = STATUS_CONNECTION_REFUSED;
+                    self.send(
+                        target_vp,
+                        &ToGuest::TlConnectResult {
+                            endpoint,
+                            service,
+                            status,
+                        },
+                    );
+                }
             }
         }
     }
@@ -522,23 +539,28 @@ impl Bus {
             .find(|channel| channel.relid() == Some(relid))
     }
 
-    fn initiate_contact(&mut self, requested: u32, target_vp: u32) {
+    /// Whether interrupts can be sent to this processor, or to none.
+    fn is_target(&self, vp: u32) -> bool {
+        vp < self.link.hypervisor.processors() || vp == NO_PROCESSOR
+    }
+
+    fn initiate_contact(&mut self, requested: u32, target_vp: u32, one_monitor_page: bool) {
         if self.connection != Connection::Disconnected {
             // A guest that crashed or was booted by kexec begins anew without a word.
-            self.error(
-                "contact while connected: everything is closed".to_owned(),
-                &[],
-            );
+            self.note("contact while connected: everything is closed".to_owned());
             self.disconnect();
         }
         let version = ((requested >> 16) as u16, requested as u16);
         let supported = VERSIONS.contains(&version) && version <= self.max_version;
-        let target_vp = if target_vp < self.link.hypervisor.processors() {
-            target_vp
-        } else {
-            0
-        };
-        if supported {
+        // Before 3.0 everything goes to processor 0.
+        let target_vp = if version >= (3, 0) { target_vp } else { 0 };
+        let no_processor = target_vp >= self.link.hypervisor.processors();
+        let failed = supported && (no_processor || one_monitor_page);
+        if failed {
+            let text = "contact with one monitor page, or for a processor that is not there";
+            self.error(text.to_owned(), &[]);
+        }
+        if supported && !failed {
             self.connection = Connection::Connected {
                 version,
                 target_vp,
@@ -547,35 +569,34 @@ impl Bus {
         }
         let connection_or_version = match supported {
             false => 0,
-            true if version >= (5, 0) => MESSAGES_4,
+            // Any further message may come by this connection or by that of the contact.
+            true if version >= (5, 0) => MESSAGES,
             true => requested,
         };
         let features = (supported && version >= (6, 0)).then_some(0);
         self.send(
-            target_vp,
+            if no_processor { 0 } else { target_vp },
             &ToGuest::VersionResponse {
                 supported,
+                failed,
                 connection_or_version,
                 features,
             },
         );
     }
 
-    /// Offers a device under the lowest free number.
+    /// Offers a device under the number that it still has, or the lowest free one.
     fn offer(&mut self, index: usize, target_vp: u32) {
-        let taken: Vec<u32> = self
-            .channels
-            .iter()
-            .filter_map(Channel::relid)
-            .chain(self.rescinded.keys().copied())
-            .collect();
-        let relid = (1..).find(|relid| !taken.contains(relid)).unwrap_or(1);
+        let is_free = |relid: &u32| {
+            !self
+                .channels
+                .iter()
+                .any(|channel| channel.relid() == Some(*relid))
+        };
+        let relid = self.channels[index].relid();
+        let relid = relid.or_else(|| (1..).find(is_free)).unwrap_or(1);
         let channel = &mut self.channels[index];
-        channel.offered = Some(Offered {
-            relid,
-            gpadls: BTreeMap::new(),
-            open: None,
-        });
+        channel.offered = Some(Offered::new(relid));
         let offer = Offer {
             class: channel.service.class(),
             instance: channel.service.instance(),
@@ -595,18 +616,25 @@ impl Bus {
             .ok_or_else(|| format!("{service} is not on the bus"))?;
         channel.present = false;
         channel.close();
-        if let Some(offered) = channel.offered.take() {
-            let relid = offered.relid;
-            self.rescinded.insert(relid, offered.gpadls);
-            self.note(format!("{service} is unplugged"));
-            if let Connection::Connected { target_vp, .. } = connection {
-                self.send(target_vp, &ToGuest::Rescind { relid });
-            }
+        let Some(offered) = channel
+            .offered
+            .as_mut()
+            .filter(|offered| !offered.rescinded)
+        else {
+            return Ok(());
+        };
+        offered.rescinded = true;
+        let (relid, torn_down) = (offered.relid, offered.take_torn_down());
+        self.note(format!("{service} is unplugged"));
+        if let Connection::Connected { target_vp, .. } = connection {
+            self.send_torn_down(target_vp, &torn_down);
+            self.send(target_vp, &ToGuest::Rescind { relid });
         }
         Ok(())
     }
 
-    /// Plugs a device in again: offers it. An error if it is plugged in.
+    /// Plugs a device in again: offers it, once the guest has released what was rescinded. An error if it is plugged
+    /// in.
     pub fn reoffer(&mut self, service: Service) -> Result<(), String> {
         let index = self
             .channels
@@ -614,11 +642,15 @@ impl Bus {
             .position(|channel| channel.service == service && !channel.present)
             .ok_or_else(|| format!("{service} is on the bus already, or never was"))?;
         self.channels[index].present = true;
-        if let Connection::Connected {
-            target_vp,
-            offered: true,
-            ..
-        } = self.connection
+        let waits = self.channels[index].offered.is_some();
+        if let (
+            Connection::Connected {
+                target_vp,
+                offered: true,
+                ..
+            },
+            false,
+        ) = (self.connection, waits)
         {
             self.offer(index, target_vp);
         }
@@ -627,101 +659,147 @@ impl Bus {
 
     /// Whether the guest has yet to release a rescinded channel.
     pub fn has_unreleased(&self) -> bool {
-        !self.rescinded.is_empty()
+        self.channels.iter().any(Channel::is_rescinded)
     }
 
-    fn gpadl_header(&mut self, target_vp: u32, relid: u32, handle: u32, gpadl: Option<Gpadl>) {
-        let exists = self.gpadls().any(|gpadls| gpadls.contains_key(&handle));
-        let rescinded = self.rescinded.contains_key(&relid);
-        let offered = self
-            .by_relid(relid)
-            .and_then(|channel| channel.offered.as_mut());
-        match (gpadl, offered) {
-            (Some(gpadl), Some(offered)) if !exists => {
-                let complete = gpadl.is_complete();
-                offered.gpadls.insert(handle, gpadl);
-                if complete {
-                    let status = STATUS_SUCCESS;
-                    self.send(
-                        target_vp,
-                        &ToGuest::GpadlCreated {
-                            relid,
-                            gpadl: handle,
-                            status,
-                        },
-                    );
-                }
-            }
-            // The rescind will reach the guest, which then no longer waits for an answer.
-            (_, None) if rescinded => {}
-            _ => {
-                self.error("impossible GPADL".to_owned(), &[]);
-                let status = STATUS_UNSUCCESSFUL;
-                self.send(
-                    target_vp,
-                    &ToGuest::GpadlCreated {
-                        relid,
-                        gpadl: handle,
-                        status,
-                    },
-                );
+    /// The guest gives up a channel's number, and its GPADLs with it.
+    fn release(&mut self, target_vp: u32, relid: u32) {
+        let index = self
+            .channels
+            .iter()
+            .position(|channel| channel.relid() == Some(relid));
+        let Some(index) = index else {
+            return self.error("release of a channel that is not offered".to_owned(), &[]);
+        };
+        let channel = &mut self.channels[index];
+        if channel.open().is_some() {
+            return self.error("release of an open channel".to_owned(), &[]);
+        }
+        let service = channel.service;
+        match (channel.is_rescinded(), channel.present) {
+            // It has been plugged in again meanwhile, and keeps its number.
+            (true, true) => self.offer(index, target_vp),
+            (true, false) => channel.offered = None,
+            // A guest may give up what it could have used. It is offered again when the guest next asks for offers.
+            (false, _) => {
+                channel.offered = None;
+                self.note(format!(
+                    "{service} is released, though it was not rescinded"
+                ));
             }
         }
     }
 
-    fn gpadls(&self) -> impl Iterator<Item = &BTreeMap<u32, Gpadl>> {
-        self.channels
-            .iter()
-            .filter_map(|channel| Some(&channel.offered.as_ref()?.gpadls))
+    fn send_torn_down(&mut self, target_vp: u32, handles: &[u32]) {
+        for &gpadl in handles {
+            self.send(target_vp, &ToGuest::GpadlTorndown { gpadl });
+        }
+    }
+
+    fn gpadl_header(&mut self, target_vp: u32, relid: u32, handle: u32, gpadl: Gpadl) {
+        let channel = self.by_relid(relid);
+        let Some(offered) = channel.and_then(|channel| channel.offered.as_mut()) else {
+            self.error("GPADL for a channel that is not offered".to_owned(), &[]);
+            return self.gpadl_created(target_vp, relid, handle, STATUS_UNSUCCESSFUL);
+        };
+        if offered.gpadls.contains_key(&handle) {
+            return self.error("GPADL with the handle of another".to_owned(), &[]);
+        }
+        let complete = gpadl.is_complete();
+        offered.gpadls.insert(handle, gpadl);
+        if complete {
+            self.gpadl_complete(target_vp, relid, handle);
+        }
+    }
+
+    /// Answers a GPADL that has been received in full.
+    fn gpadl_complete(&mut self, target_vp: u32, relid: u32, handle: u32) {
+        let memory = self.link.memory.clone();
+        let channel = self.by_relid(relid);
+        let Some(offered) = channel.and_then(|channel| channel.offered.as_mut()) else {
+            return;
+        };
+        let valid = offered
+            .gpadls
+            .get(&handle)
+            .is_some_and(|gpadl| gpadl.is_valid(&memory));
+        let rescinded = offered.rescinded;
+        if valid && !rescinded {
+            return self.gpadl_created(target_vp, relid, handle, STATUS_SUCCESS);
+        }
+        offered.gpadls.remove(&handle);
+        if !rescinded {
+            self.error("GPADL of impossible ranges".to_owned(), &[]);
+        }
+        self.gpadl_created(target_vp, relid, handle, STATUS_UNSUCCESSFUL);
+    }
+
+    fn gpadl_created(&mut self, target_vp: u32, relid: u32, gpadl: u32, status: u32) {
+        let created = ToGuest::GpadlCreated {
+            relid,
+            gpadl,
+            status,
+        };
+        self.send(target_vp, &created);
     }
 
     fn gpadl_body(&mut self, target_vp: u32, handle: u32, words: &[u64]) {
+        // A body does not say whose it is: it belongs to the GPADL of that handle that waits for one.
         let found = self
             .channels
             .iter_mut()
             .filter_map(|channel| channel.offered.as_mut())
             .find_map(|offered| {
-                let gpadl = offered
-                    .gpadls
-                    .get_mut(&handle)
-                    .filter(|gpadl| !gpadl.is_complete())?;
+                let gpadl = offered.gpadls.get_mut(&handle)?;
+                if gpadl.is_complete() {
+                    return None;
+                }
                 gpadl.extend(words);
                 Some((offered.relid, gpadl.is_complete()))
             });
         match found {
-            Some((relid, true)) => {
-                self.send(
-                    target_vp,
-                    &ToGuest::GpadlCreated {
-                        relid,
-                        gpadl: handle,
-                        status: STATUS_SUCCESS,
-                    },
-                );
-            }
+            Some((relid, true)) => self.gpadl_complete(target_vp, relid, handle),
             Some((_, false)) => {}
             None => self.error("GPADL body without a header".to_owned(), &[]),
         }
     }
 
     fn gpadl_teardown(&mut self, target_vp: u32, relid: u32, handle: u32) {
-        let in_use = self
-            .by_relid(relid)
-            .and_then(|channel| channel.open())
-            .is_some_and(|open| open.gpadl() == handle);
-        if in_use {
-            return self.error("teardown of an open channel's GPADL".to_owned(), &[]);
-        }
-        let removed = match self.rescinded.get_mut(&relid) {
-            Some(gpadls) => gpadls.remove(&handle),
-            None => self
-                .by_relid(relid)
-                .and_then(|channel| channel.offered.as_mut())
-                .and_then(|offered| offered.gpadls.remove(&handle)),
+        let channel = self.by_relid(relid);
+        let Some(offered) = channel.and_then(|channel| channel.offered.as_mut()) else {
+            return self.error("teardown for a channel that is not offered".to_owned(), &[]);
         };
-        match removed {
-            Some(_) => self.send(target_vp, &ToGuest::GpadlTorndown { gpadl: handle }),
-            None => self.error("teardown of an unknown GPADL".to_owned(), &[]),
+        let open = offered.open.as_ref();
+        let in_use = open.is_some_and(|open| open.gpadl() == handle);
+        match offered.gpadls.get_mut(&handle) {
+            Some(gpadl) if gpadl.is_complete() && !gpadl.tearing_down => {
+                gpadl.tearing_down = true;
+                if in_use {
+                    let text = "teardown of an open channel's GPADL: waits for the close";
+                    return self.error(text.to_owned(), &[]);
+                }
+                offered.gpadls.remove(&handle);
+                self.send_torn_down(target_vp, &[handle]);
+            }
+            _ => self.error(
+                "teardown of a GPADL that cannot be torn down".to_owned(),
+                &[],
+            ),
+        }
+    }
+
+    fn close_channel(&mut self, target_vp: u32, relid: u32) {
+        let channel = self.by_relid(relid);
+        match channel {
+            Some(channel) if channel.open().is_some() => {
+                channel.close();
+                let offered = channel.offered.as_mut();
+                let torn_down = offered.map(Offered::take_torn_down).unwrap_or_default();
+                self.send_torn_down(target_vp, &torn_down);
+            }
+            // Closing a rescinded channel changes nothing: the host has closed it already.
+            Some(channel) if channel.is_rescinded() => {}
+            _ => self.error("close of a channel that is not open".to_owned(), &[]),
         }
     }
 
@@ -734,14 +812,15 @@ impl Bus {
         vp: u32,
         downstream: u32,
     ) {
-        if self.rescinded.contains_key(&relid) {
-            return;
-        }
-        let processors = self.link.hypervisor.processors();
+        let is_target = self.is_target(vp);
         let memory = self.link.memory.clone();
         let Some(channel) = self.by_relid(relid) else {
             return self.error("open of an unknown channel".to_owned(), &[]);
         };
+        // The rescind is on its way, and the guest waits for no result after it.
+        if channel.is_rescinded() {
+            return;
+        }
         if channel.open().is_some() {
             return self.error("open of an open channel".to_owned(), &[]);
         }
@@ -752,16 +831,20 @@ impl Bus {
         let rings = offered
             .gpadls
             .get(&gpadl)
+            .filter(|gpadl| !gpadl.tearing_down)
             .and_then(Gpadl::pages)
             .and_then(|pages| {
                 let (up, down) = pages.split_at_checked(downstream as usize)?;
-                Some((Ring::new(memory.clone(), up)?, Ring::new(memory, down)?))
+                let up = Ring::new(memory.clone(), up)?;
+                let down = Ring::new(memory, down)?;
+                up.begin_reading().and(down.begin_writing()).ok()?;
+                Some((up, down))
             });
         let mut status = STATUS_UNSUCCESSFUL;
         if channel.fail_opens.0 > 0 {
             channel.fail_opens.0 -= 1;
             status = channel.fail_opens.1;
-        } else if let (Some((to_host, to_guest)), true) = (rings, vp < processors) {
+        } else if let (Some((to_host, to_guest)), true) = (rings, is_target) {
             status = STATUS_SUCCESS;
             offered.open = Some(OpenChannel::new(
                 service, relid, vp, gpadl, to_host, to_guest,

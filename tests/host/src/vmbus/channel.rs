@@ -14,18 +14,40 @@ use crate::ic::Moment;
 use crate::service::Service;
 use crate::transcript::Speaker;
 
-/// A device's offer that the guest has seen.
+/// A device's offer that the guest has seen and not released.
 pub(super) struct Offered {
     pub(super) relid: u32,
+    /// By handle, which the guest chooses; channels may have the same handles.
     pub(super) gpadls: BTreeMap<u32, Gpadl>,
     pub(super) open: Option<OpenChannel>,
+    /// The host has taken the offer back, but the guest still holds the number.
+    pub(super) rescinded: bool,
+}
+
+impl Offered {
+    pub(super) fn new(relid: u32) -> Self {
+        Self {
+            relid,
+            gpadls: BTreeMap::new(),
+            open: None,
+            rescinded: false,
+        }
+    }
+
+    /// Takes the GPADLs whose teardown waited for the channel to be closed.
+    pub(super) fn take_torn_down(&mut self) -> Vec<u32> {
+        let down = self.gpadls.iter().filter(|(_, gpadl)| gpadl.tearing_down);
+        let handles: Vec<u32> = down.map(|(handle, _)| *handle).collect();
+        self.gpadls.retain(|_, gpadl| !gpadl.tearing_down);
+        handles
+    }
 }
 
 /// A device on the bus, offered or not.
 pub struct Channel {
     pub(super) service: Service,
     pub(super) device: Device,
-    /// Whether the device is plugged in: offered to a guest that asks.
+    /// Whether the device is plugged in: offered to a guest that asks, and after the release of a rescinded offer.
     pub(super) present: bool,
     pub(super) offered: Option<Offered>,
     /// What the next open requests are answered: this many more times with this status.
@@ -51,9 +73,15 @@ impl Channel {
         &self.device
     }
 
-    /// The channel's number, if it is offered.
+    /// The channel's number, if the guest holds one.
     pub fn relid(&self) -> Option<u32> {
         self.offered.as_ref().map(|offered| offered.relid)
+    }
+
+    /// Whether the offer was taken back, and the guest has not released it.
+    pub(super) fn is_rescinded(&self) -> bool {
+        let offered = self.offered.as_ref();
+        offered.is_some_and(|offered| offered.rescinded)
     }
 
     /// The open channel.

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! GPADLs: lists of guest pages that the guest hands to the host, sent in one header and any number of bodies.
+//!
+//! Bodies carry a number, but a host appends them as they come. What follows the announced words is ignored, since
+//! some guests always send messages of the full size.
 
+use crate::memory::GuestMemory;
 use crate::memory::PAGE_SIZE;
 
 /// A GPADL, perhaps not all received yet.
@@ -11,25 +15,24 @@ pub struct Gpadl {
     expected: usize,
     range_count: u16,
     words: Vec<u64>,
+    /// The guest wants it back as soon as the channel that uses it is closed.
+    pub(super) tearing_down: bool,
 }
 
 impl Gpadl {
-    /// Begins with a header; `None` if its counts are impossible.
-    pub fn new(range_length: u16, range_count: u16, words: &[u64]) -> Option<Self> {
-        let expected = usize::from(range_length) / 8;
-        if range_length % 8 != 0 || range_count == 0 || expected < 2 * usize::from(range_count) {
-            return None;
-        }
+    /// Begins with a header.
+    pub fn new(range_length: u16, range_count: u16, words: &[u64]) -> Self {
         let mut gpadl = Self {
-            expected,
+            expected: usize::from(range_length) / 8,
             range_count,
             words: Vec::new(),
+            tearing_down: false,
         };
         gpadl.extend(words);
-        Some(gpadl)
+        gpadl
     }
 
-    /// Adds a body's words; what is more than was announced is ignored.
+    /// Adds a body's words.
     pub fn extend(&mut self, words: &[u64]) {
         let room = self.expected - self.words.len();
         self.words.extend(&words[..words.len().min(room)]);
@@ -40,17 +43,53 @@ impl Gpadl {
         self.words.len() == self.expected
     }
 
+    /// Whether it describes memory: at least one range, none of them empty, each beginning in its first page and with
+    /// a page for every part of it, and all pages within the guest's memory.
+    pub fn is_valid(&self, memory: &GuestMemory) -> bool {
+        let mut rest = &self.words[..];
+        self.is_complete()
+            && self.range_count > 0
+            && (0..self.range_count).all(|_| {
+                let Some((range, after)) = Range::split(rest) else {
+                    return false;
+                };
+                rest = after;
+                let inside = |page: &u64| *page < memory.len() / PAGE_SIZE;
+                range.pages.iter().all(inside)
+            })
+    }
+
     /// The numbers of the pages, if this is one range of whole pages, as rings are.
     pub fn pages(&self) -> Option<&[u64]> {
-        let first = *self.words.first()?;
-        let (length, offset) = (first as u32, first >> 32);
-        let pages = u64::from(length) / PAGE_SIZE;
-        let ok = self.is_complete()
-            && self.range_count == 1
-            && offset == 0
-            && u64::from(length) % PAGE_SIZE == 0
-            && pages == self.expected as u64 - 1;
-        ok.then(|| &self.words[1..])
+        let (range, _) = Range::split(&self.words)?;
+        let whole = range.offset == 0 && range.length % PAGE_SIZE == 0;
+        (self.is_complete() && self.range_count == 1 && whole).then_some(range.pages)
+    }
+}
+
+/// One range: so many bytes, beginning at an offset in the first of its pages.
+struct Range<'a> {
+    length: u64,
+    offset: u64,
+    pages: &'a [u64],
+}
+
+impl<'a> Range<'a> {
+    /// Takes a range off the front of `words`; `None` if none is there, or an impossible one.
+    fn split(words: &'a [u64]) -> Option<(Self, &'a [u64])> {
+        let (head, rest) = words.split_first()?;
+        let (length, offset) = (u64::from(*head as u32), head >> 32);
+        if length == 0 || offset >= PAGE_SIZE || u32::try_from(length + offset + PAGE_SIZE).is_err()
+        {
+            return None;
+        }
+        let (pages, rest) = rest.split_at_checked((length + offset).div_ceil(PAGE_SIZE) as usize)?;
+        let range = Self {
+            length,
+            offset,
+            pages,
+        };
+        Some((range, rest))
     }
 }
 
@@ -58,24 +97,51 @@ impl Gpadl {
 mod tests {
     use super::*;
 
+    fn is_valid(count: u16, words: &[u64]) -> bool {
+        let memory = GuestMemory::new(2 << 20).unwrap();
+        Gpadl::new(words.len() as u16 * 8, count, words).is_valid(&memory)
+    }
+
     #[test]
     fn collects_a_header_and_bodies() {
-        let mut gpadl = Gpadl::new(8 + 3 * 8, 1, &[3 * 4096, 10]).unwrap();
+        let mut gpadl = Gpadl::new(8 + 3 * 8, 1, &[3 * 4096, 10]);
         assert!(!gpadl.is_complete());
         assert_eq!(gpadl.pages(), None);
         gpadl.extend(&[11, 12, 99]);
         assert!(gpadl.is_complete());
         assert_eq!(gpadl.pages(), Some(&[10, 11, 12][..]));
+        gpadl.extend(&[13]);
+        assert_eq!(gpadl.pages(), Some(&[10, 11, 12][..]));
     }
 
     #[test]
-    fn refuses_impossible_counts() {
-        assert_eq!(Gpadl::new(7, 1, &[]), None);
-        assert_eq!(Gpadl::new(8, 1, &[0]), None);
-        assert_eq!(Gpadl::new(16, 0, &[0, 0]), None);
-        let odd = Gpadl::new(16, 1, &[100, 1]).unwrap();
-        assert_eq!(odd.pages(), None);
-        let offset = Gpadl::new(16, 1, &[4096 | 8 << 32, 1]).unwrap();
-        assert_eq!(offset.pages(), None);
+    fn rings_are_one_range_of_whole_pages() {
+        let pages = |count, words: &[u64]| {
+            Gpadl::new(words.len() as u16 * 8, count, words)
+                .pages()
+                .map(<[u64]>::to_vec)
+        };
+        assert_eq!(pages(1, &[4096, 1]), Some(vec![1]));
+        assert_eq!(pages(1, &[4096, 1, 2]), Some(vec![1]), "a word too much");
+        assert_eq!(pages(2, &[4096, 1, 4096, 2]), None);
+        assert_eq!(pages(1, &[100, 1]), None);
+        assert_eq!(pages(1, &[4096 | 8 << 32, 1, 2]), None);
+    }
+
+    #[test]
+    fn ranges_must_be_possible() {
+        assert!(is_valid(1, &[4096, 1]));
+        assert!(is_valid(1, &[96 | 4000 << 32, 1]));
+        assert!(is_valid(2, &[1, 5, 8192, 6, 7]));
+        assert!(!is_valid(0, &[4096, 1]), "no range");
+        assert!(!is_valid(1, &[]), "no words");
+        assert!(!is_valid(1, &[0, 1]), "an empty range");
+        assert!(!is_valid(1, &[8192, 1]), "a page too few");
+        assert!(!is_valid(1, &[4096 | 1 << 32, 1]), "a page too few");
+        assert!(!is_valid(1, &[1 | 4096 << 32, 1]), "begins past its page");
+        assert!(!is_valid(2, &[4096, 1]), "one range of two");
+        assert!(!is_valid(1, &[0xffff_ffff, 1]), "more bytes than exist");
+        assert!(!is_valid(1, &[4096, 512]), "a page past the memory");
+        assert!(!is_valid(1, &[4096, u64::MAX]), "a page past everything");
     }
 }

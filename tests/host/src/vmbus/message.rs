@@ -258,6 +258,8 @@ pub enum ToGuest {
     VersionResponse {
         /// Whether the version is known.
         supported: bool,
+        /// Whether the host knows the version but cannot do what the request asks for.
+        failed: bool,
         /// From 5.0 on the connection for the guest's further messages, before that the version.
         connection_or_version: u32,
         /// From 6.0 on: the feature flags that both have.
@@ -328,10 +330,13 @@ impl ToGuest {
             Self::GpadlTorndown { gpadl } => message(12, &[*gpadl]),
             Self::VersionResponse {
                 supported,
+                failed,
                 connection_or_version,
                 features,
             } => {
-                let mut out = message(15, &[u32::from(*supported), *connection_or_version]);
+                // The connection's state: 0 for success, 2 for an unknown failure.
+                let state = if *failed { 2 << 8 } else { 0 };
+                let mut out = message(15, &[u32::from(*supported) | state, *connection_or_version]);
                 if let Some(features) = features {
                     out.extend(features.to_le_bytes());
                 }
@@ -478,6 +483,7 @@ mod tests {
         let response = |features| {
             ToGuest::VersionResponse {
                 supported: true,
+                failed: false,
                 connection_or_version: 4,
                 features,
             }

@@ -87,8 +87,12 @@ impl TestGuest {
         if kind == 5 {
             bytes.resize(148, 0);
         }
+        self.post_to(1, &bytes)
+    }
+
+    fn post_to(&mut self, connection: u32, bytes: &[u8]) -> Vec<u32> {
         let before = self.seen.lock().unwrap().messages.len();
-        assert_eq!(self.bus.post(1, 1, &bytes), Status::Success);
+        assert_eq!(self.bus.post(connection, 1, bytes), Status::Success);
         let seen = self.seen.lock().unwrap();
         seen.messages[before..]
             .iter()
@@ -98,6 +102,13 @@ impl TestGuest {
 
     fn last(&self) -> Vec<u8> {
         self.seen.lock().unwrap().messages.last().unwrap().1.clone()
+    }
+
+    /// Asks for a version by a connection; the fields behind it are those of the message.
+    fn contact_by(&mut self, connection: u32, version: u32, fields: [u32; 7]) -> Vec<u32> {
+        let words = [14, 0, version].into_iter().chain(fields);
+        let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+        self.post_to(connection, &bytes)
     }
 
     fn contact(&mut self, major: u32, minor: u32) -> bool {
@@ -160,10 +171,43 @@ fn versions_are_known_up_to_the_maximum() {
     assert!(guest.contact(5, 0));
     // The response goes to the processor that the guest named, and names the connection for what follows.
     assert_eq!(guest.seen.lock().unwrap().messages.last().unwrap().0, 1);
-    assert_eq!(u32_at(&guest.last(), 12), Some(4));
+    assert_eq!(u32_at(&guest.last(), 12), Some(1));
     let mut guest = TestGuest::new((4, 0));
     assert!(guest.contact(4, 0));
     assert_eq!(u32_at(&guest.last(), 12), Some(0x4_0000));
+}
+
+#[test]
+fn a_contact_is_for_a_processor_and_one_receiver() {
+    let mut guest = TestGuest::new((6, 0));
+    // A processor that is not there; one monitor page of two.
+    for fields in [[9, 2, 0, 0, 0, 0, 0], [1, 2, 0, 0x1000, 0, 0, 0]] {
+        assert_eq!(guest.contact_by(4, 0x6_0000, fields), [15]);
+        assert_eq!(guest.last()[8..10], [1, 2], "known, but failed");
+        assert_eq!(guest.bus.connection(), Connection::Disconnected);
+    }
+    // By the fourth connection a guest says which SINT it means, and from 5.1 on which VTL.
+    for (version, receiver) in [(0x5_0000, 3), (0x5_0001, 2 | 1 << 8)] {
+        let fields = [1, receiver, 0, 0, 0, 0, 0];
+        assert_eq!(guest.contact_by(4, version, fields), [0u32; 0]);
+        assert_eq!(guest.contact_by(1, version, fields), [15]);
+        assert_eq!(guest.last()[8..10], [1, 0]);
+    }
+    assert_eq!(
+        guest.contact_by(4, 0x6_0000, [1, 2, 0, 0x1000, 0, 0x2000, 0]),
+        [15]
+    );
+    assert_eq!(guest.last()[8..10], [1, 0]);
+}
+
+#[test]
+fn messages_can_be_refused() {
+    let mut guest = TestGuest::new((6, 0));
+    assert!(guest.contact(4, 0));
+    guest.bus.refuse_posts(1);
+    let offers = [3, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(guest.bus.post(1, 1, &offers), Status::InsufficientBuffers);
+    assert_eq!(guest.post(3, &[]), [1, 1, 4]);
 }
 
 #[test]
@@ -235,6 +279,8 @@ fn a_service_negotiates_and_beats_through_the_rings() {
     assert_eq!(guest.bus.signal(0x1_0001, 1), Status::InvalidParameter);
     assert_eq!(guest.bus.signal(0x1_0077, 0), Status::InvalidConnectionId);
     assert_eq!(guest.bus.signal(0x1_0002, 0), Status::InvalidConnectionId);
+    // The connection that channels shared before they had their own.
+    assert_eq!(guest.bus.signal(2, 0), Status::InvalidConnectionId);
 }
 
 #[test]
@@ -254,17 +300,68 @@ fn an_unread_ring_is_signalled_again() {
 fn channels_are_closed_torn_down_and_opened_again() {
     let mut guest = TestGuest::new((6, 0));
     guest.open();
-    assert_eq!(
-        guest.post(11, &[1, GPADL]),
-        [0u32; 0],
-        "its rings are in use"
-    );
     assert_eq!(guest.post(7, &[1]), [0u32; 0]);
     assert_eq!(guest.post(11, &[1, GPADL]), [12]);
+    assert_eq!(guest.errors(), 0);
     assert_eq!(guest.gpadl(), [10]);
-    assert_eq!(guest.post(5, &[1, 9, GPADL, 0, 4]), [6]);
+    assert_eq!(guest.post(5, &[1, 9, GPADL, 1, 4]), [6]);
     assert_eq!(guest.bus.channel(Service::Heartbeat).unwrap().opens(), 2);
+    assert_eq!(guest.post(5, &[1, 9, GPADL, 1, 4]), [0u32; 0], "it is open");
+    guest.post(7, &[1]);
     assert_eq!(guest.errors(), 1);
+    guest.post(7, &[1]);
+    assert_eq!(guest.errors(), 2, "it is closed");
+}
+
+#[test]
+fn a_teardown_waits_for_the_close() {
+    let mut guest = TestGuest::new((6, 0));
+    guest.open();
+    assert_eq!(guest.post(11, &[1, GPADL]), [0u32; 0], "rings are in use");
+    assert_eq!(guest.post(11, &[1, GPADL]), [0u32; 0]);
+    assert_eq!(guest.post(7, &[1]), [12]);
+    assert_eq!(guest.post(11, &[1, GPADL]), [0u32; 0], "it is gone");
+    assert_eq!(guest.errors(), 3);
+    guest.gpadl();
+    guest.post(5, &[1, 9, GPADL, 1, 4]);
+    guest.post(11, &[1, GPADL]);
+    guest.bus.rescind(Service::Heartbeat).unwrap();
+    let seen = guest.seen.lock().unwrap();
+    let last: Vec<_> = seen.messages.iter().rev().take(2).collect();
+    let kinds = last.iter().map(|(_, bytes)| bytes[0]);
+    assert_eq!(kinds.collect::<Vec<_>>(), [2, 12]);
+}
+
+#[test]
+fn gpadls_are_each_channels_own() {
+    let mut guest = TestGuest::new((6, 0));
+    assert!(guest.contact(4, 0));
+    guest.post(3, &[]);
+    let header = |relid| [relid, GPADL, 1 << 16 | 16, 4096, 0, 16, 0];
+    assert_eq!(guest.post(8, &header(1)), [10]);
+    assert_eq!(guest.post(8, &header(2)), [10]);
+    assert_eq!(u32_at(&guest.last(), 16), Some(0));
+    assert_eq!(guest.post(8, &header(1)), [0u32; 0], "a handle taken");
+    assert_eq!(guest.post(8, &header(9)), [10], "a channel unknown");
+    assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
+    // A page that is no memory; bytes that the page has not.
+    for (bytes, page) in [(4096, 1 << 20), (4097, 16)] {
+        let words = [1, 5, 1 << 16 | 16, bytes, 0, page, 0];
+        assert_eq!(guest.post(8, &words), [10]);
+        assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
+        assert_eq!(guest.post(11, &[1, 5]), [0u32; 0], "it never was");
+    }
+    // Incomplete ones cannot be torn down, and fail when they are complete after a rescind.
+    assert_eq!(
+        guest.post(8, &[2, 6, 1 << 16 | 24, 8192, 0, 16, 0]),
+        [0u32; 0]
+    );
+    assert_eq!(guest.post(11, &[2, 6]), [0u32; 0]);
+    guest.bus.rescind(Service::Shutdown).unwrap();
+    assert_eq!(guest.post(9, &[1, 6, 17, 0]), [10]);
+    assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
+    assert_eq!(guest.post(11, &[2, GPADL]), [12]);
+    assert_eq!(guest.post(11, &[1, GPADL]), [12]);
 }
 
 #[test]
@@ -288,6 +385,14 @@ fn impossible_opens_fail() {
             "{words:?}"
         );
     }
+    // Rings whose indices are impossible from the beginning.
+    for ring in [&UP, &DOWN] {
+        let control = ring[0] * 4096;
+        guest.memory.store_u32(control, 4).unwrap();
+        guest.post(5, &[1, 9, GPADL, 0, 4]);
+        assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
+        guest.memory.store_u32(control, 0).unwrap();
+    }
     guest.bus.fail_opens(Service::Heartbeat, 1, 0xc000_0022);
     guest.post(5, &[1, 9, GPADL, 0, 4]);
     assert_eq!(u32_at(&guest.last(), 16), Some(0xc000_0022));
@@ -303,34 +408,82 @@ fn a_rescinded_channel_keeps_its_number_until_released() {
     assert_eq!(u32_at(&guest.last(), 0), Some(2));
     assert!(guest.bus.rescind(Service::Heartbeat).is_err());
     assert!(guest.bus.has_unreleased());
-    guest.bus.reoffer(Service::Heartbeat).unwrap();
-    assert_eq!(u32_at(&guest.last(), 184), Some(3));
+    assert_eq!(guest.post(5, &[1, 9, GPADL, 0, 4]), [0u32; 0]);
     assert_eq!(guest.post(7, &[1]), [0u32; 0]);
     assert_eq!(guest.post(11, &[1, GPADL]), [12]);
-    guest.post(13, &[1]);
+    assert_eq!(guest.post(13, &[1]), [0u32; 0]);
     assert!(!guest.bus.has_unreleased());
+    guest.bus.reoffer(Service::Heartbeat).unwrap();
+    assert_eq!(u32_at(&guest.last(), 0), Some(1));
+    assert_eq!(u32_at(&guest.last(), 184), Some(1), "the number is free");
     assert_eq!(guest.errors(), 0);
 }
 
 #[test]
-fn channels_move_and_say_so_from_5_3_on() {
+fn a_new_offer_waits_for_the_old_ones_release() {
     let mut guest = TestGuest::new((6, 0));
     guest.open();
-    assert_eq!(guest.post(22, &[1, 0]), [0u32; 0]);
+    guest.bus.rescind(Service::Heartbeat).unwrap();
+    guest.bus.reoffer(Service::Heartbeat).unwrap();
     assert_eq!(
-        guest
-            .bus
-            .channel(Service::Heartbeat)
-            .unwrap()
-            .open()
-            .unwrap()
-            .target_vp(),
-        0
+        u32_at(&guest.last(), 0),
+        Some(2),
+        "nothing after the rescind"
     );
+    assert!(guest.bus.has_unreleased());
+    guest.bus.rescind(Service::Heartbeat).unwrap();
+    guest.bus.reoffer(Service::Heartbeat).unwrap();
+    assert_eq!(u32_at(&guest.last(), 0), Some(2), "nor for one unseen");
+    assert_eq!(guest.post(7, &[1]), [0u32; 0]);
+    assert_eq!(guest.post(11, &[1, GPADL]), [12]);
+    assert_eq!(guest.post(13, &[1]), [1]);
+    assert_eq!(u32_at(&guest.last(), 184), Some(1));
+    assert!(!guest.bus.has_unreleased());
+    assert_eq!(guest.gpadl(), [10]);
+    assert_eq!(guest.post(5, &[1, 9, GPADL, 1, 4]), [6]);
+    assert_eq!(guest.errors(), 0);
+}
+
+#[test]
+fn a_guest_may_release_what_was_not_rescinded() {
     let mut guest = TestGuest::new((6, 0));
-    assert!(guest.contact(5, 3));
-    guest.post(3, &[]);
-    assert_eq!(guest.post(22, &[1, 0]), [24]);
+    guest.open();
+    guest.post(13, &[1]);
+    assert_eq!(guest.errors(), 1, "but not while it is open");
+    guest.post(7, &[1]);
+    assert_eq!(guest.post(13, &[1]), [0u32; 0]);
+    assert_eq!(guest.errors(), 1);
+    // Its number is nobody's, and the GPADL went with it.
+    for (kind, words) in [(5, [1, 9, GPADL, 1, 4]), (11, [1, GPADL, 0, 0, 0])] {
+        assert_eq!(guest.post(kind, &words), [0u32; 0]);
+    }
+    guest.post(13, &[1]);
+    assert_eq!(guest.errors(), 4);
+    // The next connection has it again.
+    guest.open();
+}
+
+#[test]
+fn channels_move_and_say_so_from_5_3_on() {
+    for (version, answer) in [((4, 0), &[][..]), ((4, 1), &[]), ((5, 3), &[24])] {
+        let mut guest = TestGuest::new((6, 0));
+        assert!(guest.contact(version.0, version.1));
+        guest.post(3, &[]);
+        guest.gpadl();
+        guest.post(5, &[1, 9, GPADL, 1, 4]);
+        assert_eq!(guest.post(22, &[1, 0]), answer);
+        let open = guest.bus.channel(Service::Heartbeat).unwrap().open();
+        let expected = if version == (4, 0) { 1 } else { 0 };
+        assert_eq!(open.unwrap().target_vp(), expected, "{version:?}");
+        // A processor that is not there, none at all, a channel that is not open.
+        for (words, ok) in [([1, 9], false), ([1, u32::MAX], true), ([2, 0], false)] {
+            assert_eq!(guest.post(22, &words), answer);
+            if version == (5, 3) {
+                let status = u32_at(&guest.last(), 12).unwrap();
+                assert_eq!(status == 0, ok, "{words:?}");
+            }
+        }
+    }
 }
 
 #[test]
