@@ -40,7 +40,7 @@ struct Echo;
 impl Handler for Echo {
     fn receive(&mut self, packet: Packet<'_>) -> Handled {
         // A packet has to go one way or another: without this line the function does not compile.
-        packet.reply(|_| {})
+        packet.reply(|| {})
     }
 }
 
@@ -48,7 +48,7 @@ struct EchoDriver;
 
 impl vmbus::Driver for EchoDriver {
     type IdInfo = ();
-    type Data<'bound> = Channel<'bound, Echo>;
+    type Data<'bound> = Channel<Echo>;
     const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &ID_TABLE;
 
     fn probe<'bound>(

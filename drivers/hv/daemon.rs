@@ -14,6 +14,10 @@ use crate::{
         Unanswerable,
         Version, //
     },
+    service::{
+        log_negotiation,
+        log_unexpected, //
+    },
     transport::{
         Outcome,
         Protocol,
@@ -30,6 +34,7 @@ use hyperv::{
         Sender,
         Taken, //
     },
+    new_delayed_work,
     work::{
         DelayedWork,
         Run, //
@@ -94,9 +99,8 @@ pub(crate) trait DaemonService: Protocol {
         None
     }
 
-    /// What the daemon has answered to [`DaemonService::tell`]; `None` if it has gone, took too
-    /// long, or may answer still to nobody.
-    fn told(&mut self, answer: Option<&Self::Message>) {
+    /// What the daemon has answered to [`DaemonService::tell`]. Not called if it has gone.
+    fn told(&mut self, answer: &Self::Message) {
         let _ = answer;
     }
 
@@ -126,6 +130,8 @@ pub(crate) struct Session<S: DaemonService> {
     service: S,
     transport: Arc<Transport<S>>,
     expiry: Pin<KBox<DelayedWork<Expiry<S>>>>,
+    /// Where questions are written, and answers read.
+    message: KBox<S::Message>,
     /// What was agreed on with the host, if anything.
     version: Option<Version>,
     /// Until when a negotiation waits for a daemon, if one does.
@@ -140,8 +146,9 @@ enum Job<O> {
     None(Buffer),
     /// The daemon has been asked.
     Asked(Taken, O),
-    /// The daemon has been asked something that the host didn't request.
-    Told(Buffer),
+    /// The daemon has been told something that the host didn't request, and takes until then to
+    /// answer without any request suffering.
+    Told(Buffer, Instant<Monotonic>),
     /// Its answer waits for room in the ring.
     Answered(Taken),
 }
@@ -154,7 +161,8 @@ impl<S: DaemonService> Session<S> {
         Ok(Self {
             service,
             transport,
-            expiry: KBox::pin_init(DelayedWork::new(expiry), GFP_KERNEL)?,
+            expiry: KBox::pin_init(new_delayed_work!("hv_utils::expiry", expiry), GFP_KERNEL)?,
+            message: KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?,
             version: None,
             patient_until: None,
             job: Some(Job::None(Buffer::new(S::RING)?)),
@@ -179,20 +187,14 @@ impl<S: DaemonService> Session<S> {
 
     /// Forgets the host's request, without an answer, and what was agreed on.
     fn restart(&mut self) {
-        self.transport.abandon();
-        self.job = self.job.take().map(|job| {
-            Job::None(match job {
-                Job::None(buffer) => buffer,
-                Job::Asked(taken, operation) => {
-                    self.service.unanswered(operation);
-                    taken.abandon()
-                }
-                Job::Told(buffer) => {
-                    self.service.told(None);
-                    buffer
-                }
-                Job::Answered(taken) => taken.abandon(),
-            })
+        self.job = self.job.take().map(|job| match job {
+            Job::Asked(taken, operation) => {
+                self.transport.abandon();
+                self.service.unanswered(operation);
+                Job::None(taken.abandon())
+            }
+            Job::Answered(taken) => Job::None(taken.abandon()),
+            job @ (Job::None(_) | Job::Told(..)) => job,
         });
         self.version = None;
         self.patient_until = None;
@@ -202,41 +204,28 @@ impl<S: DaemonService> Session<S> {
 
     /// Tells the daemon what it has to be told, if it isn't working on something.
     fn tell(&mut self) {
-        if self.transport.registration().is_none() {
+        if self.transport.registration().is_none() || !self.transport.is_free() {
             return;
         }
         self.job = match self.job.take() {
-            Some(Job::None(buffer)) => Some(self.tell_with(buffer)),
+            Some(Job::None(buffer)) => Some(match self.service.tell(&mut self.message) {
+                Some(len) => {
+                    self.transport.ask(&mut self.message, len, None);
+                    self.expiry.as_ref().schedule_in(ANSWER_TIMEOUT);
+                    Job::Told(buffer, Instant::now() + ANSWER_TIMEOUT)
+                }
+                None => Job::None(buffer),
+            }),
             job => job,
         };
     }
 
-    fn tell_with(&mut self, buffer: Buffer) -> Job<S::Operation> {
-        let Some(mut message) = self.transport.message() else {
-            return Job::None(buffer);
-        };
-        match self.service.tell(&mut message) {
-            Some(len) => {
-                self.transport.ask(message, len, ANSWER_TIMEOUT);
-                self.expiry.as_ref().schedule_in(ANSWER_TIMEOUT);
-                Job::Told(buffer)
-            }
-            None => {
-                self.transport.take_back(message);
-                Job::None(buffer)
-            }
-        }
-    }
-
     /// Passes on what the daemon has answered to what it was told.
-    fn conclude_told(&mut self, buffer: Buffer) -> Job<S::Operation> {
-        match self.transport.outcome() {
-            Outcome::Pending => return Job::Told(buffer),
-            Outcome::None => self.service.told(None),
-            Outcome::Answer(_, message) => {
-                self.service.told(Some(&message));
-                self.transport.take_back(message);
-            }
+    fn conclude_told(&mut self, buffer: Buffer, until: Instant<Monotonic>) -> Job<S::Operation> {
+        match self.transport.outcome(&mut self.message) {
+            Outcome::Pending => return Job::Told(buffer, until),
+            Outcome::Answered(_) => self.service.told(&self.message),
+            Outcome::None => {}
         }
         Job::None(buffer)
     }
@@ -251,42 +240,32 @@ impl<S: DaemonService> Session<S> {
             Err(unanswerable) => return packet.ignore(unanswerable),
         };
         let version = request.negotiate(S::FRAMEWORKS, S::VERSIONS);
-        packet.reply(|limit| {
+        let limit = packet.limit();
+        packet.reply(|| {
             self.version = version;
-            match version {
-                Some(Version { major, minor }) => {
-                    pr_info!("{} IC version {}.{}\n", S::NAME, major, minor);
-                }
-                None if limit.allows() => {
-                    pr_warn!("{}: the host offers no version that is known\n", S::NAME);
-                }
-                None => {}
-            }
+            log_negotiation(S::NAME, version, limit);
         })
     }
 
     /// Starts work on a request, or answers it.
     fn request(&mut self, mut packet: Packet<'_>, buffer: Buffer) -> (Handled, Job<S::Operation>) {
-        let Some(mut message) = self.transport.message() else {
-            // A daemon that doesn't read what it has to before it is one may never do.
-            if self.transport.registration().is_none() {
-                if let Ok(request) = Request::new(packet.payload()) {
-                    request.answer(Status::FAIL);
-                }
-                return (packet.reply(|_| {}), Job::None(buffer));
-            }
-            return (packet.leave(), Job::None(buffer));
-        };
+        let daemon = self.transport.registration();
+        if !self.transport.is_free() {
+            return match daemon {
+                Some(_) => (packet.leave(), Job::None(buffer)),
+                // A daemon that doesn't read what it has to before it is one may never do.
+                None => (fail(packet), Job::None(buffer)),
+            };
+        }
         let asked = match Request::new(packet.payload()) {
             Ok(mut request) => {
-                let daemon = self.transport.registration();
-                let asked = self.service.ask(request.body(), daemon, &mut message);
+                let asked = self.service.ask(request.body(), daemon, &mut self.message);
                 if let Asked::Answered(status) = asked {
                     request.answer(status);
                 }
                 asked
             }
-            Err(_) => Asked::Answered(Status::FAIL),
+            Err(unanswerable) => return (packet.ignore(unanswerable), Job::None(buffer)),
         };
         match asked {
             Asked::Question {
@@ -295,34 +274,38 @@ impl<S: DaemonService> Session<S> {
                 timeout,
             } => {
                 let (handled, taken) = packet.take(buffer);
-                self.transport.ask(message, len, timeout);
+                self.transport.ask(&mut self.message, len, Some(timeout));
                 self.expiry.as_ref().schedule_in(timeout);
                 (handled, Job::Asked(taken, operation))
             }
-            Asked::Answered(_) => {
-                self.transport.take_back(message);
-                (packet.reply(|_| {}), Job::None(buffer))
-            }
+            Asked::Answered(_) => (packet.reply(|| {}), Job::None(buffer)),
         }
     }
 
     /// Answers the request if the daemon has, or won't any more.
     fn conclude(&mut self, mut taken: Taken, operation: S::Operation) -> Job<S::Operation> {
-        let (daemon, message) = match self.transport.outcome() {
+        match self.transport.outcome(&mut self.message) {
             Outcome::Pending => return Job::Asked(taken, operation),
             Outcome::None => {
                 self.service.unanswered(operation);
                 answer(&mut taken, |_| Status::FAIL);
-                return Job::Answered(taken);
             }
-            Outcome::Answer(daemon, message) => (daemon, message),
-        };
-        answer(&mut taken, |body| {
-            self.service.answered(operation, daemon, &message, body)
-        });
-        self.transport.take_back(message);
+            Outcome::Answered(daemon) => answer(&mut taken, |body| {
+                self.service
+                    .answered(operation, daemon, &self.message, body)
+            }),
+        }
         Job::Answered(taken)
     }
+}
+
+/// Answers a request that nothing can be done about.
+fn fail(mut packet: Packet<'_>) -> Handled {
+    match Request::new(packet.payload()) {
+        Ok(request) => request.answer(Status::FAIL),
+        Err(unanswerable) => return packet.ignore(unanswerable),
+    }
+    packet.reply(|| {})
 }
 
 /// Turns the request that was taken into its answer.
@@ -337,7 +320,7 @@ impl<S: DaemonService> Handler for Session<S> {
     fn woken(&mut self, sender: &Sender<'_>) {
         let job = match self.job.take() {
             Some(Job::Asked(taken, operation)) => Some(self.conclude(taken, operation)),
-            Some(Job::Told(buffer)) => Some(self.conclude_told(buffer)),
+            Some(Job::Told(buffer, until)) => Some(self.conclude_told(buffer, until)),
             job => job,
         };
         // Behind what the last daemon has or hasn't answered.
@@ -372,16 +355,14 @@ impl<S: DaemonService> Handler for Session<S> {
                 self.job = Some(job);
                 handled
             }
-            (Ok(Kind(kind)), _, job @ Some(Job::None(_))) => {
+            (Ok(kind), _, job @ Some(Job::None(_))) => {
                 self.job = job;
-                if let Ok(request) = Request::new(packet.payload()) {
-                    request.answer(Status::FAIL);
-                }
-                packet.reply(|limit| {
-                    if limit.allows() {
-                        pr_warn!("{}: unexpected message of type {}\n", S::NAME, kind);
-                    }
-                })
+                log_unexpected(S::NAME, kind, packet.limit());
+                fail(packet)
+            }
+            (Ok(_), _, Some(Job::Told(buffer, until))) if !until.elapsed().is_negative() => {
+                self.job = Some(Job::Told(buffer, until));
+                fail(packet)
             }
             // One request at a time.
             (Ok(_), _, job) => {

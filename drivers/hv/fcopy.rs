@@ -12,6 +12,7 @@ use crate::{
     icmsg::{
         fcopy::{
             self,
+            Operation,
             DAEMON_LEN, //
         },
         Kind,
@@ -27,7 +28,26 @@ use kernel::{
 };
 
 /// The file copy service.
-pub(crate) struct Fcopy;
+pub(crate) struct Fcopy {
+    copy: Copy,
+}
+
+/// What the daemon has of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copy {
+    /// Nothing, or all.
+    None,
+    /// A part, and the host goes on with it.
+    Partial,
+    /// A part, and the host has started over without it.
+    Orphaned,
+}
+
+impl Fcopy {
+    pub(crate) fn new() -> Self {
+        Self { copy: Copy::None }
+    }
+}
 
 /// The version of its protocol that a daemon registered with.
 #[derive(Clone, Copy)]
@@ -82,20 +102,20 @@ impl DaemonService for Fcopy {
     const RING: RingSize = RingSize::with_data(4 * 4096);
     const PATIENCE: Delta = Delta::ZERO;
 
-    type Operation = ();
+    type Operation = Operation;
 
     fn ask(
         &mut self,
         body: &mut [u8],
         daemon: Option<Daemon>,
         message: &mut Self::Message,
-    ) -> Asked<()> {
+    ) -> Asked<Operation> {
         if daemon.is_none() {
             return Asked::Answered(Status::FAIL);
         }
         match fcopy::to_daemon(body, message) {
-            Ok(len) => Asked::Question {
-                operation: (),
+            Ok((operation, len)) => Asked::Question {
+                operation,
                 len,
                 timeout: ANSWER_TIMEOUT,
             },
@@ -103,7 +123,43 @@ impl DaemonService for Fcopy {
         }
     }
 
-    fn answered(&mut self, (): (), _: Daemon, answer: &Self::Message, _: &mut [u8]) -> Status {
+    fn answered(
+        &mut self,
+        operation: Operation,
+        _: Daemon,
+        answer: &Self::Message,
+        _: &mut [u8],
+    ) -> Status {
+        self.copy = match operation {
+            Operation::Start | Operation::Write => Copy::Partial,
+            Operation::Complete | Operation::Cancel => Copy::None,
+        };
         Status(u32::from_ne_bytes(status(answer)))
+    }
+
+    fn unanswered(&mut self, _: Operation) {
+        // Whatever it was, the daemon may have done it.
+        self.copy = Copy::Partial;
+    }
+
+    fn tell(&mut self, message: &mut Self::Message) -> Option<usize> {
+        (self.copy == Copy::Orphaned).then(|| fcopy::cancel(message))
+    }
+
+    fn told(&mut self, _: &Self::Message) {
+        self.copy = Copy::None;
+    }
+
+    fn daemon_changed(&mut self, daemon: Option<Daemon>) {
+        // A daemon that goes takes back what it has of a file.
+        if daemon.is_none() {
+            self.copy = Copy::None;
+        }
+    }
+
+    fn restarted(&mut self) {
+        if self.copy == Copy::Partial {
+            self.copy = Copy::Orphaned;
+        }
     }
 }

@@ -109,37 +109,31 @@ hyperv::module_param_bool!(
 );
 
 /// A service that is bound to its device.
-enum BoundService<'bound> {
-    Fcopy(BoundDaemon<'bound, Fcopy>),
-    Heartbeat(BoundChannel<'bound, Session<Heartbeat>>),
-    Kvp(BoundDaemon<'bound, Kvp>),
-    Shutdown(BoundChannel<'bound, Session<Shutdown<'bound>>>),
-    TimeSync(BoundChannel<'bound, Session<TimeSync>>),
-    Vss(BoundDaemon<'bound, Vss>),
+enum BoundService {
+    Fcopy(BoundDaemon<Fcopy>),
+    Heartbeat(BoundChannel<Session<Heartbeat>>),
+    Kvp(BoundDaemon<Kvp>),
+    Shutdown(BoundChannel<Session<Shutdown>>),
+    TimeSync(BoundChannel<Session<TimeSync>>),
+    Vss(BoundDaemon<Vss>),
 }
 
-type BoundChannel<'bound, H> = Pin<KBox<Channel<'bound, H>>>;
+type BoundChannel<H> = Pin<KBox<Channel<H>>>;
 
 /// A service that a daemon does the work of. The device goes first: then no answer comes any more.
-struct BoundDaemon<'bound, S: DaemonService> {
+struct BoundDaemon<S: DaemonService> {
     _device: transport::Device<S>,
-    channel: BoundChannel<'bound, daemon::Session<S>>,
+    channel: BoundChannel<daemon::Session<S>>,
 }
 
-fn open<'bound, S: Service + 'bound>(
-    dev: &'bound vmbus::Device<Bound>,
-    service: S,
-) -> Result<BoundChannel<'bound, Session<S>>> {
+fn open<S: Service>(dev: &vmbus::Device<Bound>, service: S) -> Result<BoundChannel<Session<S>>> {
     KBox::pin_init(
         Channel::open(dev, RING, RING, Session::new(service)),
         GFP_KERNEL,
     )
 }
 
-fn open_daemon<'bound, S: DaemonService>(
-    dev: &'bound vmbus::Device<Bound>,
-    service: S,
-) -> Result<BoundDaemon<'bound, S>> {
+fn open_daemon<S: DaemonService>(dev: &vmbus::Device<Bound>, service: S) -> Result<BoundDaemon<S>> {
     let transport = Arc::pin_init(Transport::new(Waker::from(&**dev)), GFP_KERNEL)?;
     let session = daemon::Session::new(service, transport.clone())?;
     let channel = KBox::pin_init(Channel::open(dev, S::RING, S::RING, session), GFP_KERNEL)?;
@@ -154,7 +148,7 @@ struct HvUtils;
 
 impl vmbus::Driver for HvUtils {
     type IdInfo = Class;
-    type Data<'bound> = BoundService<'bound>;
+    type Data<'bound> = BoundService;
     const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &ID_TABLE;
 
     fn probe<'bound>(
@@ -163,7 +157,7 @@ impl vmbus::Driver for HvUtils {
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         Ok::<_, Error>(match class {
             Class::Fcopy if !fcopy_chardev.get() => return Err(ENODEV),
-            Class::Fcopy => BoundService::Fcopy(open_daemon(dev, Fcopy)?),
+            Class::Fcopy => BoundService::Fcopy(open_daemon(dev, Fcopy::new())?),
             Class::Heartbeat => BoundService::Heartbeat(open(dev, Heartbeat)?),
             Class::Kvp => BoundService::Kvp(open_daemon(dev, Kvp)?),
             Class::Shutdown => BoundService::Shutdown(open(dev, Shutdown::new(dev)?)?),

@@ -9,15 +9,18 @@ use crate::icmsg::{
     Unanswerable,
     Version, //
 };
-use hyperv::channel::{
-    Handled,
-    Handler,
-    Packet, //
+use hyperv::{
+    channel::{
+        Handled,
+        Handler,
+        Packet, //
+    },
+    ratelimit::RateLimit, //
 };
 use kernel::prelude::*;
 
 /// A service that answers each request at once.
-pub(crate) trait Service: Send {
+pub(crate) trait Service: Send + 'static {
     /// The name in log messages.
     const NAME: &'static str;
     /// The type of the service's requests.
@@ -92,34 +95,45 @@ impl<S: Service> Session<S> {
     }
 }
 
+/// Says what the service of that name and the host have agreed on.
+pub(crate) fn log_negotiation(name: &str, version: Option<Version>, limit: Pin<&RateLimit>) {
+    if !limit.allows() {
+        return;
+    }
+    match version {
+        Some(Version { major, minor }) => pr_info!("{} IC version {}.{}\n", name, major, minor),
+        None => pr_warn!("{}: the host offers no version that is known\n", name),
+    }
+}
+
+/// Says that the service of that name got a message that isn't one of its requests, or too early.
+pub(crate) fn log_unexpected(name: &str, Kind(kind): Kind, limit: Pin<&RateLimit>) {
+    if limit.allows() {
+        pr_warn!("{}: unexpected message of type {}\n", name, kind);
+    }
+}
+
 impl<S: Service> Handler for Session<S> {
     fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
         if !packet.is_in_band() {
             return packet.ignore("not in-band data");
         }
+        let limit = packet.limit();
         let answered = match self.answer(packet.payload()) {
             Ok(answered) => answered,
             Err(unanswerable) => return packet.ignore(unanswerable),
         };
-        packet.reply(|limit| match answered {
-            Answered::Negotiation(Some(version)) => {
-                self.state = State::Negotiated(version);
-                let Version { major, minor } = version;
-                pr_info!("{} IC version {}.{}\n", S::NAME, major, minor);
-            }
-            Answered::Negotiation(None) => {
-                self.state = State::Unnegotiated;
-                if limit.allows() {
-                    pr_warn!("{}: the host offers no version that is known\n", S::NAME);
-                }
+        packet.reply(|| match answered {
+            Answered::Negotiation(version) => {
+                self.state = match version {
+                    Some(version) => State::Negotiated(version),
+                    None => State::Unnegotiated,
+                };
+                log_negotiation(S::NAME, version, limit);
             }
             Answered::Request(Some(action)) => self.service.act(action),
             Answered::Request(None) => {}
-            Answered::Unexpected(Kind(kind)) => {
-                if limit.allows() {
-                    pr_warn!("{}: unexpected message of type {}\n", S::NAME, kind);
-                }
-            }
+            Answered::Unexpected(kind) => log_unexpected(S::NAME, kind, limit),
         })
     }
 

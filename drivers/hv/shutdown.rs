@@ -15,36 +15,48 @@ use crate::{
     service::Service, //
 };
 use hyperv::{
-    new_work, power, vmbus,
+    new_work, power,
+    ratelimit::RateLimit,
+    vmbus,
     work::{
         Run,
         Work, //
     },
 };
 use kernel::{
-    device,
-    prelude::*, //
+    prelude::*,
+    sync::aref::ARef, //
 };
 
 /// The shutdown service.
-pub(crate) struct Shutdown<'bound> {
+pub(crate) struct Shutdown {
+    /// Of requests in the log.
+    limit: Pin<KBox<RateLimit>>,
     /// There if the system can hibernate.
-    hibernate: Option<Pin<KBox<Work<HibernateEvent<'bound>>>>>,
+    hibernate: Option<Pin<KBox<Work<HibernateEvent>>>>,
 }
 
-impl<'bound> Shutdown<'bound> {
-    pub(crate) fn new(device: &'bound vmbus::Device<device::Bound>) -> Result<Self> {
+impl Shutdown {
+    pub(crate) fn new(device: &vmbus::Device) -> Result<Self> {
         let hibernate = if power::is_hibernation_supported() {
-            let event = new_work!("hv_utils::hibernate", HibernateEvent { device });
+            let event = new_work!(
+                "hv_utils::hibernate",
+                HibernateEvent {
+                    device: device.into(),
+                }
+            );
             Some(KBox::pin_init(event, GFP_KERNEL)?)
         } else {
             None
         };
-        Ok(Self { hibernate })
+        Ok(Self {
+            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
+            hibernate,
+        })
     }
 }
 
-impl Service for Shutdown<'_> {
+impl Service for Shutdown {
     const NAME: &'static str = "Shutdown";
     const KIND: Kind = Kind::SHUTDOWN;
     const VERSIONS: &'static [Version] = &[
@@ -57,25 +69,11 @@ impl Service for Shutdown<'_> {
     type Action = Operation;
 
     fn answer(&mut self, _: Version, body: &mut [u8]) -> (Status, Option<Self::Action>) {
-        let Some(message) = Message::parse(body) else {
-            pr_info!("Shutdown request received - Invalid request\n");
-            return (Status::FAIL, None);
-        };
-        pr_info!(
-            "{}, forced {}, reason {:#x}, timeout {} s, text \"{}\"\n",
-            match message.operation {
-                Some(Operation::PowerOff) =>
-                    "Shutdown request received - graceful shutdown initiated",
-                Some(Operation::Restart) => "Restart request received - graceful restart initiated",
-                Some(Operation::Hibernate) => "Hibernation request received",
-                None => "Shutdown request received - Invalid request",
-            },
-            message.force,
-            message.reason,
-            message.timeout,
-            format_args!("{}", message.text)
-        );
-        match message.operation {
+        let message = Message::parse(body);
+        if self.limit.as_ref().allows() {
+            log(message.as_ref());
+        }
+        match message.and_then(|message| message.operation) {
             Some(Operation::Hibernate) if self.hibernate.is_none() => (Status::FAIL, None),
             Some(operation) => (Status::OK, Some(operation)),
             None => (Status::FAIL, None),
@@ -96,15 +94,35 @@ impl Service for Shutdown<'_> {
 }
 
 /// Tells user space that the host wants the guest to hibernate; doing it is a matter of policy.
-struct HibernateEvent<'bound> {
-    device: &'bound vmbus::Device<device::Bound>,
+struct HibernateEvent {
+    device: ARef<vmbus::Device>,
 }
 
-impl Run for HibernateEvent<'_> {
+impl Run for HibernateEvent {
     fn run(&self) {
         match self.device.uevent_change(c"EVENT=hibernate") {
             Ok(()) => pr_info!("Sent hibernation uevent\n"),
             Err(error) => pr_err!("hibernation uevent not sent: {:?}\n", error),
         }
     }
+}
+
+fn log(message: Option<&Message<'_>>) {
+    let Some(message) = message else {
+        pr_info!("Shutdown request received - Invalid request\n");
+        return;
+    };
+    pr_info!(
+        "{}, forced {}, reason {:#x}, timeout {} s, text \"{}\"\n",
+        match message.operation {
+            Some(Operation::PowerOff) => "Shutdown request received - graceful shutdown initiated",
+            Some(Operation::Restart) => "Restart request received - graceful restart initiated",
+            Some(Operation::Hibernate) => "Hibernation request received",
+            None => "Shutdown request received - Invalid request",
+        },
+        message.force,
+        message.reason,
+        message.timeout,
+        format_args!("{}", message.text)
+    );
 }

@@ -56,6 +56,11 @@ pub(crate) trait Protocol: Send + Sync + 'static {
     /// Writes what the daemon has to read before it is registered, and returns its size; `None` if
     /// the daemon expects nothing.
     fn confirm(registration: Self::Registration, message: &mut Self::Message) -> Option<usize>;
+
+    /// A daemon has registered. May sleep.
+    fn connected(registration: Self::Registration) {
+        let _ = registration;
+    }
 }
 
 /// Both ends of the way: the service asks, the daemon answers.
@@ -77,7 +82,7 @@ pub(crate) struct Transport<P: Protocol> {
 struct State<P: Protocol> {
     daemon: Daemon<P::Registration>,
     phase: Phase,
-    /// The one message on its way. `None` while it is being read or converted.
+    /// The one message on its way. `None` while it is being read.
     message: Option<KBox<P::Message>>,
     /// Counts messages, so that one that was being read is known when it comes back.
     number: u64,
@@ -86,7 +91,7 @@ struct State<P: Protocol> {
     /// The service's question gets no answer, which it has yet to be told: whatever has come after
     /// the question does not change that.
     is_lost: bool,
-    /// When the service stops waiting.
+    /// When the service stops waiting for an answer.
     deadline: Option<Instant<Monotonic>>,
 }
 
@@ -127,11 +132,11 @@ enum What {
 }
 
 /// What became of the service's question.
-pub(crate) enum Outcome<P: Protocol> {
+pub(crate) enum Outcome<R> {
     /// Nothing yet.
     Pending,
-    /// The daemon's answer, to be returned by [`Transport::take_back`].
-    Answer(P::Registration, KBox<P::Message>),
+    /// The daemon, which has registered so, has answered.
+    Answered(R),
     /// The daemon has gone, or took too long.
     None,
 }
@@ -160,48 +165,39 @@ impl<P: Protocol> Transport<P> {
         self.state.lock().daemon.registration()
     }
 
-    /// The memory for a question, to be passed to [`Transport::ask`] or [`Transport::take_back`].
+    /// Whether a question can be asked. If not, the service is woken when it can.
+    pub(crate) fn is_free(&self) -> bool {
+        let state = self.state.lock();
+        state.phase == Phase::Idle && state.message.is_some()
+    }
+
+    /// Asks the daemon what the first `len` bytes of `message` say; leaves other memory in its
+    /// place. The way must be free.
     ///
-    /// `None` if the last message is on its way still; the service is woken when it isn't.
-    pub(crate) fn message(&self) -> Option<KBox<P::Message>> {
+    /// The service waits for the answer for as long as `timeout`, or else for as long as the daemon
+    /// has the device open.
+    pub(crate) fn ask(&self, message: &mut KBox<P::Message>, len: usize, timeout: Option<Delta>) {
         let mut state = self.state.lock();
-        if state.phase != Phase::Idle {
-            return None;
-        }
-        state.message.take()
-    }
-
-    /// Puts memory back that wasn't used.
-    pub(crate) fn take_back(&self, message: KBox<P::Message>) {
-        self.state.lock().message = Some(message);
-    }
-
-    /// Asks the daemon what the first `len` bytes of `message` say, and waits for the answer for as
-    /// long as `timeout`.
-    pub(crate) fn ask(&self, message: KBox<P::Message>, len: usize, timeout: Delta) {
-        let mut state = self.state.lock();
-        state.deadline = Some(Instant::now() + timeout);
         state.is_lost = false;
-        state.put(message, What::Question, len);
-        if state.daemon.registration().is_none() {
-            state.fail();
+        state.deadline = timeout.map(|timeout| Instant::now() + timeout);
+        if state.daemon.registration().is_none() || !state.put(message, What::Question, len) {
+            // The daemon has just gone, of which the service is being told.
+            state.is_lost = true;
         }
         self.changed.notify_all();
     }
 
-    /// What became of the question. Any outcome is told once.
-    pub(crate) fn outcome(&self) -> Outcome<P> {
+    /// What became of the question; an answer is left in `message`. Any outcome is told once.
+    pub(crate) fn outcome(&self, message: &mut KBox<P::Message>) -> Outcome<P::Registration> {
         let mut state = self.state.lock();
         if mem::take(&mut state.is_lost) {
             return Outcome::None;
         }
-        match (state.phase, state.daemon.registration()) {
-            (Phase::Answered, Some(registration)) => {
+        match (state.phase, state.daemon.registration(), &mut state.message) {
+            (Phase::Answered, Some(registration), Some(answer)) => {
+                mem::swap(answer, message);
                 state.phase = Phase::Idle;
-                match state.message.take() {
-                    Some(message) => Outcome::Answer(registration, message),
-                    None => Outcome::None,
-                }
+                Outcome::Answered(registration)
             }
             _ => Outcome::Pending,
         }
@@ -297,7 +293,7 @@ impl<P: Protocol> Transport<P> {
 
     /// Takes the daemon's message out of `inbox`.
     fn take_message(&self, inbox: &mut KBox<P::Message>) -> Result {
-        {
+        let registration = {
             let mut state = self.state.lock();
             match state.daemon {
                 Daemon::Revoked => return Err(ENODEV),
@@ -306,9 +302,16 @@ impl<P: Protocol> Transport<P> {
                     let registration = P::register(inbox).ok_or(EINVAL)?;
                     state.register(registration, inbox)?;
                     self.changed.notify_all();
+                    Some(registration)
                 }
-                Daemon::Registered(_) => state.answer(inbox)?,
+                Daemon::Registered(_) => {
+                    state.answer(inbox)?;
+                    None
+                }
             }
+        };
+        if let Some(registration) = registration {
+            P::connected(registration);
         }
         self.wake();
         Ok(())
@@ -325,10 +328,16 @@ impl<R: Copy> Daemon<R> {
 }
 
 impl<P: Protocol> State<P> {
-    fn put(&mut self, message: KBox<P::Message>, what: What, len: usize) {
-        self.message = Some(message);
+    /// Has the daemon read `message`, if the last one isn't being read still. Leaves other memory in
+    /// its place.
+    fn put(&mut self, message: &mut KBox<P::Message>, what: What, len: usize) -> bool {
+        let Some(ours) = &mut self.message else {
+            return false;
+        };
+        mem::swap(ours, message);
         self.number += 1;
         self.phase = Phase::Unread { what, len };
+        true
     }
 
     /// The message was read.
@@ -349,15 +358,10 @@ impl<P: Protocol> State<P> {
             self.daemon = Daemon::Registered(registration);
             return Ok(());
         };
-        let Some(message) = &mut self.message else {
+        // Only a file that is open has a message that is being read, and it was opened after that.
+        if !self.put(inbox, What::Confirmation, len) {
             return Err(EBUSY);
-        };
-        mem::swap(message, inbox);
-        self.number += 1;
-        self.phase = Phase::Unread {
-            what: What::Confirmation,
-            len,
-        };
+        }
         self.daemon = Daemon::Confirming(registration);
         Ok(())
     }

@@ -61,6 +61,10 @@ impl Vss {
     }
 }
 
+fn failed_to_thaw() {
+    pr_err!("VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT\n");
+}
+
 impl Protocol for Vss {
     const NAME: &'static str = "VSS";
     const DEVICE: &'static CStr = c"vmbus/hv_vss";
@@ -70,16 +74,18 @@ impl Protocol for Vss {
     type Registration = Daemon;
 
     fn register(message: &Self::Message) -> Option<Daemon> {
-        let daemon = Daemon::registration(message)?;
-        pr_info!(
-            "VSS: userspace daemon ver. {} connected\n",
-            daemon.version()
-        );
-        Some(daemon)
+        Daemon::registration(message)
     }
 
     fn confirm(registration: Daemon, message: &mut Self::Message) -> Option<usize> {
         registration.confirm(message)
+    }
+
+    fn connected(registration: Daemon) {
+        pr_info!(
+            "VSS: userspace daemon ver. {} connected\n",
+            registration.version()
+        );
     }
 }
 
@@ -133,13 +139,12 @@ impl DaemonService for Vss {
         body: &mut [u8],
     ) -> Status {
         let status = Operation::status(answer);
-        if status == Status::OK {
-            operation.succeed(body);
-            match operation {
-                Operation::Freeze => self.file_systems = FileSystems::Frozen,
-                Operation::Thaw => self.thawed(),
-                _ => {}
-            }
+        match operation {
+            Operation::Thaw if status != Status::OK => failed_to_thaw(),
+            _ if status != Status::OK => {}
+            Operation::Freeze => self.file_systems = FileSystems::Frozen,
+            Operation::Thaw => self.thawed(),
+            _ => operation.succeed(body),
         }
         status
     }
@@ -160,19 +165,12 @@ impl DaemonService for Vss {
         Some(DAEMON_LEN)
     }
 
-    fn told(&mut self, answer: Option<&Self::Message>) {
-        match answer.map(Operation::status) {
-            Some(Status::OK) => {
-                pr_info!("VSS: the daemon has thawed the file systems\n");
-                self.thawed();
-            }
-            Some(_) => {
-                pr_err!("VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT\n");
-                self.thawed();
-            }
-            // It will be told again, or the next one will.
-            None => {}
+    fn told(&mut self, answer: &Self::Message) {
+        match Operation::status(answer) {
+            Status::OK => pr_info!("VSS: the daemon has thawed the file systems\n"),
+            _ => failed_to_thaw(),
         }
+        self.thawed();
     }
 
     fn daemon_changed(&mut self, daemon: Option<Daemon>) {

@@ -4,7 +4,6 @@
 #include <linux/interrupt.h>
 #include <linux/ptp_clock_kernel.h>
 #include <linux/ratelimit.h>
-#include <linux/workqueue.h>
 #include <asm/mshyperv.h>
 #include <clocksource/hyperv_timer.h>
 
@@ -13,12 +12,6 @@
 u64 rust_helper_hv_read_reference_counter(void)
 {
 	return hv_read_reference_counter();
-}
-
-void rust_helper_init_delayed_work(struct delayed_work *work,
-				   void (*func)(struct work_struct *work))
-{
-	INIT_DELAYED_WORK(work, func);
 }
 
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts)

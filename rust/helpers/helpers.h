@@ -9,15 +9,11 @@
 
 #include <linux/types.h>
 
-struct delayed_work;
 struct ptp_system_timestamp;
 struct ratelimit_state;
 struct vmbus_channel;
-struct work_struct;
 
 u64 rust_helper_hv_read_reference_counter(void);
-void rust_helper_init_delayed_work(struct delayed_work *work,
-				   void (*func)(struct work_struct *work));
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts);
 void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts);
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs);

@@ -72,7 +72,9 @@ impl RingSize {
 }
 
 /// What a driver does with the packets of a channel.
-pub trait Handler: Send {
+///
+/// It borrows nothing: a channel that is leaked goes on to be served.
+pub trait Handler: Send + 'static {
     /// Takes a packet. Called in softirq context: must not sleep.
     fn receive(&mut self, packet: Packet<'_>) -> Handled;
 
@@ -117,11 +119,16 @@ pub struct Packet<'a> {
 /// The way out of a channel, for as long as its callback runs.
 pub struct Sender<'a> {
     raw: NonNull<bindings::vmbus_channel>,
-    device: &'a vmbus::Device<device::Bound>,
+    device: &'a vmbus::Device,
     limit: Pin<&'a RateLimit>,
 }
 
-impl Packet<'_> {
+impl<'a> Packet<'a> {
+    /// The limit of what the channel's host may have logged.
+    pub fn limit(&self) -> Pin<&'a RateLimit> {
+        self.channel.limit
+    }
+
     /// Returns whether the packet is one of plain data, which all requests of hosts are.
     pub fn is_in_band(&self) -> bool {
         // SAFETY: By the type invariant, the descriptor is valid.
@@ -153,15 +160,15 @@ impl Packet<'_> {
     }
 
     /// Sends the payload back as the packet's answer, with its transaction id, and calls `sent`
-    /// once it's in the ring, with the limit of what the channel's host may have logged.
+    /// once it's in the ring.
     ///
     /// There is room for it: packets don't come in before there is. It can't be sent to a host that
     /// has taken the channel away, or broken the ring; then the log says so.
-    pub fn reply(mut self, sent: impl FnOnce(Pin<&RateLimit>)) -> Handled {
+    pub fn reply(mut self, sent: impl FnOnce()) -> Handled {
         let channel = self.channel;
         let transaction = self.transaction();
         if channel.send(self.payload(), transaction) {
-            sent(channel.limit);
+            sent();
         }
         Handled(Next::Advance)
     }
@@ -266,8 +273,8 @@ enum State {
 /// It is open from its initialization on, except between [`Channel::suspend`] and
 /// [`Channel::resume`], and closed when it's dropped.
 #[pin_data(PinnedDrop)]
-pub struct Channel<'bound, H: Handler> {
-    device: &'bound vmbus::Device<device::Bound>,
+pub struct Channel<H: Handler> {
+    device: ARef<vmbus::Device>,
     send: RingSize,
     receive: RingSize,
     #[pin]
@@ -283,22 +290,23 @@ pub struct Channel<'bound, H: Handler> {
 }
 
 // SAFETY: `handler` is `Send` by the trait's bound; all else may be used from any thread.
-unsafe impl<H: Handler> Send for Channel<'_, H> {}
+unsafe impl<H: Handler> Send for Channel<H> {}
 
 // SAFETY: `handler` is only accessed as its comment says, from one thread at a time.
-unsafe impl<H: Handler> Sync for Channel<'_, H> {}
+unsafe impl<H: Handler> Sync for Channel<H> {}
 
-impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
+impl<H: Handler> Channel<H> {
     /// Opens the channel of `device` with rings of the given sizes.
     ///
     /// The host may have sent the first packets before this is done, and `handler` may have
     /// answered them.
     pub fn open(
-        device: &'bound vmbus::Device<device::Bound>,
+        device: &vmbus::Device<device::Bound>,
         send: RingSize,
         receive: RingSize,
         handler: H,
     ) -> impl PinInit<Self, Error> {
+        let device = ARef::<vmbus::Device>::from(&**device);
         try_pin_init!(Self {
             device,
             send,
@@ -324,7 +332,7 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
         let channel = self.device.channel().as_ptr();
 
         // SAFETY:
-        // - The channel is valid while the device is bound, and closed.
+        // - The channel is valid as long as its device, and closed.
         // - The callback gets `self`, which is pinned; the channel is closed in `drop()`, or below.
         let result = to_result(unsafe {
             (*channel).callback_mode = bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT;
@@ -343,7 +351,7 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
         if result.is_err() {
             // A failed open leaves the callback set. Of a channel that isn't open, this takes
             // nothing but the callback away, and waits for it.
-            // SAFETY: The channel is valid while the device is bound.
+            // SAFETY: The channel is valid as long as its device.
             unsafe { bindings::vmbus_close(channel) };
             return result;
         }
@@ -351,7 +359,7 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
         self.is_open.store(true, Release);
 
         // For what came before that.
-        // SAFETY: The channel is valid while the device is bound.
+        // SAFETY: The channel is valid as long as its device.
         unsafe { bindings::rust_helper_vmbus_wake(channel) };
         Ok(())
     }
@@ -363,7 +371,7 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
             return;
         }
 
-        // SAFETY: The channel is valid while the device is bound, and open.
+        // SAFETY: The channel is valid as long as its device, and open.
         unsafe { bindings::vmbus_close(self.device.channel().as_ptr()) };
         self.is_open.store(false, Release);
         *state = State::Closed;
@@ -390,7 +398,7 @@ impl<'bound, H: Handler + 'bound> Channel<'bound, H> {
 
         let channel = Sender {
             raw: this.device.channel(),
-            device: this.device,
+            device: &this.device,
             limit,
         };
 
@@ -503,7 +511,7 @@ impl Sender<'_> {
 }
 
 #[pinned_drop]
-impl<H: Handler> PinnedDrop for Channel<'_, H> {
+impl<H: Handler> PinnedDrop for Channel<H> {
     fn drop(self: Pin<&mut Self>) {
         self.as_ref().suspend();
     }

@@ -22,7 +22,7 @@ use kernel::{
 };
 
 /// A source of time.
-pub trait Clock: Send + Sync {
+pub trait Clock: Send + Sync + 'static {
     /// The time now, as Unix time in nanoseconds. Called in process context.
     fn now(&self) -> Result<i64>;
 }

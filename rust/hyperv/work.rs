@@ -21,8 +21,8 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What a work item does.
-pub trait Run: Send + Sync {
+/// What a work item does. It borrows nothing: work that is leaked may run still.
+pub trait Run: Send + Sync + 'static {
     /// Called in process context each time the work was scheduled, never twice at a time.
     fn run(&self);
 }
@@ -34,6 +34,19 @@ macro_rules! new_work {
         $crate::work::Work::new(
             $inner,
             ::kernel::c_str!($name),
+            ::kernel::static_lock_class!(),
+        )
+    };
+}
+
+/// Creates a [`DelayedWork`] initialiser with newly-created lock classes.
+#[macro_export]
+macro_rules! new_delayed_work {
+    ($name:literal, $inner:expr) => {
+        $crate::work::DelayedWork::new(
+            $inner,
+            ::kernel::c_str!($name),
+            ::kernel::static_lock_class!(),
             ::kernel::static_lock_class!(),
         )
     };
@@ -127,13 +140,35 @@ unsafe impl<T: Run> Send for DelayedWork<T> {}
 unsafe impl<T: Run> Sync for DelayedWork<T> {}
 
 impl<T: Run> DelayedWork<T> {
-    /// Creates a work item that isn't scheduled.
-    pub fn new(inner: T) -> impl PinInit<Self> {
+    /// Creates a work item that isn't scheduled; use
+    /// [`new_delayed_work!`](crate::new_delayed_work).
+    pub fn new(
+        inner: T,
+        name: &'static CStr,
+        work_key: Pin<&'static LockClassKey>,
+        timer_key: Pin<&'static LockClassKey>,
+    ) -> impl PinInit<Self> {
         pin_init!(Self {
             inner,
-            // SAFETY: `slot` is valid for writes, and pinned until it is dropped.
-            raw <- Opaque::ffi_init(|slot| unsafe {
-                bindings::rust_helper_init_delayed_work(slot, Some(Self::callback))
+            // SAFETY:
+            // - `slot` is valid for writes, and pinned until it is dropped.
+            // - The timer is that of a `struct delayed_work`, and interrupt safe, as
+            //   `delayed_work_timer_fn()` needs.
+            raw <- Opaque::ffi_init(|slot: *mut bindings::delayed_work| unsafe {
+                bindings::init_work_with_key(
+                    &raw mut (*slot).work,
+                    Some(Self::callback),
+                    false,
+                    name.as_char_ptr(),
+                    work_key.as_ptr(),
+                );
+                bindings::timer_init_key(
+                    &raw mut (*slot).timer,
+                    Some(bindings::delayed_work_timer_fn),
+                    bindings::TIMER_IRQSAFE,
+                    name.as_char_ptr(),
+                    timer_key.as_ptr(),
+                );
             }),
         })
     }

@@ -41,23 +41,59 @@ const WRITE_DATA: usize = 52;
 const WRITE_DATA_MAX: u32 = 6 * 1024;
 const WRITE_LEN: usize = WRITE_DATA + WRITE_DATA_MAX as usize;
 
-/// Writes the request in the host's `body` as a `message` for the daemon, and returns its size.
+/// What the host wants; from `enum hv_fcopy_op`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    /// A file to be created.
+    Start,
+    /// A piece of it to be written.
+    Write,
+    /// The file to be closed: it is whole.
+    Complete,
+    /// The file to be removed.
+    Cancel,
+}
+
+impl Operation {
+    fn parse(number: u32) -> Result<Self, Status> {
+        match number {
+            0 => Ok(Self::Start),
+            1 => Ok(Self::Write),
+            2 => Ok(Self::Complete),
+            3 => Ok(Self::Cancel),
+            _ => Err(Status::NOT_SUPPORTED),
+        }
+    }
+}
+
+/// Writes the request in the host's `body` as a `message` for the daemon, and returns what it is
+/// and its size.
 ///
 /// Fails with the status that the request is to be answered with.
-pub(crate) fn to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize, Status> {
+pub(crate) fn to_daemon(
+    body: &[u8],
+    message: &mut [u8; DAEMON_LEN],
+) -> Result<(Operation, usize), Status> {
     let header = body.get(..HEADER_LEN).ok_or(Status::INVALID_ARGUMENT)?;
-    let operation = wire::u32_at(header, OPERATION);
-    wire::put_u32_native(message, OPERATION, operation);
-    match operation {
-        0 => start_to_daemon(body, message),
-        1 => write_to_daemon(body, message),
-        // Complete, cancel.
-        2 | 3 => {
-            message[OPERATION + 4..HEADER_LEN].fill(0);
-            Ok(HEADER_LEN)
+    let number = wire::u32_at(header, OPERATION);
+    let operation = Operation::parse(number)?;
+    let len = match operation {
+        Operation::Start => start_to_daemon(body, message)?,
+        Operation::Write => write_to_daemon(body, message)?,
+        Operation::Complete | Operation::Cancel => {
+            message[..HEADER_LEN].fill(0);
+            HEADER_LEN
         }
-        _ => Err(Status::NOT_SUPPORTED),
-    }
+    };
+    wire::put_u32_native(message, OPERATION, number);
+    Ok((operation, len))
+}
+
+/// Writes the `message` that has the daemon cancel a copy, and returns its size.
+pub(crate) fn cancel(message: &mut [u8; DAEMON_LEN]) -> usize {
+    message[..HEADER_LEN].fill(0);
+    wire::put_u32_native(message, OPERATION, 3);
+    HEADER_LEN
 }
 
 fn start_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize, Status> {
@@ -108,7 +144,10 @@ mod tests {
     fn a_piece_is_passed_on() {
         let mut message = [0; DAEMON_LEN];
         let body: [u8; WRITE_DATA + 8] = write(7);
-        assert_eq!(to_daemon(&body, &mut message), Ok(WRITE_LEN));
+        assert_eq!(
+            to_daemon(&body, &mut message),
+            Ok((Operation::Write, WRITE_LEN))
+        );
         assert_eq!(wire::u32_native_at(&message, OPERATION), 1);
         assert_eq!(wire::u64_native_at(&message, WRITE_OFFSET), 5);
         assert_eq!(wire::u32_native_at(&message, WRITE_SIZE), 7);
@@ -130,7 +169,10 @@ mod tests {
             Err(Status::INVALID_ARGUMENT)
         );
         let body: [u8; WRITE_LEN + 8] = write(WRITE_DATA_MAX);
-        assert_eq!(to_daemon(&body, &mut message), Ok(WRITE_LEN));
+        assert_eq!(
+            to_daemon(&body, &mut message),
+            Ok((Operation::Write, WRITE_LEN))
+        );
     }
 
     #[test]
@@ -141,7 +183,10 @@ mod tests {
         body[556..558].copy_from_slice(b"/\0");
         wire::put_u32(&mut body, start::FLAGS, 3);
         wire::put_u64(&mut body, start::SIZE, 1 << 40);
-        assert_eq!(to_daemon(&body, &mut message), Ok(start::LEN));
+        assert_eq!(
+            to_daemon(&body, &mut message),
+            Ok((Operation::Start, start::LEN))
+        );
         assert_eq!(&message[36..40], "äb\0".as_bytes());
         assert_eq!(&message[556..558], b"/\0");
         assert_eq!(wire::u32_native_at(&message, start::FLAGS), 3);
@@ -161,7 +206,11 @@ mod tests {
         }
         let mut body = [0; HEADER_LEN];
         wire::put_u32(&mut body, OPERATION, 3);
-        assert_eq!(to_daemon(&body, &mut message), Ok(HEADER_LEN));
+        let theirs = to_daemon(&body, &mut message);
+        assert_eq!(theirs, Ok((Operation::Cancel, HEADER_LEN)));
+        let mut ours = [0x77; DAEMON_LEN];
+        assert_eq!(cancel(&mut ours), HEADER_LEN);
+        assert_eq!(ours[..HEADER_LEN], message[..HEADER_LEN]);
         wire::put_u32(&mut body, OPERATION, 4);
         assert_eq!(to_daemon(&body, &mut message), Err(Status::NOT_SUPPORTED));
     }

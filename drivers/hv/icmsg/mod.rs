@@ -213,6 +213,8 @@ impl<'a> Request<'a> {
             // Both lists had a version at least, so there is room for two.
             put_version(body, 0, framework);
             put_version(body, 1, message);
+        }
+        if body.len() >= usize::from(NEGOTIATE_ANSWER_LEN) {
             wire::put_u16(self.0, BODY_SIZE, NEGOTIATE_ANSWER_LEN);
         }
         self.answer(Status::OK);
@@ -374,6 +376,7 @@ mod tests {
         let mut packet: [u8; 44] = negotiation(1, 1, &offer);
         assert_eq!(negotiate(&mut packet), None);
         assert_eq!(counts(&packet), (0, 0));
+        assert_eq!(wire::u16_at(&packet, BODY_SIZE), NEGOTIATE_ANSWER_LEN);
         assert_eq!(wire::u32_at(&packet, STATUS), 0);
     }
 
