@@ -41,6 +41,9 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fcopy_daemon_killed", daemon_killed)
         .daemons()
         .rust_only(),
+    Scenario::new("fcopy_negotiates_amid_a_copy", negotiates_amid_a_copy)
+        .daemons()
+        .rust_only(),
     Scenario::new("fcopy_unbound_amid_a_copy", unbound_amid_a_copy)
         .daemons()
         .rust_only(),
@@ -58,7 +61,7 @@ fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
 }
 
 /// Bytes that are the same in every run and nowhere repeat.
-fn content(length: usize) -> Vec<u8> {
+pub fn content(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     (0..length)
         .map(|_| {
@@ -117,18 +120,31 @@ fn md5(bytes: &[u8]) -> String {
 
 /// Copies a file as a host does: START, pieces, COMPLETE.
 fn copy(talk: Talk<'_>, folder: &str, name: &str, flags: u32, bytes: &[u8]) -> Result<()> {
+    copy_watched(talk, folder, name, flags, bytes, |_| {})
+}
+
+/// The same, telling after each piece how many bytes were copied.
+pub fn copy_watched(
+    talk: Talk<'_>,
+    folder: &str,
+    name: &str,
+    flags: u32,
+    bytes: &[u8],
+    mut watch: impl FnMut(usize),
+) -> Result<()> {
     let start = fcopy::start(folder, name, flags, bytes.len() as u64);
     talk.expect("START", start, S_OK)?;
     for (index, piece) in bytes.chunks(fcopy::PIECE).enumerate() {
-        let offset = (index * fcopy::PIECE) as u64;
-        talk.expect("WRITE", fcopy::write(offset, piece), S_OK)?;
+        let offset = index * fcopy::PIECE;
+        talk.expect("WRITE", fcopy::write(offset as u64, piece), S_OK)?;
+        watch(offset + piece.len());
     }
     talk.expect("COMPLETE", fcopy::end(fcopy::COMPLETE), S_OK)
         .map(|_| ())
 }
 
 /// The file is in the guest, with this content.
-fn is_there(t: &Context<'_>, path: &str, bytes: &[u8]) -> Result<()> {
+pub fn is_there(t: &Context<'_>, path: &str, bytes: &[u8]) -> Result<()> {
     let said = t.sh_ok(&format!(
         "md5sum <'{path}' | cut -d ' ' -f 1; stat -c %s '{path}'"
     ))?;
@@ -272,6 +288,23 @@ fn daemon_killed(t: &Context<'_>) -> Result<()> {
     daemon::FCOPY.start(t)?;
     copy(talk, "/tmp/in/", "file", fcopy::OVERWRITE, b"content")?;
     is_there(t, "/tmp/in/file", b"content")?;
+    talk.finish()
+}
+
+/// Of a copy that a host has forgotten, because it has started over, nothing stays.
+fn negotiates_amid_a_copy(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    talk.expect("START", fcopy::start("/tmp/in/", "file", 0, 100_000), S_OK)?;
+    talk.expect("WRITE", fcopy::write(0, &content(fcopy::PIECE)), S_OK)?;
+    talk.channel.negotiate_all()?;
+    daemon::wait_for(t, "[ ! -e /tmp/in/file ]")?;
+    copy(talk, "/tmp/in/", "file", 0, b"content")?;
+
+    // What is whole stays.
+    talk.channel.negotiate_all()?;
+    copy(talk, "/tmp/in/", "other", 0, b"content")?;
+    is_there(t, "/tmp/in/file", b"content")?;
+    is_there(t, "/tmp/in/other", b"content")?;
     talk.finish()
 }
 

@@ -25,7 +25,7 @@ use crate::scenario::Scenario;
 pub const SCENARIOS: &[Scenario] = &[Scenario::new("daemon_timeouts", timeouts)
     .daemons()
     .rust_only()
-    .expects_log(&["VSS: no answer from the daemon"])];
+    .expects_log(&["VSS: no answer from the daemon", "having the daemon thaw"])];
 
 /// How much later than it should a reply may come.
 const SLACK: Duration = Duration::from_secs(4);
@@ -76,6 +76,7 @@ fn timeouts(t: &Context<'_>) -> Result<()> {
     daemon::VSS.resume(t)?;
     daemon::FCOPY.resume(t)?;
     vss.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    hangs_when_told(t, vss)?;
     fcopy.expect("START", fcopy::start("/tmp", "other", 0, 1), S_OK)?;
     fcopy.expect("CANCEL", fcopy::end(fcopy::CANCEL), S_OK)?;
     vss.finish()?;
@@ -99,4 +100,22 @@ fn timeouts(t: &Context<'_>) -> Result<()> {
     let pair = kvp::pair(&reply.body).map(|(key, _)| key);
     t.equal("its key", pair.as_deref(), Some("OSName"))?;
     kvp.finish()
+}
+
+/// A host that starts over leaves a freeze behind, whose daemon hangs: its requests fail, soon at once, and the file
+/// systems are thawed when the daemon goes on.
+fn hangs_when_told(t: &Context<'_>, vss: Talk<'_>) -> Result<()> {
+    vss.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+    daemon::VSS.stop(t)?;
+    vss.channel.negotiate_all()?;
+    let told = Instant::now();
+    let backup = vss.pend(vss::body(vss::HOT_BACKUP))?;
+    at(t, vss, &backup, E_FAIL, told, 30)?;
+    let backup = vss.channel.request(vss::body(vss::HOT_BACKUP))?;
+    vss.channel.send(&backup)?;
+    vss.promptly("HOT_BACKUP", &backup, E_FAIL)?;
+    daemon::VSS.resume(t)?;
+    daemon::wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+    vss.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)
+        .map(|_| ())
 }

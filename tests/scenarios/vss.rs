@@ -20,6 +20,8 @@ use crate::scenario::Scenario;
 
 /// What the log says where nobody is left to thaw.
 const HELP: &str = "fsfreeze --unfreeze MOUNTPOINT";
+/// What it says of a daemon that cannot.
+const FAILED: &str = "VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT";
 /// What it says where the module sees to that.
 const THAWS: &str = "having the daemon thaw";
 /// What it says of a daemon that has died, or hangs.
@@ -35,6 +37,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_old_daemon", old_daemon)
         .daemons()
         .rust_only(),
+    Scenario::new("vss_daemon_fails_to_thaw", daemon_fails_to_thaw)
+        .daemons()
+        .rust_only()
+        .expects_log(&[THAWS, HELP]),
     Scenario::new("vss_daemon_that_does_not_read", daemon_that_does_not_read)
         .daemons()
         .rust_only(),
@@ -64,12 +70,13 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// An ext4 on a disk, and a program that appends numbers to a file on it, one after another.
-struct Disk<'a> {
+pub struct Disk<'a> {
     t: &'a Context<'a>,
 }
 
 impl<'a> Disk<'a> {
-    fn new(t: &'a Context<'_>) -> Result<Self> {
+    /// Makes the file system, and starts the program.
+    pub fn new(t: &'a Context<'_>) -> Result<Self> {
         t.sh_ok("mkfs.ext4 -q -F /dev/ram0 && mkdir -p /mnt && mount -t ext4 /dev/ram0 /mnt")?;
         t.sh_ok(
             "rm -f /tmp/written; setsid sh -c 'echo $$ >/tmp/writer; i=0; while i=$((i + 1)); do \
@@ -82,7 +89,7 @@ impl<'a> Disk<'a> {
     }
 
     /// The writer gets on.
-    fn is_written(&self) -> Result<()> {
+    pub fn is_written(&self) -> Result<()> {
         self.t
             .sh_ok("cat /tmp/written >/tmp/before 2>/dev/null || echo 0 >/tmp/before")?;
         wait_for(
@@ -100,7 +107,7 @@ impl<'a> Disk<'a> {
     }
 
     /// Everything that was written is there, after a mount too.
-    fn finish(&self) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
         self.is_written()?;
         self.t.sh_ok(
             "kill -9 $(cat /tmp/writer); i=0; until umount /mnt; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; \
@@ -119,7 +126,7 @@ fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
 }
 
 /// Freezes, and makes sure of it.
-fn freeze(talk: Talk<'_>, disk: &Disk<'_>) -> Result<()> {
+pub fn freeze(talk: Talk<'_>, disk: &Disk<'_>) -> Result<()> {
     talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
     disk.is_frozen()
 }
@@ -222,6 +229,33 @@ fn old_daemon(t: &Context<'_>) -> Result<()> {
     t.sh_ok("kill -9 $(cat /tmp/old); killall -9 dd; true")?;
     wait_for(t, "! pidof dd >/dev/null")?;
     talk.expect("without it", vss::body(vss::HOT_BACKUP), E_FAIL)?;
+    talk.finish()
+}
+
+/// A daemon that freezes and does not manage to thaw: host and administrator are told, the latter also where the host
+/// does not ask.
+fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
+    let zeroes = "\\000".repeat(11);
+    t.sh_ok(&format!(
+        "setsid sh -c 'exec 3<>/dev/vmbus/hv_vss; printf \"\\200{zeroes}\" >&3; echo $$ >/tmp/old; \
+         while operation=$(dd bs=12 count=1 <&3 2>/dev/null | od -An -tu1 -N1 | tr -d \" \"); do \
+             [ \"$operation\" = 5 ] && status=000 || status=001; printf \"\\\\$status{zeroes}\" >&3; \
+         done' >/dev/null 2>&1 &"
+    ))?;
+    wait_for(
+        t,
+        "dmesg | grep -q 'VSS: userspace daemon ver. 128 connected'",
+    )?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+    talk.expect("THAW", vss::body(vss::THAW), 1)?;
+    t.log_has(FAILED)?;
+    t.clear_kernel_log()?;
+    talk.channel.negotiate_all()?;
+    wait_for(t, &format!("dmesg | grep -q '{FAILED}'"))?;
+    talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+    t.sh_ok("kill -9 $(cat /tmp/old); killall -9 dd; true")?;
     talk.finish()
 }
 
