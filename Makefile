@@ -107,8 +107,8 @@ host: root
 	@$(enter) tests/host/build.sh
 
 ## guests               the guests' images and the modules for both flavours
-guest-%: build/guest/outer.cpio build/guest/inner-%.cpio build/guest/rust-%.cpio ;
-guests: root $(addprefix guest-,$(flavours)) $(flavours:%=build/guest/daemons-%.cpio)
+guest-%: build/guest/outer.cpio build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio ;
+guests: root $(addprefix guest-,$(flavours))
 
 # ---- The two commands
 

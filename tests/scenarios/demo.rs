@@ -11,12 +11,22 @@ use host::guest::Module;
 use host::guest::Result;
 use host::guest::TIMEOUT;
 use host::ic::shutdown::FORCE;
+use host::ic::S_OK;
 use host::ic::UNIX_EPOCH_1601;
 use host::machine::Exit;
 use host::service::Service;
 
+use crate::daemon;
+use crate::daemon::Talk;
+use crate::fcopy;
+use crate::kvp;
 use crate::log;
 use crate::runner::Options;
+use crate::scenario::Context;
+use crate::vss;
+
+/// How large the file is that is copied, in bytes.
+const FILE: usize = 10_000_000;
 
 /// How wrong the guest's clock is when it boots.
 const WRONG_BY: i64 = -3600;
@@ -55,11 +65,12 @@ fn clock_error(guest: &Guest) -> Result<f64> {
 }
 
 fn show(options: &Options) -> Result<()> {
-    let config = host::machine::Config {
+    let mut config = host::machine::Config {
         rtc_offset: WRONG_BY,
-        vcpus: 2,
         ..options.config()
     };
+    config.initrds.push(options.daemons());
+    config.services.extend(daemon::SERVICES);
     let guest = Guest::boot(&config)?;
     let release = guest.sh_ok("uname -r")?;
     let vmbus = guest.vmbus_version().map_or("none".to_owned(), version);
@@ -81,7 +92,13 @@ fn show(options: &Options) -> Result<()> {
 
     guest.insmod(Module::Rust)?;
     fact("module", "hv_utils.ko of this project inserted");
-    for service in [Service::Heartbeat, Service::Shutdown, Service::TimeSync] {
+    for service in [
+        Service::Heartbeat,
+        Service::Shutdown,
+        Service::TimeSync,
+        Service::Vss,
+        Service::FCopy,
+    ] {
         let versions = guest.channel(service).wait_negotiated()?;
         fact(
             service.name(),
@@ -124,6 +141,11 @@ fn show(options: &Options) -> Result<()> {
     guest.channel(Service::TimeSync).wait_replies(2)?;
     fact("PTP", &ptp(&guest)?);
 
+    let context = Context::new(&guest, Module::Rust);
+    data_exchange(&context)?;
+    backup(&context)?;
+    file_copy(&context)?;
+
     let log = guest.sh_ok("dmesg -r")?;
     if let Some(line) = log::first_bad_line(&log, &[]) {
         return Err(format!("the kernel's log says: {line}").into());
@@ -163,4 +185,74 @@ fn ptp(guest: &Guest) -> Result<String> {
     Ok(format!(
         "/dev/{device} (hyperv), from the guest's clock: {offset}"
     ))
+}
+
+/// The host reads what the guest says of itself, and leaves it a value.
+fn data_exchange(t: &Context<'_>) -> Result<()> {
+    daemon::prepare(t)?;
+    t.sh_ok("ip addr add 10.9.8.7/24 dev dummy0; ip link set dummy0 up")?;
+    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    let pairs = kvp::pairs(talk, host::ic::kvp::AUTO)?;
+    for name in ["OSName", "OSBuildNumber", "NetworkAddressIPv4"] {
+        let (_, value) = pairs
+            .iter()
+            .find(|(key, _)| key == name)
+            .ok_or_else(|| format!("the guest does not tell its {name}"))?;
+        fact("KVP", &format!("the host reads {name}: {value}"));
+    }
+    let pool = host::ic::kvp::EXTERNAL;
+    let set = host::ic::kvp::set(pool, "Greeting", "grüße");
+    talk.expect("SET", set, S_OK)?;
+    kvp::file_has(t, pool, "Greeting", "grüße")?;
+    fact(
+        "KVP",
+        "the host sets Greeting = grüße: found in the guest's /var/lib/hyperv/.kvp_pool_0",
+    );
+    Ok(())
+}
+
+/// A backup of a file system that a program writes to all the time.
+fn backup(t: &Context<'_>) -> Result<()> {
+    let disk = vss::Disk::new(t)?;
+    let talk = Talk::begin(t, Service::Vss, daemon::VSS)?;
+    let frozen = Instant::now();
+    vss::freeze(talk, &disk)?;
+    talk.expect("THAW", host::ic::vss::body(host::ic::vss::THAW), S_OK)?;
+    let frozen = frozen.elapsed();
+    disk.is_written()?;
+    disk.finish()?;
+    fact(
+        "VSS",
+        &format!(
+            "an ext4 under load frozen for {:.1} s: nothing written then, nothing lost",
+            frozen.as_secs_f64()
+        ),
+    );
+    Ok(())
+}
+
+/// A file that the host copies into the guest.
+fn file_copy(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::begin(t, Service::FCopy, daemon::FCOPY)?;
+    let bytes = fcopy::content(FILE);
+    let start = Instant::now();
+    let mut told = 0;
+    fcopy::copy_watched(talk, "/tmp/", "file", 0, &bytes, |copied| {
+        let quarter = copied * 4 / FILE;
+        if quarter > told {
+            told = quarter;
+            fact("FCopy", &format!("{} %", quarter * 25));
+        }
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
+    fcopy::is_there(t, "/tmp/file", &bytes)?;
+    fact(
+        "FCopy",
+        &format!(
+            "{} MB in {seconds:.1} s, {:.1} MB/s: the checksums agree",
+            FILE / 1_000_000,
+            FILE as f64 / 1e6 / seconds
+        ),
+    );
+    Ok(())
 }

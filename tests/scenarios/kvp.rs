@@ -71,7 +71,7 @@ fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
 }
 
 /// All pairs of a pool, in order.
-fn pairs(talk: Talk<'_>, pool: u8) -> Result<Vec<(String, String)>> {
+pub fn pairs(talk: Talk<'_>, pool: u8) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
     for index in 0..1000 {
         let reply = talk.ask(kvp::enumerate(pool, index))?;
@@ -139,8 +139,8 @@ fn enumerates_the_guest(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon's record: key (512 bytes) and value (2048 bytes), each ended by a NUL.
-fn file_has(t: &Context<'_>, pool: u8, key: &str, value: &str) -> Result<()> {
+/// The file of a pool has one record, as the daemon keeps it: key (512 bytes) and value (2048 bytes), each ended by a NUL.
+pub fn file_has(t: &Context<'_>, pool: u8, key: &str, value: &str) -> Result<()> {
     let file = format!("/var/lib/hyperv/.kvp_pool_{pool}");
     let at = |offset: usize, length: usize| {
         t.sh_ok(&format!(

@@ -87,7 +87,7 @@ impl Options {
     }
 
     /// The initramfs with the daemons.
-    fn daemons(&self) -> PathBuf {
+    pub fn daemons(&self) -> PathBuf {
         build_folder().join(format!("guest/daemons-{}.cpio", self.flavour))
     }
 
