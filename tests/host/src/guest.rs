@@ -585,10 +585,18 @@ impl ChannelHandle<'_> {
             &format!("{service}: packet from the guest"),
             timeout,
             |bus| {
-                bus.with_device(service, |device, _| device.take_received())
-                    .flatten()
+                let taken = bus.with_device(service, |device, _| match device.take_received() {
+                    Some(packet) => Some(Ok(packet)),
+                    None => match device.state() {
+                        State::Dead(reason) => {
+                            Some(Err(Error(format!("{service} is dead: {reason}"))))
+                        }
+                        _ => None,
+                    },
+                });
+                taken.flatten()
             },
-        )
+        )?
     }
 
     /// Takes the next message, waiting for it; an error if the packet is shorter than the headers.

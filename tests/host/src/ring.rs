@@ -282,6 +282,19 @@ impl Ring {
         Ok(free(old) < pending && free(new) >= pending)
     }
 
+    /// Whether the reader should have heard of a packet: one is there, and interrupts are not masked.
+    pub fn reader_waits(&self) -> bool {
+        let packet = self.indices().is_ok_and(|at| at.write != at.read);
+        packet && self.word(INTERRUPT_MASK) == Ok(0)
+    }
+
+    /// Whether the writer should have heard of room: it waits for some, and that is there.
+    pub fn writer_waits(&self) -> bool {
+        let pending = self.word(PENDING_SEND_SIZE).unwrap_or(0);
+        let room = self.checked_indices().map(|at| self.free_between(at));
+        pending != 0 && room.is_ok_and(|room| room >= pending)
+    }
+
     /// Masks (or not) the interrupts that the guest sends for this ring, as a host does while it reads.
     pub fn set_interrupt_mask(&self, masked: bool) -> Result<(), RingError> {
         self.set_word(INTERRUPT_MASK, u32::from(masked))

@@ -8,6 +8,8 @@
 //! By itself a device behaves as a Microsoft host was seen to: it negotiates when the channel opens; it reads the ring
 //! only while it waits for a reply, so that a surplus reply is taken for the answer to its next request; a reply that
 //! it must reject ends the service until the channel is opened again; a reply that never comes stops it.
+//!
+//! Packets that are not a pipe's end a service also when a scenario leads it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -61,7 +63,7 @@ pub enum State {
         /// When it was sent.
         since: Instant,
     },
-    /// It has rejected a reply, for this reason.
+    /// It has rejected a packet, for this reason, and reads no more before the channel is opened again.
     Dead(String),
 }
 
@@ -218,6 +220,7 @@ impl Device {
         self.mode = Mode::Script;
         self.reading = true;
         self.due = None;
+        self.revive();
         self.inbox.clear();
     }
 
@@ -244,8 +247,16 @@ impl Device {
         self.inbox.clear();
         self.stale = 0;
         self.versions = None;
-        if self.mode == Mode::Auto {
-            self.begin();
+        match self.mode {
+            Mode::Auto => self.begin(),
+            Mode::Script => self.revive(),
+        }
+    }
+
+    /// Lets a dead service serve again, as far as a scenario has it do so.
+    fn revive(&mut self) {
+        if matches!(self.state, State::Dead(_)) {
+            self.state = State::Ready;
         }
     }
 
@@ -293,7 +304,7 @@ impl Device {
     pub fn wants_packet(&self) -> bool {
         match self.mode {
             Mode::Auto => self.waits(),
-            Mode::Script => self.reading,
+            Mode::Script => self.reading && !matches!(self.state, State::Dead(_)),
         }
     }
 
@@ -393,6 +404,11 @@ impl Device {
 
     /// A packet came. Call only while [`Device::wants_packet`].
     pub fn received(&mut self, packet: Packet, moment: &Moment) -> Option<Remark> {
+        if self.service != Service::Echo {
+            if let Err(rejection) = frame::check_packet(&packet) {
+                return self.reject(rejection.to_string());
+            }
+        }
         if self.mode == Mode::Script {
             self.inbox.push_back(packet);
             return None;
@@ -644,12 +660,31 @@ mod tests {
         let mut device = Device::new(Service::Kvp);
         device.opened();
         assert!(device.take_output().is_empty());
-        assert_eq!(
-            device.received(Packet::inband(vec![1]), &moment(ZERO)),
-            None
-        );
-        assert_eq!(device.take_received().unwrap().payload, [1]);
+        let packet = Packet::inband(Message::negotiation(&[], &[], 0).encode());
+        assert_eq!(device.received(packet.clone(), &moment(ZERO)), None);
+        assert_eq!(device.take_received(), Some(packet));
         device.set_reading(false);
         assert!(!device.wants_packet());
+    }
+
+    #[test]
+    fn what_is_no_pipes_packet_kills_whoever_leads() {
+        for service in [Service::Heartbeat, Service::Kvp] {
+            let mut device = Device::new(service);
+            device.opened();
+            device.take_output();
+            let mut packet = Packet::inband(Message::negotiation(&[], &[], 0).encode());
+            packet.kind = 9;
+            assert!(matches!(
+                device.received(packet, &moment(ZERO)),
+                Some(Remark::Error(_))
+            ));
+            assert!(matches!(device.state(), State::Dead(_)));
+            assert!(!device.wants_packet());
+            assert_eq!(device.received_count(), 0);
+            device.closed();
+            device.opened();
+            assert!(device.wants_packet());
+        }
     }
 }

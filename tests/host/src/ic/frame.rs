@@ -3,7 +3,7 @@
 //! The framing of integration services: pipe header, IC header, body, and the negotiation's body.
 //!
 //! Source: `struct vmbuspipe_hdr`, `icmsg_hdr` and `icmsg_negotiate` of `include/linux/hyperv.h`. What a host accepts
-//! as a reply, and that it gives up a service otherwise, was seen in a Microsoft host implementation.
+//! as a packet and as a reply, and that it gives up a service otherwise, was seen in a Microsoft host implementation.
 
 use crate::bytes::put;
 use crate::bytes::u16_at;
@@ -11,11 +11,16 @@ use crate::bytes::u32_at;
 use crate::bytes::u8_at;
 use crate::service::Service;
 use crate::service::Version;
+use crate::vmbus::packet::Packet;
+use crate::vmbus::packet::COMPLETION_REQUESTED;
+use crate::vmbus::packet::DATA_INBAND;
 
 /// Where the body begins, in bytes from the start of the payload.
 pub const BODY: usize = 28;
 /// Bytes of the pipe header.
 pub const PIPE: usize = 8;
+/// The most bytes behind the pipe header, in either direction.
+pub const MAX_MESSAGE: usize = 13312;
 /// The message type of negotiations.
 pub const NEGOTIATE: u16 = 0;
 /// Flag: the message belongs to a transaction.
@@ -140,14 +145,18 @@ impl Message {
     }
 }
 
-/// Why a host rejects a reply (and with it the service, until the channel is opened again).
+/// Why a host rejects a packet or a reply (and with it the service, until the channel is opened again).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rejection {
+    /// Another packet type than in-band data.
+    PacketType(u16),
+    /// Packet flags that do not exist.
+    PacketFlags(u16),
     /// Shorter than the headers.
     Short(usize),
     /// Another pipe packet type than 1.
     PipeType(u32),
-    /// The pipe header claims more bytes than were sent.
+    /// The pipe header claims more bytes than were sent, or than a message may have.
     PipeLength(u32),
     /// Another transaction's id.
     TransactionId {
@@ -169,6 +178,8 @@ pub enum Rejection {
 impl std::fmt::Display for Rejection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::PacketType(kind) => write!(f, "packet of type {kind}"),
+            Self::PacketFlags(flags) => write!(f, "packet with flags {flags:#x}"),
             Self::Short(length) => write!(f, "reply of only {length} bytes"),
             Self::PipeType(kind) => write!(f, "reply with pipe packet type {kind}"),
             Self::PipeLength(length) => write!(f, "reply claims {length} bytes in its pipe header"),
@@ -185,16 +196,40 @@ impl std::fmt::Display for Rejection {
     }
 }
 
+/// Checks a packet as a host does before it looks at the message: in-band data, whether it asks for a completion (which
+/// no host sends) or not, in a pipe's framing.
+pub fn check_packet(packet: &Packet) -> Result<(), Rejection> {
+    if packet.kind != DATA_INBAND {
+        return Err(Rejection::PacketType(packet.kind));
+    }
+    if packet.flags & !COMPLETION_REQUESTED != 0 {
+        return Err(Rejection::PacketFlags(packet.flags));
+    }
+    pipe_message(&packet.payload).map(|_| ())
+}
+
+/// What follows a pipe header, as much as it says.
+fn pipe_message(payload: &[u8]) -> Result<&[u8], Rejection> {
+    let short = Rejection::Short(payload.len());
+    let (Some(kind), Some(length)) = (u32_at(payload, 0), u32_at(payload, 4)) else {
+        return Err(short);
+    };
+    if kind != PIPE_DATA {
+        return Err(Rejection::PipeType(kind));
+    }
+    payload[PIPE..]
+        .get(..length as usize)
+        .filter(|message| message.len() <= MAX_MESSAGE)
+        .ok_or(Rejection::PipeLength(length))
+}
+
 /// Checks a reply as a host does.
 pub fn check_reply(payload: &[u8], kind: u16, transaction_id: u8) -> Result<Message, Rejection> {
+    let length = pipe_message(payload)?.len();
+    if length < BODY - PIPE {
+        return Err(Rejection::Short(PIPE + length));
+    }
     let reply = Message::parse(payload).ok_or(Rejection::Short(payload.len()))?;
-    if reply.pipe_type != PIPE_DATA {
-        return Err(Rejection::PipeType(reply.pipe_type));
-    }
-    let length = reply.pipe_length.unwrap_or(0);
-    if length as usize > payload.len() - PIPE || (length as usize) < BODY - PIPE {
-        return Err(Rejection::PipeLength(length));
-    }
     if reply.transaction_id != transaction_id {
         return Err(Rejection::TransactionId {
             expected: transaction_id,
@@ -205,7 +240,7 @@ pub fn check_reply(payload: &[u8], kind: u16, transaction_id: u8) -> Result<Mess
         return Err(Rejection::Flags(reply.flags));
     }
     let size = reply.size.unwrap_or(0);
-    if usize::from(size) > length as usize - (BODY - PIPE) {
+    if usize::from(size) > length - (BODY - PIPE) {
         return Err(Rejection::Size(size));
     }
     if reply.kind != kind {
@@ -316,7 +351,36 @@ mod tests {
         assert_eq!(with(|m| m.size = Some(41)), Err(Rejection::Size(41)));
         assert_eq!(with(|m| m.size = Some(3)), Ok(()));
         assert_eq!(with(|m| m.kind = 3), Err(Rejection::Kind(3)));
-        assert_eq!(check_reply(&[0; 27], 1, 5), Err(Rejection::Short(27)));
+        assert_eq!(
+            with(|m| m.pipe_length = Some(19)),
+            Err(Rejection::Short(27))
+        );
+        assert_eq!(check_reply(&[0; 7], 1, 5), Err(Rejection::Short(7)));
+    }
+
+    #[test]
+    fn packets_are_in_band_data_in_a_pipe() {
+        let message = Message::request(1, (3, 0), (3, 0), 5, vec![0; 40]);
+        let good = Packet::inband(message.encode());
+        assert_eq!(check_packet(&good), Ok(()));
+        let with = |change: fn(&mut Packet)| {
+            let mut packet = good.clone();
+            change(&mut packet);
+            check_packet(&packet)
+        };
+        assert_eq!(with(|p| p.flags = 1), Ok(()));
+        assert_eq!(with(|p| p.flags = 2), Err(Rejection::PacketFlags(2)));
+        assert_eq!(with(|p| p.kind = 9), Err(Rejection::PacketType(9)));
+        assert_eq!(with(|p| p.kind = 11), Err(Rejection::PacketType(11)));
+        assert_eq!(with(|p| p.payload.truncate(7)), Err(Rejection::Short(7)));
+        assert_eq!(with(|p| p.payload[0] = 3), Err(Rejection::PipeType(3)));
+        assert_eq!(with(|p| p.payload[4] = 61), Err(Rejection::PipeLength(61)));
+        let longest = |length: usize| {
+            let message = Message::request(1, (3, 0), (3, 0), 5, vec![0; length - 20]);
+            check_packet(&Packet::inband(message.encode()))
+        };
+        assert_eq!(longest(13312), Ok(()));
+        assert_eq!(longest(13313), Err(Rejection::PipeLength(13313)));
     }
 
     #[test]

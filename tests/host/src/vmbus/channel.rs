@@ -124,7 +124,6 @@ impl Channel {
                 }
                 Err(error) => {
                     self.device.broken(error.to_string());
-                    self.device.set_reading(false);
                     Some(Remark::Error(error.to_string()))
                 }
             };

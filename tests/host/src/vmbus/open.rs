@@ -146,7 +146,7 @@ impl OpenChannel {
         self.outbox.len()
     }
 
-    /// Reads the guest's next packet, `None` if there is none. While the host reads, the ring is masked.
+    /// Reads the guest's next packet, `None` if there is none. The ring is masked unless the host waits for a packet.
     pub fn receive(&mut self, link: &mut Link) -> Result<Option<Packet>, RingError> {
         self.to_host.set_interrupt_mask(true)?;
         let mut result = self.to_host.read();
@@ -177,9 +177,9 @@ impl OpenChannel {
         Ok(Some(packet))
     }
 
-    /// Unmasks the ring when the host stops reading before the ring is empty.
+    /// Masks the ring while the host waits for nothing: it reads the ring anyway before it waits again.
     pub fn stop_reading(&self) {
-        let _ = self.to_host.set_interrupt_mask(false);
+        let _ = self.to_host.set_interrupt_mask(true);
     }
 
     /// When [`OpenChannel::tick`] has something to do.
@@ -187,11 +187,14 @@ impl OpenChannel {
         self.signal_unread_at
     }
 
-    /// Signals a ring that was left unread since the opening.
+    /// Signals a guest that has not heard of what waits for it since the opening: a packet, or room to send.
+    ///
+    /// A guest that took no interrupts before the result of its open request has missed them.
     pub fn tick(&mut self, link: &mut Link, now: Instant) {
         if self.signal_unread_at.is_some_and(|at| at <= now) {
             self.signal_unread_at = None;
-            if self.to_guest.used().is_ok_and(|used| used > 0) {
+            let unread = self.to_guest.reader_waits() || self.to_host.writer_waits();
+            if unread {
                 let text = "ring unread since the opening: signalled again".to_owned();
                 link.record(Speaker::Note, self.service.name(), text, &[]);
                 self.signal(link);

@@ -9,6 +9,8 @@ use crate::bytes::u64_at;
 pub const DATA_INBAND: u16 = 6;
 /// VM_PKT_COMP
 pub const COMPLETION: u16 = 11;
+/// Packet flag: the sender wants a completion (VMBUS_DATA_PACKET_FLAG_COMPLETION_REQUESTED).
+pub const COMPLETION_REQUESTED: u16 = 1;
 const DESCRIPTOR: usize = 16;
 
 /// A packet.
@@ -16,7 +18,7 @@ const DESCRIPTOR: usize = 16;
 pub struct Packet {
     /// The packet type, usually [`DATA_INBAND`].
     pub kind: u16,
-    /// Packet flags: 1 asks for a completion.
+    /// Packet flags: none but [`COMPLETION_REQUESTED`] exists.
     pub flags: u16,
     /// The VMBus transaction id.
     pub transaction_id: u64,

@@ -297,6 +297,69 @@ fn an_unread_ring_is_signalled_again() {
 }
 
 #[test]
+fn a_masked_ring_is_not_signalled_again_but_room_is_told() {
+    for (pending, events) in [(0, 1), (64, 2)] {
+        let mut guest = TestGuest::new((6, 0));
+        guest.open();
+        guest.memory.store_u32(DOWN[0] * 4096 + 8, 1).unwrap();
+        guest.memory.store_u32(UP[0] * 4096 + 12, pending).unwrap();
+        std::thread::sleep(super::open::UNREAD_AFTER_OPEN);
+        guest.bus.tick();
+        assert_eq!(guest.seen.lock().unwrap().events.len(), events);
+    }
+}
+
+#[test]
+fn the_ring_is_masked_while_the_host_waits_for_nothing() {
+    let mut guest = TestGuest::new((6, 0));
+    guest.open();
+    let masked = |guest: &TestGuest| guest.memory.load_u32(UP[0] * 4096 + 8).unwrap() != 0;
+    assert!(!masked(&guest), "it waits for the negotiation's reply");
+    guest.bus.with_device(Service::Heartbeat, |device, _| {
+        device.script();
+        device.set_reading(false);
+    });
+    assert!(masked(&guest));
+    let (up, down) = guest.rings();
+    let reply = down.read().unwrap().0;
+    assert!(!up.write(&reply).unwrap(), "no signal while it is masked");
+    let received = |guest: &mut TestGuest, reading: bool| {
+        guest
+            .bus
+            .with_device(Service::Heartbeat, |device, _| device.set_reading(reading));
+        guest
+            .bus
+            .channel(Service::Heartbeat)
+            .unwrap()
+            .device()
+            .received_count()
+    };
+    assert_eq!(received(&mut guest, true), 1);
+    assert!(!masked(&guest));
+}
+
+#[test]
+fn a_packet_of_another_type_ends_the_service() {
+    let mut guest = TestGuest::new((6, 0));
+    guest.open();
+    let (up, down) = guest.rings();
+    let mut packet = Packet::decode(&down.read().unwrap().0).unwrap();
+    packet.kind = 7;
+    up.write(&packet.encode()).unwrap();
+    guest.bus.signal(0x1_0001, 0);
+    let device = |guest: &TestGuest| {
+        let channel = guest.bus.channel(Service::Heartbeat).unwrap();
+        channel.device().state().clone()
+    };
+    assert_eq!(device(&guest), State::Dead("packet of type 7".to_owned()));
+    assert_eq!(guest.errors(), 1);
+    // Nothing more is read, nor is the guest to tell.
+    assert!(!up.write(&packet.encode()).unwrap());
+    guest.bus.signal(0x1_0001, 0);
+    assert!(up.used().unwrap() > 0);
+}
+
+#[test]
 fn channels_are_closed_torn_down_and_opened_again() {
     let mut guest = TestGuest::new((6, 0));
     guest.open();
