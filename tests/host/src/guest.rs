@@ -351,13 +351,19 @@ impl Guest {
             .map_err(Error::from)
     }
 
-    /// Saves and restores the machine, as far as the services see it: all of them negotiate anew on their open
-    /// channels.
+    /// Saves and restores the machine, as far as the services see it: each does what it does with a host, or what
+    /// [`Device::set_restore`] says.
     pub fn save_restore(&self) {
         self.note("saved and restored");
+        let now = Instant::now();
         for service in self.config().services.clone() {
-            self.with_bus(|bus| bus.with_device(service, |device, _| device.restored()));
+            self.with_bus(|bus| bus.with_device(service, |device, _| device.restored(now)));
         }
+    }
+
+    /// Has the host take none of the guest's next `count` messages, for want of buffers.
+    pub fn refuse_posts(&self, count: u32) {
+        self.with_bus(|bus| bus.refuse_posts(count));
     }
 }
 
@@ -498,9 +504,9 @@ impl ChannelHandle<'_> {
         self.device(|device, _| change(device))
     }
 
-    /// Negotiates again on the open channel, as a host does after a restore.
+    /// Negotiates again on the open channel, as some services do after a restore.
     pub fn restore(&self) -> Result<()> {
-        self.device(|device, _| device.restored())
+        self.device(|device, _| device.renegotiate())
     }
 
     /// Has the shutdown service send a request, as Stop-VM or Restart-VM does.

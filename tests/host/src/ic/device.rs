@@ -44,6 +44,15 @@ pub enum Mode {
     Script,
 }
 
+/// What a device in [`Mode::Auto`] does when its machine goes on after it was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restore {
+    /// It negotiates again on the open channel.
+    Renegotiate,
+    /// It goes on with the versions it has; time sync sends a new SYNC.
+    Resume,
+}
+
 /// What a device in [`Mode::Auto`] is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -102,6 +111,8 @@ pub struct Device {
     state: State,
     /// Whether a scenario wants packets read from the ring.
     reading: bool,
+    /// What a restore does.
+    restore: Restore,
     /// Requests from before a restore whose replies may still come.
     stale: u32,
     next_transaction_id: u8,
@@ -131,6 +142,10 @@ impl Device {
             },
             state: State::Closed,
             reading: true,
+            restore: match service {
+                Service::TimeSync => Restore::Renegotiate,
+                _ => Restore::Resume,
+            },
             stale: 0,
             next_transaction_id: 0,
             offered: None,
@@ -190,7 +205,12 @@ impl Device {
         self.wall_offset = offset;
     }
 
-    /// Sends so many reserved bytes in beats (a host may send fewer than the C structure has).
+    /// Has a restore do this instead of what it does with a host.
+    pub fn set_restore(&mut self, restore: Restore) {
+        self.restore = restore;
+    }
+
+    /// Sends so many reserved bytes in beats.
     pub fn set_heartbeat_reserved(&mut self, bytes: usize) {
         self.heartbeat_reserved = bytes;
     }
@@ -267,9 +287,24 @@ impl Device {
         self.output.clear();
     }
 
-    /// The machine was saved and restored: the device starts over on the open channel (observed: it negotiates again;
-    /// time sync sends a new SYNC). A reply to an earlier request may still come and is not taken for the negotiation's.
-    pub fn restored(&mut self) {
+    /// The machine was saved and goes on. What is dead stays so, and what the device waits for may still come.
+    pub fn restored(&mut self, now: Instant) {
+        let serves = !matches!(self.state, State::Closed | State::Dead(_));
+        match self.restore {
+            _ if self.mode != Mode::Auto || !serves => {}
+            Restore::Renegotiate => self.renegotiate(),
+            Restore::Resume => {
+                self.synced = false;
+                if self.service == Service::TimeSync && self.state == State::Ready {
+                    self.due = Some(now);
+                }
+            }
+        }
+    }
+
+    /// Starts over on the open channel. A reply to an earlier request may still come and is not taken for the
+    /// negotiation's.
+    pub fn renegotiate(&mut self) {
         if self.mode == Mode::Auto && self.state != State::Closed {
             self.stale += u32::from(self.waits());
             self.begin();
@@ -424,6 +459,9 @@ impl Device {
                 let versions = frame::check_reply(&packet.payload, NEGOTIATE, transaction_id)
                     .and_then(|reply| frame::negotiated(&reply));
                 match versions {
+                    Err(frame::Rejection::Kind(kind)) => Some(Remark::Note(format!(
+                        "reply of message type {kind} dropped while negotiating"
+                    ))),
                     Ok((framework, message)) => {
                         self.begin_work(Versions { framework, message }, moment)
                     }
@@ -616,10 +654,58 @@ mod tests {
             flags(&mut device, Duration::from_secs(12)),
             timesync::SAMPLE
         );
-        device.restored();
+        device.restored(moment(Duration::from_secs(13)).instant);
         negotiate(&mut device, (3, 0), Duration::from_secs(13));
         device.tick(&moment(Duration::from_secs(13)));
         assert_eq!(sent(&mut device).body[24], timesync::SYNC);
+    }
+
+    #[test]
+    fn a_restore_keeps_versions_but_time_syncs() {
+        let mut device = Device::new(Service::Heartbeat);
+        device.opened();
+        negotiate(&mut device, (3, 0), ZERO);
+        device.tick(&moment(ZERO));
+        let request = sent(&mut device);
+        device.restored(moment(ZERO).instant);
+        assert!(device.take_output().is_empty());
+        assert_eq!(
+            answer(&mut device, &request.reply(0), ZERO),
+            Some(Remark::Error("the beat's answer is not 2".into()))
+        );
+        assert_eq!(device.versions().unwrap().message, (3, 0));
+        device.set_restore(Restore::Renegotiate);
+        device.restored(moment(ZERO).instant);
+        negotiate(&mut device, (1, 0), ZERO);
+
+        let mut device = Device::new(Service::TimeSync);
+        device.set_restore(Restore::Resume);
+        device.opened();
+        negotiate(&mut device, (4, 0), ZERO);
+        device.tick(&moment(ZERO));
+        let request = sent(&mut device);
+        answer(&mut device, &request.reply(0), ZERO);
+        device.restored(moment(Duration::from_secs(1)).instant);
+        device.tick(&moment(Duration::from_secs(1)));
+        assert_eq!(sent(&mut device).body[16], timesync::SYNC);
+        device.reject("some reason".to_owned());
+        device.set_restore(Restore::Renegotiate);
+        device.restored(moment(ZERO).instant);
+        assert!(device.take_output().is_empty(), "what is dead stays so");
+    }
+
+    #[test]
+    fn other_replies_are_dropped_while_negotiating() {
+        let mut device = Device::new(Service::Shutdown);
+        device.opened();
+        let request = sent(&mut device);
+        let mut other = request.reply(0);
+        other.kind = 3;
+        assert!(matches!(
+            answer(&mut device, &other, ZERO),
+            Some(Remark::Note(_))
+        ));
+        assert!(device.wants_packet());
     }
 
     #[test]
@@ -629,7 +715,7 @@ mod tests {
         negotiate(&mut device, (3, 0), ZERO);
         device.tick(&moment(ZERO));
         let old = sent(&mut device).reply(0);
-        device.restored();
+        device.renegotiate();
         assert!(matches!(
             answer(&mut device, &old, ZERO),
             Some(Remark::Note(_))

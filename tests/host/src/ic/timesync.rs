@@ -16,15 +16,16 @@ pub const SYNC: u8 = 1;
 /// Flag: a sample.
 pub const SAMPLE: u8 = 2;
 
-/// The host's time at `moment`, in the layout of message version `version`.
+/// The host's time at `moment`, in the layout of message version `version`; hosts fill both up to words, beyond what the
+/// C structures have.
 pub fn body(version: Version, moment: &Moment, flags: u8) -> Vec<u8> {
     let mut body = moment.wall.to_le_bytes().to_vec();
     if version >= (4, 0) {
         body.extend(moment.reference.to_le_bytes());
-        body.extend([flags, 0, 0, 0, 0, 0]); // Leap indicator, stratum, reserved.
+        body.extend([flags, 0, 0, 0, 0, 0, 0, 0]); // Leap indicator, stratum, reserved.
     } else {
         body.extend([0; 16]); // The child's time and the round trip.
-        body.push(flags);
+        body.extend([flags, 0, 0, 0]); // Reserved.
     }
     body
 }
@@ -51,9 +52,9 @@ mod tests {
             wall: 1,
         };
         let new = body((4, 0), &moment, SYNC);
-        assert_eq!((new.len(), new[0], new[8], new[16]), (22, 1, 2, 1));
+        assert_eq!((new.len(), new[0], new[8], new[16]), (24, 1, 2, 1));
         let old = body((3, 0), &moment, SAMPLE);
-        assert_eq!((old.len(), old[24]), (25, 2));
+        assert_eq!((old.len(), old[24]), (28, 2));
         assert_eq!(describe((4, 0), &new), "SYNC");
         assert_eq!(describe((1, 0), &old), "SAMPLE");
     }
