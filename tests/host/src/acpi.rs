@@ -231,7 +231,7 @@ pub fn load(memory: &GuestMemory, vcpus: u32, s4: bool) -> io::Result<()> {
     let mut next = TABLES;
     let mut place = |bytes: Vec<u8>| -> io::Result<u64> {
         let at = next;
-        memory.load(at, &bytes)?;
+        memory.write(at, &bytes)?;
         next = (at + bytes.len() as u64).next_multiple_of(16);
         Ok(at)
     };
@@ -248,7 +248,7 @@ pub fn load(memory: &GuestMemory, vcpus: u32, s4: bool) -> io::Result<()> {
     facs[..4].copy_from_slice(b"FACS");
     facs[4] = 64;
     facs[32] = 2;
-    memory.load(FACS, &facs)?;
+    memory.write(FACS, &facs)?;
 
     let mut rsdp = [0u8; 36];
     rsdp[..8].copy_from_slice(b"RSD PTR ");
@@ -258,7 +258,7 @@ pub fn load(memory: &GuestMemory, vcpus: u32, s4: bool) -> io::Result<()> {
     rsdp[24..32].copy_from_slice(&xsdt.to_le_bytes());
     rsdp[8] = checksum(&rsdp[..20]);
     rsdp[32] = checksum(&rsdp);
-    memory.load(RSDP, &rsdp)?;
+    memory.write(RSDP, &rsdp)?;
     Ok(())
 }
 

@@ -169,11 +169,11 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
     }
 
     for (address, bytes) in kernel.segments {
-        memory.load(address, bytes)?;
+        memory.write(address, bytes)?;
     }
-    memory.load(initrd_start, &initrd)?;
-    memory.load(COMMAND_LINE, image.command_line.as_bytes())?;
-    memory.load(COMMAND_LINE + image.command_line.len() as u64, &[0])?;
+    memory.write(initrd_start, &initrd)?;
+    memory.write(COMMAND_LINE, image.command_line.as_bytes())?;
+    memory.write(COMMAND_LINE + image.command_line.len() as u64, &[0])?;
 
     let mut zero_page = vec![0u8; PAGE_SIZE as usize];
     zero_page[0x1f1..0x1f1 + kernel.header.len()].copy_from_slice(&kernel.header);
@@ -198,13 +198,13 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
         put(at + 8, &(to - from).to_le_bytes());
         put(at + 16, &kind.to_le_bytes());
     }
-    memory.load(ZERO_PAGE, &zero_page)?;
+    memory.write(ZERO_PAGE, &zero_page)?;
     load_page_tables(memory)?;
     for (index, descriptor) in [0u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
         .into_iter()
         .enumerate()
     {
-        memory.load(GDT + index as u64 * 8, &descriptor.to_le_bytes())?;
+        memory.write(GDT + index as u64 * 8, &descriptor.to_le_bytes())?;
     }
     Ok(kernel.entry)
 }
@@ -214,16 +214,16 @@ fn load_page_tables(memory: &GuestMemory) -> io::Result<()> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 0x80;
     let pointers = PAGE_TABLES + PAGE_SIZE;
-    memory.load(PAGE_TABLES, &(pointers | PRESENT_WRITABLE).to_le_bytes())?;
+    memory.write(PAGE_TABLES, &(pointers | PRESENT_WRITABLE).to_le_bytes())?;
     for gigabyte in 0..4 {
         let directory = pointers + PAGE_SIZE * (gigabyte + 1);
-        memory.load(
+        memory.write(
             pointers + gigabyte * 8,
             &(directory | PRESENT_WRITABLE).to_le_bytes(),
         )?;
         for entry in 0..512 {
             let page = (gigabyte << 30) + (entry << 21);
-            memory.load(
+            memory.write(
                 directory + entry * 8,
                 &(page | PRESENT_WRITABLE | LARGE).to_le_bytes(),
             )?;

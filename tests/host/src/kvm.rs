@@ -540,13 +540,14 @@ impl Vcpu {
     /// After [`VmExit::Hypercall`]: the hypercall's input value (TLFS "Hypercall Input Value"), its two parameters, and
     /// where the result value goes. `None` after any other exit.
     pub fn hypercall_exit(&mut self) -> Option<(u64, [u64; 2], &mut u64)> {
-        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others.
-        let run = unsafe { &mut *self.run };
-        if run.exit_reason != bindings::KVM_EXIT_HYPERV {
+        let run = self.run;
+        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others. No
+        // reference to the whole structure is made, as others have one to `immediate_exit`.
+        if unsafe { (*run).exit_reason } != bindings::KVM_EXIT_HYPERV {
             return None;
         }
-        // SAFETY: `exit_reason` says that this member is the valid one.
-        let hyperv = unsafe { &mut run.__bindgen_anon_1.hyperv };
+        // SAFETY: As above, and `exit_reason` says that this member is the valid one.
+        let hyperv = unsafe { &mut (*run).__bindgen_anon_1.hyperv };
         if hyperv.type_ != bindings::KVM_EXIT_HYPERV_HCALL {
             return None;
         }
@@ -563,14 +564,15 @@ impl Vcpu {
                 _ => Err(error),
             };
         }
-        let base = self.run.cast::<u8>();
-        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others.
-        let run = unsafe { &mut *self.run };
-        // SAFETY (of the union accesses below): `exit_reason` says which member KVM has written.
-        Ok(match run.exit_reason {
+        let run = self.run;
+        let base = run.cast::<u8>();
+        // SAFETY (here and below): The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes
+        // others. References are made to single members only, as others have one to `immediate_exit`, and to the
+        // member of the union that `exit_reason` says KVM has written.
+        Ok(match unsafe { (*run).exit_reason } {
             bindings::KVM_EXIT_IO => {
                 // SAFETY: See above.
-                let io = unsafe { run.__bindgen_anon_1.io };
+                let io = unsafe { (*run).__bindgen_anon_1.io };
                 let size = usize::from(io.size);
                 let length = size * io.count as usize;
                 assert!(
@@ -597,7 +599,7 @@ impl Vcpu {
             }
             bindings::KVM_EXIT_MMIO => {
                 // SAFETY: See above.
-                let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+                let mmio = unsafe { &mut (*run).__bindgen_anon_1.mmio };
                 let length = (mmio.len as usize).min(mmio.data.len());
                 if mmio.is_write != 0 {
                     VmExit::MmioWrite {
@@ -612,7 +614,7 @@ impl Vcpu {
             }
             bindings::KVM_EXIT_HYPERV => {
                 // SAFETY: See above.
-                let hyperv = unsafe { &mut run.__bindgen_anon_1.hyperv };
+                let hyperv = unsafe { &mut (*run).__bindgen_anon_1.hyperv };
                 match hyperv.type_ {
                     bindings::KVM_EXIT_HYPERV_SYNIC => {
                         // SAFETY: `type_` says that this member is the valid one.
@@ -630,7 +632,7 @@ impl Vcpu {
             bindings::KVM_EXIT_SHUTDOWN => VmExit::Shutdown,
             bindings::KVM_EXIT_SYSTEM_EVENT => {
                 // SAFETY: See above.
-                let event = unsafe { run.__bindgen_anon_1.system_event.type_ };
+                let event = unsafe { (*run).__bindgen_anon_1.system_event.type_ };
                 match event {
                     bindings::KVM_SYSTEM_EVENT_RESET => VmExit::Reset,
                     bindings::KVM_SYSTEM_EVENT_CRASH => VmExit::Crash,
@@ -642,7 +644,7 @@ impl Vcpu {
             | bindings::KVM_EXIT_IRQ_WINDOW_OPEN => VmExit::Interrupted,
             bindings::KVM_EXIT_INTERNAL_ERROR => {
                 // SAFETY: See above.
-                let internal = unsafe { run.__bindgen_anon_1.internal };
+                let internal = unsafe { (*run).__bindgen_anon_1.internal };
                 VmExit::Unknown(format!(
                     "KVM_EXIT_INTERNAL_ERROR suberror {} data {:x?}",
                     internal.suberror,

@@ -428,7 +428,7 @@ impl Machine {
         match from {
             Some(snapshot) => {
                 for (address, bytes) in &snapshot.memory {
-                    shared.memory.load(*address, bytes)?;
+                    shared.memory.write(*address, bytes)?;
                 }
                 lock(&synic).set_state(&snapshot.synic);
                 for (processor, state) in processors.iter().zip(&snapshot.processors) {

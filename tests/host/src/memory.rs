@@ -2,13 +2,16 @@
 
 //! The guest's memory: one region from physical address 0, shared with running processors.
 //!
-//! The guest may change any byte at any moment, so nothing here hands out references: bytes are copied with volatile
-//! accesses, and words that carry a protocol (ring indices, message types, event flags) are accessed as atomics.
+//! The guest may change any byte at any moment, and so may another thread here on behalf of another processor. So nothing
+//! here hands out references to bytes, and all accesses are atomic: relaxed where bytes are copied, sequentially
+//! consistent for words that carry a protocol (ring indices, message types, event flags).
 
 use std::ffi::c_int;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
 
 extern "C" {
@@ -58,7 +61,7 @@ pub struct GuestMemory {
     length: u64,
 }
 
-// SAFETY: The mapping lives as long as the value; every access is volatile or atomic, as for memory shared with a device.
+// SAFETY: The mapping lives as long as the value, and every access is atomic.
 unsafe impl Send for GuestMemory {}
 // SAFETY: As above.
 unsafe impl Sync for GuestMemory {}
@@ -105,30 +108,35 @@ impl GuestMemory {
         self.base as u64
     }
 
-    /// Copies all pages that are not zero: runs of pages with the address of each. No processor may be running.
+    /// Copies all pages that are not zero: runs of pages with the address of each. What a running processor writes
+    /// meanwhile may be in or not.
     pub fn nonzero_pages(&self) -> Vec<(u64, Vec<u8>)> {
         let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut page = vec![0; PAGE_SIZE as usize];
         for address in (0..self.length).step_by(PAGE_SIZE as usize) {
-            // SAFETY: The page lies in the mapping, and nobody writes while no processor runs.
-            let page = unsafe {
-                std::slice::from_raw_parts(self.base.add(address as usize), PAGE_SIZE as usize)
-            };
-            if page.iter().all(|byte| *byte == 0) {
+            if self.is_zero_page(address) || self.read(address, &mut page).is_err() {
                 continue;
             }
             match runs.last_mut() {
                 Some((start, bytes)) if *start + bytes.len() as u64 == address => {
-                    bytes.extend(page)
+                    bytes.extend(&page)
                 }
-                _ => runs.push((address, page.to_vec())),
+                _ => runs.push((address, page.clone())),
             }
         }
         runs
     }
 
-    /// Makes all of it zero again. No processor may be running.
+    fn is_zero_page(&self, address: u64) -> bool {
+        (address..address + PAGE_SIZE)
+            .step_by(8)
+            .all(|at| matches!(self.atomic_u64(at), Ok(word) if word.load(Ordering::Relaxed) == 0))
+    }
+
+    /// Makes all of it zero again.
     pub fn clear(&self) {
-        // SAFETY: The range is the mapping; private anonymous memory reads as zeroes afterwards.
+        // SAFETY: The range is the mapping; private anonymous memory reads as zeroes afterwards, and nobody has a
+        // reference to more than a word that may change at any time.
         unsafe { madvise(self.base, self.length as usize, MADV_DONTNEED) };
     }
 
@@ -143,12 +151,19 @@ impl GuestMemory {
         Ok(unsafe { self.base.add(address as usize) })
     }
 
-    /// Copies bytes out of the guest.
+    /// Copies bytes out of the guest, in words where they are aligned in the guest.
     pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), BadAddress> {
-        let from = self.at(address, out.len() as u64, 1)?;
-        for (index, byte) in out.iter_mut().enumerate() {
-            // SAFETY: `at` checked `out.len()` bytes from `from`.
-            *byte = unsafe { from.add(index).read_volatile() };
+        self.at(address, out.len() as u64, 1)?;
+        let (head, words, tail) = split(address, out.len());
+        for at in head.chain(tail) {
+            out[at] = self.atomic_u8(address + at as u64)?.load(Ordering::Relaxed);
+        }
+        for (word, chunk) in (address + words.start as u64..)
+            .step_by(8)
+            .zip(out[words].chunks_exact_mut(8))
+        {
+            let value = self.atomic_u64(word)?.load(Ordering::Relaxed);
+            chunk.copy_from_slice(&value.to_ne_bytes());
         }
         Ok(())
     }
@@ -161,27 +176,41 @@ impl GuestMemory {
         Ok(out)
     }
 
-    /// Copies bytes into the guest.
+    /// Copies bytes into the guest, in words where they are aligned there.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), BadAddress> {
-        let to = self.at(address, data.len() as u64, 1)?;
-        for (index, byte) in data.iter().enumerate() {
-            // SAFETY: `at` checked `data.len()` bytes from `to`.
-            unsafe { to.add(index).write_volatile(*byte) };
+        self.at(address, data.len() as u64, 1)?;
+        let (head, words, tail) = split(address, data.len());
+        for at in head.chain(tail) {
+            let byte = self.atomic_u8(address + at as u64)?;
+            byte.store(data[at], Ordering::Relaxed);
+        }
+        for (word, chunk) in (address + words.start as u64..)
+            .step_by(8)
+            .zip(data[words].chunks_exact(8))
+        {
+            let mut value = [0; 8];
+            value.copy_from_slice(chunk);
+            let word = self.atomic_u64(word)?;
+            word.store(u64::from_ne_bytes(value), Ordering::Relaxed);
         }
         Ok(())
     }
 
-    /// Copies bytes into the guest while no processor runs: fast, for images of many megabytes.
-    pub fn load(&self, address: u64, data: &[u8]) -> Result<(), BadAddress> {
-        let to = self.at(address, data.len() as u64, 1)?;
-        // SAFETY: `at` checked the destination; `data` lies outside of the mapping; no processor is running.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
-        Ok(())
+    fn atomic_u8(&self, address: u64) -> Result<&AtomicU8, BadAddress> {
+        let at = self.at(address, 1, 1)?;
+        // SAFETY: In bounds, alive as long as `self`, and everyone accesses the memory atomically.
+        Ok(unsafe { AtomicU8::from_ptr(at) })
+    }
+
+    fn atomic_u64(&self, address: u64) -> Result<&AtomicU64, BadAddress> {
+        let at = self.at(address, 8, 8)?;
+        // SAFETY: As in `atomic_u8`, and aligned.
+        Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
     }
 
     fn atomic_u32(&self, address: u64) -> Result<&AtomicU32, BadAddress> {
         let at = self.at(address, 4, 4)?;
-        // SAFETY: In bounds, aligned, alive as long as `self`, and everyone accesses such words atomically.
+        // SAFETY: As in `atomic_u8`, and aligned.
         Ok(unsafe { AtomicU32::from_ptr(at.cast()) })
     }
 
@@ -203,11 +232,15 @@ impl GuestMemory {
 
     /// Sets bits of an aligned 64-bit word and returns what it was.
     pub fn fetch_or_u64(&self, address: u64, bits: u64) -> Result<u64, BadAddress> {
-        let at = self.at(address, 8, 8)?;
-        // SAFETY: As in `atomic_u32`.
-        let word = unsafe { AtomicU64::from_ptr(at.cast()) };
-        Ok(word.fetch_or(bits, Ordering::SeqCst))
+        Ok(self.atomic_u64(address)?.fetch_or(bits, Ordering::SeqCst))
     }
+}
+
+/// Splits `length` bytes from `address` on: those before the first aligned word, the words, and those after the last.
+fn split(address: u64, length: usize) -> (Range<usize>, Range<usize>, Range<usize>) {
+    let head = length.min((address.wrapping_neg() % 8) as usize);
+    let tail = length - (length - head) % 8;
+    (0..head, head..tail, tail..length)
 }
 
 impl Drop for GuestMemory {
@@ -231,6 +264,22 @@ mod tests {
         assert!(memory.read_vec(u64::MAX, 2).is_err());
         assert!(memory.load_u32(end).is_err());
         assert!(memory.load_u32(2).is_err());
+    }
+
+    #[test]
+    fn bytes_are_copied_from_and_to_anywhere() {
+        let memory = GuestMemory::new(2 << 20).unwrap();
+        let bytes: Vec<u8> = (1..=40).collect();
+        for start in 0..16 {
+            for length in 0..40 {
+                memory.clear();
+                memory.write(start, &bytes[..length]).unwrap();
+                assert_eq!(memory.read_vec(start, length).unwrap(), bytes[..length]);
+                let mut around = vec![0; 64];
+                around[start as usize..][..length].copy_from_slice(&bytes[..length]);
+                assert_eq!(memory.read_vec(0, 64).unwrap(), around);
+            }
+        }
     }
 
     #[test]
