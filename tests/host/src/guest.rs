@@ -180,7 +180,9 @@ impl Guest {
 
     /// An error with the processors' whereabouts and the console's last lines.
     fn error(&self, text: &str) -> Error {
-        let text = &format!("{text}\n{}", self.machine.describe_processors());
+        let crash = self.machine.shared().crash();
+        let crash = crash.map(|crash| format!("\n{crash}")).unwrap_or_default();
+        let text = &format!("{text}{crash}\n{}", self.machine.describe_processors());
         let console = self.console();
         let lines: Vec<&str> = console.lines().collect();
         let tail = lines[lines.len().saturating_sub(15)..].join("\n    ");
@@ -281,6 +283,11 @@ impl Guest {
         self.machine.shared().exit()
     }
 
+    /// What the guest has told the hypervisor of its crash since the last boot, if it has.
+    pub fn crash(&self) -> Option<String> {
+        self.machine.shared().crash()
+    }
+
     /// The channel of a service.
     pub fn channel(&self, service: Service) -> ChannelHandle<'_> {
         ChannelHandle {
@@ -327,7 +334,12 @@ impl Guest {
         done: impl FnMut(&mut Bus) -> Option<R>,
     ) -> Result<R> {
         let result = self.machine.shared().wait_bus(timeout, done);
-        result.ok_or_else(|| self.error(&format!("waited {timeout:?} in vain for {what}")))
+        result.ok_or_else(|| match self.exit() {
+            Some(exit) => self.error(&format!(
+                "the machine stopped ({exit:?}) while waiting for {what}"
+            )),
+            None => self.error(&format!("waited {timeout:?} in vain for {what}")),
+        })
     }
 
     /// The transcript's length, to be passed to the following two.

@@ -2,10 +2,13 @@
 
 //! The machine: memory, processors, devices and bus put together, its threads, and how its run ends.
 //!
-//! Threads: one per processor; one per processor that waits for the guest's EOM; one for timers. Locks: the bus (with
-//! all services) before the SynIC; the ports on their own.
+//! Threads: one per processor; one per processor that waits for the guest's EOM; one that makes processors leave the
+//! guest now and then; one for timers. A panic in any of them ends the run. Locks: the bus (with all services) before
+//! the SynIC; the ports on their own; the exit within any.
 
 use std::io;
+use std::panic::catch_unwind;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -40,7 +43,11 @@ use crate::snapshot::Snapshot;
 use crate::synic::Hypervisor;
 use crate::synic::Synic;
 use crate::synic::VMBUS_SINT;
+use crate::vmbus::bus;
 use crate::vmbus::bus::Bus;
+
+/// The most virtual processors that a machine has.
+pub const MAX_VCPUS: u32 = 32;
 
 /// What a machine is made of.
 #[derive(Debug, Clone)]
@@ -51,7 +58,7 @@ pub struct Config {
     pub initrds: Vec<PathBuf>,
     /// Added to the kernel's command line.
     pub command_line: String,
-    /// Virtual processors, 1 to 32.
+    /// Virtual processors, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
     /// Memory in MiB, a multiple of 2.
     pub memory: u64,
@@ -92,8 +99,6 @@ pub enum Exit {
     S4,
     /// The guest's processor gave up.
     TripleFault,
-    /// The guest reported a crash to the hypervisor.
-    Crash,
     /// The host cannot go on.
     Failed(String),
     /// The host stopped it.
@@ -119,6 +124,8 @@ pub struct Shared {
     ports_changed: Condvar,
     exit: Mutex<Option<Exit>>,
     exited: Condvar,
+    /// What the guest has told the hypervisor of its crash.
+    crash: Mutex<Option<String>>,
     ending: AtomicBool,
     /// One for each processor.
     watches: Vec<Watch>,
@@ -136,6 +143,28 @@ struct Watch {
 }
 
 impl Shared {
+    /// As when the machine is off.
+    fn new(memory: Arc<GuestMemory>, config: &Config) -> Self {
+        let bus = Bus::new(
+            memory.clone(),
+            Box::new(Nobody),
+            config.vmbus_max,
+            &config.services,
+        );
+        Self {
+            memory,
+            bus: Mutex::new(bus),
+            bus_changed: Condvar::new(),
+            ports: Mutex::new(Ports::new(config.rtc_offset)),
+            ports_changed: Condvar::new(),
+            exit: Mutex::new(Some(Exit::Stopped)),
+            exited: Condvar::new(),
+            crash: Mutex::new(None),
+            ending: AtomicBool::new(false),
+            watches: (0..config.vcpus).map(|_| Watch::default()).collect(),
+        }
+    }
+
     /// The bus, locked; changes are announced when the guard is dropped by [`Shared::announce`].
     pub fn bus(&self) -> MutexGuard<'_, Bus> {
         lock(&self.bus)
@@ -146,7 +175,8 @@ impl Shared {
         self.bus_changed.notify_all();
     }
 
-    /// Waits until `done` gives a value (also after the machine's run has ended); `None` when `timeout` has passed.
+    /// Waits until `done` gives a value (also after the machine's run has ended, unless the host failed); `None` when
+    /// `timeout` has passed.
     pub fn wait_bus<R>(
         &self,
         timeout: Duration,
@@ -159,6 +189,9 @@ impl Shared {
                 return Some(result);
             }
             let left = end.checked_duration_since(Instant::now())?;
+            if let Some(Exit::Failed(_)) = self.exit() {
+                return None;
+            }
             bus = self
                 .bus_changed
                 .wait_timeout(bus, left)
@@ -208,16 +241,33 @@ impl Shared {
         exit.clone()
     }
 
+    /// What the guest has told of its crash since the last power-on, if it has.
+    pub fn crash(&self) -> Option<String> {
+        lock(&self.crash).clone()
+    }
+
+    /// Ends the run, if it has not ended, and wakes everyone who waits. The caller holds no lock.
     fn end(&self, exit: Exit) {
-        {
-            let mut current = lock(&self.exit);
-            if current.is_none() {
-                *current = Some(exit);
-            }
-        }
+        lock(&self.exit).get_or_insert(exit);
         self.exited.notify_all();
+        // Who waits for bus or ports has looked at the exit under their locks, and must not miss it after that.
+        drop(self.ports());
         self.ports_changed.notify_all();
+        drop(self.bus());
         self.bus_changed.notify_all();
+    }
+
+    /// Runs a thread's work; a panic in it ends the run with an error that says so.
+    fn guard(&self, thread: &str, work: impl FnOnce()) {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(work)) else {
+            return;
+        };
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("for no reason told");
+        self.end(Exit::Failed(format!("{thread} panicked: {text}")));
     }
 }
 
@@ -299,8 +349,13 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes a machine, switched off. Errors name the file that cannot be read, or what KVM refuses.
+    /// Makes a machine, switched off. Errors name the file that cannot be read, what KVM refuses, or what no machine
+    /// can have.
     pub fn new(config: Config) -> io::Result<Self> {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            let text = format!("{} processors, not 1 to {MAX_VCPUS}", config.vcpus);
+            return Err(io::Error::other(text));
+        }
         let read = |path: &PathBuf| {
             std::fs::read(path).map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", path.display()))
@@ -310,27 +365,11 @@ impl Machine {
         let initrds = config.initrds.iter().map(read).collect::<io::Result<_>>()?;
         let kvm = Kvm::open()?;
         kvm::install_kick_signal();
-        let memory = Arc::new(GuestMemory::new(config.memory << 20)?);
-        let bus = Bus::new(
-            memory.clone(),
-            Box::new(Nobody),
-            config.vmbus_max,
-            &config.services,
-        );
-        let shared = Arc::new(Shared {
-            memory,
-            bus: Mutex::new(bus),
-            bus_changed: Condvar::new(),
-            ports: Mutex::new(Ports::new(config.rtc_offset)),
-            ports_changed: Condvar::new(),
-            exit: Mutex::new(Some(Exit::Stopped)),
-            exited: Condvar::new(),
-            ending: AtomicBool::new(false),
-            watches: (0..config.vcpus).map(|_| Watch::default()).collect(),
-        });
+        let memory = Arc::new(GuestMemory::new(config.memory.saturating_mul(1 << 20))?);
+        let shared = Arc::new(Shared::new(memory, &config));
         let timer = std::thread::spawn({
             let shared = shared.clone();
-            move || run_timers(&shared)
+            move || shared.guard("the timers' thread", || run_timers(&shared))
         });
         Ok(Self {
             config,
@@ -363,15 +402,13 @@ impl Machine {
         self.start(Some(snapshot))
     }
 
-    /// Takes a snapshot, and goes on from it. An error if a channel is in use, or the machine is off.
+    /// Takes a snapshot, and goes on from it. An error if a channel is in use, or the machine is off; where one came
+    /// into use while the processors were stopped, the machine is off then.
     pub fn save(&mut self) -> io::Result<Snapshot> {
-        let bus = self.shared.bus().state().map_err(io::Error::other)?;
         let off = || io::Error::other("the machine is off");
+        let run = self.run.as_ref().ok_or_else(off)?;
+        self.quiet_bus(&run.synic)?;
         let run = self.run.take().ok_or_else(off)?;
-        if lock(&run.synic).has_waiting_messages() {
-            self.run = Some(run);
-            return Err(io::Error::other("messages wait for the guest"));
-        }
         run.saving.store(true, Ordering::SeqCst);
         self.shared.end(Exit::Stopped);
         let (vm, synic) = (run.vm.clone(), run.synic.clone());
@@ -379,6 +416,8 @@ impl Machine {
             .end()
             .into_iter()
             .collect::<io::Result<Option<Vec<_>>>>()?;
+        // What the processors did last counts.
+        let bus = self.quiet_bus(&synic)?;
         let snapshot = Snapshot {
             memory: self.shared.memory.nonzero_pages(),
             processors: processors.ok_or_else(off)?,
@@ -390,6 +429,15 @@ impl Machine {
         drop(vm);
         self.restore(&snapshot)?;
         Ok(snapshot)
+    }
+
+    /// The bus' state; an error if it cannot be in a snapshot.
+    fn quiet_bus(&self, synic: &Mutex<Synic>) -> io::Result<bus::State> {
+        let bus = self.shared.bus();
+        if lock(synic).has_waiting_messages() {
+            return Err(io::Error::other("messages wait for the guest"));
+        }
+        bus.state().map_err(io::Error::other)
     }
 
     /// Makes a new KVM machine and starts it, from a snapshot or as after a reset.
@@ -476,6 +524,7 @@ impl Machine {
         let msrs = Arc::new(self.kvm.state_msrs()?);
         let saving = Arc::new(AtomicBool::new(false));
         *lock(&shared.exit) = None;
+        *lock(&shared.crash) = None;
         let stop = Arc::new(AtomicBool::new(false));
         let mut run = Run {
             vm: vm.clone(),
@@ -491,11 +540,14 @@ impl Machine {
         };
         for vp in 0..vcpus {
             let (lines, synic, stop) = (lines.clone(), synic.clone(), stop.clone());
+            let shared = shared.clone();
             run.acknowledgers.push(std::thread::spawn(move || {
-                while !stop.load(Ordering::SeqCst) {
-                    lines[vp as usize].wait_acknowledged();
-                    lock(&synic).acknowledged(vp);
-                }
+                shared.guard(&format!("processor {vp}'s acknowledger"), || {
+                    while !stop.load(Ordering::SeqCst) {
+                        lines[vp as usize].wait_acknowledged();
+                        lock(&synic).acknowledged(vp);
+                    }
+                });
             }));
         }
         for (index, vcpu) in processors.into_iter().enumerate() {
@@ -511,7 +563,8 @@ impl Machine {
             };
             run.processors.push(std::thread::spawn(move || {
                 let _ = sender.send(processor.vcpu.kicker());
-                processor.run();
+                let shared = processor.shared.clone();
+                shared.guard(&format!("processor {index}"), || processor.run());
                 // The kick's flag and thread must outlive `Run::end`'s kicks.
                 while !processor.stop.load(Ordering::SeqCst) {
                     std::thread::park_timeout(Duration::from_millis(50));
@@ -614,7 +667,10 @@ impl Run {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.power_off();
-        self.shared.ending.store(true, Ordering::SeqCst);
+        {
+            let _bus = self.shared.bus();
+            self.shared.ending.store(true, Ordering::SeqCst);
+        }
         self.shared.announce();
         if let Some(timer) = self.timer.take() {
             let _ = timer.join();
@@ -743,10 +799,28 @@ impl Processor {
             VmExit::Hypercall => return self.hypercall(),
             VmExit::Shutdown => Some(Exit::TripleFault),
             VmExit::Reset => Some(Exit::Reset),
-            VmExit::Crash => Some(Exit::Crash),
+            // The guest goes on: to its crash kernel, a reset, or nowhere.
+            VmExit::Crash => {
+                self.report_crash();
+                None
+            }
             VmExit::Unknown(text) => Some(Exit::Failed(text)),
         };
         Ok(exit)
+    }
+
+    /// Records what the guest tells of its crash (`HV_X64_MSR_CRASH_P0` to `P4`).
+    fn report_crash(&self) {
+        let parameters = (0x4000_0100..=0x4000_0104).map(|msr| self.vcpu.msr(msr).unwrap_or(0));
+        let text = format!(
+            "the guest on processor {} reports a crash: {:#x?}",
+            self.index,
+            parameters.collect::<Vec<_>>()
+        );
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.shared.bus().error(text.clone(), &[]);
+        self.shared.announce();
+        *lock(&self.shared.crash) = Some(text);
     }
 
     fn hypercall(&mut self) -> io::Result<Option<Exit>> {
@@ -781,5 +855,58 @@ impl Processor {
         };
         *result = status as u64;
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared() -> Arc<Shared> {
+        let memory = Arc::new(GuestMemory::new(2 << 20).unwrap());
+        let shared = Shared::new(memory, &Config::default());
+        *lock(&shared.exit) = None;
+        Arc::new(shared)
+    }
+
+    #[test]
+    fn a_panic_ends_the_run_and_every_wait() {
+        const LONG: Duration = Duration::from_secs(60);
+        let shared = shared();
+        let waits: Vec<_> = (0..3)
+            .map(|kind| {
+                let shared = shared.clone();
+                std::thread::spawn(move || match kind {
+                    0 => shared.wait_exit(LONG).is_some(),
+                    1 => shared.wait_bus(LONG, |_| None::<()>).is_none(),
+                    _ => shared.wait_ports(LONG, |_| shared.exit()).is_some(),
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(50));
+        let start = Instant::now();
+        shared.guard("processor 7", || {
+            let _bus = shared.bus();
+            panic!("at {}", "last");
+        });
+        for wait in waits {
+            assert!(wait.join().unwrap());
+        }
+        assert!(start.elapsed() < LONG);
+        let failed = Exit::Failed("processor 7 panicked: at last".to_owned());
+        assert_eq!(shared.exit(), Some(failed));
+    }
+
+    #[test]
+    fn a_machine_has_a_number_of_processors() {
+        for vcpus in [0, MAX_VCPUS + 1] {
+            let config = Config {
+                kernel: "/dev/null".into(),
+                vcpus,
+                ..Default::default()
+            };
+            let error = Machine::new(config).err().unwrap();
+            assert!(error.to_string().contains("processors"), "{error}");
+        }
     }
 }

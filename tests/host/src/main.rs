@@ -12,6 +12,7 @@ use host::guest::Module;
 use host::images;
 use host::machine::Config;
 use host::machine::Exit;
+use host::machine::MAX_VCPUS;
 use host::nested;
 use host::service::Service;
 
@@ -21,7 +22,7 @@ Boots a guest and runs each COMMAND (a shell line) in it, then has it power off.
   --kernel FILE      bzImage or vmlinux (build/kernel/amd64/vmlinux, vmlinuz)
   --initrd FILE      cpio archive, may be repeated (build/guest/{inner,rust}-amd64.cpio)
   --append TEXT      more of the kernel's command line
-  --vcpus N          processors (1)
+  --vcpus N          processors, 1 to 32 (1)
   --memory MIB       memory (384)
   --vmbus X.Y        newest VMBus version (6.0)
   --services A,B     services (heartbeat,shutdown,timesync)
@@ -68,7 +69,15 @@ fn options() -> Result<Options, String> {
             "--kernel" => options.config.kernel = value()?.into(),
             "--initrd" => options.config.initrds.push(value()?.into()),
             "--append" => options.config.command_line = value()?,
-            "--vcpus" => options.config.vcpus = number(value()?)? as u32,
+            "--vcpus" => {
+                let count = number(value()?)?;
+                let count = u32::try_from(count)
+                    .ok()
+                    .filter(|count| *count <= MAX_VCPUS);
+                let count = count.filter(|count| *count > 0);
+                options.config.vcpus =
+                    count.ok_or_else(|| format!("there may be 1 to {MAX_VCPUS} processors"))?;
+            }
             "--memory" => options.config.memory = number(value()?)?,
             "--vmbus" => {
                 let text = value()?;

@@ -120,7 +120,7 @@ impl Kvm {
 
 impl Vcpu {
     /// Reads an MSR, `None` where this processor has none of that number.
-    fn msr(&self, index: u32) -> Option<u64> {
+    pub fn msr(&self, index: u32) -> Option<u64> {
         let entry = bindings::kvm_msr_entry {
             index,
             ..Default::default()

@@ -326,7 +326,8 @@ impl Bus {
         Status::Success
     }
 
-    fn error(&mut self, text: String, bytes: &[u8]) {
+    /// Puts a fault of the guest's into the record.
+    pub(crate) fn error(&mut self, text: String, bytes: &[u8]) {
         self.link.record(Speaker::Error, "vmbus", text, bytes);
     }
 
