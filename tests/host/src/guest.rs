@@ -192,6 +192,13 @@ impl Guest {
         }
     }
 
+    /// What broke down in the emulation of the guest's processors, if anything; see [`Machine::breakdown`].
+    pub fn breakdown(&self) -> Option<String> {
+        self.machine
+            .breakdown()
+            .filter(|_| !self.console().contains("Kernel panic"))
+    }
+
     /// Runs a shell command line in the guest.
     pub fn sh(&self, command: &str) -> Result<Output> {
         self.sh_within(command, TIMEOUT)

@@ -137,9 +137,35 @@ struct Watch {
     /// Someone wants to know where it is.
     wanted: AtomicBool,
     /// The answer.
-    seen: Mutex<Option<String>>,
+    seen: Mutex<Option<Seen>>,
     /// What it is doing.
     doing: Mutex<&'static str>,
+}
+
+impl Watch {
+    /// Has the processor that `kick` reaches say where it is; `None` if it doesn't.
+    fn look(&self, kick: &VcpuKick) -> Option<Seen> {
+        *lock(&self.seen) = None;
+        self.wanted.store(true, Ordering::SeqCst);
+        kick.kick();
+        let end = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < end {
+            if let Some(seen) = lock(&self.seen).take() {
+                return Some(seen);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.wanted.store(false, Ordering::SeqCst);
+        None
+    }
+}
+
+/// Where a processor was when someone wanted to know.
+#[derive(Clone, PartialEq)]
+struct Seen {
+    place: String,
+    /// All its registers, if it isn't idle.
+    busy_with: Option<String>,
 }
 
 impl Shared {
@@ -605,23 +631,40 @@ impl Machine {
         };
         let mut lines = Vec::new();
         for (index, (watch, kick)) in self.shared.watches.iter().zip(&run.kicks).enumerate() {
-            *lock(&watch.seen) = None;
-            watch.wanted.store(true, Ordering::SeqCst);
-            kick.kick();
-            let end = Instant::now() + Duration::from_secs(2);
-            let seen = loop {
-                if let Some(seen) = lock(&watch.seen).take() {
-                    break seen;
-                }
-                if Instant::now() > end {
-                    watch.wanted.store(false, Ordering::SeqCst);
-                    break format!("does not answer; last seen: {}", lock(&watch.doing));
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            };
-            lines.push(format!("processor {index}: {seen}"));
+            lines.push(match watch.look(kick) {
+                Some(seen) => format!("processor {index}: {}", seen.place),
+                None => format!(
+                    "processor {index} does not answer; last seen: {}",
+                    lock(&watch.doing)
+                ),
+            });
         }
         lines.join("\n")
+    }
+
+    /// What is wrong with the guest's processors, if anything, that no software in the guest can do to them.
+    ///
+    /// Where nested paging is emulated for several processors, one at times stays at an instruction for ever, takes
+    /// neither interrupts nor NMIs there, and changes no register; or faults without a word of the guest's kernel.
+    pub fn breakdown(&self) -> Option<String> {
+        const LOOKS: usize = 5;
+        const BETWEEN: Duration = Duration::from_millis(100);
+        let run = self.run.as_ref()?;
+        if self.shared.exit() == Some(Exit::TripleFault) {
+            return Some("a processor gave up without a word".to_owned());
+        }
+        for (index, (watch, kick)) in self.shared.watches.iter().zip(&run.kicks).enumerate() {
+            let first = watch.look(kick)?;
+            let stays = first.busy_with.is_some()
+                && (1..LOOKS).all(|_| {
+                    std::thread::sleep(BETWEEN);
+                    watch.look(kick).as_ref() == Some(&first)
+                });
+            if stays {
+                return Some(format!("processor {index} stays at {}", first.place));
+            }
+        }
+        None
     }
 
     /// Updates the serial ports' interrupt lines after the host has used them.
@@ -735,14 +778,20 @@ impl Processor {
         let watch = &self.shared.watches[self.index as usize];
         if watch.wanted.swap(false, Ordering::SeqCst) {
             self.vcpu.clear_kick();
-            let text = match self.vcpu.regs() {
-                Ok(regs) => format!(
-                    "rip {:#x} rsp {:#x} rflags {:#x}",
-                    regs.rip, regs.rsp, regs.rflags
-                ),
-                Err(error) => error.to_string(),
+            let seen = match self.vcpu.regs() {
+                Ok(regs) => Seen {
+                    place: format!(
+                        "rip {:#x} rsp {:#x} rflags {:#x}",
+                        regs.rip, regs.rsp, regs.rflags
+                    ),
+                    busy_with: self.vcpu.is_running().then(|| format!("{regs:?}")),
+                },
+                Err(error) => Seen {
+                    place: error.to_string(),
+                    busy_with: None,
+                },
             };
-            *lock(&watch.seen) = Some(text);
+            *lock(&watch.seen) = Some(seen);
         }
     }
 

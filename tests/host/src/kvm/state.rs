@@ -154,6 +154,13 @@ impl Vcpu {
         }
     }
 
+    /// Whether it executes instructions, rather than waits for an interrupt or to be started.
+    pub fn is_running(&self) -> bool {
+        let mut state = bindings::kvm_mp_state::default();
+        let read = ioctl_struct(&self.fd, "KVM_GET_MP_STATE", GET_MP_STATE, &mut state);
+        read.is_ok() && state.mp_state == bindings::KVM_MP_STATE_RUNNABLE
+    }
+
     /// Reads the state; the processor must not be running. An exit whose answer KVM has not taken yet is completed.
     pub fn state(&mut self, msrs: &[u32]) -> io::Result<VcpuState> {
         self.kick_itself();
