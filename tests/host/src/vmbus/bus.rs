@@ -62,7 +62,7 @@ const NO_PROCESSOR: u32 = u32::MAX;
 
 /// A version as messages have it.
 const fn word((major, minor): Version) -> u32 {
-    (major as u32) << 16 | minor as u32
+    ((major as u32) << 16) | minor as u32
 }
 
 /// Whether guest and host are talking.
