@@ -192,11 +192,16 @@ impl Guest {
         }
     }
 
-    /// What broke down in the emulation of the guest's processors, if anything; see [`Machine::breakdown`].
+    /// What broke down in the emulation of the guest's processors, if anything: see [`Exit::Breakdown`]. So it is too
+    /// where one gave up without a word of the guest's kernel.
     pub fn breakdown(&self) -> Option<String> {
-        self.machine
-            .breakdown()
-            .filter(|_| !self.console().contains("Kernel panic"))
+        match self.exit()? {
+            Exit::Breakdown(what) => Some(what),
+            Exit::TripleFault if !self.console().contains("Kernel panic") => {
+                Some("a processor gave up without a word".to_owned())
+            }
+            _ => None,
+        }
     }
 
     /// Runs a shell command line in the guest.

@@ -99,6 +99,8 @@ pub enum Exit {
     S4,
     /// The guest's processor gave up.
     TripleFault,
+    /// The emulation of a processor broke down.
+    Breakdown(String),
     /// The host cannot go on.
     Failed(String),
     /// The host stopped it.
@@ -136,16 +138,22 @@ pub struct Shared {
 struct Watch {
     /// Someone wants to know where it is.
     wanted: AtomicBool,
+    /// And that it gets an NMI then.
+    nmi: AtomicBool,
     /// The answer.
     seen: Mutex<Option<Seen>>,
+    /// Held by the one who wants to know.
+    looking: Mutex<()>,
     /// What it is doing.
     doing: Mutex<&'static str>,
 }
 
 impl Watch {
-    /// Has the processor that `kick` reaches say where it is; `None` if it doesn't.
-    fn look(&self, kick: &VcpuKick) -> Option<Seen> {
+    /// Has the processor that `kick` reaches say where it is; `None` if it doesn't. It may get an NMI then.
+    fn look(&self, kick: &VcpuKick, nmi: bool) -> Option<Seen> {
+        let _one = lock(&self.looking);
         *lock(&self.seen) = None;
+        self.nmi.store(nmi, Ordering::SeqCst);
         self.wanted.store(true, Ordering::SeqCst);
         kick.kick();
         let end = Instant::now() + Duration::from_secs(2);
@@ -161,11 +169,19 @@ impl Watch {
 }
 
 /// Where a processor was when someone wanted to know.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 struct Seen {
     place: String,
     /// All its registers, if it isn't idle.
     busy_with: Option<String>,
+    /// An NMI is on its way to it.
+    waits_for_nmi: bool,
+}
+
+impl PartialEq for Seen {
+    fn eq(&self, other: &Self) -> bool {
+        self.busy_with == other.busy_with
+    }
 }
 
 impl Shared {
@@ -345,8 +361,40 @@ impl Hypervisor for Nobody {
     fn forget_messages(&mut self) {}
 }
 
-/// How often processors are made to leave the guest.
+/// How often processors are made to leave the guest. Under emulation one at times stays in it, at one instruction, and
+/// takes no interrupt until it has left the guest for any reason.
 const NUDGE_INTERVAL: Duration = Duration::from_millis(100);
+/// How many times, until it is looked where they are.
+const NUDGES: u32 = 10;
+
+/// Where nested paging is emulated for several processors, one at times stays at an instruction for good, takes neither
+/// interrupts nor NMIs there, and changes no register: which no software in the guest can make it do.
+#[derive(Clone, Default)]
+struct Suspicion {
+    last: Option<Seen>,
+    /// For how many looks it has been the same.
+    looks: u32,
+}
+
+impl Suspicion {
+    /// After so many looks it gets an NMI, which any software takes.
+    const NMI_AFTER: u32 = 4;
+
+    /// Looks where a processor is; once it's certain that it does not get on, says so.
+    fn look(&mut self, watch: &Watch, kick: &VcpuKick) -> Option<String> {
+        let seen = watch.look(kick, self.looks == Self::NMI_AFTER);
+        let same = seen.is_some() && seen == self.last;
+        self.looks = match &seen {
+            Some(seen) if same && seen.busy_with.is_some() => self.looks + 1,
+            _ => 0,
+        };
+        self.last = seen;
+        let last = self.last.as_ref()?;
+        // The NMI was sent with the look before the last.
+        (self.looks > Self::NMI_AFTER + 1 && last.waits_for_nmi)
+            .then(|| format!("stays at {}, and takes no NMI there", last.place))
+    }
+}
 
 /// One power cycle: the KVM machine and its threads.
 struct Run {
@@ -602,13 +650,23 @@ impl Machine {
             }));
             run.kicks.push(receiver.recv().map_err(io::Error::other)?);
         }
-        // Under emulation a processor at times stays in the guest, at one instruction, and takes no interrupt until it
-        // has left the guest for any reason.
-        let (kicks, nudging) = (run.kicks.clone(), run.nudging.clone());
+        let (kicks, nudging, shared) = (run.kicks.clone(), run.nudging.clone(), shared.clone());
         run.nudger = Some(std::thread::spawn(move || {
-            while nudging.load(Ordering::SeqCst) {
+            let mut suspicions = vec![Suspicion::default(); kicks.len()];
+            for round in 1u32.. {
                 std::thread::park_timeout(NUDGE_INTERVAL);
+                if !nudging.load(Ordering::SeqCst) {
+                    return;
+                }
                 kicks.iter().for_each(VcpuKick::nudge);
+                if round % NUDGES != 0 {
+                    continue;
+                }
+                for (index, suspicion) in suspicions.iter_mut().enumerate() {
+                    if let Some(what) = suspicion.look(&shared.watches[index], &kicks[index]) {
+                        shared.end(Exit::Breakdown(format!("processor {index} {what}")));
+                    }
+                }
             }
         }));
         self.run = Some(run);
@@ -631,7 +689,7 @@ impl Machine {
         };
         let mut lines = Vec::new();
         for (index, (watch, kick)) in self.shared.watches.iter().zip(&run.kicks).enumerate() {
-            lines.push(match watch.look(kick) {
+            lines.push(match watch.look(kick, false) {
                 Some(seen) => format!("processor {index}: {}", seen.place),
                 None => format!(
                     "processor {index} does not answer; last seen: {}",
@@ -640,31 +698,6 @@ impl Machine {
             });
         }
         lines.join("\n")
-    }
-
-    /// What is wrong with the guest's processors, if anything, that no software in the guest can do to them.
-    ///
-    /// Where nested paging is emulated for several processors, one at times stays at an instruction for ever, takes
-    /// neither interrupts nor NMIs there, and changes no register; or faults without a word of the guest's kernel.
-    pub fn breakdown(&self) -> Option<String> {
-        const LOOKS: usize = 5;
-        const BETWEEN: Duration = Duration::from_millis(100);
-        let run = self.run.as_ref()?;
-        if self.shared.exit() == Some(Exit::TripleFault) {
-            return Some("a processor gave up without a word".to_owned());
-        }
-        for (index, (watch, kick)) in self.shared.watches.iter().zip(&run.kicks).enumerate() {
-            let first = watch.look(kick)?;
-            let stays = first.busy_with.is_some()
-                && (1..LOOKS).all(|_| {
-                    std::thread::sleep(BETWEEN);
-                    watch.look(kick).as_ref() == Some(&first)
-                });
-            if stays {
-                return Some(format!("processor {index} stays at {}", first.place));
-            }
-        }
-        None
     }
 
     /// Updates the serial ports' interrupt lines after the host has used them.
@@ -781,18 +814,33 @@ impl Processor {
             let seen = match self.vcpu.regs() {
                 Ok(regs) => Seen {
                     place: format!(
-                        "rip {:#x} rsp {:#x} rflags {:#x}",
-                        regs.rip, regs.rsp, regs.rflags
+                        "rip {:#x} rsp {:#x} rflags {:#x} code {}",
+                        regs.rip,
+                        regs.rsp,
+                        regs.rflags,
+                        self.code_at(regs.rip)
                     ),
                     busy_with: self.vcpu.is_running().then(|| format!("{regs:?}")),
+                    waits_for_nmi: self.vcpu.has_nmi_pending(),
                 },
                 Err(error) => Seen {
                     place: error.to_string(),
                     busy_with: None,
+                    waits_for_nmi: false,
                 },
             };
+            if watch.nmi.swap(false, Ordering::SeqCst) {
+                let _ = self.vcpu.send_nmi();
+            }
             *lock(&watch.seen) = Some(seen);
         }
+    }
+
+    /// What is executed at an address, as bytes in hexadecimal.
+    fn code_at(&self, rip: u64) -> String {
+        let read = |physical| self.shared.memory.read_vec(physical, 8).ok();
+        let code = self.vcpu.translate(rip).and_then(read);
+        code.map_or_else(|| "unreadable".to_owned(), |code| crate::bytes::hex(&code))
     }
 
     /// Runs until the next exit and handles it.

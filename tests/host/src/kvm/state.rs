@@ -11,6 +11,7 @@ use std::mem::size_of;
 
 use super::bindings;
 use super::ioctl_struct;
+use super::ioctl_value;
 use super::request;
 use super::Kvm;
 use super::Regs;
@@ -26,6 +27,8 @@ const SET_IRQCHIP: c_ulong = request(READ, 0x63, size_of::<bindings::kvm_irqchip
 const SET_CLOCK: c_ulong = request(WRITE, 0x7b, size_of::<bindings::kvm_clock_data>());
 const GET_MSRS: c_ulong = request(READ | WRITE, 0x88, 8);
 const SET_MSRS: c_ulong = request(WRITE, 0x89, 8);
+const TRANSLATE: c_ulong = request(READ | WRITE, 0x85, size_of::<bindings::kvm_translation>());
+const NMI: c_ulong = request(0, 0x9a, 0);
 const GET_LAPIC: c_ulong = request(READ, 0x8e, size_of::<bindings::kvm_lapic_state>());
 const SET_LAPIC: c_ulong = request(WRITE, 0x8f, size_of::<bindings::kvm_lapic_state>());
 const GET_MP_STATE: c_ulong = request(READ, 0x98, size_of::<bindings::kvm_mp_state>());
@@ -159,6 +162,33 @@ impl Vcpu {
         let mut state = bindings::kvm_mp_state::default();
         let read = ioctl_struct(&self.fd, "KVM_GET_MP_STATE", GET_MP_STATE, &mut state);
         read.is_ok() && state.mp_state == bindings::KVM_MP_STATE_RUNNABLE
+    }
+
+    /// Whether an NMI is on its way to it.
+    pub fn has_nmi_pending(&self) -> bool {
+        let mut events = bindings::kvm_vcpu_events::default();
+        let read = ioctl_struct(
+            &self.fd,
+            "KVM_GET_VCPU_EVENTS",
+            GET_VCPU_EVENTS,
+            &mut events,
+        );
+        read.is_ok() && (events.nmi.pending != 0 || events.nmi.injected != 0)
+    }
+
+    /// Sends it an NMI.
+    pub fn send_nmi(&self) -> io::Result<()> {
+        ioctl_value(&self.fd, "KVM_NMI", NMI, 0).map(|_| ())
+    }
+
+    /// The physical address of what is at a virtual one; `None` if there's nothing.
+    pub fn translate(&self, address: u64) -> Option<u64> {
+        let mut translation = bindings::kvm_translation {
+            linear_address: address,
+            ..Default::default()
+        };
+        ioctl_struct(&self.fd, "KVM_TRANSLATE", TRANSLATE, &mut translation).ok()?;
+        (translation.valid != 0).then_some(translation.physical_address)
     }
 
     /// Reads the state; the processor must not be running. An exit whose answer KVM has not taken yet is completed.
