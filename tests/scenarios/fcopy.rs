@@ -23,6 +23,7 @@ use crate::scenario::Scenario;
 /// The scenarios of this file. In C the class has no character device any more.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fcopy_copies_files", copies_files)
+        .everywhere()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_names", names).daemons().rust_only(),

@@ -15,7 +15,7 @@ use crate::scenario::Scenario;
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("heartbeat_beats", beats),
+    Scenario::new("heartbeat_beats", beats).everywhere(),
     Scenario::new("heartbeat_versions", versions)
         .expects_log(&["known"])
         .scripted(&[Service::Heartbeat])
@@ -24,7 +24,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&[Service::Heartbeat])
         .same_transcript(),
     Scenario::new("heartbeat_short_reserved", short_reserved),
-    Scenario::new("heartbeat_flood", flood).scripted(&[Service::Heartbeat]),
+    Scenario::new("heartbeat_flood", flood)
+        .everywhere()
+        .scripted(&[Service::Heartbeat]),
+    Scenario::new("heartbeat_round_trips", round_trips),
     Scenario::new("heartbeat_restore", restore),
 ];
 
@@ -94,6 +97,30 @@ fn short_reserved(t: &Context<'_>) -> Result<()> {
     heartbeat.configure(|device| device.set_heartbeat_reserved(4))?;
     let statistics = heartbeat.wait_replies(heartbeat.statistics()?.replies + 2)?;
     t.equal("answers with a wrong number", statistics.wrong_sequence, 0)
+}
+
+/// Many beats, one by one: each is answered, and it is told how long that took, from the host's write to its read.
+fn round_trips(t: &Context<'_>) -> Result<()> {
+    const COUNT: usize = 500;
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.configure(|device| device.set_interval(Duration::from_millis(3)))?;
+    let before = heartbeat.statistics()?.latencies.len();
+    let statistics = heartbeat.wait_replies(before as u64 + COUNT as u64)?;
+    let mut latencies = statistics.latencies[before..].to_vec();
+    latencies.sort_unstable();
+    let at = |percent: usize| latencies[latencies.len() * percent / 100].as_secs_f64() * 1e3;
+    println!(
+        "# {}: heartbeat round trip: median {:.2} ms, 99th percentile {:.2} ms, of {}",
+        t.module().name(),
+        at(50),
+        at(99),
+        latencies.len()
+    );
+    t.equal("answers with a wrong number", statistics.wrong_sequence, 0)?;
+    t.check(
+        statistics.requests <= statistics.replies + 1,
+        "at most the last beat is unanswered",
+    )
 }
 
 /// A thousand beats at once: each is answered once, in order.

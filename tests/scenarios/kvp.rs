@@ -31,9 +31,11 @@ const E_NOT_FOUND: u32 = 0x8004_1002;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kvp_waits_for_its_daemon", waits_for_its_daemon).daemons(),
     Scenario::new("kvp_enumerates_the_guest", enumerates_the_guest)
+        .everywhere()
         .daemons()
         .same_transcript(),
     Scenario::new("kvp_keeps_what_is_set", keeps_what_is_set)
+        .everywhere()
         .daemons()
         .same_transcript(),
     Scenario::new("kvp_gets_values", gets_values)
@@ -49,7 +51,9 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kvp_addresses", addresses)
         .daemons()
         .same_transcript(),
-    Scenario::new("kvp_daemon_killed", daemon_killed).daemons(),
+    Scenario::new("kvp_daemon_killed", daemon_killed)
+        .everywhere()
+        .daemons(),
     Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)
         .daemons()
         .rust_only(),

@@ -13,7 +13,9 @@ const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("connects", connects),
-    Scenario::new("insert_and_remove", insert_and_remove).unloaded(),
+    Scenario::new("insert_and_remove", insert_and_remove)
+        .everywhere()
+        .unloaded(),
     Scenario::new("rescind_and_reoffer", rescind_and_reoffer),
     // The version is the business of the kernel's hv_vmbus: one module will do.
     Scenario::new("vmbus_5_0", connects)

@@ -20,7 +20,7 @@
 //! services acting as on Windows, the kernel's log empty; afterwards the module is removed. What the scenario needs
 //! otherwise is said in the table, see [`scenario::Scenario`]: services led by the scenario from the start
 //! (`scripted`), a module not yet inserted (`unloaded`), another machine (`machine`), a guest that is gone afterwards
-//! (`ends_guest`), the distribution's daemons (`daemons`), not for C (`rust_only`), log lines that belong to the case
+//! (`ends_guest`), the distribution's daemons (`daemons`), the cloud kernel too (`everywhere`), not for C (`rust_only`), log lines that belong to the case
 //! (`expects_log`), and transcripts that must be the same for both modules (`same_transcript`).
 //!
 //! A scenario fails if it returns an error, and also if the kernel's log has a splat or a warning that it does not
@@ -61,9 +61,10 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --module M       only rust or c
   --vcpus N        only 1 or 2
   --vmbus X.Y      only this newest version (4.0 and 6.0)
-  --full yes       everything with everything: 1 and 2 vcpus, VMBus 6.0 and 4.0, both modules
+  --full yes       everything with everything: 1 and 2 vcpus, VMBus 6.0 and 4.0, both modules, on any kernel
+  --machines no    nothing that needs a machine of its own
   --repeat N       all of it N times (1)
-HV_SLOW=1 in the environment adds what mostly waits (for a minute and a half).
+HV_SLOW=1 in the environment adds what takes long: time-outs, and more reloads.
 ";
 
 /// All scenarios, in the order in which they run. Those that end the guest come last in each configuration anyway.

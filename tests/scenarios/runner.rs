@@ -30,6 +30,9 @@ use crate::scenario::Scenario;
 /// Which differences between the modules' transcripts are meant.
 const DIFFERENCES: &str = include_str!("differences.txt");
 
+/// The kernel that most guests have.
+const FLAVOUR: &str = "amd64";
+
 /// What the command line says.
 pub struct Options {
     /// Only scenarios with this in their line.
@@ -41,6 +44,8 @@ pub struct Options {
     versions: Vec<Version>,
     /// Everything with everything, instead of what differs from it once.
     full: bool,
+    /// Also what has a machine of its own.
+    machines: bool,
     repeat: u32,
 }
 
@@ -48,11 +53,12 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             filter: String::new(),
-            flavour: "amd64".to_owned(),
+            flavour: FLAVOUR.to_owned(),
             modules: vec![Module::Rust, Module::C],
             vcpus: vec![1, 2],
             versions: vec![(6, 0), (4, 0)],
             full: false,
+            machines: true,
             repeat: 1,
         }
     }
@@ -80,6 +86,7 @@ impl Options {
                 )];
             }
             "--full" => self.full = value == "yes",
+            "--machines" => self.machines = value != "no",
             "--repeat" => self.repeat = value.parse().map_err(|_| wrong())?,
             _ => return Err(wrong()),
         }
@@ -187,6 +194,12 @@ pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
     }
 }
 
+/// How often a scenario is run where the emulation breaks down.
+const ATTEMPTS: u32 = 3;
+
+/// What went wrong in a run that says nothing about the module.
+struct Breakdown(String);
+
 /// A guest that scenarios share.
 struct Shared {
     /// Which: see [`Group::key`].
@@ -257,7 +270,10 @@ impl<'a> Group<'a> {
         };
         let mut sorted = scenarios.to_vec();
         sorted.sort_by_key(|scenario| order(scenario));
-        sorted.retain(|scenario| whole || scenario.machine_change().is_none());
+        let everywhere = self.options.full || self.options.flavour == FLAVOUR;
+        sorted.retain(|scenario| everywhere || scenario.is_everywhere());
+        let machines = whole && self.options.machines;
+        sorted.retain(|scenario| machines || scenario.machine_change().is_none());
         let (vcpus, vmbus) = (self.config.vcpus, self.config.vmbus_max);
         let places = |scenario: &'static Scenario| {
             self.options.modules.iter().map(move |&module| {
@@ -330,28 +346,48 @@ impl<'a> Group<'a> {
         })
     }
 
+    /// Runs a scenario; again if it failed because the emulation of processors did, about which it says nothing.
     fn one(&mut self, scenario: &'static Scenario, place: Place, more: bool) {
+        for _ in 1..ATTEMPTS {
+            match self.attempt(scenario, place, more) {
+                Ok(()) => return,
+                Err(Breakdown(what)) => println!("# {what}: {} runs again", scenario.name()),
+            }
+        }
+        if let Err(Breakdown(what)) = self.attempt(scenario, place, more) {
+            let result = Err(Error(format!("each of {ATTEMPTS} times: {what}")));
+            self.report.line(scenario.name(), &place.label(), &result);
+        }
+    }
+
+    /// Runs a scenario once, and reports how it went.
+    fn attempt(
+        &mut self,
+        scenario: &'static Scenario,
+        place: Place,
+        more: bool,
+    ) -> std::result::Result<(), Breakdown> {
         let label = place.label();
         if scenario.needs_daemons() && !self.options.daemons().exists() {
             let reason = format!("there is no {}", shown(&self.options.daemons()));
-            return self
-                .report
+            self.report
                 .line(scenario.name(), &label, &Err(skip(&reason)));
+            return Ok(());
         }
         let mut shared = match self.guest(scenario, more) {
             Ok(shared) => shared,
             Err(error) => {
-                return self.report.line(
-                    scenario.name(),
-                    &label,
-                    &Err(Error(format!("cannot boot: {error}"))),
-                )
+                let result = Err(Error(format!("cannot boot: {error}")));
+                self.report.line(scenario.name(), &label, &result);
+                return Ok(());
             }
         };
         let guest = &shared.guest;
         let file = place.file(scenario, &self.options.flavour);
         let from = guest.transcript_length();
         let mut result = run_scenario(scenario, guest, place.module);
+        let failed = matches!(&result, Err(error) if skip_reason(error).is_none());
+        let breakdown = if failed { guest.breakdown() } else { None };
         let saved = guest.save_transcript(&with_suffix(&file, "transcript"), from);
         let console =
             std::fs::write(with_suffix(&file, "console"), guest.console()).map_err(Error::from);
@@ -374,10 +410,13 @@ impl<'a> Group<'a> {
                 .0
                 .push_str(&format!("\nsee {}.transcript and .console", shown(&file))),
         }
-        let well = !matches!(&result, Err(error) if skip_reason(error).is_none());
-        shared.usable = well && !scenario.is_last();
+        shared.usable = !failed && !scenario.is_last();
         self.shared = Some(shared);
+        if let Some(what) = breakdown {
+            return Err(Breakdown(what));
+        }
         self.report.line(scenario.name(), &label, &result);
+        Ok(())
     }
 
     /// Compares what was said with both modules, if both have run.

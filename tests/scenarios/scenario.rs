@@ -26,6 +26,7 @@ pub struct Scenario {
     rust_only: bool,
     same_transcript: bool,
     daemons: bool,
+    everywhere: bool,
 }
 
 impl Scenario {
@@ -42,7 +43,14 @@ impl Scenario {
             rust_only: false,
             same_transcript: false,
             daemons: false,
+            everywhere: false,
         }
+    }
+
+    /// It is for the other kernel too, not only for the one that most guests have.
+    pub const fn everywhere(mut self) -> Self {
+        self.everywhere = true;
+        self
     }
 
     /// It is about the services that a daemon does the work of: the guest has the distribution's daemons, and the host
@@ -138,6 +146,11 @@ impl Scenario {
     /// See [`Scenario::daemons`].
     pub fn needs_daemons(&self) -> bool {
         self.daemons
+    }
+
+    /// See [`Scenario::everywhere`].
+    pub fn is_everywhere(&self) -> bool {
+        self.everywhere
     }
 
     /// See [`Scenario::same_transcript`].

@@ -14,13 +14,13 @@ use crate::scenario::Scenario;
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("timesync_syncs_and_samples", syncs_and_samples),
+    Scenario::new("timesync_syncs_and_samples", syncs_and_samples).everywhere(),
     Scenario::new("timesync_steps_the_clock", steps_the_clock).scripted(&[Service::TimeSync]),
     Scenario::new("timesync_restore", restore),
     Scenario::new("timesync_implicit", implicit)
         .scripted(&[Service::TimeSync])
         .unloaded(),
-    Scenario::new("timesync_ptp", ptp),
+    Scenario::new("timesync_ptp", ptp).everywhere(),
 ];
 
 /// As on Windows: a SYNC after the negotiation, samples after it; the log tells the version.

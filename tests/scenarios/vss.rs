@@ -30,6 +30,7 @@ const NO_ANSWER: &str = "VSS: no answer from the daemon";
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_backs_up", backs_up)
+        .everywhere()
         .daemons()
         .same_transcript(),
     Scenario::new("vss_operations", operations).daemons(),
