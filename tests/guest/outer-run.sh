@@ -16,12 +16,16 @@ for file in guest/outer.cpio kernel/amd64/vmlinux; do
 	[ -e "$build/$file" ] || die "there is no build/$file" "make guest creates it"
 done
 
-# Two processors run one guest at a time well, and two badly.
-exec 8>"$build/vm.lock"
-if ! flock -n 8; then
-	echo "outer-run: waiting for another virtual machine to finish" >&2
-	flock 8
-fi
+# As many guests at a time as there are processors here: each keeps about one busy.
+slot=1
+while exec 8>"$build/vm.$slot.lock" && ! flock -n 8; do
+	if [ "$slot" -ge "$(nproc)" ]; then
+		echo "outer-run: waiting for another virtual machine to finish" >&2
+		flock 8
+		break
+	fi
+	slot=$((slot + 1))
+done
 
 job=$build/guest/outer.$$
 dir=$PWD
