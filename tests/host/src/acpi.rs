@@ -3,7 +3,8 @@
 //! The firmware's ACPI tables (ACPI specification 6.5, chapters 5 and 20) and the fixed hardware's registers.
 //!
 //! The DSDT holds what `hv_vmbus` looks for: a device `_HID "VMBus"` below one whose `_CRS` is the range of addresses
-//! for VMBus devices, as on a generation 2 virtual machine (`\_SB.VMOD.VMBS`).
+//! for VMBus devices, as on a generation 2 virtual machine (`\_SB.VMOD.VMBS`), whose firmware's source is public. Its
+//! interrupt line is there for guests that want one, and never used.
 
 use std::io;
 use std::time::Instant;
@@ -27,6 +28,7 @@ pub const RESET: u16 = 0xcf9;
 pub const RESET_VALUE: u8 = 6;
 
 const SCI_IRQ: u16 = 9;
+const VMBUS_IRQ: u8 = 5;
 const SLP_TYPE_S4: u8 = 4;
 const SLP_TYPE_S5: u8 = 5;
 /// The MMIO range below 4 GiB that a host gives to VMBus devices.
@@ -97,6 +99,12 @@ mod aml {
         buffer(&[descriptors.concat(), vec![0x79, 0]].concat())
     }
 
+    /// IRQ: one of the ISA lines, edge triggered, active high, exclusive.
+    pub(super) fn irq(line: u8) -> Vec<u8> {
+        let [low, high] = (1u16 << line).to_le_bytes();
+        vec![0x23, low, high, 0x01]
+    }
+
     /// DWordMemory: a window that this device hands on to its children.
     pub(super) fn memory_window(range: std::ops::RangeInclusive<u32>) -> Vec<u8> {
         let mut out = vec![0x87, 23, 0];
@@ -153,11 +161,12 @@ fn dsdt(s4: bool) -> Vec<u8> {
     let bus = aml::device(
         "VMBS",
         &[
+            aml::name("_STA", aml::byte(0x0f)),
+            aml::name("_ADR", aml::byte(0)),
+            aml::name("_DDN", aml::string("VMBUS")),
             aml::name("_HID", aml::string("VMBus")),
             aml::name("_UID", aml::byte(0)),
-            aml::name("_DDN", aml::string("VMBUS")),
-            aml::name("_STA", aml::byte(0x0f)),
-            aml::name("_CRS", aml::resources(&[])),
+            aml::name("_CRS", aml::resources(&[aml::irq(VMBUS_IRQ)])),
         ],
     );
     let module = aml::device(

@@ -10,14 +10,20 @@ use crate::kvm::CpuidEntry;
 
 const VENDOR_AND_MAXIMUM: u32 = 0x4000_0000;
 const FEATURES: u32 = 0x4000_0003;
+const HINTS: u32 = 0x4000_0004;
 const LIMITS: u32 = 0x4000_0005;
 const HARDWARE_FEATURES: u32 = 0x4000_0006;
+/// What nested virtualisation can do, on AMD's processors.
+const SVM: u32 = 0x8000_000a;
 const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
 
 /// HvDebugging, in EBX of [`FEATURES`].
 const DEBUGGING: u32 = 1 << 11;
 /// GuestDebugging and the debug MSRs, in EDX of [`FEATURES`].
 const GUEST_DEBUGGING: u32 = (1 << 1) | (1 << 11);
+
+/// The hint to use enlightened VMCSs, in EAX of [`HINTS`].
+const ENLIGHTENED_VMCS: u32 = 1 << 14;
 
 /// The table for processor `index` of `count`, from what KVM supports.
 pub fn table(
@@ -28,7 +34,7 @@ pub fn table(
 ) -> Vec<CpuidEntry> {
     let mut table: Vec<_> = supported
         .iter()
-        .filter(|entry| !HYPERVISOR_LEAVES.contains(&entry.function))
+        .filter(|entry| !HYPERVISOR_LEAVES.contains(&entry.function) && entry.function != SVM)
         .copied()
         .collect();
     for entry in &mut table {
@@ -36,6 +42,7 @@ pub fn table(
             1 => {
                 entry.ebx = entry.ebx & 0xffff | (index << 24) | (count << 16);
                 entry.ecx |= 1 << 31; // A hypervisor is present.
+                entry.ecx &= !(1 << 5); // No nested virtualisation: VMX.
                 entry.ecx &= !(1 << 21); // No x2APIC: the hypercall MSRs are used instead.
                 if count > 1 {
                     entry.edx |= 1 << 28;
@@ -50,7 +57,7 @@ pub fn table(
                     _ => (entry.eax, entry.ebx) = (0, 0),
                 }
             }
-            // No nested virtualisation.
+            // No nested virtualisation: SVM.
             0x8000_0001 => entry.ecx &= !(1 << 2),
             0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | count.saturating_sub(1),
             0x8000_001e => (entry.eax, entry.ebx) = (index, index),
@@ -65,6 +72,7 @@ pub fn table(
                 entry.eax = HARDWARE_FEATURES;
                 (entry.ebx, entry.ecx, entry.edx) = (name(b"Micr"), name(b"osof"), name(b"t Hv"));
             }
+            HINTS => entry.eax &= !ENLIGHTENED_VMCS,
             FEATURES => {
                 entry.ebx &= !DEBUGGING;
                 entry.edx &= !GUEST_DEBUGGING;
@@ -92,7 +100,12 @@ mod tests {
             edx: u32::MAX,
             ..Default::default()
         };
-        let supported = [leaf(1, 0), leaf(0x4000_0000, 1), leaf(0x4000_0100, 2)];
+        let supported = [
+            leaf(1, 0),
+            leaf(SVM, 0),
+            leaf(0x4000_0000, 1),
+            leaf(0x4000_0100, 2),
+        ];
         let hyperv = [
             leaf(0x4000_0000, 3),
             leaf(0x4000_0003, u32::MAX),
@@ -105,5 +118,19 @@ mod tests {
         assert_eq!(table[0].ebx >> 24, 1);
         assert_eq!(table[1].ebx.to_le_bytes(), *b"Micr");
         assert_eq!(table[2].ebx & DEBUGGING, 0);
+    }
+
+    #[test]
+    fn there_is_no_nested_virtualisation() {
+        let all = |function| CpuidEntry {
+            function,
+            eax: u32::MAX,
+            ecx: u32::MAX,
+            ..Default::default()
+        };
+        let table = table(&[all(1), all(0x8000_0001)], &[all(HINTS)], 0, 1);
+        assert_eq!(table[0].ecx & (1 << 5), 0);
+        assert_eq!(table[1].ecx & (1 << 2), 0);
+        assert_eq!(table[2].eax, !ENLIGHTENED_VMCS);
     }
 }
