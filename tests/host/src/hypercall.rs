@@ -107,18 +107,27 @@ pub fn decode(
                 flag: (value >> 32) as u16,
             })
         }
-        QUERY_EXTENDED_CAPABILITIES => Ok(Call::QueryExtendedCapabilities {
-            output: parameters[1],
-        }),
+        QUERY_EXTENDED_CAPABILITIES if fast => Err(Status::InvalidHypercallInput),
+        QUERY_EXTENDED_CAPABILITIES => {
+            let output = parameters[1];
+            check_block(output, 8)?;
+            Ok(Call::QueryExtendedCapabilities { output })
+        }
         _ => Err(Status::InvalidHypercallCode),
     }
 }
 
-/// Reads an input structure: 8-byte aligned, not crossing a page (TLFS, "Hypercall inputs").
-fn input_block(memory: &GuestMemory, address: u64, length: usize) -> Result<Vec<u8>, Status> {
-    if address % 8 != 0 || address % PAGE_SIZE + length as u64 > PAGE_SIZE {
-        return Err(Status::InvalidAlignment);
+/// Checks where an input or output structure lies: 8-byte aligned, not crossing a page (TLFS, "Hypercall inputs").
+fn check_block(address: u64, length: usize) -> Result<(), Status> {
+    match address % 8 == 0 && address % PAGE_SIZE + length as u64 <= PAGE_SIZE {
+        true => Ok(()),
+        false => Err(Status::InvalidAlignment),
     }
+}
+
+/// Reads an input structure.
+fn input_block(memory: &GuestMemory, address: u64, length: usize) -> Result<Vec<u8>, Status> {
+    check_block(address, length)?;
     memory
         .read_vec(address, length)
         .map_err(|_| Status::InvalidParameter)
@@ -160,6 +169,21 @@ mod tests {
         assert_eq!(
             decode(&long, 0x5c, [0x1000, 0], || 0),
             Err(Status::InvalidParameter)
+        );
+    }
+
+    #[test]
+    fn the_answer_about_capabilities_goes_to_an_aligned_place() {
+        let memory = GuestMemory::new(2 << 20).unwrap();
+        let query = |input, output| decode(&memory, input, [0, output], || 0);
+        assert_eq!(
+            query(0x8001, 0x1ff8),
+            Ok(Call::QueryExtendedCapabilities { output: 0x1ff8 })
+        );
+        assert_eq!(query(0x8001, 0x1ffc), Err(Status::InvalidAlignment));
+        assert_eq!(
+            query(0x8001 | FAST, 0x1000),
+            Err(Status::InvalidHypercallInput)
         );
     }
 
