@@ -10,6 +10,7 @@ use host::guest::Guest;
 use host::guest::Module;
 use host::guest::Result;
 use host::guest::TIMEOUT;
+use host::ic::device::Versions;
 use host::ic::shutdown::FORCE;
 use host::ic::S_OK;
 use host::ic::UNIX_EPOCH_1601;
@@ -53,15 +54,37 @@ fn version((major, minor): (u16, u16)) -> String {
     format!("{major}.{minor}")
 }
 
-/// The guest's wall clock less the host's, in seconds.
+fn negotiated(service: Service, versions: Versions) {
+    fact(
+        service.name(),
+        &format!(
+            "negotiated {}, framework {}",
+            version(versions.message),
+            version(versions.framework)
+        ),
+    );
+}
+
+/// Starts a daemon and has the host negotiate with its service.
+fn begin<'a>(t: &'a Context<'_>, service: Service, daemon: daemon::Daemon) -> Result<Talk<'a>> {
+    daemon.start(t)?;
+    let talk = Talk::with(t, service);
+    negotiated(service, talk.channel.negotiate_all()?);
+    Ok(talk)
+}
+
+/// The guest's wall clock less the host's at about the middle of the question, in seconds.
 fn clock_error(guest: &Guest) -> Result<f64> {
+    let asked = guest.moment().wall;
     let text = guest.sh_ok("date +%s.%N")?;
+    let answered = guest.moment().wall;
     let guests: f64 = text
         .trim()
         .trim_end_matches(".%N")
         .parse()
         .map_err(|_| format!("date says {text:?}"))?;
-    Ok(guests - (guest.moment().wall - UNIX_EPOCH_1601) as f64 / 1e7)
+    let hosts = asked + (answered - asked) / 2 - UNIX_EPOCH_1601;
+    Ok(guests - hosts as f64 / 1e7)
 }
 
 fn show(options: &Options) -> Result<()> {
@@ -90,24 +113,11 @@ fn show(options: &Options) -> Result<()> {
     );
     let before = clock_error(&guest)?;
 
+    guest.clear_kernel_log()?;
     guest.insmod(Module::Rust)?;
     fact("module", "hv_utils.ko of this project inserted");
-    for service in [
-        Service::Heartbeat,
-        Service::Shutdown,
-        Service::TimeSync,
-        Service::Vss,
-        Service::FCopy,
-    ] {
-        let versions = guest.channel(service).wait_negotiated()?;
-        fact(
-            service.name(),
-            &format!(
-                "negotiated {}, framework {}",
-                version(versions.message),
-                version(versions.framework)
-            ),
-        );
+    for service in [Service::Heartbeat, Service::Shutdown, Service::TimeSync] {
+        negotiated(service, guest.channel(service).wait_negotiated()?);
     }
     guest.channel(Service::TimeSync).wait_replies(1)?;
     std::thread::sleep(Duration::from_millis(200));
@@ -139,7 +149,7 @@ fn show(options: &Options) -> Result<()> {
     );
     // A sample feeds the PTP clock.
     guest.channel(Service::TimeSync).wait_replies(2)?;
-    fact("PTP", &ptp(&guest)?);
+    fact("ptp", &ptp(&guest)?);
 
     let context = Context::new(&guest, Module::Rust);
     data_exchange(&context)?;
@@ -191,21 +201,21 @@ fn ptp(guest: &Guest) -> Result<String> {
 fn data_exchange(t: &Context<'_>) -> Result<()> {
     daemon::prepare(t)?;
     t.sh_ok("ip addr add 10.9.8.7/24 dev dummy0; ip link set dummy0 up")?;
-    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    let talk = begin(t, Service::Kvp, daemon::KVP)?;
     let pairs = kvp::pairs(talk, host::ic::kvp::AUTO)?;
     for name in ["OSName", "OSBuildNumber", "NetworkAddressIPv4"] {
         let (_, value) = pairs
             .iter()
             .find(|(key, _)| key == name)
             .ok_or_else(|| format!("the guest does not tell its {name}"))?;
-        fact("KVP", &format!("the host reads {name}: {value}"));
+        fact("kvp", &format!("the host reads {name}: {value}"));
     }
     let pool = host::ic::kvp::EXTERNAL;
     let set = host::ic::kvp::set(pool, "Greeting", "grüße");
     talk.expect("SET", set, S_OK)?;
     kvp::file_has(t, pool, "Greeting", "grüße")?;
     fact(
-        "KVP",
+        "kvp",
         "the host sets Greeting = grüße: found in the guest's /var/lib/hyperv/.kvp_pool_0",
     );
     Ok(())
@@ -214,7 +224,7 @@ fn data_exchange(t: &Context<'_>) -> Result<()> {
 /// A backup of a file system that a program writes to all the time.
 fn backup(t: &Context<'_>) -> Result<()> {
     let disk = vss::Disk::new(t)?;
-    let talk = Talk::begin(t, Service::Vss, daemon::VSS)?;
+    let talk = begin(t, Service::Vss, daemon::VSS)?;
     let frozen = Instant::now();
     vss::freeze(talk, &disk)?;
     talk.expect("THAW", host::ic::vss::body(host::ic::vss::THAW), S_OK)?;
@@ -222,7 +232,7 @@ fn backup(t: &Context<'_>) -> Result<()> {
     disk.is_written()?;
     disk.finish()?;
     fact(
-        "VSS",
+        "vss",
         &format!(
             "an ext4 under load frozen for {:.1} s: nothing written then, nothing lost",
             frozen.as_secs_f64()
@@ -233,7 +243,7 @@ fn backup(t: &Context<'_>) -> Result<()> {
 
 /// A file that the host copies into the guest.
 fn file_copy(t: &Context<'_>) -> Result<()> {
-    let talk = Talk::begin(t, Service::FCopy, daemon::FCOPY)?;
+    let talk = begin(t, Service::FCopy, daemon::FCOPY)?;
     let bytes = fcopy::content(FILE);
     let start = Instant::now();
     let mut told = 0;
@@ -241,13 +251,13 @@ fn file_copy(t: &Context<'_>) -> Result<()> {
         let quarter = copied * 4 / FILE;
         if quarter > told {
             told = quarter;
-            fact("FCopy", &format!("{} %", quarter * 25));
+            fact("fcopy", &format!("{} %", quarter * 25));
         }
     })?;
     let seconds = start.elapsed().as_secs_f64();
     fcopy::is_there(t, "/tmp/file", &bytes)?;
     fact(
-        "FCopy",
+        "fcopy",
         &format!(
             "{} MB in {seconds:.1} s, {:.1} MB/s: the checksums agree",
             FILE / 1_000_000,
