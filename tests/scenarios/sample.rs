@@ -15,11 +15,13 @@ use crate::scenario::Scenario;
 pub const SCENARIOS: &[Scenario] = &[Scenario::new("sample_echo", echo)
     .machine(|config| config.services = vec![Service::Echo])
     .unloaded()
-    .rust_only()];
+    .rust_only()
+    .expects_log(&["probe failed for device"])];
 
 /// Packets of all sizes come back as they were, also after the device was unplugged.
 fn echo(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::Echo);
+    not_for_hv_utils(t)?;
     t.sh_ok("insmod /modules/samples/vmbus_echo.ko")?;
     for _ in 0..2 {
         channel.wait_open()?;
@@ -45,4 +47,21 @@ fn echo(t: &Context<'_>) -> Result<()> {
     channel.wait_open()?;
     t.sh_ok("rmmod vmbus_echo")?;
     channel.wait_closed()
+}
+
+/// A device of another class that is bound to hv_utils by force is refused. (C goes on with no service, and faults.)
+fn not_for_hv_utils(t: &Context<'_>) -> Result<()> {
+    let id = Service::Echo.instance();
+    let device = format!("/sys/bus/vmbus/devices/{id}");
+    t.load()?;
+    t.sh_ok(&format!("echo hv_utils >{device}/driver_override"))?;
+    let bound = t.sh(&format!("echo {id} >/sys/bus/vmbus/drivers/hv_utils/bind"))?;
+    t.check(
+        bound.status != 0 && bound.text.contains("No such device"),
+        &format!("binding it fails with ENODEV (it says {:?})", bound.text),
+    )?;
+    t.sh_ok(&format!(
+        "[ ! -e {device}/driver ] && echo >{device}/driver_override"
+    ))?;
+    t.unload()
 }
