@@ -103,32 +103,28 @@ pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
     .map(|_| ())
 }
 
-/// Before each scenario: no pools, no messages, the kernel modules that the daemons' work needs.
+/// Before each scenario: no pools, no messages, the kernel modules that the daemons' work needs. A command line of its
+/// own for each of these would take longer than what it does. The interface is without the link-local address: that
+/// comes some time after the interface is up, and is random.
 pub fn prepare(t: &Guest) -> Result<()> {
-    t.sh_ok(
-        "[ -d /sys/module/brd ] || while read -r name rest; do \
-             case $name in uio*) ;; *) insmod /modules/daemons/$name $rest || exit ;; esac; \
-         done </modules/daemons/order",
-    )?;
-    // Without the link-local address: it comes some time after the interface is up, and is random.
-    t.sh_ok(
-        "[ -e /sys/class/net/dummy0 ] || ip link add dummy0 type dummy && \
-         echo 1 >/proc/sys/net/ipv6/conf/dummy0/disable_ipv6",
-    )?;
-    t.sh_ok(&format!("pidof syslogd >/dev/null || syslogd -O {LOG}"))?;
     t.sh_ok(&format!(
-        "rm -rf /var/lib/hyperv; mkdir -p /var/lib/hyperv; : >{LOG}"
+        "if ! pidof syslogd >/dev/null; then \
+             while read -r name rest; do \
+                 case $name in uio*) ;; *) insmod /modules/daemons/$name $rest || exit ;; esac; \
+             done </modules/daemons/order; \
+             echo 1 >/proc/sys/net/ipv6/conf/dummy0/disable_ipv6 && syslogd -O {LOG} || exit; \
+         fi; \
+         rm -rf /var/lib/hyperv; mkdir -p /var/lib/hyperv; : >{LOG}"
     ))
     .map(|_| ())
 }
 
 /// After each scenario: no daemon is left, whatever state it is in.
 pub fn end(t: &Guest) -> Result<()> {
-    for daemon in [KVP, VSS, FCOPY, FCOPY_UIO] {
-        t.sh(&format!("killall -KILL {} 2>/dev/null", daemon.program))?;
-        daemon.wait_gone(t)?;
-    }
-    Ok(())
+    let programs = [KVP, VSS, FCOPY, FCOPY_UIO].map(|daemon| daemon.program);
+    let programs = programs.join(" ");
+    t.sh(&format!("killall -KILL {programs} 2>/dev/null"))?;
+    wait_for(t, &format!("! pidof {programs} >/dev/null"))
 }
 
 /// What the daemons have logged, to go with an error.

@@ -29,7 +29,9 @@ fn levels(t: &Context<'_>, levels: &[&str]) -> Result<()> {
         return t.skip("this kernel has no pm_test (CONFIG_PM_DEBUG)");
     }
     for service in SERVICES {
-        t.channel(service).wait_negotiated()?;
+        let channel = t.channel(service);
+        channel.wait_negotiated()?;
+        channel.configure(|device| device.set_interval(Duration::from_millis(200)))?;
     }
     t.sh_ok("echo 0 >/sys/module/hibernate/parameters/pm_test_delay")?;
     for level in levels {
