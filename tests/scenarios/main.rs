@@ -63,6 +63,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --vmbus X.Y      only this newest version (4.0 and 6.0)
   --full yes       everything with everything: 1 and 2 vcpus, VMBus 6.0 and 4.0, both modules, on any kernel
   --machines no    nothing that needs a machine of its own
+  --peer KEY       C's results that passed with the same KEY, which stands for all they depend on, are kept
   --repeat N       all of it N times (1)
 HV_SLOW=1 in the environment adds what takes long: time-outs, and more reloads.
 ";
