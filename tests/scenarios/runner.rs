@@ -142,19 +142,31 @@ impl Place {
     }
 }
 
-/// Counts results and prints them.
-#[derive(Default)]
+/// Counts results and prints them, with the time that each took.
 struct Report {
+    /// When the last one was printed.
+    last: Instant,
     number: u32,
     failed: u32,
     boots: u32,
 }
 
 impl Report {
+    fn new() -> Self {
+        Self {
+            last: Instant::now(),
+            number: 0,
+            failed: 0,
+            boots: 0,
+        }
+    }
+
     fn line(&mut self, name: &str, label: &str, result: &Result<()>) {
         self.number += 1;
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
         match result {
-            Ok(()) => println!("ok {} {name} {label}", self.number),
+            Ok(()) => println!("ok {} {name} {label} {seconds:.1} s", self.number),
             Err(error) => match skip_reason(error) {
                 Some(reason) => println!("ok {} {name} {label} # SKIP {reason}", self.number),
                 None => {
@@ -170,7 +182,7 @@ impl Report {
 /// Runs all scenarios that the options select; the exit status says whether all of them passed.
 pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
     let start = Instant::now();
-    let mut report = Report::default();
+    let mut report = Report::new();
     println!("TAP version 13");
     for _ in 0..options.repeat {
         for (row, &vcpus) in options.vcpus.iter().enumerate() {

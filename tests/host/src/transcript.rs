@@ -3,8 +3,9 @@
 //! The record of everything that host and guest said to each other, with time stamps.
 //!
 //! One line an entry: host time in seconds since the machine was made, guest reference time in 100 ns units, who
-//! spoke, what (decoded), and the bytes in hexadecimal. The normalised form leaves out times and bytes (and with them
-//! all ids that differ between two runs), so that two runs can be compared with diff.
+//! spoke, what (decoded), and the bytes in hexadecimal, of which only the beginning where there are many. The
+//! normalised form leaves out times and bytes (and with them all ids that differ between two runs), so that two runs
+//! can be compared with diff.
 
 use std::fmt::Write;
 use std::io;
@@ -12,6 +13,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::bytes::hex;
+
+/// What is longer than so many bytes, as the pieces of a copied file are, is not kept whole.
+const WHOLE: usize = 4096;
+
+/// What is kept of it, in bytes.
+const BEGINNING: usize = 256;
 
 /// Who spoke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +46,10 @@ pub struct Entry {
     pub topic: &'static str,
     /// What was said, without ids that differ between runs.
     pub text: String,
-    /// The message or the packet's payload.
+    /// The message or the packet's payload, or the [`BEGINNING`] of it.
     pub bytes: Vec<u8>,
+    /// The bytes that it had beyond these.
+    pub left_out: usize,
 }
 
 impl Entry {
@@ -68,10 +77,11 @@ impl std::fmt::Display for Entry {
             self.reference,
             self.normalised()
         )?;
-        if !self.bytes.is_empty() {
-            write!(f, " [{}]", hex(&self.bytes))?;
+        match (self.bytes.is_empty(), self.left_out) {
+            (true, _) => Ok(()),
+            (_, 0) => write!(f, " [{}]", hex(&self.bytes)),
+            (_, count) => write!(f, " [{} and {count} bytes]", hex(&self.bytes)),
         }
-        Ok(())
     }
 }
 
@@ -100,13 +110,18 @@ impl Transcript {
         bytes: &[u8],
     ) {
         let host_ns = self.start.elapsed().as_nanos() as u64;
+        let kept = match bytes.len() {
+            length if length > WHOLE => BEGINNING,
+            length => length,
+        };
         self.entries.push(Entry {
             host_ns,
             reference,
             speaker,
             topic,
             text,
-            bytes: bytes.to_vec(),
+            bytes: bytes[..kept].to_vec(),
+            left_out: bytes.len() - kept,
         });
     }
 
@@ -185,5 +200,17 @@ mod tests {
             "vmbus -> OFFERCHANNEL heartbeat\nheartbeat !! surplus\n"
         );
         assert!(run(3).1.ends_with("[03]"));
+    }
+
+    #[test]
+    fn long_packets_are_cut() {
+        let said = |length| {
+            let mut transcript = Transcript::new();
+            transcript.add(0, Speaker::Host, "fcopy", "WRITE".into(), &vec![1; length]);
+            transcript.entries()[0].to_string()
+        };
+        assert!(said(WHOLE).ends_with(&format!("[{}]", "01".repeat(WHOLE))));
+        let beginning = "01".repeat(BEGINNING);
+        assert!(said(6000).ends_with(&format!("[{beginning} and 5744 bytes]")));
     }
 }
