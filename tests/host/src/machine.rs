@@ -117,6 +117,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whoever waits looks again so often without being woken: where processors are emulated, a wake-up at times gets lost.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// What the machine's threads share.
 pub struct Shared {
     memory: Arc<GuestMemory>,
@@ -236,7 +239,7 @@ impl Shared {
             }
             bus = self
                 .bus_changed
-                .wait_timeout(bus, left)
+                .wait_timeout(bus, left.min(LOOK_AGAIN))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -262,7 +265,7 @@ impl Shared {
             let left = end.checked_duration_since(Instant::now())?;
             ports = self
                 .ports_changed
-                .wait_timeout(ports, left)
+                .wait_timeout(ports, left.min(LOOK_AGAIN))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -275,11 +278,16 @@ impl Shared {
 
     /// Waits for the run's end.
     pub fn wait_exit(&self, timeout: Duration) -> Option<Exit> {
-        let exit = lock(&self.exit);
-        let (exit, _) = self
-            .exited
-            .wait_timeout_while(exit, timeout, |exit| exit.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
+        let end = Instant::now() + timeout;
+        let mut exit = lock(&self.exit);
+        while exit.is_none() {
+            let left = end.checked_duration_since(Instant::now())?;
+            exit = self
+                .exited
+                .wait_timeout(exit, left.min(LOOK_AGAIN))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
         exit.clone()
     }
 
@@ -761,9 +769,9 @@ fn run_timers(shared: &Shared) {
             bus.tick();
             shared.announce();
         }
-        let wait = bus.due().map_or(Duration::from_millis(500), |due| {
+        let wait = bus.due().map_or(LOOK_AGAIN, |due| {
             due.saturating_duration_since(Instant::now())
-                .min(Duration::from_millis(500))
+                .min(LOOK_AGAIN)
         });
         bus = shared
             .bus_changed
