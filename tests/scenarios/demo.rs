@@ -73,18 +73,24 @@ fn begin<'a>(t: &'a Context<'_>, service: Service, daemon: daemon::Daemon) -> Re
     Ok(talk)
 }
 
-/// The guest's wall clock less the host's at about the middle of the question, in seconds.
+/// The guest's wall clock less the host's, in seconds: of some questions, the one that was answered fastest, as if
+/// the guest had looked halfway.
 fn clock_error(guest: &Guest) -> Result<f64> {
-    let asked = guest.moment().wall;
-    let text = guest.sh_ok("date +%s.%N")?;
-    let answered = guest.moment().wall;
-    let guests: f64 = text
-        .trim()
-        .trim_end_matches(".%N")
-        .parse()
-        .map_err(|_| format!("date says {text:?}"))?;
-    let hosts = asked + (answered - asked) / 2 - UNIX_EPOCH_1601;
-    Ok(guests - hosts as f64 / 1e7)
+    let mut best = (u64::MAX, 0.0);
+    for _ in 0..5 {
+        let asked = guest.moment().wall;
+        let text = guest.sh_ok("echo $EPOCHREALTIME")?;
+        let took = guest.moment().wall - asked;
+        let guests: f64 = text
+            .trim()
+            .parse()
+            .map_err(|_| format!("the guest's time is {text:?}"))?;
+        let hosts = asked + took / 2 - UNIX_EPOCH_1601;
+        if took < best.0 {
+            best = (took, guests - hosts as f64 / 1e7);
+        }
+    }
+    Ok(best.1)
 }
 
 fn show(options: &Options) -> Result<()> {

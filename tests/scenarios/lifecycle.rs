@@ -12,7 +12,7 @@ const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("connects", connects),
+    Scenario::new("connects", connects).everywhere(),
     Scenario::new("insert_and_remove", insert_and_remove)
         .everywhere()
         .unloaded(),
@@ -20,9 +20,6 @@ pub const SCENARIOS: &[Scenario] = &[
     // The version is the business of the kernel's hv_vmbus: one module will do.
     Scenario::new("vmbus_5_0", connects)
         .machine(|config| config.vmbus_max = (5, 0))
-        .rust_only(),
-    Scenario::new("vmbus_5_3", connects)
-        .machine(|config| config.vmbus_max = (5, 3))
         .rust_only(),
 ];
 
