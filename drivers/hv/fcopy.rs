@@ -130,11 +130,14 @@ impl DaemonService for Fcopy {
         answer: &Self::Message,
         _: &mut [u8],
     ) -> Status {
+        let status = Status(u32::from_ne_bytes(status(answer)));
         self.copy = match operation {
+            // There's nothing to cancel of a copy that didn't begin.
+            Operation::Start if status != Status::OK => Copy::None,
             Operation::Start | Operation::Write => Copy::Partial,
             Operation::Complete | Operation::Cancel => Copy::None,
         };
-        Status(u32::from_ne_bytes(status(answer)))
+        status
     }
 
     fn unanswered(&mut self, _: Operation) {

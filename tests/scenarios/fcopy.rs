@@ -45,6 +45,9 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fcopy_negotiates_amid_a_copy", negotiates_amid_a_copy)
         .daemons()
         .rust_only(),
+    Scenario::new("fcopy_nothing_to_cancel", nothing_to_cancel)
+        .daemons()
+        .rust_only(),
     Scenario::new("fcopy_unbound_amid_a_copy", unbound_amid_a_copy)
         .daemons()
         .rust_only(),
@@ -307,6 +310,31 @@ fn negotiates_amid_a_copy(t: &Context<'_>) -> Result<()> {
     copy(talk, "/tmp/in/", "other", 0, b"content")?;
     is_there(t, "/tmp/in/file", b"content")?;
     is_there(t, "/tmp/in/other", b"content")?;
+    talk.finish()
+}
+
+/// A daemon of before 2015, which refuses whatever it is asked, is not asked to cancel what it has not begun.
+fn nothing_to_cancel(t: &Context<'_>) -> Result<()> {
+    let exists: String = E_FILE_EXISTS
+        .to_le_bytes()
+        .iter()
+        .map(|byte| format!("\\{byte:03o}"))
+        .collect();
+    t.sh_ok(&format!(
+        "rm -f /tmp/asked /tmp/old; setsid sh -c 'exec 3<>/dev/vmbus/hv_fcopy; printf \"\\000\\000\\000\\000\" >&3; \
+         echo $$ >/tmp/old; while dd bs=8192 count=1 <&3 2>/dev/null | head -c 4 >>/tmp/asked; do \
+         printf \"{exists}\" >&3; done' >/dev/null 2>&1 &"
+    ))?;
+    daemon::wait_for(t, "[ -s /tmp/old ]")?;
+    let talk = Talk::with(t, Service::FCopy);
+    let start = || fcopy::start("/tmp/in/", "file", 0, 6);
+    for _ in 0..2 {
+        talk.channel.negotiate_all()?;
+        talk.expect("START", start(), E_FILE_EXISTS)?;
+    }
+    let asked = t.sh_ok("od -An -v -tu4 /tmp/asked | tr -dc 0-9")?;
+    t.equal("operations that it was asked", asked.as_str(), "00")?;
+    t.sh_ok("kill -9 $(cat /tmp/old); killall -9 dd; true")?;
     talk.finish()
 }
 
