@@ -69,6 +69,9 @@ build/kdir/%/.ready:
 	@echo "[2/6] Debian's kernel and its Rust metadata, $* (about 3 min)"
 	@rust/kdir/kdir.sh $*
 
+build/kdir/debug/.ready: rust/kdir/debug-kernel.config
+	@rust/kdir/debug-kernel.sh
+
 # ---- What the virtual machines need
 
 sources := $(shell find Kbuild rust drivers samples -type f ! -path 'rust/kdir/*' \
@@ -120,6 +123,14 @@ demo: root guest-$(FLAVOUR) host
 check: guests host
 	@tests/check.sh $(T)
 
+## check-debug          the scenarios and KUnit on a kernel that looks for faults, built for that (17 min once)
+check-debug: root guest-debug host
+	@tests/check.sh debug
+
+## soak                 hosts that send anything, on that kernel; SOAK=1h says how long (10m)
+soak: root guest-debug host
+	@SOAK=$(SOAK) tests/check.sh soak
+
 # ---- Cleaning
 
 ## clean                removes what was built from this repository, not what was downloaded
@@ -140,6 +151,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check clean distclean help
+.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check check-debug soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

@@ -137,7 +137,7 @@ step_unit()
 # What the results of the module in C depend on: while this is the same, they are, and are kept.
 peer()
 {
-	sha256sum build/host/scenarios build/kernel/*/vmlinuz build/guest/{outer,inner-*,daemons-*}.cpio \
+	sha256sum build/host/scenarios build/kernel/amd64/vmlinuz build/guest/{outer,inner-amd64,daemons-amd64}.cpio \
 		tests/selftests/*/* | sha256sum | cut -c 1-32
 }
 
@@ -160,6 +160,27 @@ step_scenarios()
 	scenarios cloud-amd64 --module rust --vcpus 2 --vmbus 5.3 --machines no || status=$?
 	wait "$first" || status=$?
 	return $status
+}
+
+# Not among the steps of make check, as building that kernel takes longer than all of them: make check-debug
+# builds it and calls this one.
+step_debug()
+{
+	OUTER_TIMEOUT=5400 scenarios debug --module rust --vcpus 2 --vmbus 6.0
+}
+
+# For as long as $SOAK says (90s, 10m, 1h), on that kernel too: make soak.
+step_soak()
+{
+	local seconds=${SOAK:-10m} pattern=fuzz
+	case $seconds in
+	*h) seconds=$((${seconds%h} * 3600)) ;;
+	*m) seconds=$((${seconds%m} * 60)) ;;
+	*) seconds=$((${seconds%s})) ;;
+	esac
+	# The two scenarios have one half each.
+	HV_FUZZ_SECONDS=$((seconds / 2)) OUTER_TIMEOUT=$((seconds + 1800)) \
+		scenarios debug --module rust --vcpus 2 --vmbus 6.0
 }
 
 passed=0 failed=0 skipped=0
@@ -185,7 +206,7 @@ run()
 
 steps=(format shellcheck clippy checkpatch host unit scenarios)
 pattern=$word
-for name in "${steps[@]}"; do
+for name in "${steps[@]}" debug soak; do
 	if [ "$name" = "$word" ]; then
 		steps=("$word")
 		pattern=

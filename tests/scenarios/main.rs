@@ -30,10 +30,12 @@
 
 mod chardev;
 mod daemon;
+mod debug;
 mod demo;
 mod fault;
 mod fcopy;
 mod framing;
+mod fuzz;
 mod heartbeat;
 mod hibernation;
 mod kvp;
@@ -85,7 +87,9 @@ fn all() -> Vec<&'static Scenario> {
         fcopy::SCENARIOS,
         timeouts::SCENARIOS,
         fault::SCENARIOS,
+        fuzz::SCENARIOS,
         shutdown::SCENARIOS,
+        debug::SCENARIOS,
     ]
     .into_iter()
     .flatten()

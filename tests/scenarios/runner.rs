@@ -33,6 +33,12 @@ const DIFFERENCES: &str = include_str!("differences.txt");
 /// The kernel that most guests have.
 const FLAVOUR: &str = "amd64";
 
+/// The one that differs from it in what scenarios say of themselves.
+const CLOUD: &str = "cloud-amd64";
+
+/// The one that looks for faults.
+const DEBUG: &str = "debug";
+
 /// What the command line says.
 pub struct Options {
     /// Only scenarios with this in their line.
@@ -104,10 +110,13 @@ impl Options {
 
     /// The machine for this kernel, with both modules in its initramfs (as far as they are there).
     pub fn config(&self) -> Config {
+        let config = Config::default();
         Config {
             kernel: images::kernel(&self.flavour),
             initrds: images::initrds(&self.flavour),
-            ..Config::default()
+            // What looks for faults has notes to take.
+            memory: config.memory * if self.flavour == DEBUG { 2 } else { 1 },
+            ..config
         }
     }
 }
@@ -286,8 +295,10 @@ impl<'a> Group<'a> {
         };
         let mut sorted = scenarios.to_vec();
         sorted.sort_by_key(|scenario| order(scenario));
-        let everywhere = self.options.full || self.options.flavour == FLAVOUR;
+        let everywhere = self.options.full || self.options.flavour != CLOUD;
         sorted.retain(|scenario| everywhere || scenario.is_everywhere());
+        let debug = self.options.flavour == DEBUG;
+        sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
         let machines = whole && self.options.machines;
         sorted.retain(|scenario| machines || scenario.machine_change().is_none());
         let (vcpus, vmbus) = (self.config.vcpus, self.config.vmbus_max);

@@ -27,6 +27,7 @@ pub struct Scenario {
     same_transcript: bool,
     daemons: bool,
     everywhere: bool,
+    debug_kernel: bool,
 }
 
 impl Scenario {
@@ -44,12 +45,19 @@ impl Scenario {
             same_transcript: false,
             daemons: false,
             everywhere: false,
+            debug_kernel: false,
         }
     }
 
-    /// It is for the other kernel too, not only for the one that most guests have.
+    /// It is for the cloud kernel too, not only for the one that most guests have.
     pub const fn everywhere(mut self) -> Self {
         self.everywhere = true;
+        self
+    }
+
+    /// It is about what only the kernel that looks for faults can tell.
+    pub const fn debug_kernel(mut self) -> Self {
+        self.debug_kernel = true;
         self
     }
 
@@ -151,6 +159,11 @@ impl Scenario {
     /// See [`Scenario::everywhere`].
     pub fn is_everywhere(&self) -> bool {
         self.everywhere
+    }
+
+    /// See [`Scenario::debug_kernel`].
+    pub fn needs_debug_kernel(&self) -> bool {
+        self.debug_kernel
     }
 
     /// See [`Scenario::same_transcript`].
