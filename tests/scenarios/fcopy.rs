@@ -315,11 +315,10 @@ fn negotiates_amid_a_copy(t: &Context<'_>) -> Result<()> {
 
 /// A daemon of before 2015, which refuses whatever it is asked, is not asked to cancel what it has not begun.
 fn nothing_to_cancel(t: &Context<'_>) -> Result<()> {
-    let exists: String = E_FILE_EXISTS
+    let octal = E_FILE_EXISTS
         .to_le_bytes()
-        .iter()
-        .map(|byte| format!("\\{byte:03o}"))
-        .collect();
+        .map(|byte| format!("\\{byte:03o}"));
+    let exists = octal.concat();
     t.sh_ok(&format!(
         "rm -f /tmp/asked /tmp/old; setsid sh -c 'exec 3<>/dev/vmbus/hv_fcopy; printf \"\\000\\000\\000\\000\" >&3; \
          echo $$ >/tmp/old; while dd bs=8192 count=1 <&3 2>/dev/null | head -c 4 >>/tmp/asked; do \
