@@ -98,6 +98,10 @@ build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
 	+@$(enter) $(MAKE) $(quiet) -C $(top)/build/kdir/$* M=$(top) MO=$(top)/$(@D) $(jobs) modules
 	@touch $@
 
+build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) | build/modules/%/hv_utils.ko
+	@echo "[4/6] Debian with systemd, $* (about 40 s)"
+	@tests/guest/images.sh systemd-$*
+
 build/guest/rust-%.cpio: build/modules/%/hv_utils.ko $(pieces)
 	@tests/guest/module-cpio.sh $@ rust/hv_utils.ko=$< \
 		$(foreach ko,$(notdir $(wildcard samples/*.rs)),samples/$(ko:.rs=.ko)=$(<D)/$(ko:.rs=.ko)) \
@@ -127,6 +131,10 @@ check: guests host
 check-debug: root guest-debug host
 	@tests/check.sh debug
 
+## check-systemd        Debian as it is installed: udev loads the module, systemd starts the daemons
+check-systemd: root guest-$(FLAVOUR) build/guest/systemd-$(FLAVOUR).cpio host
+	@FLAVOUR=$(FLAVOUR) tests/check.sh systemd
+
 ## soak                 hosts that send anything, on that kernel; SOAK=1h says how long (10m)
 soak: root guest-debug host
 	@SOAK=$(SOAK) tests/check.sh soak
@@ -151,6 +159,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check check-debug soak clean distclean help
+.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check check-debug check-systemd soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

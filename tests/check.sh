@@ -169,6 +169,13 @@ step_debug()
 	OUTER_TIMEOUT=5400 scenarios debug --module rust --vcpus 2 --vmbus 6.0
 }
 
+# Nor this one, which takes minutes of emulation: make check-systemd.
+step_systemd()
+{
+	local pattern=systemd
+	scenarios "${FLAVOUR:-amd64}" --module rust --vcpus 2 --vmbus 6.0
+}
+
 # For as long as $SOAK says (90s, 10m, 1h), on that kernel too: make soak.
 step_soak()
 {
@@ -206,7 +213,7 @@ run()
 
 steps=(format shellcheck clippy checkpatch host unit scenarios)
 pattern=$word
-for name in "${steps[@]}" debug soak; do
+for name in "${steps[@]}" debug systemd soak; do
 	if [ "$name" = "$word" ]; then
 		steps=("$word")
 		pattern=

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR: makes build/guest/NAME.cpio, the initramfs of a
-# guest (daemons-FLAVOUR is to be appended to inner-FLAVOUR), and build/kernel/FLAVOUR/vmlinux, the
-# kernel out of its vmlinuz.
+# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | systemd-FLAVOUR: makes build/guest/NAME.cpio, the
+# initramfs of a guest (daemons-FLAVOUR is to be appended to inner-FLAVOUR), and
+# build/kernel/FLAVOUR/vmlinux, the kernel out of its vmlinuz.
 # None is compressed: an emulated processor reads them faster than it unpacks them.
 set -eu
 # shellcheck source-path=SCRIPTDIR
@@ -18,7 +18,8 @@ case $name in
 outer) flavour=amd64 ;;
 inner-*) flavour=${name#inner-} ;;
 daemons-*) flavour=${name#daemons-} ;;
-*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64 and the same for cloud-amd64" ;;
+systemd-*) flavour=${name#systemd-} ;;
+*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, systemd-amd64" ;;
 esac
 kernel=$build/kernel/$flavour
 [ -e "$kernel/.ready" ] || die "there is no build/kernel/$flavour" "make kdir FLAVOUR=$flavour creates it"
@@ -132,6 +133,45 @@ daemons()
 	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/daemons/"
 }
 
+# Debian as it is installed, as far as that needs no disk: systemd and udev are to find the devices, load
+# the module that depmod prefers, and start the daemons.
+systemd()
+{
+	local made=$build/modules/$flavour/hv_utils.ko modules=$tree/usr/lib/modules/$release path file
+	[ -e "$made" ] || die "there is no $made" "make guests builds it"
+	sources >"$tree.list"
+	logged "image-$name" mmdebstrap --mode=root --variant=essential --architectures=amd64 \
+		--include="systemd-sysv,udev,kmod,hyperv-daemons/$suite-backports" \
+		--dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/doc/*' \
+		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+		--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
+		"$suite" "$tree" "$tree.list"
+	rm -rf "$tree.list" "$tree"/var/{lib/apt,cache,lib/dpkg} "$tree/boot" "$tree"/dev/*
+
+	mkdir -p "$modules/updates"
+	cp "$kernel/lib/modules/$release/modules."{order,builtin*} "$modules/"
+	modprobe -d "$kernel" -S "$release" --show-depends hv_utils >"$tree.order"
+	while read -r _ path _; do
+		file=$modules/kernel/${path#*"/$release/kernel/"}
+		mkdir -p "$(dirname "$file")"
+		cp "$path" "$file"
+	done < <(grep '^insmod' "$tree.order")
+	rm -f "$tree.order"
+	cp "$made" "$modules/updates/"
+	depmod -b "$tree" "$release"
+	# The module itself comes with rust-FLAVOUR.
+	ln -sf /modules/rust/hv_utils.ko "$modules/updates/hv_utils.ko"
+
+	ln -s usr/lib/systemd/systemd "$tree/init"
+	install -m 755 "$here/inner/agent" "$tree/usr/local/bin/agent"
+	install -m 644 "$here/systemd/agent.service" "$tree/etc/systemd/system/"
+	mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
+	ln -s ../agent.service "$tree/etc/systemd/system/multi-user.target.wants/"
+	# Nobody logs in, and what a first boot updates is new: emulated, each unit takes seconds.
+	ln -s /dev/null "$tree/etc/systemd/system/getty.target"
+	touch "$tree/etc/.updated" "$tree/var/.updated"
+}
+
 # The archive is put in place only when whole.
 pack()
 {
@@ -147,6 +187,7 @@ fi
 
 case $name in
 daemons-*) daemons ;;
+systemd-*) systemd ;;
 *) base ;;
 esac
 case $name in

@@ -47,6 +47,7 @@ mod sample;
 mod scenario;
 mod selftests;
 mod shutdown;
+mod systemd;
 mod timeouts;
 mod timesync;
 mod vss;
@@ -89,6 +90,7 @@ fn all() -> Vec<&'static Scenario> {
         fault::SCENARIOS,
         fuzz::SCENARIOS,
         shutdown::SCENARIOS,
+        systemd::SCENARIOS,
         debug::SCENARIOS,
     ]
     .into_iter()

@@ -110,14 +110,17 @@ impl Options {
 
     /// The machine for this kernel, with both modules in its initramfs (as far as they are there).
     pub fn config(&self) -> Config {
-        let config = Config::default();
-        Config {
+        let mut config = Config {
             kernel: images::kernel(&self.flavour),
             initrds: images::initrds(&self.flavour),
+            ..Config::default()
+        };
+        if self.flavour == DEBUG {
             // What looks for faults has notes to take.
-            memory: config.memory * if self.flavour == DEBUG { 2 } else { 1 },
-            ..config
+            config.memory *= 2;
+            config.command_line = "kunit.autorun=0".to_owned();
         }
+        config
     }
 }
 
@@ -297,6 +300,7 @@ impl<'a> Group<'a> {
         sorted.sort_by_key(|scenario| order(scenario));
         let everywhere = self.options.full || self.options.flavour != CLOUD;
         sorted.retain(|scenario| everywhere || scenario.is_everywhere());
+        sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.options.filter);
         let debug = self.options.flavour == DEBUG;
         sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
         let machines = whole && self.options.machines;

@@ -28,6 +28,7 @@ pub struct Scenario {
     daemons: bool,
     everywhere: bool,
     debug_kernel: bool,
+    apart: bool,
 }
 
 impl Scenario {
@@ -46,12 +47,19 @@ impl Scenario {
             daemons: false,
             everywhere: false,
             debug_kernel: false,
+            apart: false,
         }
     }
 
     /// It is for the cloud kernel too, not only for the one that most guests have.
     pub const fn everywhere(mut self) -> Self {
         self.everywhere = true;
+        self
+    }
+
+    /// It runs only where it is asked for by its name: it takes long, or needs what a target of its own makes.
+    pub const fn apart(mut self) -> Self {
+        self.apart = true;
         self
     }
 
@@ -159,6 +167,11 @@ impl Scenario {
     /// See [`Scenario::everywhere`].
     pub fn is_everywhere(&self) -> bool {
         self.everywhere
+    }
+
+    /// See [`Scenario::apart`].
+    pub fn is_apart(&self) -> bool {
+        self.apart
     }
 
     /// See [`Scenario::debug_kernel`].
