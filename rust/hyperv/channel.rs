@@ -64,10 +64,12 @@ impl RingSize {
 
     /// The longest packet that fits, its descriptor included.
     ///
-    /// With its trailer it is no longer than the ring's data: `hv_vmbus` moves its read index by a
-    /// packet and takes the ring's size off at most once, also for a host that lies about lengths.
+    /// A ring is never full, or it would look empty: beside the packet and its trailer, eight bytes
+    /// are left. `hv_vmbus` cuts longer ones to this, for a host that lies about lengths: so that
+    /// there can be room for the answer, and the read index, moved by a packet, goes round the ring
+    /// at most once.
     const fn largest_packet(self) -> usize {
-        self.0 - Self::HEADER - TRAILER
+        self.0 - Self::HEADER - 2 * TRAILER
     }
 }
 

@@ -54,6 +54,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&SERVICES)
         .expects_log(IGNORED)
         .rust_only(),
+    Scenario::new("framing_whole_ring", whole_ring)
+        .scripted(&SERVICES)
+        .expects_log(IGNORED)
+        .rust_only(),
     Scenario::new("framing_size_beyond_packet", size_beyond_packet)
         .scripted(&SERVICES)
         .rust_only(),
@@ -225,6 +229,20 @@ fn other_packets(t: &Context<'_>) -> Result<()> {
         works(t, service)?;
     }
     t.log_has("packet ignored")
+}
+
+/// A host that says that the ring is full, of what are no packets, loses them, and not the channel.
+fn whole_ring(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        let (to_guest, _) = channel.indices()?;
+        let size = channel.ring_size()?;
+        channel.set_write_index((to_guest.read + size - 8) % size)?;
+        channel.signal()?;
+        works(t, service)?;
+    }
+    Ok(())
 }
 
 /// A header that claims more than was sent gets an answer that doesn't.

@@ -730,6 +730,13 @@ impl ChannelHandle<'_> {
         indices.map_err(|error: RingError| error.into())
     }
 
+    /// Bytes of data in the host-to-guest ring.
+    pub fn ring_size(&self) -> Result<u32> {
+        self.guest
+            .with_bus(|bus| bus.with_open(self.service, |open, _| open.to_guest().size()))
+            .ok_or_else(|| self.not_open())
+    }
+
     /// Writes the host-to-guest ring's write index raw.
     pub fn set_write_index(&self, value: u32) -> Result<()> {
         self.guest
