@@ -19,6 +19,7 @@ use crate::{
         log_unexpected, //
     },
     transport::{
+        Lost,
         Outcome,
         Protocol,
         Transport, //
@@ -89,8 +90,8 @@ pub(crate) trait DaemonService: Protocol {
     ) -> Status;
 
     /// The daemon has gone, or took too long; or the host doesn't wait any more.
-    fn unanswered(&mut self, operation: Self::Operation) {
-        let _ = operation;
+    fn unanswered(&mut self, operation: Self::Operation, lost: Lost) {
+        let _ = (operation, lost);
     }
 
     /// Writes what the daemon has to be asked although the host doesn't, and returns its size.
@@ -136,6 +137,8 @@ pub(crate) struct Session<S: DaemonService> {
     version: Option<Version>,
     /// Until when a negotiation waits for a daemon, if one does.
     patient_until: Option<Instant<Monotonic>>,
+    /// Until when a request waits for the way to the daemon to be free, if one does.
+    blocked_until: Option<Instant<Monotonic>>,
     /// `None` only while it is being changed.
     job: Option<Job<S::Operation>>,
 }
@@ -165,6 +168,7 @@ impl<S: DaemonService> Session<S> {
             message: KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?,
             version: None,
             patient_until: None,
+            blocked_until: None,
             job: Some(Job::None(Buffer::new(S::RING)?)),
         })
     }
@@ -175,22 +179,15 @@ impl<S: DaemonService> Session<S> {
             self.patient_until = None;
             return false;
         }
-        match self.patient_until {
-            None => {
-                self.patient_until = Some(Instant::now() + S::PATIENCE);
-                self.expiry.as_ref().schedule_in(S::PATIENCE);
-                true
-            }
-            Some(until) => until.elapsed().is_negative(),
-        }
+        lasts(&mut self.patient_until, self.expiry.as_ref(), S::PATIENCE)
     }
 
     /// Forgets the host's request, without an answer, and what was agreed on.
     fn restart(&mut self) {
         self.job = self.job.take().map(|job| match job {
             Job::Asked(taken, operation) => {
-                self.transport.abandon();
-                self.service.unanswered(operation);
+                let lost = self.transport.abandon();
+                self.service.unanswered(operation, lost);
                 Job::None(taken.abandon())
             }
             Job::Answered(taken) => Job::None(taken.abandon()),
@@ -198,6 +195,7 @@ impl<S: DaemonService> Session<S> {
         });
         self.version = None;
         self.patient_until = None;
+        self.blocked_until = None;
         self.service.restarted();
         self.tell();
     }
@@ -211,8 +209,10 @@ impl<S: DaemonService> Session<S> {
             Some(Job::None(buffer)) => Some(match self.service.tell(&mut self.message) {
                 Some(len) => {
                     self.transport.ask(&mut self.message, len, None);
+                    // Before the timer starts: it is over when that ends.
+                    let until = Instant::now() + ANSWER_TIMEOUT;
                     self.expiry.as_ref().schedule_in(ANSWER_TIMEOUT);
-                    Job::Told(buffer, Instant::now() + ANSWER_TIMEOUT)
+                    Job::Told(buffer, until)
                 }
                 None => Job::None(buffer),
             }),
@@ -225,7 +225,7 @@ impl<S: DaemonService> Session<S> {
         match self.transport.outcome(&mut self.message) {
             Outcome::Pending => return Job::Told(buffer, until),
             Outcome::Answered(_) => self.service.told(&self.message),
-            Outcome::None => {}
+            Outcome::None(_) => {}
         }
         Job::None(buffer)
     }
@@ -251,12 +251,20 @@ impl<S: DaemonService> Session<S> {
     fn request(&mut self, mut packet: Packet<'_>, buffer: Buffer) -> (Handled, Job<S::Operation>) {
         let daemon = self.transport.registration();
         if !self.transport.is_free() {
-            return match daemon {
-                Some(_) => (packet.leave(), Job::None(buffer)),
-                // A daemon that doesn't read what it has to before it is one may never do.
-                None => (fail(packet), Job::None(buffer)),
+            // A daemon may never read what it has to before it is one, nor end a read.
+            let waits = daemon.is_some()
+                && lasts(
+                    &mut self.blocked_until,
+                    self.expiry.as_ref(),
+                    ANSWER_TIMEOUT,
+                );
+            let handled = match waits {
+                true => packet.leave(),
+                false => fail(packet),
             };
+            return (handled, Job::None(buffer));
         }
+        self.blocked_until = None;
         let asked = match Request::new(packet.payload()) {
             Ok(mut request) => {
                 let asked = self.service.ask(request.body(), daemon, &mut self.message);
@@ -286,8 +294,8 @@ impl<S: DaemonService> Session<S> {
     fn conclude(&mut self, mut taken: Taken, operation: S::Operation) -> Job<S::Operation> {
         match self.transport.outcome(&mut self.message) {
             Outcome::Pending => return Job::Asked(taken, operation),
-            Outcome::None => {
-                self.service.unanswered(operation);
+            Outcome::None(lost) => {
+                self.service.unanswered(operation, lost);
                 answer(&mut taken, |_| Status::FAIL);
             }
             Outcome::Answered(daemon) => answer(&mut taken, |body| {
@@ -297,6 +305,20 @@ impl<S: DaemonService> Session<S> {
         }
         Job::Answered(taken)
     }
+}
+
+/// Whether waiting for as long as `delay` isn't over; begins it, and has `expiry` end it.
+fn lasts<S: DaemonService>(
+    until: &mut Option<Instant<Monotonic>>,
+    expiry: Pin<&DelayedWork<Expiry<S>>>,
+    delay: Delta,
+) -> bool {
+    let end = *until.get_or_insert_with(|| {
+        let end = Instant::now() + delay;
+        expiry.schedule_in(delay);
+        end
+    });
+    end.elapsed().is_negative()
 }
 
 /// Answers a request that nothing can be done about.
@@ -373,8 +395,9 @@ impl<S: DaemonService> Handler for Session<S> {
     }
 
     fn closed(&mut self) {
-        self.restart();
+        // Before the daemon is told anything, which takes as long with the channel open again.
         self.expiry.as_ref().cancel();
+        self.restart();
         self.service.daemon_changed(self.transport.registration());
     }
 }

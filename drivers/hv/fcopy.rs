@@ -19,7 +19,10 @@ use crate::{
         Status,
         Version, //
     },
-    transport::Protocol, //
+    transport::{
+        Lost,
+        Protocol, //
+    },
 };
 use hyperv::channel::RingSize;
 use kernel::{
@@ -114,6 +117,10 @@ impl DaemonService for Fcopy {
             return Asked::Answered(Status::FAIL);
         }
         match fcopy::to_daemon(body, message) {
+            // A daemon that has come since the copy began writes such a piece anywhere.
+            Ok((Operation::Write | Operation::Complete, _)) if self.copy != Copy::Partial => {
+                Asked::Answered(Status::FAIL)
+            }
             Ok((operation, len)) => Asked::Question {
                 operation,
                 len,
@@ -140,9 +147,11 @@ impl DaemonService for Fcopy {
         status
     }
 
-    fn unanswered(&mut self, _: Operation) {
+    fn unanswered(&mut self, _: Operation, lost: Lost) {
         // Whatever it was, the daemon may have done it.
-        self.copy = Copy::Partial;
+        if lost == Lost::Read {
+            self.copy = Copy::Partial;
+        }
     }
 
     fn tell(&mut self, message: &mut Self::Message) -> Option<usize> {

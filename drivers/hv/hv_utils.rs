@@ -164,7 +164,7 @@ impl vmbus::Driver for HvUtils {
             Class::TimeSync => {
                 BoundService::TimeSync(open(dev, TimeSync::new(this_module::<Module>())?)?)
             }
-            Class::Vss => BoundService::Vss(open_daemon(dev, Vss::new())?),
+            Class::Vss => BoundService::Vss(open_daemon(dev, Vss::new()?)?),
         })
     }
 

@@ -43,6 +43,7 @@ impl Shutdown {
                 "hv_utils::hibernate",
                 HibernateEvent {
                     device: device.into(),
+                    limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
                 }
             );
             Some(KBox::pin_init(event, GFP_KERNEL)?)
@@ -96,11 +97,16 @@ impl Service for Shutdown {
 /// Tells user space that the host wants the guest to hibernate; doing it is a matter of policy.
 struct HibernateEvent {
     device: ARef<vmbus::Device>,
+    limit: Pin<KBox<RateLimit>>,
 }
 
 impl Run for HibernateEvent {
     fn run(&self) {
-        match self.device.uevent_change(c"EVENT=hibernate") {
+        let result = self.device.uevent_change(c"EVENT=hibernate");
+        if !self.limit.as_ref().allows() {
+            return;
+        }
+        match result {
             Ok(()) => pr_info!("Sent hibernation uevent\n"),
             Err(error) => pr_err!("hibernation uevent not sent: {:?}\n", error),
         }

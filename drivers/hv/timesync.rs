@@ -22,6 +22,7 @@ use hyperv::{
         self,
         Clock, //
     },
+    ratelimit::RateLimit,
     time,
     work::{
         Run,
@@ -51,7 +52,10 @@ pub(crate) struct TimeSync {
 impl TimeSync {
     pub(crate) fn new(module: &'static ThisModule) -> Result<Self> {
         let host = Arc::pin_init(HostClock::new(), GFP_KERNEL)?;
-        let step = StepClock { host: host.clone() };
+        let step = StepClock {
+            host: host.clone(),
+            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
+        };
         let step = KBox::pin_init(new_work!("hv_utils::step_clock", step), GFP_KERNEL)?;
         let ptp = ptp::Registration::new(c"hyperv", module, host.clone());
         let ptp = KBox::pin_init(ptp, GFP_KERNEL)
@@ -126,12 +130,16 @@ impl ptp::Clock for HostClock {
 /// Steps the guest's clock to the host's time.
 struct StepClock {
     host: Arc<HostClock>,
+    limit: Pin<KBox<RateLimit>>,
 }
 
 impl Run for StepClock {
     fn run(&self) {
-        if let Err(error) = self.host.now().and_then(time::set_wall_clock) {
-            pr_warn!("TimeSync: clock not set: {:?}\n", error);
+        let result = self.host.now().and_then(time::set_wall_clock);
+        if let Err(error) = result {
+            if self.limit.as_ref().allows() {
+                pr_warn!("TimeSync: clock not set: {:?}\n", error);
+            }
         }
     }
 }

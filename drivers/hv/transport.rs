@@ -90,7 +90,7 @@ struct State<P: Protocol> {
     owed: u32,
     /// The service's question gets no answer, which it has yet to be told: whatever has come after
     /// the question does not change that.
-    is_lost: bool,
+    lost: Option<Lost>,
     /// When the service stops waiting for an answer.
     deadline: Option<Instant<Monotonic>>,
 }
@@ -138,7 +138,16 @@ pub(crate) enum Outcome<R> {
     /// The daemon, which has registered so, has answered.
     Answered(R),
     /// The daemon has gone, or took too long.
-    None,
+    None(Lost),
+}
+
+/// How far a question came that gets no answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// The daemon has not read it, and never will.
+    Unread,
+    /// The daemon has read it, and may have done what it says.
+    Read,
 }
 
 impl<P: Protocol> Transport<P> {
@@ -154,7 +163,7 @@ impl<P: Protocol> Transport<P> {
                 message: Some(KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?),
                 number: 0,
                 owed: 0,
-                is_lost: false,
+                lost: None,
                 deadline: None,
             }, "Transport::state"),
         })
@@ -178,11 +187,11 @@ impl<P: Protocol> Transport<P> {
     /// has the device open.
     pub(crate) fn ask(&self, message: &mut KBox<P::Message>, len: usize, timeout: Option<Delta>) {
         let mut state = self.state.lock();
-        state.is_lost = false;
+        state.lost = None;
         state.deadline = timeout.map(|timeout| Instant::now() + timeout);
         if state.daemon.registration().is_none() || !state.put(message, What::Question, len) {
             // The daemon has just gone, of which the service is being told.
-            state.is_lost = true;
+            state.lost = Some(Lost::Unread);
         }
         self.changed.notify_all();
     }
@@ -190,8 +199,8 @@ impl<P: Protocol> Transport<P> {
     /// What became of the question; an answer is left in `message`. Any outcome is told once.
     pub(crate) fn outcome(&self, message: &mut KBox<P::Message>) -> Outcome<P::Registration> {
         let mut state = self.state.lock();
-        if mem::take(&mut state.is_lost) {
-            return Outcome::None;
+        if let Some(lost) = state.lost.take() {
+            return Outcome::None(lost);
         }
         match (state.phase, state.daemon.registration(), &mut state.message) {
             (Phase::Answered, Some(registration), Some(answer)) => {
@@ -203,11 +212,12 @@ impl<P: Protocol> Transport<P> {
         }
     }
 
-    /// Gives up the question, if there is one: nobody waits for its answer any more.
-    pub(crate) fn abandon(&self) {
+    /// Gives up the question, if there is one: nobody waits for its answer any more. Returns how far
+    /// it came.
+    pub(crate) fn abandon(&self) -> Lost {
         let mut state = self.state.lock();
         state.fail();
-        state.is_lost = false;
+        state.lost.take().unwrap_or(Lost::Unread)
     }
 
     /// Gives up the question if the service has waited for long enough, and wakes the service.
@@ -384,17 +394,24 @@ impl<P: Protocol> State<P> {
 
     /// The question gets no answer.
     fn fail(&mut self) {
-        match self.phase {
-            Phase::Asked => self.owed = self.owed.saturating_add(1),
+        let lost = match self.phase {
+            Phase::Asked => {
+                self.owed = self.owed.saturating_add(1);
+                Lost::Read
+            }
+            Phase::Answered => Lost::Read,
             Phase::Unread {
                 what: What::Question,
                 ..
-            }
-            | Phase::Answered => {}
+            } => match self.message {
+                Some(_) => Lost::Unread,
+                // It is being read.
+                None => Lost::Read,
+            },
             _ => return,
-        }
+        };
         self.phase = Phase::Idle;
-        self.is_lost = true;
+        self.lost = Some(lost);
     }
 }
 

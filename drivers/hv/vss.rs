@@ -19,9 +19,15 @@ use crate::{
         Status,
         Version, //
     },
-    transport::Protocol, //
+    transport::{
+        Lost,
+        Protocol, //
+    },
 };
-use hyperv::channel::RingSize;
+use hyperv::{
+    channel::RingSize,
+    ratelimit::RateLimit, //
+};
 use kernel::{
     prelude::*,
     time::Delta, //
@@ -35,6 +41,8 @@ pub(crate) struct Vss {
     file_systems: FileSystems,
     /// The administrator was told what to do about them.
     has_warned: bool,
+    /// Of what the host can have logged.
+    limit: Pin<KBox<RateLimit>>,
 }
 
 /// What the guest's file systems are, as far as is known.
@@ -49,20 +57,24 @@ enum FileSystems {
 }
 
 impl Vss {
-    pub(crate) fn new() -> Self {
-        Self {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
             file_systems: FileSystems::Thawed,
             has_warned: false,
-        }
+            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
+        })
     }
 
     fn thawed(&mut self) {
-        *self = Self::new();
+        self.file_systems = FileSystems::Thawed;
+        self.has_warned = false;
     }
-}
 
-fn failed_to_thaw() {
-    pr_err!("VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT\n");
+    fn failed_to_thaw(&self) {
+        if self.limit.as_ref().allows() {
+            pr_err!("VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT\n");
+        }
+    }
 }
 
 impl Protocol for Vss {
@@ -140,7 +152,7 @@ impl DaemonService for Vss {
     ) -> Status {
         let status = Operation::status(answer);
         match operation {
-            Operation::Thaw if status != Status::OK => failed_to_thaw(),
+            Operation::Thaw if status != Status::OK => self.failed_to_thaw(),
             _ if status != Status::OK => {}
             Operation::Freeze => self.file_systems = FileSystems::Frozen,
             Operation::Thaw => self.thawed(),
@@ -149,8 +161,10 @@ impl DaemonService for Vss {
         status
     }
 
-    fn unanswered(&mut self, operation: Operation) {
-        pr_warn!("VSS: no answer from the daemon\n");
+    fn unanswered(&mut self, operation: Operation, _: Lost) {
+        if self.limit.as_ref().allows() {
+            pr_warn!("VSS: no answer from the daemon\n");
+        }
         if matches!(operation, Operation::Freeze | Operation::Thaw) {
             self.file_systems = FileSystems::Orphaned;
         }
@@ -160,7 +174,9 @@ impl DaemonService for Vss {
         if self.file_systems != FileSystems::Orphaned {
             return None;
         }
-        pr_warn!("VSS: having the daemon thaw the file systems, as the host won't\n");
+        if self.limit.as_ref().allows() {
+            pr_warn!("VSS: having the daemon thaw the file systems, as the host won't\n");
+        }
         Operation::Thaw.write(message);
         Some(DAEMON_LEN)
     }
@@ -168,7 +184,7 @@ impl DaemonService for Vss {
     fn told(&mut self, answer: &Self::Message) {
         match Operation::status(answer) {
             Status::OK => pr_info!("VSS: the daemon has thawed the file systems\n"),
-            _ => failed_to_thaw(),
+            _ => self.failed_to_thaw(),
         }
         self.thawed();
     }

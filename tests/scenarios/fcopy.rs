@@ -48,6 +48,12 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fcopy_nothing_to_cancel", nothing_to_cancel)
         .daemons()
         .rust_only(),
+    Scenario::new("fcopy_unread_start", unread_start)
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_daemon_restarted", daemon_restarted)
+        .daemons()
+        .rust_only(),
     Scenario::new("fcopy_unbound_amid_a_copy", unbound_amid_a_copy)
         .daemons()
         .rust_only(),
@@ -313,27 +319,68 @@ fn negotiates_amid_a_copy(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon of before 2015, which refuses whatever it is asked, is not asked to cancel what it has not begun.
-fn nothing_to_cancel(t: &Context<'_>) -> Result<()> {
+/// Starts a daemon of before 2015 that logs which operations it is asked, once `/tmp/go` is there, and refuses each.
+fn start_refusing(t: &Context<'_>) -> Result<()> {
     let octal = E_FILE_EXISTS
         .to_le_bytes()
         .map(|byte| format!("\\{byte:03o}"));
     let exists = octal.concat();
     t.sh_ok(&format!(
-        "rm -f /tmp/asked /tmp/old; setsid sh -c 'exec 3<>/dev/vmbus/hv_fcopy; printf \"\\000\\000\\000\\000\" >&3; \
-         echo $$ >/tmp/old; while dd bs=8192 count=1 <&3 2>/dev/null | head -c 4 >>/tmp/asked; do \
-         printf \"{exists}\" >&3; done' >/dev/null 2>&1 &"
+        "rm -f /tmp/asked /tmp/old /tmp/go; setsid sh -c 'exec 3<>/dev/vmbus/hv_fcopy; \
+         printf \"\\000\\000\\000\\000\" >&3; echo $$ >/tmp/old; until [ -e /tmp/go ]; do sleep 0.02; done; \
+         while dd bs=8192 count=1 <&3 2>/dev/null | head -c 4 >>/tmp/asked; do printf \"{exists}\" >&3; done' \
+         >/dev/null 2>&1 &"
     ))?;
-    daemon::wait_for(t, "[ -s /tmp/old ]")?;
+    daemon::wait_for(t, "[ -s /tmp/old ]")
+}
+
+/// Ends it; it was asked these operations.
+fn end_refusing(t: &Context<'_>, operations: &str) -> Result<()> {
+    let asked = t.sh_ok("od -An -v -tu4 /tmp/asked | tr -dc 0-9")?;
+    t.equal("operations that it was asked", asked.as_str(), operations)?;
+    t.sh_ok("kill -9 $(cat /tmp/old); killall -9 dd; true")
+        .map(|_| ())
+}
+
+/// A daemon that refused to begin a copy is not asked to cancel it.
+fn nothing_to_cancel(t: &Context<'_>) -> Result<()> {
+    start_refusing(t)?;
+    t.sh_ok("touch /tmp/go")?;
     let talk = Talk::with(t, Service::FCopy);
-    let start = || fcopy::start("/tmp/in/", "file", 0, 6);
     for _ in 0..2 {
         talk.channel.negotiate_all()?;
-        talk.expect("START", start(), E_FILE_EXISTS)?;
+        let start = fcopy::start("/tmp/in/", "file", 0, 6);
+        talk.expect("START", start, E_FILE_EXISTS)?;
     }
-    let asked = t.sh_ok("od -An -v -tu4 /tmp/asked | tr -dc 0-9")?;
-    t.equal("operations that it was asked", asked.as_str(), "00")?;
-    t.sh_ok("kill -9 $(cat /tmp/old); killall -9 dd; true")?;
+    end_refusing(t, "00")?;
+    talk.finish()
+}
+
+/// Nor is one that never read what it was to begin.
+fn unread_start(t: &Context<'_>) -> Result<()> {
+    start_refusing(t)?;
+    let talk = Talk::with(t, Service::FCopy);
+    talk.channel.negotiate_all()?;
+    talk.pend(fcopy::start("/tmp/in/", "file", 0, 6))?;
+    talk.channel.negotiate_all()?;
+    t.sh_ok("touch /tmp/go")?;
+    let start = fcopy::start("/tmp/in/", "other", 0, 6);
+    talk.expect("START", start, E_FILE_EXISTS)?;
+    end_refusing(t, "0")?;
+    talk.finish()
+}
+
+/// A daemon that has come amid a copy is given no piece of it: the one of 2023 takes its own device for the file then,
+/// and four zeros written there are an answer.
+fn daemon_restarted(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    talk.expect("START", fcopy::start("/tmp/in/", "file", 0, 4), S_OK)?;
+    daemon::FCOPY.kill(t)?;
+    daemon::FCOPY.start(t)?;
+    talk.expect("WRITE", fcopy::write(0, &[0; 4]), E_FAIL)?;
+    talk.expect("COMPLETE", fcopy::end(fcopy::COMPLETE), E_FAIL)?;
+    copy(talk, "/tmp/in/", "other", 0, b"content")?;
+    is_there(t, "/tmp/in/other", b"content")?;
     talk.finish()
 }
 

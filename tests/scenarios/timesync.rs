@@ -16,12 +16,19 @@ use crate::scenario::Scenario;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("timesync_syncs_and_samples", syncs_and_samples).everywhere(),
     Scenario::new("timesync_steps_the_clock", steps_the_clock).scripted(&[Service::TimeSync]),
+    Scenario::new("timesync_log_is_limited", log_is_limited)
+        .scripted(&[Service::TimeSync])
+        .rust_only()
+        .expects_log(&[NOT_SET, "callbacks suppressed"]),
     Scenario::new("timesync_restore", restore),
     Scenario::new("timesync_implicit", implicit)
         .scripted(&[Service::TimeSync])
         .unloaded(),
     Scenario::new("timesync_ptp", ptp).everywhere(),
 ];
+
+/// What the log says of a time that the kernel refuses.
+const NOT_SET: &str = "clock not set";
 
 /// As on Windows: a SYNC after the negotiation, samples after it; the log tells the version.
 fn syncs_and_samples(t: &Context<'_>) -> Result<()> {
@@ -44,6 +51,26 @@ fn clock(t: &Context<'_>) -> Result<i64> {
     text.trim()
         .parse()
         .map_err(|_| format!("`date +%s` in the guest says {text:?}").into())
+}
+
+/// A host that sends times that the guest can't have, such as one before its boot, fills no log.
+fn log_is_limited(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    channel.negotiate_all()?;
+    let mut moment = t.moment();
+    moment.wall = UNIX_EPOCH_1601 + 10_000_000;
+    for _ in 0..100 {
+        let request = channel.request(timesync::body((4, 0), &moment, timesync::SYNC))?;
+        channel.transact(&request)?;
+        // Until it has run: what is asked meanwhile is one.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let lines = t.sh_ok(&format!("dmesg | grep -c '{NOT_SET}'"))?;
+    let lines: u32 = lines.trim().parse().unwrap_or(u32::MAX);
+    t.check(
+        (1..30).contains(&lines),
+        &format!("{lines} lines are fewer than 30"),
+    )
 }
 
 /// A SYNC an hour ahead steps the clock, in each layout of the message.

@@ -34,6 +34,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .same_transcript(),
     Scenario::new("vss_operations", operations).daemons(),
+    Scenario::new("vss_log_is_limited", log_is_limited)
+        .daemons()
+        .rust_only()
+        .expects_log(&[NO_ANSWER, "callbacks suppressed"]),
     Scenario::new("vss_without_a_daemon", without_a_daemon).daemons(),
     Scenario::new("vss_old_daemon", old_daemon)
         .daemons()
@@ -186,6 +190,25 @@ fn operations(t: &Context<'_>) -> Result<()> {
         }
     }
     talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()
+}
+
+/// A host that starts over amid each request fills no log.
+fn log_is_limited(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    daemon::VSS.stop(t)?;
+    for _ in 0..40 {
+        let request = talk.channel.request(vss::body(vss::HOT_BACKUP))?;
+        talk.channel.send(&request)?;
+        talk.channel.negotiate_all()?;
+    }
+    let lines = t.sh_ok(&format!("dmesg | grep -c '{NO_ANSWER}'"))?;
+    let lines: u32 = lines.trim().parse().unwrap_or(u32::MAX);
+    t.check(
+        (1..40).contains(&lines),
+        &format!("{lines} lines are fewer than 40"),
+    )?;
+    daemon::VSS.kill(t)?;
     talk.finish()
 }
 
