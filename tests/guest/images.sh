@@ -146,7 +146,8 @@ systemd()
 		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 		--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
 		"$suite" "$tree" "$tree.list"
-	rm -rf "$tree.list" "$tree"/var/{lib/apt,cache,lib/dpkg} "$tree/boot" "$tree"/dev/*
+	rm -rf "$tree.list"
+	(cd "$tree" && rm -rf var/lib/apt var/cache var/lib/dpkg boot dev/*)
 
 	mkdir -p "$modules/updates"
 	cp "$kernel/lib/modules/$release/modules."{order,builtin*} "$modules/"
