@@ -14,6 +14,11 @@ use crate::scenario::Scenario;
 /// The scenarios of this file. The leaks come last, after all that could have left one.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kunit", kunit).rust_only().debug_kernel(),
+    Scenario::new("allocations_fail", allocations_fail)
+        .daemons()
+        .rust_only()
+        .debug_kernel()
+        .expects_log(&["FAULT_INJECTION", "Call Trace", "failed"]),
     Scenario::new("leaks", leaks).debug_kernel(),
     Scenario::new("leaks_with_daemons", leaks_with_daemons)
         .daemons()
@@ -22,7 +27,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// The module's KUnit suites, run by hand: with each insertion would take too long. Each test is a result of its own.
 fn kunit(t: &Context<'_>) -> Result<()> {
-    let suites = t.sh_ok("cd /sys/kernel/debug/kunit && ls -d hv_utils*")?;
+    let suites = t.sh_ok("cd /sys/kernel/debug/kunit && ls -1d hv_utils*")?;
     let (mut passed, mut failed) = (0, 0);
     for suite in suites.lines() {
         let folder = format!("/sys/kernel/debug/kunit/{suite}");
@@ -41,6 +46,42 @@ fn kunit(t: &Context<'_>) -> Result<()> {
     }
     t.equal("tests that failed", failed, 0)?;
     t.check(passed > 0, "there are tests")
+}
+
+/// Each allocation of each probe fails once: the device stays without a driver, or does with what it has, and works
+/// when there is memory again.
+fn allocations_fail(t: &Context<'_>) -> Result<()> {
+    t.sh_ok("echo N >/sys/kernel/debug/failslab/ignore-gfp-wait")?;
+    for &service in &t.config().services {
+        let channel = t.channel(service);
+        let (mut failed, mut succeeded) = (0, 0);
+        for number in 1.. {
+            daemon::rebind(t, "unbind", service)?;
+            channel.wait_closed()?;
+            let bound = t.sh(&format!(
+                "sh -c 'echo {number} >/proc/self/fail-nth; echo {} >/sys/bus/vmbus/drivers/hv_utils/bind'",
+                service.instance()
+            ))?;
+            if bound.status == 0 {
+                succeeded += 1;
+                channel.wait_open()?;
+            } else {
+                failed += 1;
+                succeeded = 0;
+                t.check(!channel.is_open(), "the channel is not open")?;
+                daemon::rebind(t, "bind", service)?;
+            }
+            channel.wait_open()?;
+            // Some allocations can be done without, so one success is not the end.
+            if succeeded == 10 {
+                break;
+            }
+        }
+        println!("# {service}: {failed} allocations failed");
+        t.check(failed > 0, "allocations have failed")?;
+    }
+    t.unload()?;
+    finds_nothing(t)
 }
 
 /// Nothing that was allocated has been forgotten.
@@ -63,6 +104,7 @@ fn leaks(t: &Context<'_>) -> Result<()> {
 fn leaks_with_daemons(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
     talk.finish()?;
+    daemon::end(t)?;
     t.unload()?;
     finds_nothing(t)
 }

@@ -624,9 +624,10 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()
             (result, _) => result,
         };
     }
-    let cleaned = match &result {
-        Ok(()) if !scenario.is_last() => context.unload(),
-        _ => Ok(()),
+    let failed = matches!(&result, Err(error) if skip_reason(error).is_none());
+    let cleaned = match failed || scenario.is_last() {
+        true => Ok(()),
+        false => context.unload(),
     };
     // What is in the log is often the reason, so it comes first.
     let log = guest.sh_ok("dmesg -r")?;
