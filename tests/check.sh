@@ -108,6 +108,17 @@ step_checkpatch()
 	done < <(files -name '*.[ch]')
 }
 
+# The scenarios that the table of faults names.
+step_faults()
+{
+	local name
+	build/host/scenarios list | sort >"$logs/scenarios"
+	# shellcheck disable=SC2016 # these are no command substitutions
+	grep -o '``[a-z0-9_]*``' Documentation/faults.rst | tr -d '`' | sort -u | while read -r name; do
+		each "faults: $name is a scenario" sh -c "grep -qx '$name' '$logs/scenarios' || echo there is none"
+	done
+}
+
 # Rust's own test runner, retold. Its exit status does not matter: a failure has its line, and
 # a runner that ends before its last line is noticed.
 retell()
@@ -211,7 +222,7 @@ run()
 	passed=$((passed + oks)) failed=$((failed + nots)) skipped=$((skipped + skips))
 }
 
-steps=(format shellcheck clippy checkpatch host unit scenarios)
+steps=(format shellcheck clippy checkpatch faults host unit scenarios)
 pattern=$word
 for name in "${steps[@]}" debug systemd soak; do
 	if [ "$name" = "$word" ]; then

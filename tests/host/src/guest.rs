@@ -730,6 +730,16 @@ impl ChannelHandle<'_> {
         indices.map_err(|error: RingError| error.into())
     }
 
+    /// Waits until the guest has read all that is in the ring, and says so.
+    pub fn wait_read(&self) -> Result<()> {
+        let service = self.service;
+        self.guest
+            .wait_bus(&format!("{service}: empty ring"), |bus| {
+                let used = bus.with_open(service, |open, _| open.to_guest().used());
+                matches!(used, Some(Ok(0))).then_some(())
+            })
+    }
+
     /// Bytes of data in the host-to-guest ring.
     pub fn ring_size(&self) -> Result<u32> {
         self.guest
