@@ -83,7 +83,7 @@ build/guest/outer.cpio: $(images) tests/guest/outer/init | build/kdir/amd64/.rea
 	@echo "[3/6] the outer guest"
 	@tests/guest/images.sh outer
 
-build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) | build/kdir/%/.ready
+build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) tests/guest/agent.c | build/kdir/%/.ready
 	@echo "[4/6] the inner guest, $*"
 	@tests/guest/images.sh inner-$*
 
@@ -98,7 +98,7 @@ build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
 	+@$(enter) $(MAKE) $(quiet) -C $(top)/build/kdir/$* M=$(top) MO=$(top)/$(@D) $(jobs) modules
 	@touch $@
 
-build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) | build/modules/%/hv_utils.ko
+build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) tests/guest/agent.c | build/modules/%/hv_utils.ko
 	@echo "[4/6] Debian with systemd, $* (about 40 s)"
 	@tests/guest/images.sh systemd-$*
 

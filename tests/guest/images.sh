@@ -106,6 +106,12 @@ fetch()
 	done
 }
 
+# agent FILE: the program that runs the emulated host's commands, as FILE.
+agent()
+{
+	gcc-14 -O2 -Wall -static -o "$1" "$here/agent.c"
+}
+
 # The daemons as Debian ships them, and what they and their tests work with.
 daemons()
 {
@@ -164,7 +170,7 @@ systemd()
 	ln -sf /modules/rust/hv_utils.ko "$modules/updates/hv_utils.ko"
 
 	ln -s usr/lib/systemd/systemd "$tree/init"
-	install -m 755 "$here/inner/agent" "$tree/usr/local/bin/agent"
+	agent "$tree/usr/local/bin/agent"
 	install -m 644 "$here/systemd/agent.service" "$tree/etc/systemd/system/"
 	mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
 	ln -s ../agent.service "$tree/etc/systemd/system/multi-user.target.wants/"
@@ -205,7 +211,7 @@ inner-*)
 	mv "$tree/modules/hv_utils.ko" "$tree/modules/c/"
 	sed -i '/^hv_utils\.ko/d' "$tree/modules/order"
 	install -m 755 "$here/inner/init" "$tree/init"
-	install -m 755 "$here/inner/agent" "$tree/bin/agent"
+	agent "$tree/bin/agent"
 	rm "$tree"/bin/{poweroff,reboot,halt}
 	install -m 755 "$here/inner/poweroff" "$tree/bin/poweroff"
 	ln -s poweroff "$tree/bin/reboot"

@@ -9,6 +9,7 @@ use std::io;
 use crate::kvm::Regs;
 use crate::kvm::Segment;
 use crate::kvm::Sregs;
+use crate::mailbox;
 use crate::memory::GuestMemory;
 use crate::memory::PAGE_SIZE;
 
@@ -157,7 +158,8 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
         initrd.extend_from_slice(archive);
         initrd.resize(initrd.len().next_multiple_of(512), 0);
     }
-    let initrd_top = memory.len().min(kernel.initrd_max + 1);
+    let memory_end = mailbox::address(memory);
+    let initrd_top = memory_end.min(kernel.initrd_max + 1);
     let initrd_start = initrd_top.saturating_sub(initrd.len() as u64) & !(PAGE_SIZE - 1);
     if initrd_start < kernel.end {
         return Err(error(
@@ -189,7 +191,8 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
         (0, LOW_MEMORY_END, E820_RAM),
         (LOW_MEMORY_END, 0xa_0000, E820_RESERVED),
         (FIRMWARE, HIGH_MEMORY, E820_RESERVED),
-        (HIGH_MEMORY, memory.len(), E820_RAM),
+        (HIGH_MEMORY, memory_end, E820_RAM),
+        (memory_end, memory.len(), E820_RESERVED),
     ];
     put(0x1e8, &[map.len() as u8]);
     for (index, (from, to, kind)) in map.into_iter().enumerate() {

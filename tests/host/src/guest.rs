@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A running guest, as scenarios use it: commands by the agent on its second serial port, and a handle for each
+//! A running guest, as scenarios use it: commands by its agent, and a handle for each
 //! service's channel.
 //!
 //! Every wait has a time-out and fails with an error that names what it waited for; the time-outs only protect against
@@ -21,6 +21,7 @@ use crate::ic::Moment;
 use crate::machine::Config;
 use crate::machine::Exit;
 use crate::machine::Machine;
+use crate::mailbox;
 use crate::ring::Indices;
 use crate::ring::RingError;
 use crate::service::Service;
@@ -34,6 +35,11 @@ use crate::vmbus::packet::Packet;
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a guest may take to boot.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// What the guest's agent sends as it starts.
+const AGENT_READY: u8 = 2;
+/// What it sends when a command line has run.
+const AGENT_DONE: u8 = 1;
 
 /// What went wrong, in one line (and perhaps what the console said).
 #[derive(Debug, Clone)]
@@ -124,9 +130,8 @@ impl Guest {
         let start = Instant::now();
         self.machine.power_on()?;
         self.read_agent("the guest's agent", BOOT_TIMEOUT, |buffer| {
-            let ready = b"\x02ready\n";
-            let at = find(buffer, ready)?;
-            buffer.drain(..at + ready.len());
+            let at = buffer.iter().position(|byte| *byte == AGENT_READY)?;
+            buffer.drain(..=at);
             Some(())
         })?;
         self.boot_time = start.elapsed();
@@ -211,30 +216,27 @@ impl Guest {
 
     /// Runs a shell command line that may take long.
     pub fn sh_within(&self, command: &str, timeout: Duration) -> Result<Output> {
-        self.sh_start(command);
+        self.sh_start(command)?;
         self.read_agent(&format!("`{command}` in the guest"), timeout, |buffer| {
-            let mark = buffer.iter().position(|byte| *byte == 1)?;
-            let end = mark + buffer[mark..].iter().position(|byte| *byte == b'\n')?;
-            let status = String::from_utf8_lossy(&buffer[mark + 1..end])
-                .trim()
-                .parse()
-                .unwrap_or(-1);
-            let text = String::from_utf8_lossy(&buffer[..mark]).replace('\r', "");
-            buffer.drain(..=end);
-            Some(Output {
-                status,
-                text: text.trim_end_matches('\n').to_owned(),
-            })
+            let at = buffer.iter().position(|byte| *byte == AGENT_DONE)?;
+            buffer.drain(..=at);
+            Some(())
+        })?;
+        let (status, output) = mailbox::take_answer(self.machine.shared().memory())?;
+        let text = String::from_utf8_lossy(&output);
+        Ok(Output {
+            status,
+            text: text.trim_end_matches('\n').to_owned(),
         })
     }
 
     /// Starts a command line without waiting for it; for commands that end the guest.
-    pub fn sh_start(&self, command: &str) {
-        self.machine
-            .shared()
-            .ports()
-            .send_to_agent(format!("{command}\n").as_bytes());
+    pub fn sh_start(&self, command: &str) -> Result<()> {
+        let shared = self.machine.shared();
+        mailbox::put_command(shared.memory(), command)?;
+        shared.ports().send_to_agent(b"\n");
         self.machine.update_lines();
+        Ok(())
     }
 
     /// Runs a command that must succeed; gives what it printed.
@@ -389,12 +391,6 @@ impl Guest {
     pub fn refuse_posts(&self, count: u32) {
         self.with_bus(|bus| bus.refuse_posts(count));
     }
-}
-
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack
-        .windows(needle.len())
-        .position(|window| window == needle)
 }
 
 /// A service's channel, seen from the host.

@@ -27,6 +27,7 @@ pub mod ic;
 pub mod images;
 pub mod kvm;
 pub mod machine;
+pub mod mailbox;
 pub mod memory;
 pub mod nested;
 pub mod ports;

@@ -35,6 +35,7 @@ use crate::kvm::SintLine;
 use crate::kvm::Vcpu;
 use crate::kvm::VcpuKick;
 use crate::kvm::VmExit;
+use crate::mailbox;
 use crate::memory::GuestMemory;
 use crate::ports::Ports;
 use crate::service::Service;
@@ -245,6 +246,11 @@ impl Shared {
         }
     }
 
+    /// The guest's memory, with the agent's mailbox at its end.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
     /// The ports, locked.
     pub fn ports(&self) -> MutexGuard<'_, Ports> {
         lock(&self.ports)
@@ -447,7 +453,11 @@ impl Machine {
         let initrds = config.initrds.iter().map(read).collect::<io::Result<_>>()?;
         let kvm = Kvm::open()?;
         kvm::install_kick_signal();
-        let memory = Arc::new(GuestMemory::new(config.memory.saturating_mul(1 << 20))?);
+        let size = config
+            .memory
+            .saturating_mul(1 << 20)
+            .saturating_add(mailbox::SIZE);
+        let memory = Arc::new(GuestMemory::new(size)?);
         let shared = Arc::new(Shared::new(memory, &config));
         let timer = std::thread::spawn({
             let shared = shared.clone();
@@ -584,7 +594,11 @@ impl Machine {
             &boot::Image {
                 kernel: &self.kernel,
                 initrds: &self.initrds,
-                command_line: &format!("{COMMAND_LINE} {}", self.config.command_line),
+                command_line: &format!(
+                    "{COMMAND_LINE} agent.mailbox={:#x} {}",
+                    mailbox::address(&shared.memory),
+                    self.config.command_line
+                ),
                 rsdp: acpi::RSDP,
             },
         )?;

@@ -157,7 +157,7 @@ fn run(options: &Options) -> Result<(), host::guest::Error> {
     let result = (|| {
         work(&guest, options)?;
         std::thread::sleep(Duration::from_secs(options.run));
-        guest.sh_start("poweroff -f");
+        guest.sh_start("poweroff -f")?;
         match guest.wait_exit(host::guest::TIMEOUT)? {
             Exit::PowerOff => Ok(()),
             exit => Err(format!("the guest ended with {exit:?}").into()),

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where command lines for the guest's agent and what they print are handed over (`tests/guest/agent.c`): the end of the
+//! guest's memory, which the memory map keeps from its kernel.
+
+use std::io;
+
+use crate::memory::GuestMemory;
+
+/// Bytes of the mailbox; the agent has the same.
+pub const SIZE: u64 = 2 << 20;
+/// Bytes before a command line: its length.
+const COMMAND_HEADER: u64 = 4;
+/// Bytes before an output: the status, and the output's length.
+const ANSWER_HEADER: u64 = 8;
+
+/// The mailbox's address, which is where the memory ends that the guest's kernel knows of.
+pub fn address(memory: &GuestMemory) -> u64 {
+    memory.len() - SIZE
+}
+
+/// Leaves a command line for the agent. An error says that it does not fit.
+pub fn put_command(memory: &GuestMemory, line: &str) -> io::Result<()> {
+    let at = address(memory);
+    if line.len() as u64 > SIZE - COMMAND_HEADER {
+        return Err(io::Error::other(
+            "a command line that does not fit the mailbox",
+        ));
+    }
+    memory.write(at + COMMAND_HEADER, line.as_bytes())?;
+    Ok(memory.store_u32(at, line.len() as u32)?)
+}
+
+/// Takes the agent's answer: the status, and what was printed. An error says that the agent wrote nonsense.
+pub fn take_answer(memory: &GuestMemory) -> io::Result<(i32, Vec<u8>)> {
+    let at = address(memory);
+    let (status, length) = (memory.load_u32(at)?, memory.load_u32(at + 4)?);
+    let output = memory.read_vec(at + ANSWER_HEADER, length as usize)?;
+    Ok((status as i32, output))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_a_command_and_then_its_answer() {
+        let memory = GuestMemory::new(2 * SIZE).unwrap();
+        put_command(&memory, "uname -r").unwrap();
+        assert_eq!(memory.read_vec(SIZE, 12).unwrap(), b"\x08\0\0\0uname -r");
+        memory.write(SIZE, b"\x02\0\0\0\x03\0\0\0ab\n").unwrap();
+        assert_eq!(take_answer(&memory).unwrap(), (2, b"ab\n".to_vec()));
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let memory = GuestMemory::new(SIZE).unwrap();
+        let longest = "x".repeat(SIZE as usize - 4);
+        put_command(&memory, &longest).unwrap();
+        put_command(&memory, &format!("{longest}x")).unwrap_err();
+        memory.store_u32(4, SIZE as u32 - 7).unwrap();
+        take_answer(&memory).unwrap_err();
+    }
+}
