@@ -160,15 +160,15 @@ scenarios()
 }
 
 # Two machines at a time. Everything, with both modules, on the kernel of most guests; with two
-# processors and an old VMBus this module in what can share a machine; some of that on the cloud kernel.
+# processors and an old VMBus this module in what these matter to; some of that on the cloud kernel.
 step_scenarios()
 {
 	local status=0 first key
 	key=$(peer)
 	scenarios amd64 --vcpus 1 --vmbus 6.0 --peer "$key" &
 	first=$!
-	scenarios amd64 --module rust --vcpus 2 --vmbus 4.0 --machines no || status=$?
-	scenarios cloud-amd64 --module rust --vcpus 2 --vmbus 5.3 --machines no || status=$?
+	scenarios amd64 --whole no --vcpus 2 --vmbus 4.0 || status=$?
+	scenarios cloud-amd64 --whole no --vcpus 2 --vmbus 5.3 || status=$?
 	wait "$first" || status=$?
 	return $status
 }

@@ -8,10 +8,7 @@ use crate::scenario::Context;
 use crate::scenario::Scenario;
 
 /// The scenarios of this file. In C, a device that goes waits for its file to be closed.
-pub const SCENARIOS: &[Scenario] = &[Scenario::new("chardev", chardev)
-    .everywhere()
-    .daemons()
-    .rust_only()];
+pub const SCENARIOS: &[Scenario] = &[Scenario::new("chardev", chardev).daemons().rust_only()];
 
 /// Each test passes, for each of the three devices.
 fn chardev(t: &Context<'_>) -> Result<()> {

@@ -26,17 +26,23 @@ pub const SCENARIOS: &[Scenario] = &[
         .everywhere()
         .daemons()
         .rust_only(),
-    Scenario::new("fcopy_names", names).daemons().rust_only(),
+    Scenario::new("fcopy_names", names)
+        .once()
+        .daemons()
+        .rust_only(),
     Scenario::new("fcopy_what_is_there", what_is_there)
+        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_no_space", no_space)
+        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_cancelled", cancelled)
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_refuses", refuses)
+        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_daemon_killed", daemon_killed)
@@ -46,6 +52,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_nothing_to_cancel", nothing_to_cancel)
+        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_unread_start", unread_start)
@@ -58,6 +65,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_left_to_uio", left_to_uio)
+        .once()
         .daemons()
         .rust_only()
         .unloaded()

@@ -26,6 +26,7 @@ const UNEXPECTED: &[&str] = &["unexpected message", "Invalid msg type", "known"]
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("framing_preference", preference)
+        .once()
         .scripted(&SERVICES)
         .same_transcript(),
     Scenario::new("framing_renegotiation", renegotiation)
@@ -33,20 +34,25 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(UNEXPECTED)
         .rust_only(),
     Scenario::new("framing_bad_counts", bad_counts)
+        .once()
         .scripted(&SERVICES)
         .expects_log(&["known", "Invalid icmsg negotiate"]),
     Scenario::new("framing_unknown_type", unknown_type)
+        .once()
         .scripted(&SERVICES)
         .expects_log(UNEXPECTED)
         .same_transcript(),
     Scenario::new("framing_short_bodies", short_bodies)
+        .once()
         .scripted(&SERVICES)
         .rust_only(),
     Scenario::new("framing_no_header", no_header)
+        .once()
         .scripted(&SERVICES)
         .expects_log(IGNORED)
         .rust_only(),
     Scenario::new("framing_responses", responses)
+        .once()
         .scripted(&SERVICES)
         .expects_log(IGNORED)
         .rust_only(),
@@ -59,9 +65,12 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(IGNORED)
         .rust_only(),
     Scenario::new("framing_size_beyond_packet", size_beyond_packet)
+        .once()
         .scripted(&SERVICES)
         .rust_only(),
-    Scenario::new("framing_packet_transaction", packet_transaction).scripted(&SERVICES),
+    Scenario::new("framing_packet_transaction", packet_transaction)
+        .once()
+        .scripted(&SERVICES),
 ];
 
 /// A well-formed request of a service that does no harm.

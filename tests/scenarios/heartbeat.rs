@@ -17,13 +17,15 @@ use crate::scenario::Scenario;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("heartbeat_beats", beats).everywhere(),
     Scenario::new("heartbeat_versions", versions)
+        .once()
         .expects_log(&["known"])
         .scripted(&[Service::Heartbeat])
         .same_transcript(),
     Scenario::new("heartbeat_replies", replies)
+        .once()
         .scripted(&[Service::Heartbeat])
         .same_transcript(),
-    Scenario::new("heartbeat_short_reserved", short_reserved),
+    Scenario::new("heartbeat_short_reserved", short_reserved).once(),
     Scenario::new("heartbeat_flood", flood)
         .everywhere()
         .scripted(&[Service::Heartbeat]),

@@ -17,7 +17,8 @@ const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("hibernation_devices", |t| {
         levels(t, &["freezer", "devices"])
-    }),
+    })
+    .once(),
     Scenario::new("hibernation_core", |t| {
         levels(t, &["platform", "processors", "core"])
     })

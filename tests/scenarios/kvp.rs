@@ -31,7 +31,6 @@ const E_NOT_FOUND: u32 = 0x8004_1002;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kvp_waits_for_its_daemon", waits_for_its_daemon).daemons(),
     Scenario::new("kvp_enumerates_the_guest", enumerates_the_guest)
-        .everywhere()
         .daemons()
         .same_transcript(),
     Scenario::new("kvp_keeps_what_is_set", keeps_what_is_set)
@@ -39,21 +38,26 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .same_transcript(),
     Scenario::new("kvp_gets_values", gets_values)
+        .once()
         .daemons()
         .rust_only(),
     Scenario::new("kvp_value_types", value_types)
+        .once()
         .daemons()
         .rust_only(),
     Scenario::new("kvp_any_text", any_text)
+        .once()
         .daemons()
         .rust_only(),
-    Scenario::new("kvp_refuses", refuses).daemons().rust_only(),
+    Scenario::new("kvp_refuses", refuses)
+        .once()
+        .daemons()
+        .rust_only(),
     Scenario::new("kvp_addresses", addresses)
+        .once()
         .daemons()
         .same_transcript(),
-    Scenario::new("kvp_daemon_killed", daemon_killed)
-        .everywhere()
-        .daemons(),
+    Scenario::new("kvp_daemon_killed", daemon_killed).daemons(),
     Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)
         .daemons()
         .rust_only(),

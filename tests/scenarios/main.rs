@@ -20,8 +20,9 @@
 //! services acting as on Windows, the kernel's log empty; afterwards the module is removed. What the scenario needs
 //! otherwise is said in the table, see [`scenario::Scenario`]: services led by the scenario from the start
 //! (`scripted`), a module not yet inserted (`unloaded`), another machine (`machine`), a guest that is gone afterwards
-//! (`ends_guest`), the distribution's daemons (`daemons`), the cloud kernel too (`everywhere`), not for C (`rust_only`), log lines that belong to the case
-//! (`expects_log`), and transcripts that must be the same for both modules (`same_transcript`).
+//! (`ends_guest`), the distribution's daemons (`daemons`), the cloud kernel too (`everywhere`), one processor and
+//! version only (`once`), not for C (`rust_only`), log lines that belong to the case (`expects_log`), and transcripts
+//! that must be the same for both modules (`same_transcript`).
 //!
 //! A scenario fails if it returns an error, and also if the kernel's log has a splat or a warning that it does not
 //! expect. What was said is then in `build/results`, in a file that the result's line names.
@@ -65,7 +66,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --vcpus N        only 1 or 2
   --vmbus X.Y      only this newest version (4.0 and 6.0)
   --full yes       everything with everything: 1 and 2 vcpus, VMBus 6.0 and 4.0, both modules, on any kernel
-  --machines no    nothing that needs a machine of its own
+  --whole no       only this module, and only what processors and version matter to
   --peer KEY       C's results that passed with the same KEY, which stands for all they depend on, are kept
   --repeat N       all of it N times (1)
 HV_SLOW=1 in the environment adds what takes long: time-outs, and more reloads.

@@ -50,8 +50,8 @@ pub struct Options {
     versions: Vec<Version>,
     /// Everything with everything, instead of what differs from it once.
     full: bool,
-    /// Also what has a machine of its own.
-    machines: bool,
+    /// Also what does not depend on the place.
+    whole: bool,
     repeat: u32,
     /// Stands for all that C's results depend on: those that a former run got with the same are kept.
     peer: Option<String>,
@@ -66,7 +66,7 @@ impl Default for Options {
             vcpus: vec![1, 2],
             versions: vec![(6, 0), (4, 0)],
             full: false,
-            machines: true,
+            whole: true,
             repeat: 1,
             peer: None,
         }
@@ -95,7 +95,7 @@ impl Options {
                 )];
             }
             "--full" => self.full = value == "yes",
-            "--machines" => self.machines = value != "no",
+            "--whole" => self.whole = value != "no",
             "--peer" => self.peer = Some(value.to_owned()),
             "--repeat" => self.repeat = value.parse().map_err(|_| wrong())?,
             _ => return Err(wrong()),
@@ -200,8 +200,9 @@ pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
         for (row, &vcpus) in options.vcpus.iter().enumerate() {
             for (column, &vmbus) in options.versions.iter().enumerate() {
                 // The diagonal has each value once. What does not depend on them runs in its first place only.
-                let whole = options.full || (row, column) == (0, 0);
-                if whole || row == column {
+                let first = (row, column) == (0, 0);
+                let whole = options.full || (options.whole && first);
+                if options.full || row == column {
                     Group::run(scenarios, options, vcpus, vmbus, whole, &mut report);
                 }
             }
@@ -303,8 +304,7 @@ impl<'a> Group<'a> {
         sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.options.filter);
         let debug = self.options.flavour == DEBUG;
         sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
-        let machines = whole && self.options.machines;
-        sorted.retain(|scenario| machines || scenario.machine_change().is_none());
+        sorted.retain(|scenario| whole || scenario.depends_on_place());
         let (vcpus, vmbus) = (self.config.vcpus, self.config.vmbus_max);
         let places = |scenario: &'static Scenario| {
             self.options.modules.iter().map(move |&module| {

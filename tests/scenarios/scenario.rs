@@ -29,6 +29,7 @@ pub struct Scenario {
     everywhere: bool,
     debug_kernel: bool,
     apart: bool,
+    once: bool,
 }
 
 impl Scenario {
@@ -48,12 +49,19 @@ impl Scenario {
             everywhere: false,
             debug_kernel: false,
             apart: false,
+            once: false,
         }
     }
 
     /// It is for the cloud kernel too, not only for the one that most guests have.
     pub const fn everywhere(mut self) -> Self {
         self.everywhere = true;
+        self
+    }
+
+    /// Neither the number of processors nor VMBus's version matters to it: it runs with the first of them.
+    pub const fn once(mut self) -> Self {
+        self.once = true;
         self
     }
 
@@ -174,6 +182,11 @@ impl Scenario {
         self.apart
     }
 
+    /// Whether what its places differ in matters to it: see [`Scenario::once`] and [`Scenario::machine`].
+    pub fn depends_on_place(&self) -> bool {
+        !self.once && self.machine.is_none()
+    }
+
     /// See [`Scenario::debug_kernel`].
     pub fn needs_debug_kernel(&self) -> bool {
         self.debug_kernel
@@ -212,10 +225,13 @@ impl<'a> Context<'a> {
         self.guest.insmod_with(self.module, parameters)
     }
 
-    /// Removes the module, if it is inserted.
+    /// Removes the module, if it is inserted; waits for programs that were told to end and still have a device open.
     pub fn unload(&self) -> Result<()> {
         self.guest
-            .sh_ok("! grep -q '^hv_utils ' /proc/modules || rmmod hv_utils")
+            .sh_ok(
+                "i=0; until ! grep -q '^hv_utils ' /proc/modules || why=$(rmmod hv_utils 2>&1); do \
+                 i=$((i + 1)); [ $i -lt 150 ] || { echo $why; exit 1; }; sleep 0.02; done",
+            )
             .map(|_| ())
     }
 

@@ -17,14 +17,16 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("timesync_syncs_and_samples", syncs_and_samples).everywhere(),
     Scenario::new("timesync_steps_the_clock", steps_the_clock).scripted(&[Service::TimeSync]),
     Scenario::new("timesync_log_is_limited", log_is_limited)
+        .once()
         .scripted(&[Service::TimeSync])
         .rust_only()
         .expects_log(&[NOT_SET, "callbacks suppressed"]),
     Scenario::new("timesync_restore", restore),
     Scenario::new("timesync_implicit", implicit)
+        .once()
         .scripted(&[Service::TimeSync])
         .unloaded(),
-    Scenario::new("timesync_ptp", ptp).everywhere(),
+    Scenario::new("timesync_ptp", ptp),
 ];
 
 /// What the log says of a time that the kernel refuses.
