@@ -94,12 +94,10 @@ fn clock_error(guest: &Guest) -> Result<f64> {
 }
 
 fn show(options: &Options) -> Result<()> {
-    let mut config = host::machine::Config {
+    let config = host::machine::Config {
         rtc_offset: WRONG_BY,
         ..options.config()
     };
-    config.initrds.push(options.daemons());
-    config.services.extend(daemon::SERVICES);
     let guest = Guest::boot(&config)?;
     let release = guest.sh_ok("uname -r")?;
     let vmbus = guest.vmbus_version().map_or("none".to_owned(), version);

@@ -108,13 +108,18 @@ impl Options {
         build_folder().join(format!("guest/daemons-{}.cpio", self.flavour))
     }
 
-    /// The machine for this kernel, with both modules in its initramfs (as far as they are there).
+    /// The machine for this kernel, with all services, and with both modules and the daemons in its initramfs (as far as
+    /// they are there).
     pub fn config(&self) -> Config {
         let mut config = Config {
             kernel: images::kernel(&self.flavour),
             initrds: images::initrds(&self.flavour),
             ..Config::default()
         };
+        config
+            .initrds
+            .extend(Some(self.daemons()).filter(|image| image.exists()));
+        config.services.extend(daemon::SERVICES);
         if self.flavour == DEBUG {
             // What looks for faults has notes to take.
             config.memory *= 2;
@@ -285,17 +290,16 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// What is to be run here. What leaves the guest usable comes first, then what ends it, then what needs daemons,
-    /// then what has a machine of its own.
+    /// What is to be run here. What leaves the guest usable comes first, then what ends it, then what has a machine of
+    /// its own.
     fn jobs(
         &self,
         scenarios: &[&'static Scenario],
         whole: bool,
     ) -> VecDeque<(&'static Scenario, Place)> {
-        let order = |scenario: &Scenario| match scenario.machine_change() {
-            Some(_) => 3,
-            None if scenario.needs_daemons() => 2,
-            None => u32::from(scenario.is_last()),
+        let order = |scenario: &Scenario| match scenario.other_machine() {
+            Some(machine) => (2, machine.name),
+            None => (u32::from(scenario.is_last()), ""),
         };
         let mut sorted = scenarios.to_vec();
         sorted.sort_by_key(|scenario| order(scenario));
@@ -332,11 +336,9 @@ impl<'a> Group<'a> {
 
     /// Scenarios with the same key can have the same guest.
     fn key(scenario: &Scenario) -> &'static str {
-        match scenario.machine_change() {
-            Some(_) => scenario.name(),
-            None if scenario.needs_daemons() => "daemons",
-            None => "plain",
-        }
+        scenario
+            .other_machine()
+            .map_or("shared", |machine| machine.name)
     }
 
     /// A guest for the scenario: the one there is, as it is or from its snapshot, or a new one. `more` says whether
@@ -355,12 +357,8 @@ impl<'a> Group<'a> {
             }
         }
         let mut config = self.config.clone();
-        if scenario.needs_daemons() {
-            config.initrds.push(self.options.daemons());
-            config.services = daemon::SERVICES.to_vec();
-        }
-        if let Some(change) = scenario.machine_change() {
-            change(&mut config);
+        if let Some(machine) = scenario.other_machine() {
+            (machine.change)(&mut config);
         }
         self.report.boots += 1;
         let mut guest = Guest::boot(&config)?;
@@ -470,12 +468,9 @@ impl<'a> Group<'a> {
         match &mut result {
             Ok(()) if scenario.compares_transcripts() => {
                 let key = (scenario.name(), place.module == Module::Rust);
-                let mut said = guest.normalised_transcript(from);
-                if scenario.needs_daemons() {
-                    // In C, the device of file copy stays unopened.
-                    said = without_topic(&said, "vmbus");
-                }
-                self.transcripts.insert(key, by_topic(&said));
+                let said = guest.normalised_transcript(from);
+                let said = by_topic(&said, scenario.needs_daemons());
+                self.transcripts.insert(key, said);
             }
             Ok(()) => {}
             Err(error) if skip_reason(error).is_some() => {}
@@ -543,22 +538,18 @@ fn shown(path: &std::path::Path) -> String {
     format!("build/{}", below.display())
 }
 
-/// A transcript without the lines of one topic.
-fn without_topic(transcript: &str, topic: &str) -> String {
-    let lines = transcript
-        .lines()
-        .filter(|line| line.split(' ').next() != Some(topic));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// Sorts a transcript by topic, keeping each one's order: how the channels interleave is chance.
-fn by_topic(transcript: &str) -> String {
+/// Sorts what was said with the services that have daemons, or else with those that have none, by topic, keeping each
+/// one's order: how the channels interleave is chance.
+fn by_topic(transcript: &str, daemons: bool) -> String {
+    let topic = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    let has_daemon = |line: &str| daemon::SERVICES.map(Service::name).contains(&&*topic(line));
     // Remarks are nothing that was said, and the bus is hv_vmbus' business: it probes devices in any order.
     let mut lines: Vec<&str> = transcript
         .lines()
         .filter(|line| !line.contains(" -- ") && !line.starts_with("vmbus "))
+        .filter(|line| has_daemon(line) == daemons)
         .collect();
-    lines.sort_by_key(|line| line.split(' ').next().map(str::to_owned));
+    lines.sort_by_key(|line| topic(line));
     lines.join("\n")
 }
 
@@ -594,8 +585,8 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()
     if !scenario.starts_unloaded() {
         context.load()?;
         for &service in &guest.config().services {
-            // In C, file copy has moved to a daemon over uio.
-            if (service, module) != (Service::FCopy, Module::C) {
+            // In C, file copy has moved to a daemon over uio; the echo is the sample's.
+            if service != Service::Echo && (service, module) != (Service::FCopy, Module::C) {
                 guest.channel(service).wait_open()?;
             }
         }

@@ -9,11 +9,12 @@ use host::service::Service;
 use host::vmbus::packet::Packet;
 
 use crate::scenario::Context;
+use crate::scenario::Machine;
 use crate::scenario::Scenario;
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[Scenario::new("sample_echo", echo)
-    .machine(|config| config.services = vec![Service::Echo])
+    .machine(Machine::OTHER)
     .unloaded()
     .rust_only()
     .expects_log(&["probe failed for device"])];

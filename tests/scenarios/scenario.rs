@@ -14,13 +14,33 @@ use host::service::Service;
 /// What ended a scenario early without being a failure: it starts the reason.
 const SKIP: &str = "SKIP ";
 
+/// How a machine differs from that of most scenarios.
+pub struct Machine {
+    /// Its name: scenarios with the same share one.
+    pub name: &'static str,
+    /// Makes the difference.
+    pub change: fn(&mut Config),
+}
+
+impl Machine {
+    /// Differs in all that single scenarios need: VMBus 5.0, no hibernation (S4), and a device for the sample driver.
+    pub const OTHER: Self = Self {
+        name: "other",
+        change: |config| {
+            config.vmbus_max = (5, 0);
+            config.s4 = false;
+            config.services.push(Service::Echo);
+        },
+    };
+}
+
 /// A scenario, as one line of a table.
 pub struct Scenario {
     name: &'static str,
     run: fn(&Context<'_>) -> Result<()>,
     scripted: &'static [Service],
     expected_log: &'static [&'static str],
-    machine: Option<fn(&mut Config)>,
+    machine: Option<Machine>,
     unloaded: bool,
     ends_guest: bool,
     rust_only: bool,
@@ -77,8 +97,8 @@ impl Scenario {
         self
     }
 
-    /// It is about the services that a daemon does the work of: the guest has the distribution's daemons, and the host
-    /// offers these services too.
+    /// It is about the services that a daemon does the work of: it starts with the distribution's daemons ready to be
+    /// started, and leaves none.
     pub const fn daemons(mut self) -> Self {
         self.daemons = true;
         self
@@ -96,9 +116,9 @@ impl Scenario {
         self
     }
 
-    /// It has a machine of its own, changed by this function. Costs a boot.
-    pub const fn machine(mut self, change: fn(&mut Config)) -> Self {
-        self.machine = Some(change);
+    /// It is for this machine, not for the one that all others share. Costs a boot.
+    pub const fn machine(mut self, machine: Machine) -> Self {
+        self.machine = Some(machine);
         self
     }
 
@@ -148,8 +168,8 @@ impl Scenario {
     }
 
     /// See [`Scenario::machine`].
-    pub fn machine_change(&self) -> Option<fn(&mut Config)> {
-        self.machine
+    pub fn other_machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
     }
 
     /// See [`Scenario::unloaded`].

@@ -15,6 +15,7 @@ use host::machine::Exit;
 use host::service::Service;
 
 use crate::scenario::Context;
+use crate::scenario::Machine;
 use crate::scenario::Scenario;
 
 /// The scenarios of this file.
@@ -27,7 +28,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .everywhere()
         .ends_guest(),
     Scenario::new("shutdown_restart", restart).ends_guest(),
-    Scenario::new("shutdown_no_s4", hibernate_refused).machine(|config| config.s4 = false),
+    Scenario::new("shutdown_no_s4", hibernate_refused).machine(Machine::OTHER),
 ];
 
 /// Each message version that a host may offer alone.

@@ -11,20 +11,25 @@ use host::ic::S_OK;
 use host::machine::Config;
 use host::service::Service;
 
-use crate::daemon;
 use crate::daemon::Talk;
 use crate::kvp::pairs;
 use crate::scenario::Context;
+use crate::scenario::Machine;
 use crate::scenario::Scenario;
 
 /// The scenarios of this file. Which of two modules is loaded is depmod's business: one will do.
 pub const SCENARIOS: &[Scenario] = &[Scenario::new("systemd", systemd)
-    .machine(debian)
+    .machine(DEBIAN)
     .unloaded()
     .rust_only()
     .apart()];
 
-/// The image with systemd instead of the small one.
+/// It has the image with systemd instead of the small one.
+const DEBIAN: Machine = Machine {
+    name: "debian",
+    change: debian,
+};
+
 fn debian(config: &mut Config) {
     for archive in &mut config.initrds {
         let name = archive.file_name().unwrap_or_default().to_string_lossy();
@@ -32,7 +37,6 @@ fn debian(config: &mut Config) {
             *archive = archive.with_file_name(format!("systemd-{flavour}"));
         }
     }
-    config.services.extend(daemon::SERVICES);
     // For the image, and what it is unpacked to.
     config.memory = 1024;
 }
