@@ -53,7 +53,7 @@ trap 'exit 130' INT
 # sleeps on until its next timer, which may be a minute away.
 # shellcheck disable=SC2086
 "$top/rust/kdir/enter" timeout -k 5 "${OUTER_TIMEOUT:-600}" \
-	qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec \
+	qemu-system-x86_64 -machine q35 -accel tcg -cpu EPYC,+svm,+npt,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec \
 	-smp "${OUTER_SMP:-2}" -m 4G -nodefaults -no-user-config -display none -no-reboot \
 	-serial stdio \
 	-virtfs "local,path=$top,mount_tag=project,security_model=none,multidevs=remap" \

@@ -22,7 +22,7 @@ newer()
 bindings=$out/kvm_bindings.rs
 if newer "$bindings" "$here/kvm_wrapper.h" "$here/build.sh"; then
 	bindgen "$here/kvm_wrapper.h" --with-derive-default --no-layout-tests --no-doc-comments \
-		--allowlist-type 'kvm_.*' --allowlist-var 'KVM_.*' \
+		--allowlist-type 'kvm_.*|perf_event_attr|perf_type_id' --allowlist-var 'KVM_.*' \
 		--rust-target 1.85 -o "$bindings.new"
 	mv "$bindings.new" "$bindings"
 fi

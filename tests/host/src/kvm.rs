@@ -21,6 +21,7 @@ use std::sync::atomic::Ordering;
 
 use crate::memory::GuestMemory;
 
+pub mod qemu;
 pub mod state;
 
 #[allow(

@@ -29,6 +29,7 @@ use crate::hypercall;
 use crate::hypercall::Call;
 use crate::hypercall::Status;
 use crate::kvm;
+use crate::kvm::qemu::ExitAfterInjection;
 use crate::kvm::state::VcpuState;
 use crate::kvm::Kvm;
 use crate::kvm::SintLine;
@@ -37,6 +38,7 @@ use crate::kvm::VcpuKick;
 use crate::kvm::VmExit;
 use crate::mailbox;
 use crate::memory::GuestMemory;
+use crate::nested;
 use crate::ports::Ports;
 use crate::service::Service;
 use crate::service::Version;
@@ -660,7 +662,11 @@ impl Machine {
             run.processors.push(std::thread::spawn(move || {
                 let _ = sender.send(processor.vcpu.kicker());
                 let shared = processor.shared.clone();
-                shared.guard(&format!("processor {index}"), || processor.run());
+                shared.guard(&format!("processor {index}"), || {
+                    let _workaround = nested::is_nested()
+                        .then(|| ExitAfterInjection::of_this_thread().expect("perf events"));
+                    processor.run();
+                });
                 // The kick's flag and thread must outlive `Run::end`'s kicks.
                 while !processor.stop.load(Ordering::SeqCst) {
                     std::thread::park_timeout(Duration::from_millis(50));

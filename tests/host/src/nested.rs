@@ -12,12 +12,16 @@ use crate::kvm::Kvm;
 /// Set in the QEMU guest, so that a program that finds no SynIC there either gives up.
 const NESTED: &str = "HV_HOST_NESTED";
 
+/// Has QEMU count: each instruction takes a nanosecond of guest time, and nothing else does but idling. Nothing that
+/// differs from run to run is let in.
+const COUNTING: &str = "-icount shift=0,sleep=off -seed 1 -rtc base=2026-01-01,clock=vm";
+
 /// Returns where this machine's `/dev/kvm` serves; else runs this program in the QEMU guest and exits with its status.
 /// Prints which of the two it is.
 pub fn ensure_synic() {
     let problem = match Kvm::open() {
         Ok(kvm) if kvm.has_synic() => {
-            if std::env::var_os(NESTED).is_none() {
+            if !is_nested() {
                 println!("# host: /dev/kvm here has a SynIC: using it");
             }
             return;
@@ -25,11 +29,25 @@ pub fn ensure_synic() {
         Ok(_) => "/dev/kvm here has no SynIC".to_owned(),
         Err(error) => format!("no /dev/kvm here ({error})"),
     };
-    if std::env::var_os(NESTED).is_some() {
+    if is_nested() {
         eprintln!("host: {problem}, in the QEMU guest");
         std::process::exit(1);
     }
     println!("# host: {problem}: running in a QEMU guest that has one");
+    run_nested(&[])
+}
+
+/// Returns in a QEMU guest in which guest time counts instructions; elsewhere runs this program in one, whatever
+/// `/dev/kvm` there is, and exits with its status.
+pub fn ensure_counted() {
+    if !is_nested() {
+        println!("# host: running in a QEMU guest that counts instructions");
+        run_nested(&[("OUTER_SMP", "1"), ("OUTER_ARGS", COUNTING)]);
+    }
+}
+
+/// Runs this program in the QEMU guest and exits with its status.
+fn run_nested(settings: &[(&str, &str)]) -> ! {
     let script = std::env::var_os("HV_OUTER_RUN").map_or_else(
         || build_folder().join("../tests/guest/outer-run.sh"),
         PathBuf::from,
@@ -46,13 +64,19 @@ pub fn ensure_synic() {
         line.push(' ');
         line.push_str(&quote(&argument));
     }
-    match Command::new(&script).arg(&line).status() {
+    let settings = settings.iter().copied();
+    match Command::new(&script).arg(&line).envs(settings).status() {
         Ok(status) => std::process::exit(status.code().unwrap_or(1)),
         Err(error) => {
             eprintln!("host: {}: {error}", script.display());
             std::process::exit(1);
         }
     }
+}
+
+/// Whether this program runs in the QEMU guest.
+pub fn is_nested() -> bool {
+    std::env::var_os(NESTED).is_some()
 }
 
 /// Quotes a word for the shell.

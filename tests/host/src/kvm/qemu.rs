@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Works around a fault in QEMU's emulation of SVM, for machines that run in it.
+//!
+//! Where VMRUN injects an interrupt, QEMU 10 leaves its vector as the exception to be raised next, until the processor
+//! leaves the guest or takes another exception. Whatever stops the emulation in between (another processor that wants
+//! the translations flushed, the end of a time slice under `-icount`) raises it once more, interrupts disabled or not:
+//! the guest's handler deadlocks with itself. So each such entry gets an exit at once, before any instruction: a perf
+//! event on the entry has a buffer to wake readers of, and the kernel does that with an interrupt to itself.
+
+use std::ffi::c_int;
+use std::ffi::c_long;
+use std::ffi::c_ulong;
+use std::fs;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+
+use super::bindings;
+use super::check;
+use super::ioctl;
+use super::mmap;
+use super::munmap;
+use super::MAP_SHARED;
+
+extern "C" {
+    fn syscall(number: c_long, ...) -> c_long;
+}
+
+/// `SYS_perf_event_open`
+const PERF_EVENT_OPEN: c_long = 298;
+
+/// `PERF_EVENT_IOC_SET_FILTER`
+const SET_FILTER: c_ulong = 0x4008_2406;
+
+/// `EVENTINJ.V` of what KVM is about to inject.
+const FILTER: &[u8] = b"intr_info & 0x80000000\0";
+
+/// The event's number.
+const ID: &str = "/sys/kernel/tracing/events/kvm/kvm_entry/id";
+
+const PROT_READ: c_int = 1;
+
+/// A page for the event's state, and one to be written over and over: nobody reads.
+const BUFFER: usize = 2 * 4096;
+
+/// Has the calling thread, which runs a virtual processor, leave the guest right after each injection, for as long as
+/// this lives.
+pub struct ExitAfterInjection {
+    _event: OwnedFd,
+    buffer: *mut u8,
+}
+
+impl ExitAfterInjection {
+    /// An error if the kernel has no such event.
+    pub fn of_this_thread() -> io::Result<Self> {
+        let explain = |error: io::Error| io::Error::new(error.kind(), format!("{ID}: {error}"));
+        let id = fs::read_to_string(ID).map_err(explain)?;
+        let mut attributes = bindings::perf_event_attr {
+            type_: bindings::perf_type_id_PERF_TYPE_TRACEPOINT,
+            size: size_of::<bindings::perf_event_attr>() as u32,
+            config: id.trim().parse().map_err(io::Error::other)?,
+            ..Default::default()
+        };
+        attributes.__bindgen_anon_1.sample_period = 1;
+        attributes.__bindgen_anon_2.wakeup_events = 1;
+        // SAFETY: The kernel reads `size` bytes of the structure, which lives until the call returns.
+        let fd = unsafe { syscall(PERF_EVENT_OPEN, &mut attributes, 0, -1, -1, 0) };
+        let fd = check("perf_event_open", fd as c_int)?;
+        // SAFETY: perf_event_open returned a new descriptor that nothing else owns.
+        let event = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: The filter is a string that ends with a zero, and is copied.
+        let set = unsafe { ioctl(event.as_raw_fd(), SET_FILTER, FILTER.as_ptr()) };
+        check("PERF_EVENT_IOC_SET_FILTER", set)?;
+        // SAFETY: A fresh mapping of the event's buffer, at an address that the kernel picks.
+        let buffer = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                BUFFER,
+                PROT_READ,
+                MAP_SHARED,
+                event.as_raw_fd(),
+                0,
+            )
+        };
+        if buffer as isize == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            _event: event,
+            buffer,
+        })
+    }
+}
+
+impl Drop for ExitAfterInjection {
+    fn drop(&mut self) {
+        // SAFETY: The mapping is this value's own, and of this size.
+        unsafe { munmap(self.buffer, BUFFER) };
+    }
+}
