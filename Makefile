@@ -127,6 +127,10 @@ demo: root guest-$(FLAVOUR) host
 check: guests host
 	@tests/check.sh $(T)
 
+## bench                what this module and the kernel's own cost a guest, in instructions (2 min)
+bench: root guest-$(FLAVOUR) host
+	@$(enter) env OUTER_TIMEOUT=1200 build/host/scenarios --flavour $(FLAVOUR) bench
+
 ## check-debug          the scenarios and KUnit on a kernel that looks for faults, built for that (17 min once)
 check-debug: root guest-debug host
 	@tests/check.sh debug
@@ -159,6 +163,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check check-debug check-systemd soak clean distclean help
+.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check bench check-debug check-systemd soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

@@ -29,6 +29,7 @@
 //!
 //! [`host::guest`] has all that can be done with a guest and a channel.
 
+mod bench;
 mod chardev;
 mod daemon;
 mod debug;
@@ -42,6 +43,8 @@ mod hibernation;
 mod kvp;
 mod lifecycle;
 mod log;
+mod plot;
+mod profile;
 mod reload;
 mod runner;
 mod sample;
@@ -60,6 +63,8 @@ use scenario::Scenario;
 const USAGE: &str = "\
 usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T) in their names or configurations
        scenarios [OPTION]... demo           shows the module at work
+       scenarios [OPTION]... bench [check]  measures it, and the kernel's own; or what may not grow, only
+       scenarios [OPTION]... bench profile ROW   and says in which functions a row of its table spends them
        scenarios list                       lists the scenarios
   --flavour F      kernel, a folder of build/kernel (amd64)
   --module M       only rust or c
@@ -133,6 +138,19 @@ fn main() -> ExitCode {
         ["demo"] => {
             host::nested::ensure_synic();
             demo::run(&options)
+        }
+        ["bench", "profile", row] => {
+            options.filter = (*row).to_owned();
+            host::nested::ensure_counted();
+            bench::run(&options)
+        }
+        ["bench"] => {
+            host::nested::ensure_counted();
+            bench::run(&options)
+        }
+        ["bench", "check"] => {
+            host::nested::ensure_counted();
+            bench::check(&options)
         }
         _ => {
             eprint!("{USAGE}");

@@ -11,7 +11,7 @@
 //! - [`vmbus`] is the bus on top of them, [`ring`] its ring buffers;
 //! - [`ic`] is what the integration services say, [`service`] who they are;
 //! - [`machine`] runs it all, [`snapshot`] is what it can go on from, [`images`] says where its kernel is, [`transcript`] records it;
-//! - [`guest`] is what scenarios use;
+//! - [`guest`] is what scenarios use, [`mailbox`] how it hands over commands, [`meter`] counts what the guest executes;
 //! - [`nested`] runs a program in a QEMU guest where this machine's `/dev/kvm` has no SynIC.
 
 #![warn(missing_docs, unreachable_pub)]
@@ -29,6 +29,7 @@ pub mod kvm;
 pub mod machine;
 pub mod mailbox;
 pub mod memory;
+pub mod meter;
 pub mod nested;
 pub mod ports;
 pub mod ring;

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Counts what a guest executes. The kernel under the host times each stay in the guest by its own tracing of KVM and
+//! sums the times up; where the machine is emulated with QEMU's `-icount shift=0`, its time stamp counter counts
+//! instructions, and so do these sums. What host and KVM do in between is not in them.
+
+use std::fs;
+use std::io;
+use std::io::Write;
+use std::ops::Sub;
+use std::path::Path;
+
+/// Where the kernel's tracing is.
+const TRACING: &str = "/sys/kernel/tracing";
+
+/// What has been counted since the [`Meter`] was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// What the guest's processors have executed: instructions, under `-icount`; else ticks of the time stamp counter.
+    pub instructions: u64,
+    /// How often a processor left the guest, for the host or for KVM.
+    pub exits: u64,
+}
+
+impl Sub for Count {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            instructions: self.instructions - earlier.instructions,
+            exits: self.exits - earlier.exits,
+        }
+    }
+}
+
+/// What [`Meter`] has the kernel trace: which file, and what is written there. In an order in which each can refer to
+/// those before.
+const TRIGGERS: [(&str, &str); 4] = [
+    (
+        "synthetic_events",
+        "stay u64 ticks; unsigned int processor; unsigned long rip; unsigned int reason",
+    ),
+    (
+        "events/kvm/kvm_entry/trigger",
+        "hist:keys=vcpu_id:entered=common_timestamp",
+    ),
+    (
+        "events/kvm/kvm_exit/trigger",
+        "hist:keys=vcpu_id:ticks=common_timestamp-$entered:\
+         onmatch(kvm.kvm_entry).stay($ticks,vcpu_id,guest_rip,exit_reason)",
+    ),
+    (STAY, "hist:keys=processor:vals=ticks"),
+];
+
+/// Where what is made of the stays is said.
+const STAY: &str = "events/synthetic/stay/trigger";
+
+/// Lists how long stays were that an interrupt ended.
+const LENGTHS: &str = "hist:keys=ticks:size=65536 if reason == 0x60";
+
+/// Counts from when it is made until it is dropped.
+pub struct Meter {
+    /// What each stay seems to take beyond what the guest executes: KVM's own instructions between the events and the
+    /// guest.
+    overhead: u64,
+}
+
+impl Meter {
+    /// Starts; `act` has the guest do something, so that there are some stays to look at. An error if the kernel's
+    /// tracing is not there, or in use for this already.
+    pub fn new<E: From<io::Error>>(act: impl FnOnce() -> Result<(), E>) -> Result<Self, E> {
+        write("trace_clock", "x86-tsc")?;
+        // From here on, drop() takes away what is there.
+        let mut meter = Self { overhead: 0 };
+        for (file, text) in TRIGGERS {
+            write(file, text)?;
+        }
+        // An interrupt that is injected ends its stay before the first instruction: see `kvm::qemu`.
+        write(STAY, LENGTHS)?;
+        act()?;
+        let tables = fs::read_to_string(path("events/synthetic/stay/hist"))?;
+        write(STAY, &format!("!{LENGTHS}"))?;
+        let lengths = tables.lines().filter_map(|line| entry(line, "ticks", 10));
+        meter.overhead = lengths
+            .map(|(ticks, _)| ticks)
+            .min()
+            .ok_or_else(|| io::Error::other("no stay in the guest was ended by an interrupt"))?;
+        Ok(meter)
+    }
+
+    /// What each stay in the guest takes beyond what the guest executes, in instructions.
+    pub fn overhead(&self) -> u64 {
+        self.overhead
+    }
+
+    /// What has been counted so far, of all processors.
+    pub fn read(&self) -> io::Result<Count> {
+        let tables = fs::read_to_string(path("events/synthetic/stay/hist"))?;
+        let mut count =
+            parse(&tables).ok_or_else(|| io::Error::other(format!("not understood: {tables}")))?;
+        count.instructions -= count.exits * self.overhead;
+        Ok(count)
+    }
+
+    /// Starts to sample.
+    pub fn sample(&self) -> io::Result<Samples<'_>> {
+        write(STAY, &self.sampling())?;
+        Ok(Samples(self))
+    }
+
+    /// An interrupt that came before the entry ends the stay at once: that is no sample.
+    fn sampling(&self) -> String {
+        let overhead = self.overhead;
+        format!("hist:keys=rip.hex:size=65536 if reason == 0x60 && ticks > {overhead}")
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        // The last ones refer to the first. What was never there cannot be taken away.
+        for (file, text) in TRIGGERS.iter().rev() {
+            let name = text.split_once(' ').map_or(*text, |(name, _)| name);
+            let text = if *file == TRIGGERS[0].0 { name } else { text };
+            let _ = write(file, &format!("!{text}"));
+        }
+    }
+}
+
+/// Samples where the guest is, for as long as it lives: at each interrupt of the machine below that comes while the
+/// guest executes.
+pub struct Samples<'a>(&'a Meter);
+
+impl Samples<'_> {
+    /// The addresses so far, with the number of samples at each.
+    pub fn read(&self) -> io::Result<Vec<(u64, u64)>> {
+        let tables = fs::read_to_string(path("events/synthetic/stay/hist"))?;
+        Ok(tables
+            .lines()
+            .filter_map(|line| entry(line, "rip", 16))
+            .collect())
+    }
+}
+
+impl Drop for Samples<'_> {
+    fn drop(&mut self) {
+        // There is nothing to do about one that stays.
+        let _ = write(STAY, &format!("!{}", self.0.sampling()));
+    }
+}
+
+/// Takes the key and the hits from a line such as `{ rip: ffffffff810a2b3c } hitcount:         12`.
+fn entry(line: &str, key: &str, radix: u32) -> Option<(u64, u64)> {
+    let (value, hits) = line
+        .strip_prefix("{ ")?
+        .strip_prefix(key)?
+        .strip_prefix(':')?
+        .split_once('}')?;
+    let value = u64::from_str_radix(value.trim(), radix).ok()?;
+    let hits = hits.trim().strip_prefix("hitcount:")?.trim();
+    Some((value, hits.split_whitespace().next()?.parse().ok()?))
+}
+
+fn path(file: &str) -> std::path::PathBuf {
+    Path::new(TRACING).join(file)
+}
+
+fn write(file: &str, text: &str) -> io::Result<()> {
+    let explain =
+        |error: io::Error| io::Error::new(error.kind(), format!("{TRACING}/{file}: {error}"));
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(path(file))
+        .map_err(explain)?;
+    file.write_all(text.as_bytes()).map_err(explain)
+}
+
+/// Sums up lines such as `{ processor:          0 } hitcount:        120  ticks:     483200`.
+fn parse(tables: &str) -> Option<Count> {
+    let mut count = Count::default();
+    let lines = tables.lines();
+    for line in lines.filter(|line| line.starts_with("{ processor:")) {
+        let (_, values) = line.split_once('}')?;
+        let mut words = values.split_whitespace();
+        while let (Some(name), Some(value)) = (words.next(), words.next()) {
+            let value: u64 = value.parse().ok()?;
+            match name {
+                "hitcount:" => count.exits += value,
+                "ticks:" => count.instructions += value,
+                _ => return None,
+            }
+        }
+    }
+    Some(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_up_the_processors() {
+        let table = "# event histogram\n#\n# trigger info: hist:keys=processor:vals=ticks [active]\n#\n\n\
+                     { processor:          0 } hitcount:        120  ticks:     483200\n\
+                     { processor:          1 } hitcount:          2  ticks:        800\n\nTotals:\n    Hits: 122\n";
+        let count = parse(table).unwrap();
+        assert_eq!((count.instructions, count.exits), (484_000, 122));
+        assert_eq!(parse("{ processor: 0 } hitcount: many"), None);
+    }
+
+    #[test]
+    fn reads_histograms() {
+        let line = "{ rip: ffffffff810a2b3c } hitcount:         12";
+        assert_eq!(entry(line, "rip", 16), Some((0xffff_ffff_810a_2b3c, 12)));
+        assert_eq!(entry("{ processor: 0 } hitcount: 1", "rip", 16), None);
+        assert_eq!(
+            entry("{ ticks:  231 } hitcount: 7", "ticks", 10),
+            Some((231, 7))
+        );
+    }
+}

@@ -1,0 +1,575 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `make bench`: what this module and its peers cost the guest, in instructions, side by side.
+//!
+//! It runs in a QEMU guest that counts ([`host::nested::ensure_counted`]): the same program executes the same
+//! instructions, however fast or busy the machine is. [`Meter`] counts those of the inner guest only. One measurement
+//! lasts from when the host acts until the guest rests again, after its reply; each figure is the median of many.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use host::guest::Guest;
+use host::guest::Module;
+use host::guest::Result;
+use host::ic::fcopy;
+use host::ic::heartbeat;
+use host::ic::kvp;
+use host::ic::shutdown;
+use host::ic::timesync;
+use host::ic::vss;
+use host::ic::S_OK;
+use host::images::build_folder;
+use host::meter::Count;
+use host::meter::Meter;
+use host::service::Service;
+use host::vmbus::packet::Packet;
+
+use crate::daemon;
+use crate::daemon::Talk;
+use crate::plot;
+use crate::profile;
+use crate::runner::Options;
+use crate::scenario::Context;
+
+/// The figures of a former run, in the form of [`Figures::text`].
+const BASELINE: &str = include_str!("baseline.txt");
+
+/// What `make check` looks at, and by how many percent it may grow.
+const KEPT: &[&str] = &["heartbeat", "KVP get", "KVP set"];
+const TOLERANCE: u64 = 5;
+
+/// How often what is cheap is measured, and what takes longer.
+const MANY: usize = 200;
+const SOME: usize = 40;
+const FEW: usize = 9;
+
+/// At least so many beats make a flood: as many as the ring takes, all at once, and again.
+const FLOOD: usize = 10_000;
+
+/// The file that is copied, in bytes.
+const FILE: usize = 10_000_000;
+
+/// As many keys as are enumerated.
+const KEYS: usize = 100;
+
+/// What both modules serve in the same way when they are inserted: in C, file copy has moved to a daemon over uio.
+const SERVICES: [Service; 5] = [
+    Service::Heartbeat,
+    Service::Shutdown,
+    Service::TimeSync,
+    Service::Kvp,
+    Service::Vss,
+];
+
+/// A name for whose instructions they are.
+const ECHO: &str = "echo";
+
+/// One line of the table for one module: the median of many, and how far they lie apart.
+#[derive(Clone, Copy)]
+struct Figure {
+    /// Median.
+    count: Count,
+    /// From the 10th to the 90th percentile of the instructions.
+    spread: (u64, u64),
+}
+
+/// All of them, by row and whose they are, with the rows in the order in which they came.
+#[derive(Default)]
+struct Figures {
+    rows: Vec<&'static str>,
+    figures: BTreeMap<(&'static str, &'static str), Figure>,
+}
+
+impl Figures {
+    fn add(&mut self, row: &'static str, whose: &'static str, figure: Figure) {
+        if !self.rows.contains(&row) {
+            self.rows.push(row);
+        }
+        self.figures.insert((row, whose), figure);
+        let Count {
+            instructions,
+            exits,
+        } = figure.count;
+        println!("# {row}, {whose}: {instructions} instructions, {exits} exits");
+    }
+
+    fn median(&self, row: &'static str, module: Module) -> Option<u64> {
+        let figure = self.figures.get(&(row, module.name()))?;
+        Some(figure.count.instructions)
+    }
+
+    /// What this module and its peer need for a row, if both were measured.
+    fn pair(&self, row: &'static str) -> Option<(u64, u64)> {
+        Some((
+            self.median(row, Module::Rust)?,
+            self.median(row, Module::C)?,
+        ))
+    }
+
+    /// One line a row: its name, what this module needs, and what its peer does.
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for row in &self.rows {
+            if let Some((rust, c)) = self.pair(row) {
+                let _ = writeln!(text, "{row}: {rust} {c}");
+            }
+        }
+        text
+    }
+
+    fn table(&self) -> String {
+        let mut text = format!(
+            "{:<26}{:>14}{:>14}{:>8}{:>10}{:>12}\n",
+            "instructions of the guest", "this module", "in C", "ratio", "spread", "baseline"
+        );
+        for row in &self.rows {
+            let Some((rust, c)) = self.pair(row) else {
+                continue;
+            };
+            let figure = self.figures[&(*row, Module::Rust.name())];
+            let spread = (figure.spread.1 - figure.spread.0) as f64 / rust.max(1) as f64;
+            let change = match baseline(BASELINE, row) {
+                Some((before, _)) => {
+                    format!("{:+.1} %", 100.0 * (rust as f64 / before as f64 - 1.0))
+                }
+                None => "new".to_owned(),
+            };
+            let _ = writeln!(
+                text,
+                "{row:<26}{rust:>14}{c:>14}{:>8.3}{:>9.1}%{change:>12}",
+                rust as f64 / c as f64,
+                100.0 * spread
+            );
+        }
+        if let Some(echo) = self.figures.get(&("round trip", ECHO)) {
+            let _ = writeln!(
+                text,
+                "the cheapest round trip (samples/vmbus_echo.rs): {}",
+                echo.count.instructions
+            );
+        }
+        text
+    }
+}
+
+/// What the baseline has for a row: this module's, and its peer's.
+fn baseline(text: &str, row: &str) -> Option<(u64, u64)> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(row)?.strip_prefix(": "))?;
+    let (rust, c) = line.split_once(' ')?;
+    Some((rust.parse().ok()?, c.parse().ok()?))
+}
+
+/// Measures everything, prints the table, and leaves it and a plot in `build/results`; the exit status says whether all
+/// could be measured.
+pub fn run(options: &Options) -> ExitCode {
+    let mut figures = Figures::default();
+    let measured = [Module::Rust, Module::C]
+        .into_iter()
+        .try_for_each(|module| everything(options, module, &mut figures));
+    if let Err(error) = measured {
+        println!("FAILED: {error}");
+        return ExitCode::FAILURE;
+    }
+    println!("\n{}", figures.table());
+    let ratios: Vec<_> = figures
+        .rows
+        .iter()
+        .filter_map(|row| {
+            let (rust, c) = figures.pair(row)?;
+            Some((*row, rust as f64 / c as f64))
+        })
+        .collect();
+    let folder = build_folder().join("results");
+    let kept = std::fs::write(folder.join("bench.txt"), figures.text())
+        .and_then(|()| std::fs::write(folder.join("bench.svg"), plot::bars(&ratios)));
+    match kept {
+        Ok(()) => {
+            println!("build/results/bench.svg shows it; if what has changed is meant:");
+            println!("cp build/results/bench.txt tests/scenarios/baseline.txt");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("FAILED: {}: {error}", folder.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures what `make check` looks at, and compares it with the baseline: one line of TAP each. Where the kernel below
+/// has changed, what C needs has changed with it.
+pub fn check(options: &Options) -> ExitCode {
+    let mut figures = Figures::default();
+    let measured = [Module::Rust, Module::C]
+        .into_iter()
+        .try_for_each(|module| kept(options, module, &mut figures));
+    if let Err(error) = measured {
+        println!("# {error}");
+        println!("not ok - bench: measures");
+        return ExitCode::FAILURE;
+    }
+    let mut passed = true;
+    for row in KEPT {
+        let (Some((rust, c)), Some((rust_before, c_before))) =
+            (figures.pair(row), baseline(BASELINE, row))
+        else {
+            println!("not ok - bench: {row} has no baseline");
+            passed = false;
+            continue;
+        };
+        let allowed = rust_before * c / c_before * (100 + TOLERANCE) / 100;
+        let verdict = if rust <= allowed { "ok" } else { "not ok" };
+        passed &= rust <= allowed;
+        println!("{verdict} - bench: {row}: {rust} instructions, at most {allowed} (C: {c})");
+    }
+    match passed {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Measures one guest.
+struct Bench<'a> {
+    guest: &'a Guest,
+    module: Module,
+    meter: Meter,
+    /// The row of which a profile is wanted, if any.
+    profiled: &'a str,
+    figures: &'a mut Figures,
+}
+
+impl<'a> Bench<'a> {
+    fn new(
+        options: &'a Options,
+        guest: &'a Guest,
+        module: Module,
+        figures: &'a mut Figures,
+    ) -> Result<Self> {
+        for &service in &guest.config().services {
+            let channel = guest.channel(service);
+            channel.reset()?;
+            channel.script()?;
+        }
+        Ok(Self {
+            guest,
+            module,
+            meter: Meter::new(|| guest.sh_ok("true").map(|_| ()))?,
+            profiled: &options.filter,
+            figures,
+        })
+    }
+
+    /// Waits until the guest has nothing more to do, and gives what it has executed until then.
+    fn settle(&self) -> Result<Count> {
+        let mut last = self.meter.read()?;
+        loop {
+            std::thread::sleep(Duration::from_micros(300));
+            let now = self.meter.read()?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+    }
+
+    /// What the guest executes when the host acts, several times.
+    fn times(
+        &self,
+        row: &str,
+        count: usize,
+        mut act: impl FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Count>> {
+        if self.profiled == row {
+            profile::take(self.guest, &self.meter, &mut act)?;
+        }
+        let mut counts = Vec::new();
+        for number in 0..count {
+            let before = self.settle()?;
+            act(number)?;
+            counts.push(self.settle()? - before);
+        }
+        Ok(counts)
+    }
+
+    /// Adds a row to the table.
+    fn row(
+        &mut self,
+        name: &'static str,
+        count: usize,
+        act: impl FnMut(usize) -> Result<()>,
+    ) -> Result<()> {
+        let figure = figure(self.times(name, count, act)?);
+        self.figures.add(name, self.module.name(), figure);
+        Ok(())
+    }
+}
+
+fn figure(mut counts: Vec<Count>) -> Figure {
+    counts.sort_unstable_by_key(|count| count.instructions);
+    let at = |percent: usize| counts[(counts.len() - 1) * percent / 100];
+    Figure {
+        count: at(50),
+        spread: (at(10).instructions, at(90).instructions),
+    }
+}
+
+/// A guest for one module, the same for each, with the device of the sample driver.
+fn boot(options: &Options) -> Result<Guest> {
+    let mut config = options.config();
+    config.services.push(Service::Echo);
+    config.command_line.push_str(" nokaslr norandmaps");
+    let guest = Guest::boot(&config)?;
+    println!("# booted in {:.1} s", guest.boot_time().as_secs_f64());
+    Ok(guest)
+}
+
+/// What `make check` looks at.
+fn kept(options: &Options, module: Module, figures: &mut Figures) -> Result<()> {
+    let guest = boot(options)?;
+    let context = Context::new(&guest, module);
+    let mut bench = Bench::new(options, &guest, module, figures)?;
+    guest.insmod(module)?;
+    beats(&mut bench)?;
+    key_values(&mut bench, &context)
+}
+
+/// Everything, in an order in which nothing disturbs what comes later.
+fn everything(options: &Options, module: Module, figures: &mut Figures) -> Result<()> {
+    let guest = boot(options)?;
+    let context = Context::new(&guest, module);
+    let mut bench = Bench::new(options, &guest, module, figures)?;
+    if module == Module::Rust {
+        floor(&mut bench)?;
+    }
+    load(&mut bench)?;
+    guest.insmod(module)?;
+    beats(&mut bench)?;
+    clock(&mut bench)?;
+    key_values(&mut bench, &context)?;
+    enumeration(&mut bench, &context)?;
+    backup(&mut bench, &context)?;
+    copy(&mut bench, &context)?;
+    power_off(&mut bench)
+}
+
+/// The cheapest that a round trip can be: a driver that sends back what it gets.
+fn floor(bench: &mut Bench<'_>) -> Result<()> {
+    let guest = bench.guest;
+    guest.sh_ok("insmod /modules/samples/vmbus_echo.ko")?;
+    let echo = guest.channel(Service::Echo);
+    echo.wait_open()?;
+    let counts = bench.times("round trip", MANY, |_| {
+        echo.send_packet(Packet::inband(vec![0; 100]))?;
+        echo.receive_packet().map(|_| ())
+    })?;
+    bench.figures.add("round trip", ECHO, figure(counts));
+    guest.sh_ok("rmmod vmbus_echo")?;
+    echo.wait_closed()
+}
+
+/// Insertion, until what needs no daemon is negotiated; removal.
+fn load(bench: &mut Bench<'_>) -> Result<()> {
+    let guest = bench.guest;
+    let parameters = match bench.module {
+        Module::Rust => "fcopy_chardev=0",
+        Module::C => "",
+    };
+    let (mut inserted, mut removed) = (Vec::new(), Vec::new());
+    for _ in 0..FEW {
+        inserted.extend(bench.times("insmod", 1, |_| {
+            guest.insmod_with(bench.module, parameters)?;
+            for service in SERVICES {
+                guest.channel(service).wait_open()?;
+            }
+            for service in [Service::Heartbeat, Service::Shutdown, Service::TimeSync] {
+                guest.channel(service).negotiate_all()?;
+            }
+            Ok(())
+        })?);
+        removed.extend(bench.times("rmmod", 1, |_| guest.rmmod())?);
+    }
+    let whose = bench.module.name();
+    bench.figures.add("insmod", whose, figure(inserted));
+    bench.figures.add("rmmod", whose, figure(removed));
+    Ok(())
+}
+
+/// One beat, and ten thousand at once.
+fn beats(bench: &mut Bench<'_>) -> Result<()> {
+    let guest = bench.guest;
+    let channel = guest.channel(Service::Heartbeat);
+    channel.wait_open()?;
+    channel.negotiate_all()?;
+    bench.row("heartbeat", MANY, |number| {
+        let body = heartbeat::body(number as u64, heartbeat::RESERVED);
+        channel.transact(&channel.request(body)?).map(|_| ())
+    })?;
+    let mut beats_sent = 0;
+    let beat = channel.request(heartbeat::body(0, heartbeat::RESERVED))?;
+    let packet = Packet::inband(beat.encode());
+    let flood = bench.times("heartbeat in a flood", 1, |_| {
+        let mut sent = 0;
+        while sent < FLOOD {
+            let filled = channel.fill(&packet)?;
+            channel.signal()?;
+            for _ in 0..filled {
+                channel.receive_packet()?;
+            }
+            sent += filled;
+        }
+        beats_sent = sent as u64;
+        Ok(())
+    })?;
+    let each = flood.into_iter().map(|count| Count {
+        instructions: count.instructions / beats_sent,
+        ..count
+    });
+    let whose = bench.module.name();
+    bench
+        .figures
+        .add("heartbeat in a flood", whose, figure(each.collect()));
+    Ok(())
+}
+
+/// Samples of the host's time, and the clock that they feed.
+fn clock(bench: &mut Bench<'_>) -> Result<()> {
+    /// As many times as `testptp` reads the clock at once.
+    const READS: u64 = 25;
+    let guest = bench.guest;
+    let channel = guest.channel(Service::TimeSync);
+    channel.wait_open()?;
+    let versions = channel.negotiate_all()?;
+    bench.row("time sample", MANY, |_| {
+        let body = timesync::body(versions.message, &guest.moment(), timesync::SAMPLE);
+        channel.transact(&channel.request(body)?).map(|_| ())
+    })?;
+    let name = guest.sh_ok("grep -l hyperv /sys/class/ptp/*/clock_name")?;
+    let device = name.split('/').nth(4).ok_or("there is no PTP clock")?;
+    let read = |times: u64| {
+        let line = format!("testptp -d /dev/{device} -k {times}");
+        let counts = bench.times("PTP read", SOME, |_| guest.sh_ok(&line).map(|_| ()))?;
+        Ok::<_, host::guest::Error>(figure(counts))
+    };
+    let (one, all) = (read(1)?, read(READS)?);
+    let each = |last: u64, first: u64| last.saturating_sub(first) / (READS - 1);
+    let count = Count {
+        instructions: each(all.count.instructions, one.count.instructions),
+        exits: each(all.count.exits, one.count.exits),
+    };
+    let spread = (
+        each(all.spread.0, one.spread.0),
+        each(all.spread.1, one.spread.1),
+    );
+    let (low, high) = (spread.0.min(spread.1), spread.0.max(spread.1));
+    let whose = bench.module.name();
+    let spread = (low, high);
+    bench
+        .figures
+        .add("PTP read", whose, Figure { count, spread });
+    Ok(())
+}
+
+/// One key is set and got, through the daemon, whose instructions are in it.
+fn key_values(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
+    daemon::prepare(bench.guest)?;
+    let talk = Talk::begin(context, Service::Kvp, daemon::KVP)?;
+    let set = kvp::set(kvp::EXTERNAL, "Key0", "Value");
+    bench.row("KVP set", SOME, |_| {
+        talk.expect("SET", set.clone(), S_OK).map(|_| ())
+    })?;
+    let get = kvp::get(kvp::EXTERNAL, "Key0");
+    bench.row("KVP get", SOME, |_| {
+        talk.expect("GET", get.clone(), S_OK).map(|_| ())
+    })
+}
+
+/// All keys of a pool, one after another.
+fn enumeration(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
+    let talk = Talk::with(context, Service::Kvp);
+    for number in 0..KEYS {
+        let set = kvp::set(kvp::EXTERNAL, &format!("Key{number}"), "Value");
+        talk.expect("SET", set, S_OK)?;
+    }
+    bench.row("KVP 100 keys", FEW, |_| {
+        for index in 0..KEYS {
+            let next = kvp::enumerate(kvp::EXTERNAL, index as u32);
+            talk.expect("ENUMERATE", next, S_OK)?;
+        }
+        Ok(())
+    })
+}
+
+/// The question that comes before a backup, and a freeze with its thaw, of an ext4 that nobody writes to.
+fn backup(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
+    let guest = bench.guest;
+    guest.sh_ok("mkfs.ext4 -q -F /dev/ram0 4M && mkdir -p /mnt && mount -t ext4 /dev/ram0 /mnt")?;
+    let talk = Talk::begin(context, Service::Vss, daemon::VSS)?;
+    bench.row("VSS hot backup", SOME, |_| {
+        talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)
+            .map(|_| ())
+    })?;
+    bench.row("VSS freeze and thaw", SOME, |_| {
+        talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+        talk.expect("THAW", vss::body(vss::THAW), S_OK).map(|_| ())
+    })
+}
+
+/// A file, piece by piece; the peer is the kernel's own daemon over uio.
+fn copy(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
+    let guest = bench.guest;
+    guest.sh_ok("mkdir -p /tmp/in")?;
+    let daemon = match bench.module {
+        Module::Rust => daemon::FCOPY,
+        Module::C => {
+            guest.sh_ok(
+                "insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio_hv_generic.ko",
+            )?;
+            daemon::FCOPY_UIO
+        }
+    };
+    daemon.start(guest)?;
+    let talk = Talk::with(context, Service::FCopy);
+    talk.channel.wait_open()?;
+    talk.channel.negotiate_all()?;
+    let bytes = crate::fcopy::content(FILE);
+    bench.row("file of 10 MB", 1, |_| {
+        let start = fcopy::start("/tmp/in/", "file", fcopy::OVERWRITE, FILE as u64);
+        talk.expect("START", start, S_OK)?;
+        for (index, piece) in bytes.chunks(fcopy::PIECE).enumerate() {
+            let write = fcopy::write((index * fcopy::PIECE) as u64, piece);
+            talk.expect("WRITE", write, S_OK)?;
+        }
+        talk.expect("COMPLETE", fcopy::end(fcopy::COMPLETE), S_OK)
+            .map(|_| ())
+    })
+}
+
+/// From the request until the guest is off; the last that it does.
+fn power_off(bench: &mut Bench<'_>) -> Result<()> {
+    let guest = bench.guest;
+    let channel = guest.channel(Service::Shutdown);
+    channel.negotiate_all()?;
+    bench.row("shutdown until off", 1, |_| {
+        let body = shutdown::body(shutdown::FORCE, "the end");
+        channel.transact(&channel.request(body)?)?;
+        guest.wait_exit(Duration::from_secs(60)).map(|_| ())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_baseline_has_what_is_checked() {
+        for row in KEPT {
+            assert!(baseline(BASELINE, row).is_some(), "{row}");
+        }
+        assert_eq!(baseline("KVP get: 7 9\n", "KVP get"), Some((7, 9)));
+        assert_eq!(baseline("KVP getter: 7 9\n", "KVP get"), None);
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where in its kernel a guest spends its instructions, by samples.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use host::guest::Guest;
+use host::guest::Result;
+use host::meter::Meter;
+
+/// How far samples are apart, about.
+const INTERVAL: Duration = Duration::from_micros(20);
+
+/// Samples are taken until the guest has executed so many instructions.
+const LENGTH: u64 = 100_000_000;
+
+/// As many functions are shown.
+const SHOWN: usize = 40;
+
+/// Runs `act` again and again, and prints in which functions of the guest the samples fell. It needs a guest that has its kernel where
+/// the outer one has its own, as it is the same: `nokaslr`.
+pub fn take(guest: &Guest, meter: &Meter, act: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    let samples = meter.sample()?;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Each of this thread's timers is an interrupt, and most come while the guest runs.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                std::thread::sleep(INTERVAL);
+            }
+        });
+        let result = repeat(meter, act);
+        done.store(true, Ordering::Relaxed);
+        result
+    })?;
+    let samples = samples.read()?;
+    let symbols = symbols(guest)?;
+    let mut hits: BTreeMap<&str, u64> = BTreeMap::new();
+    for (address, count) in &samples {
+        let symbol = symbols.range(..=address).next_back();
+        let name = symbol.map_or("programs", |(_, name)| name);
+        *hits.entry(name).or_default() += count;
+    }
+    let total: u64 = hits.values().sum();
+    let mut hits: Vec<_> = hits.into_iter().collect();
+    hits.sort_by_key(|&(name, count)| (std::cmp::Reverse(count), name));
+    println!("# {total} samples");
+    for (name, count) in hits.iter().take(SHOWN) {
+        let percent = 100.0 * *count as f64 / total.max(1) as f64;
+        println!("# {percent:5.1} %  {name}");
+    }
+    Ok(())
+}
+
+fn repeat(meter: &Meter, mut act: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    let start = meter.read()?.instructions;
+    let mut number = 0;
+    while meter.read()?.instructions - start < LENGTH {
+        act(number)?;
+        number += 1;
+    }
+    Ok(())
+}
+
+/// The functions of the kernel, and of the modules that the guest has.
+fn symbols(guest: &Guest) -> Result<BTreeMap<u64, String>> {
+    let kernel = std::fs::read_to_string("/proc/kallsyms")?;
+    let modules = guest.sh_ok("grep ']$' /proc/kallsyms")?;
+    let mut symbols = BTreeMap::new();
+    let kernel = kernel.lines().filter(|line| !line.ends_with(']'));
+    for line in kernel.chain(modules.lines()) {
+        let mut words = line.splitn(3, ' ');
+        let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        if let (Ok(address), "t" | "T" | "w" | "W") = (u64::from_str_radix(address, 16), kind) {
+            symbols.insert(address, name.replace('\t', " "));
+        }
+    }
+    Ok(symbols)
+}
