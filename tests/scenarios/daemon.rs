@@ -95,10 +95,34 @@ impl Daemon {
     }
 }
 
+/// A daemon of the scenario's own, a script, instead of one of the distribution's. Its standard input is the device.
+#[must_use]
+pub struct ShellDaemon;
+
+impl ShellDaemon {
+    /// Starts it on a device of `/dev/vmbus`; it registers with the message `hello`, written as `printf` wants it, and
+    /// goes on with the script, which cannot have single quotes.
+    pub fn start(t: &Guest, device: &str, hello: &str, script: &str) -> Result<Self> {
+        t.sh_ok(&format!(
+            "rm -f /tmp/shell-daemon; setsid sh -c 'printf \"{hello}\" >&0 && echo $$ >/tmp/shell-daemon; {script}' \
+             <>/dev/vmbus/{device} >/dev/null 2>&1 &"
+        ))?;
+        wait_for(t, "[ -s /tmp/shell-daemon ]")?;
+        Ok(Self)
+    }
+
+    /// Ends it by force, with all programs that it has started, about to be started included; it is gone when this
+    /// returns.
+    pub fn kill(self, t: &Guest) -> Result<()> {
+        t.sh_ok("kill -KILL -$(cat /tmp/shell-daemon)")?;
+        wait_for(t, "! kill -0 -$(cat /tmp/shell-daemon) 2>/dev/null")
+    }
+}
+
 /// Waits until a command succeeds in the guest.
 pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
     t.sh_ok(&format!(
-        "i=0; until {command}; do i=$((i + 1)); [ $i -lt 150 ] || exit; sleep 0.02; done"
+        "i=0; until {command}; do i=$((i + 1)); [ $i -lt 500 ] || exit; sleep 0.02; done"
     ))
     .map(|_| ())
 }

@@ -15,6 +15,7 @@ use host::ic::S_OK;
 use host::service::Service;
 
 use crate::daemon;
+use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
 use crate::scenario::Context;
@@ -328,31 +329,29 @@ fn negotiates_amid_a_copy(t: &Context<'_>) -> Result<()> {
 }
 
 /// Starts a daemon of before 2015 that logs which operations it is asked, once `/tmp/go` is there, and refuses each.
-fn start_refusing(t: &Context<'_>) -> Result<()> {
+fn start_refusing(t: &Context<'_>) -> Result<ShellDaemon> {
     let octal = E_FILE_EXISTS
         .to_le_bytes()
         .map(|byte| format!("\\{byte:03o}"));
     let exists = octal.concat();
-    t.sh_ok(&format!(
-        "rm -f /tmp/asked /tmp/old /tmp/go; setsid sh -c 'exec 3<>/dev/vmbus/hv_fcopy; \
-         printf \"\\000\\000\\000\\000\" >&3; echo $$ >/tmp/old; until [ -e /tmp/go ]; do sleep 0.02; done; \
-         while dd bs=8192 count=1 <&3 2>/dev/null | head -c 4 >>/tmp/asked; do printf \"{exists}\" >&3; done' \
-         >/dev/null 2>&1 &"
-    ))?;
-    daemon::wait_for(t, "[ -s /tmp/old ]")
+    t.sh_ok("rm -f /tmp/asked /tmp/go")?;
+    let script = format!(
+        "until [ -e /tmp/go ]; do sleep 0.02; done; \
+         while dd bs=8192 count=1 2>/dev/null | head -c 4 >>/tmp/asked; do printf \"{exists}\" >&0; done"
+    );
+    ShellDaemon::start(t, "hv_fcopy", "\\000\\000\\000\\000", &script)
 }
 
 /// Ends it; it was asked these operations.
-fn end_refusing(t: &Context<'_>, operations: &str) -> Result<()> {
+fn end_refusing(t: &Context<'_>, daemon: ShellDaemon, operations: &str) -> Result<()> {
     let asked = t.sh_ok("od -An -v -tu4 /tmp/asked | tr -dc 0-9")?;
     t.equal("operations that it was asked", asked.as_str(), operations)?;
-    t.sh_ok("kill -9 $(cat /tmp/old); killall -9 dd; true")
-        .map(|_| ())
+    daemon.kill(t)
 }
 
 /// A daemon that refused to begin a copy is not asked to cancel it.
 fn nothing_to_cancel(t: &Context<'_>) -> Result<()> {
-    start_refusing(t)?;
+    let daemon = start_refusing(t)?;
     t.sh_ok("touch /tmp/go")?;
     let talk = Talk::with(t, Service::FCopy);
     for _ in 0..2 {
@@ -360,13 +359,13 @@ fn nothing_to_cancel(t: &Context<'_>) -> Result<()> {
         let start = fcopy::start("/tmp/in/", "file", 0, 6);
         talk.expect("START", start, E_FILE_EXISTS)?;
     }
-    end_refusing(t, "00")?;
+    end_refusing(t, daemon, "00")?;
     talk.finish()
 }
 
 /// Nor is one that never read what it was to begin.
 fn unread_start(t: &Context<'_>) -> Result<()> {
-    start_refusing(t)?;
+    let daemon = start_refusing(t)?;
     let talk = Talk::with(t, Service::FCopy);
     talk.channel.negotiate_all()?;
     talk.pend(fcopy::start("/tmp/in/", "file", 0, 6))?;
@@ -374,7 +373,7 @@ fn unread_start(t: &Context<'_>) -> Result<()> {
     t.sh_ok("touch /tmp/go")?;
     let start = fcopy::start("/tmp/in/", "other", 0, 6);
     talk.expect("START", start, E_FILE_EXISTS)?;
-    end_refusing(t, "0")?;
+    end_refusing(t, daemon, "0")?;
     talk.finish()
 }
 
@@ -416,9 +415,9 @@ fn left_to_uio(t: &Context<'_>) -> Result<()> {
     t.check(!channel.is_open(), "the channel is not open")?;
     t.sh_ok("[ ! -e /dev/vmbus/hv_fcopy ] && [ -e /dev/vmbus/hv_kvp ]")?;
     t.sh_ok("insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio_hv_generic.ko")?;
-    let copied = copies_over_uio(t);
-    t.sh("killall -9 hv_fcopy_uio_daemon; sleep 0.1; rmmod uio_hv_generic uio")?;
-    copied?;
+    copies_over_uio(t)?;
+    daemon::FCOPY_UIO.kill(t)?;
+    t.sh_ok("rmmod uio_hv_generic uio")?;
     // The parameter counts for what is bound from now on.
     t.sh_ok("echo 1 >/sys/module/hv_utils/parameters/fcopy_chardev")?;
     daemon::rebind(t, "bind", Service::FCopy)?;

@@ -250,7 +250,7 @@ impl<'a> Context<'a> {
         self.guest
             .sh_ok(
                 "i=0; until ! grep -q '^hv_utils ' /proc/modules || why=$(rmmod hv_utils 2>&1); do \
-                 i=$((i + 1)); [ $i -lt 150 ] || { echo $why; exit 1; }; sleep 0.02; done",
+                 i=$((i + 1)); [ $i -lt 500 ] || { echo $why; exit 1; }; sleep 0.02; done",
             )
             .map(|_| ())
     }

@@ -13,6 +13,7 @@ use host::service::Service;
 
 use crate::daemon;
 use crate::daemon::wait_for;
+use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
 use crate::scenario::Context;
@@ -26,6 +27,9 @@ const FAILED: &str = "VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze 
 const THAWS: &str = "having the daemon thaw";
 /// What it says of a daemon that has died, or hangs.
 const NO_ANSWER: &str = "VSS: no answer from the daemon";
+
+/// All of a message to the module but its first byte, as `printf` wants it.
+const ZEROES: &str = "\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000";
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
@@ -135,6 +139,11 @@ fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
     Talk::begin(t, Service::Vss, daemon::VSS)
 }
 
+/// The message with which a daemon of this version registers.
+fn hello(version: u8) -> String {
+    format!("\\{version:03o}{ZEROES}")
+}
+
 /// Freezes, and makes sure of it.
 pub fn freeze(talk: Talk<'_>, disk: &Disk<'_>) -> Result<()> {
     talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
@@ -231,15 +240,12 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
 
 /// A daemon of before 2013, which registers with 128, reads no reply to that, and answers everything with success.
 fn old_daemon(t: &Context<'_>) -> Result<()> {
-    let zeroes = "\\000".repeat(11);
-    t.sh_ok(&format!(
-        "rm -f /tmp/asked; setsid sh -c 'exec 3<>/dev/vmbus/hv_vss; printf \"\\200{zeroes}\" >&3; echo $$ >/tmp/old; \
-         while :; do dd bs=12 count=1 <&3 >>/tmp/asked; printf \"\\000{zeroes}\" >&3; done' >/dev/null 2>&1 &"
-    ))?;
-    wait_for(
-        t,
-        "dmesg | grep -q 'VSS: userspace daemon ver. 128 connected'",
-    )?;
+    let script = format!(
+        "rm -f /tmp/asked; \
+         while :; do dd bs=12 count=1 >>/tmp/asked; printf \"\\000{ZEROES}\" >&0; done"
+    );
+    let daemon = ShellDaemon::start(t, "hv_vss", &hello(128), &script)?;
+    t.log_has("VSS: userspace daemon ver. 128 connected")?;
     let talk = Talk::with(t, Service::Vss);
     talk.channel.negotiate_all()?;
     let reply = talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
@@ -255,8 +261,7 @@ fn old_daemon(t: &Context<'_>) -> Result<()> {
             .as_str(),
         "6",
     )?;
-    t.sh_ok("kill -9 $(cat /tmp/old); killall -9 dd; true")?;
-    wait_for(t, "! pidof dd >/dev/null")?;
+    daemon.kill(t)?;
     talk.expect("without it", vss::body(vss::HOT_BACKUP), E_FAIL)?;
     talk.finish()
 }
@@ -264,17 +269,13 @@ fn old_daemon(t: &Context<'_>) -> Result<()> {
 /// A daemon that freezes and does not manage to thaw: host and administrator are told, the latter also where the host
 /// does not ask.
 fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
-    let zeroes = "\\000".repeat(11);
-    t.sh_ok(&format!(
-        "setsid sh -c 'exec 3<>/dev/vmbus/hv_vss; printf \"\\200{zeroes}\" >&3; echo $$ >/tmp/old; \
-         while operation=$(dd bs=12 count=1 <&3 2>/dev/null | od -An -tu1 -N1 | tr -d \" \"); do \
-             [ \"$operation\" = 5 ] && status=000 || status=001; printf \"\\\\$status{zeroes}\" >&3; \
-         done' >/dev/null 2>&1 &"
-    ))?;
-    wait_for(
-        t,
-        "dmesg | grep -q 'VSS: userspace daemon ver. 128 connected'",
-    )?;
+    let script = format!(
+        "while operation=$(dd bs=12 count=1 2>/dev/null | od -An -tu1 -N1 | tr -d \" \"); do \
+             [ \"$operation\" = 5 ] && status=000 || status=001; printf \"\\\\$status{ZEROES}\" >&0; \
+         done"
+    );
+    let daemon = ShellDaemon::start(t, "hv_vss", &hello(128), &script)?;
+    t.log_has("VSS: userspace daemon ver. 128 connected")?;
     let talk = Talk::with(t, Service::Vss);
     talk.channel.negotiate_all()?;
     talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
@@ -284,26 +285,17 @@ fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
     talk.channel.negotiate_all()?;
     wait_for(t, &format!("dmesg | grep -q '{FAILED}'"))?;
     talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
-    t.sh_ok("kill -9 $(cat /tmp/old); killall -9 dd; true")?;
+    daemon.kill(t)?;
     talk.finish()
 }
 
 /// A program that registers and then reads nothing keeps no request waiting.
 fn daemon_that_does_not_read(t: &Context<'_>) -> Result<()> {
-    let zeroes = "\\000".repeat(11);
-    t.sh_ok(&format!(
-        "setsid sh -c 'exec 3<>/dev/vmbus/hv_vss; printf \"\\201{zeroes}\" >&3; echo $$ >/tmp/old; \
-         exec sleep 1000' >/dev/null 2>&1 &"
-    ))?;
-    wait_for(
-        t,
-        "dmesg | grep -q 'VSS: userspace daemon ver. 129 connected'",
-    )?;
+    let daemon = ShellDaemon::start(t, "hv_vss", &hello(129), "exec sleep 1000")?;
     let talk = Talk::with(t, Service::Vss);
     talk.channel.negotiate_all()?;
     talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), E_FAIL)?;
-    t.sh_ok("kill -9 $(cat /tmp/old)")?;
-    wait_for(t, "sh -c 'exec 3<>/dev/vmbus/hv_vss' 2>/dev/null")?;
+    daemon.kill(t)?;
     begin(t)?.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
     talk.finish()
 }
