@@ -19,6 +19,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
 
+use crate::mapping::Mapping;
 use crate::memory::GuestMemory;
 
 pub mod qemu;
@@ -46,8 +47,6 @@ pub use bindings::kvm_sregs as Sregs;
 
 extern "C" {
     fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
-    fn mmap(addr: *mut u8, len: usize, prot: c_int, flags: c_int, fd: c_int, off: i64) -> *mut u8;
-    fn munmap(addr: *mut u8, len: usize) -> c_int;
     fn eventfd(initial: u32, flags: c_int) -> c_int;
     fn signal(number: c_int, handler: usize) -> usize;
     fn pthread_self() -> usize;
@@ -90,8 +89,6 @@ const SET_CPUID2: c_ulong = request(WRITE, 0x90, 8);
 const ENABLE_CAP: c_ulong = request(WRITE, 0xa3, size_of::<bindings::kvm_enable_cap>());
 const GET_SUPPORTED_HV_CPUID: c_ulong = request(READ | WRITE, 0xc1, 8);
 
-const PROT_READ_WRITE: c_int = 3;
-const MAP_SHARED: c_int = 1;
 const EFD_CLOEXEC: c_int = 0o2000000;
 const SIGUSR1: c_int = 10;
 
@@ -278,24 +275,11 @@ impl Vm {
         )?;
         // SAFETY: KVM_CREATE_VCPU returned a new descriptor that nothing else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: A fresh mapping of the descriptor's own area, at an address that the kernel picks.
-        let run = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                self.run_size,
-                PROT_READ_WRITE,
-                MAP_SHARED,
-                fd.as_raw_fd(),
-                0,
-            )
-        };
-        if run as isize == -1 {
-            return Err(io::Error::last_os_error());
-        }
+        let area = Mapping::shared(&fd, self.run_size)?;
         Ok(Vcpu {
             fd,
-            run: run.cast(),
-            run_size: self.run_size,
+            run: area.address().cast(),
+            area,
         })
     }
 
@@ -450,8 +434,9 @@ pub enum VmExit<'a> {
 /// A virtual processor.
 pub struct Vcpu {
     fd: OwnedFd,
+    /// Where `area` begins.
     run: *mut bindings::kvm_run,
-    run_size: usize,
+    area: Mapping,
 }
 
 // SAFETY: The mapping belongs to the processor and is used only through `&mut self` (one thread at a time), but for
@@ -577,7 +562,7 @@ impl Vcpu {
                 let size = usize::from(io.size);
                 let length = size * io.count as usize;
                 assert!(
-                    io.data_offset as usize + length <= self.run_size,
+                    io.data_offset as usize + length <= self.area.length(),
                     "KVM's I/O data lies in its page"
                 );
                 // SAFETY: Checked to lie in the mapping, which is not otherwise referenced past the structure's head.
@@ -654,13 +639,6 @@ impl Vcpu {
             }
             other => VmExit::Unknown(format!("KVM exit reason {other}")),
         })
-    }
-}
-
-impl Drop for Vcpu {
-    fn drop(&mut self) {
-        // SAFETY: The mapping was made in `create_vcpu` with this size, and no reference into it outlives `self`.
-        unsafe { munmap(self.run.cast(), self.run_size) };
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! From the bottom up:
 //!
-//! - [`kvm`] and [`memory`] hold all the `unsafe`;
+//! - [`kvm`], [`mapping`] and [`memory`] hold all the `unsafe`;
 //! - [`boot`], [`acpi`], [`serial`], [`rtc`], [`cpuid`] are the machine that the kernel finds, [`ports`] its I/O ports;
 //! - [`hypercall`] and [`synic`] are Hyper-V's own means of communication;
 //! - [`vmbus`] is the bus on top of them, [`ring`] its ring buffers;
@@ -28,6 +28,7 @@ pub mod images;
 pub mod kvm;
 pub mod machine;
 pub mod mailbox;
+pub mod mapping;
 pub mod memory;
 pub mod meter;
 pub mod nested;

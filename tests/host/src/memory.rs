@@ -6,7 +6,6 @@
 //! here hands out references to bytes, and all accesses are atomic: relaxed where bytes are copied, sequentially
 //! consistent for words that carry a protocol (ring indices, message types, event flags).
 
-use std::ffi::c_int;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
@@ -14,16 +13,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
 
-extern "C" {
-    fn mmap(addr: *mut u8, len: usize, prot: c_int, flags: c_int, fd: c_int, off: i64) -> *mut u8;
-    fn munmap(addr: *mut u8, len: usize) -> c_int;
-    fn madvise(addr: *mut u8, len: usize, advice: c_int) -> c_int;
-}
-
-const PROT_READ_WRITE: c_int = 3;
-const MAP_PRIVATE_ANONYMOUS_NORESERVE: c_int = 0x2 | 0x20 | 0x4000;
-const MADV_HUGEPAGE: c_int = 14;
-const MADV_DONTNEED: c_int = 4;
+use crate::mapping::Mapping;
 
 /// Bytes of a Hyper-V (and x86) page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -57,8 +47,7 @@ impl From<BadAddress> for io::Error {
 
 /// The guest's memory, from physical address 0.
 pub struct GuestMemory {
-    base: *mut u8,
-    length: u64,
+    mapping: Mapping,
 }
 
 // SAFETY: The mapping lives as long as the value, and every access is atomic.
@@ -74,38 +63,24 @@ impl GuestMemory {
                 "{length} is no size for a guest's memory"
             )));
         }
-        // SAFETY: A fresh anonymous mapping at an address that the kernel picks.
-        let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                length as usize,
-                PROT_READ_WRITE,
-                MAP_PRIVATE_ANONYMOUS_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base as isize == -1 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: The range is the mapping just made; a refusal only costs speed.
-        unsafe { madvise(base, length as usize, MADV_HUGEPAGE) };
-        Ok(Self { base, length })
+        Ok(Self {
+            mapping: Mapping::zeroed(length as usize)?,
+        })
     }
 
     /// Bytes of memory.
     pub fn len(&self) -> u64 {
-        self.length
+        self.mapping.length() as u64
     }
 
     /// Whether there is no memory; never so.
     pub fn is_empty(&self) -> bool {
-        self.length == 0
+        self.len() == 0
     }
 
     /// Where KVM finds the memory in this process.
     pub fn host_address(&self) -> u64 {
-        self.base as u64
+        self.mapping.address() as u64
     }
 
     /// Copies all pages that are not zero: runs of pages with the address of each. What a running processor writes
@@ -113,7 +88,7 @@ impl GuestMemory {
     pub fn nonzero_pages(&self) -> Vec<(u64, Vec<u8>)> {
         let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut page = vec![0; PAGE_SIZE as usize];
-        for address in (0..self.length).step_by(PAGE_SIZE as usize) {
+        for address in (0..self.len()).step_by(PAGE_SIZE as usize) {
             if self.is_zero_page(address) || self.read(address, &mut page).is_err() {
                 continue;
             }
@@ -135,20 +110,18 @@ impl GuestMemory {
 
     /// Makes all of it zero again.
     pub fn clear(&self) {
-        // SAFETY: The range is the mapping; private anonymous memory reads as zeroes afterwards, and nobody has a
-        // reference to more than a word that may change at any time.
-        unsafe { madvise(self.base, self.length as usize, MADV_DONTNEED) };
+        self.mapping.clear();
     }
 
     /// Checks a range and returns where it begins in this process.
     fn at(&self, address: u64, length: u64, align: u64) -> Result<*mut u8, BadAddress> {
         let bad = BadAddress { address, length };
         let end = address.checked_add(length).ok_or(bad)?;
-        if end > self.length || address % align != 0 {
+        if end > self.len() || address % align != 0 {
             return Err(bad);
         }
         // SAFETY: `address` was checked to lie in the mapping (or one past its end for an empty range).
-        Ok(unsafe { self.base.add(address as usize) })
+        Ok(unsafe { self.mapping.address().add(address as usize) })
     }
 
     /// Copies bytes out of the guest, in words where they are aligned in the guest.
@@ -241,13 +214,6 @@ fn split(address: u64, length: usize) -> (Range<usize>, Range<usize>, Range<usiz
     let head = length.min((address.wrapping_neg() % 8) as usize);
     let tail = length - (length - head) % 8;
     (0..head, head..tail, tail..length)
-}
-
-impl Drop for GuestMemory {
-    fn drop(&mut self) {
-        // SAFETY: The mapping was made in `new` with this length; no access outlives `self`.
-        unsafe { munmap(self.base, self.length as usize) };
-    }
 }
 
 #[cfg(test)]

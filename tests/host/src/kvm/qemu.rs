@@ -21,9 +21,7 @@ use std::os::fd::OwnedFd;
 use super::bindings;
 use super::check;
 use super::ioctl;
-use super::mmap;
-use super::munmap;
-use super::MAP_SHARED;
+use crate::mapping::Mapping;
 
 extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
@@ -41,8 +39,6 @@ const FILTER: &[u8] = b"intr_info & 0x80000000\0";
 /// The event's number.
 const ID: &str = "/sys/kernel/tracing/events/kvm/kvm_entry/id";
 
-const PROT_READ: c_int = 1;
-
 /// A page for the event's state, and one to be written over and over: nobody reads.
 const BUFFER: usize = 2 * 4096;
 
@@ -50,7 +46,7 @@ const BUFFER: usize = 2 * 4096;
 /// this lives.
 pub struct ExitAfterInjection {
     _event: OwnedFd,
-    buffer: *mut u8,
+    _buffer: Mapping,
 }
 
 impl ExitAfterInjection {
@@ -74,30 +70,10 @@ impl ExitAfterInjection {
         // SAFETY: The filter is a string that ends with a zero, and is copied.
         let set = unsafe { ioctl(event.as_raw_fd(), SET_FILTER, FILTER.as_ptr()) };
         check("PERF_EVENT_IOC_SET_FILTER", set)?;
-        // SAFETY: A fresh mapping of the event's buffer, at an address that the kernel picks.
-        let buffer = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                BUFFER,
-                PROT_READ,
-                MAP_SHARED,
-                event.as_raw_fd(),
-                0,
-            )
-        };
-        if buffer as isize == -1 {
-            return Err(io::Error::last_os_error());
-        }
+        let buffer = Mapping::shared_read_only(&event, BUFFER)?;
         Ok(Self {
             _event: event,
-            buffer,
+            _buffer: buffer,
         })
-    }
-}
-
-impl Drop for ExitAfterInjection {
-    fn drop(&mut self) {
-        // SAFETY: The mapping is this value's own, and of this size.
-        unsafe { munmap(self.buffer, BUFFER) };
     }
 }
