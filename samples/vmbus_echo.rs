@@ -9,6 +9,7 @@
 use hyperv::{
     channel::{
         Channel,
+        Context,
         Handled,
         Handler,
         Packet,
@@ -38,6 +39,11 @@ hyperv::vmbus_device_table!(
 struct Echo;
 
 impl Handler for Echo {
+    // It takes no locks, so it may be called right in the host's interrupt.
+    fn context() -> Context {
+        Context::Interrupt
+    }
+
     fn receive(&mut self, packet: Packet<'_>) -> Handled {
         // A packet has to go one way or another: without this line the function does not compile.
         packet.reply(|| {})

@@ -11,6 +11,7 @@ use crate::icmsg::{
 };
 use hyperv::{
     channel::{
+        Context,
         Handled,
         Handler,
         Packet, //
@@ -33,10 +34,11 @@ pub(crate) trait Service: Send + 'static {
     /// What is left to do once a request's answer has left.
     type Action;
 
-    /// Answers a request by changing its body in place. Called in softirq context.
+    /// Answers a request by changing its body in place. Called in the host's interrupt, or in softirq
+    /// context.
     fn answer(&mut self, version: Version, body: &mut [u8]) -> (Status, Option<Self::Action>);
 
-    /// Does what the request asked for; its answer has left. Called in softirq context.
+    /// Does what the request asked for; its answer has left. Called in the same context.
     fn act(&mut self, action: Self::Action);
 
     /// The channel was closed: nothing that came in on it counts any more. May sleep.
@@ -114,6 +116,10 @@ pub(crate) fn log_unexpected(name: &str, Kind(kind): Kind, limit: Pin<&RateLimit
 }
 
 impl<S: Service> Handler for Session<S> {
+    fn context() -> Context {
+        Context::Interrupt
+    }
+
     fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
         if !packet.is_in_band() {
             return packet.ignore("not in-band data");

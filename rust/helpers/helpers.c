@@ -14,6 +14,11 @@ u64 rust_helper_hv_read_reference_counter(void)
 	return hv_read_reference_counter();
 }
 
+bool rust_helper_in_hardirq(void)
+{
+	return in_hardirq();
+}
+
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts)
 {
 	ptp_read_system_postts(sts);

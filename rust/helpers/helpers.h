@@ -14,6 +14,7 @@ struct ratelimit_state;
 struct vmbus_channel;
 
 u64 rust_helper_hv_read_reference_counter(void);
+bool rust_helper_in_hardirq(void);
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts);
 void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts);
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs);

@@ -3,7 +3,7 @@
 //! VMBus channels.
 //!
 //! A channel is two rings of packets, one each way. Packets come in through a [`Handler`], which
-//! runs in softirq context, on one CPU at a time, and owns what it works on.
+//! runs in the host's interrupt or after it, on one CPU at a time, and owns what it works on.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
@@ -36,6 +36,9 @@ use kernel::{
 /// Packets handled before other softirqs get a turn, so that a host that floods the ring does not
 /// hold a CPU.
 const BUDGET: usize = 64;
+
+/// Packets handled in the host's interrupt itself, before the others are left to the softirq.
+const INTERRUPT_BUDGET: usize = 4;
 
 /// Bytes that follow each packet in a ring: where the packet began.
 const TRAILER: usize = size_of::<u64>();
@@ -73,15 +76,34 @@ impl RingSize {
     }
 }
 
+/// In which context the packets of a channel are handled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Context {
+    /// In softirq context.
+    Softirq,
+    /// The first few in the host's interrupt itself, which saves the way to the softirq; what is
+    /// behind them in softirq context. So all locks that the handler takes have to disable
+    /// interrupts.
+    Interrupt,
+}
+
 /// What a driver does with the packets of a channel.
 ///
 /// It borrows nothing: a channel that is leaked goes on to be served.
 pub trait Handler: Send + 'static {
-    /// Takes a packet. Called in softirq context: must not sleep.
+    /// Returns in which context the other methods are called.
+    fn context() -> Context
+    where
+        Self: Sized,
+    {
+        Context::Softirq
+    }
+
+    /// Takes a packet. Called in atomic context: must not sleep.
     fn receive(&mut self, packet: Packet<'_>) -> Handled;
 
     /// The host has signalled, or a [`Waker`] has woken the channel: packets come in next. This is
-    /// where requests that were taken are answered. Called in softirq context: must not sleep.
+    /// where requests that were taken are answered. Called in atomic context: must not sleep.
     fn woken(&mut self, sender: &Sender<'_>) {
         let _ = sender;
     }
@@ -284,6 +306,9 @@ pub struct Channel<H: Handler> {
     /// Set while the callback may access `handler`. `hv_vmbus` calls it earlier, while it opens the
     /// channel and there are no rings yet, and may later, when it has failed to.
     is_open: Atomic<bool>,
+    /// How often the callback was called since it was entered. Whoever finds it not zero leaves
+    /// the packets to the one that is in there.
+    calls: Atomic<i32>,
     #[pin]
     limit: RateLimit,
     /// Accessed by the callback alone while the channel is open, and under the lock of `state`
@@ -315,6 +340,7 @@ impl<H: Handler> Channel<H> {
             receive,
             state <- new_mutex!(State::Closed, "Channel::state"),
             is_open: Atomic::new(false),
+            calls: Atomic::new(0),
             limit <- RateLimit::new(),
             handler: UnsafeCell::new(handler),
         })
@@ -337,7 +363,10 @@ impl<H: Handler> Channel<H> {
         // - The channel is valid as long as its device, and closed.
         // - The callback gets `self`, which is pinned; the channel is closed in `drop()`, or below.
         let result = to_result(unsafe {
-            (*channel).callback_mode = bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT;
+            (*channel).callback_mode = match H::context() {
+                Context::Softirq => bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT,
+                Context::Interrupt => bindings::vmbus_channel_hv_callback_mode_HV_CALL_ISR,
+            };
             // Whatever fits into the ring fits into the copy: nothing is ever cut.
             (*channel).max_pkt_size = self.receive.largest_packet() as u32;
             bindings::vmbus_open(
@@ -382,30 +411,37 @@ impl<H: Handler> Channel<H> {
         unsafe { (*self.handler.get()).closed() };
     }
 
-    /// Called for each event that the host signals on the channel, in softirq context.
+    /// Called for each event that the host signals on the channel: in its interrupt, where the
+    /// handler is for that, or by the channel's tasklet.
     extern "C" fn callback(context: *mut c_void) {
         // SAFETY: `context` is what `resume()` passed: a pinned `Self` that takes the callback away
         // before it goes, also where the channel could not be opened.
         let this = unsafe { &*context.cast::<Self>() };
-        if !this.is_open.load(Acquire) {
+        if !this.is_open.load(Acquire) || this.calls.fetch_add(1, Acquire) != 0 {
             return;
         }
 
-        // SAFETY: The channel is open. Its callback runs in its tasklet, hence on one CPU at a
-        // time, and nothing else accesses the handler until `vmbus_close()` has waited for it.
+        // SAFETY: The channel is open, `calls` lets one caller at a time get here, and nothing else
+        // accesses the handler until `vmbus_close()` has waited for it.
         let handler = unsafe { &mut *this.handler.get() };
 
         // SAFETY: `this` is pinned.
         let limit = unsafe { Pin::new_unchecked(&this.limit) };
 
+        let raw = this.device.channel();
         let channel = Sender {
-            raw: this.device.channel(),
+            raw,
             device: &this.device,
             limit,
         };
 
         // SAFETY: This is the channel's callback.
-        unsafe { channel.poll(handler) };
+        let is_empty = unsafe { channel.poll(handler) };
+
+        if this.calls.xchg(0, Release) != 1 || !is_empty {
+            // SAFETY: The channel is valid; one that is closed meanwhile ignores this.
+            unsafe { bindings::rust_helper_vmbus_schedule(raw.as_ptr()) };
+        }
     }
 }
 
@@ -453,29 +489,35 @@ impl Sender<'_> {
         result.is_ok()
     }
 
-    /// Has `handler` take what's in the ring, as long as there's room to answer it.
+    /// Has `handler` take what's in the ring, as long as there's room to answer it. Returns whether
+    /// that was all for now: if not, others are to get a turn.
     ///
     /// # Safety
     ///
-    /// Must only be called from the channel's callback.
-    unsafe fn poll(&self, handler: &mut dyn Handler) {
+    /// Must only be called from the channel's callback, by one caller at a time.
+    unsafe fn poll(&self, handler: &mut dyn Handler) -> bool {
         handler.woken(self);
 
         let raw = self.raw.as_ptr();
         // SAFETY: The channel is open in its callback, and nothing else moves its iterator.
         let mut next = unsafe { bindings::hv_pkt_iter_first(raw) };
 
-        for _ in 0..BUDGET {
+        for done in 0..BUDGET {
             let Some(descriptor) = NonNull::new(next) else {
-                return;
+                return true;
             };
+
+            // SAFETY: Has no requirements.
+            if done == INTERRUPT_BUDGET && unsafe { bindings::rust_helper_in_hardirq() } {
+                break;
+            }
 
             // SAFETY: The iterator has returned a valid descriptor.
             let len = usize::from(unsafe { descriptor.as_ref() }.len8) * 8;
             if !self.has_room(len + TRAILER) {
                 // SAFETY: As above.
                 unsafe { bindings::hv_pkt_iter_close(raw) };
-                return;
+                return true;
             }
 
             // INVARIANT: `descriptor` was returned by the iterator, which is moved only below.
@@ -498,7 +540,7 @@ impl Sender<'_> {
                 // SAFETY: As above.
                 unsafe { bindings::hv_pkt_iter_close(raw) };
                 if matches!(handled.0, Next::Stay) {
-                    return;
+                    return true;
                 }
                 // SAFETY: As above.
                 next = unsafe { bindings::hv_pkt_iter_first(raw) };
@@ -507,8 +549,7 @@ impl Sender<'_> {
 
         // SAFETY: As above.
         unsafe { bindings::hv_pkt_iter_close(raw) };
-        // SAFETY: As above; a channel that is closed meanwhile ignores this.
-        unsafe { bindings::rust_helper_vmbus_schedule(raw) };
+        false
     }
 }
 
