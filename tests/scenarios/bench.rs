@@ -167,14 +167,13 @@ fn baseline(text: &str, row: &str) -> Option<(u64, u64)> {
 /// Measures everything, prints the table, and leaves it and a plot in `build/results`; the exit status says whether all
 /// could be measured.
 pub fn run(options: &Options) -> ExitCode {
-    let mut figures = Figures::default();
-    let measured = [Module::Rust, Module::C]
-        .into_iter()
-        .try_for_each(|module| everything(options, module, &mut figures));
-    if let Err(error) = measured {
-        println!("FAILED: {error}");
-        return ExitCode::FAILURE;
-    }
+    let figures = match measure(options, everything) {
+        Ok(figures) => figures,
+        Err(error) => {
+            println!("FAILED: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     println!("\n{}", figures.table());
     let ratios: Vec<_> = figures
         .rows
@@ -203,15 +202,14 @@ pub fn run(options: &Options) -> ExitCode {
 /// Measures what `make check` looks at, and compares it with the baseline: one line of TAP each. Where the kernel below
 /// has changed, what C needs has changed with it.
 pub fn check(options: &Options) -> ExitCode {
-    let mut figures = Figures::default();
-    let measured = [Module::Rust, Module::C]
-        .into_iter()
-        .try_for_each(|module| kept(options, module, &mut figures));
-    if let Err(error) = measured {
-        println!("# {error}");
-        println!("not ok - bench: measures");
-        return ExitCode::FAILURE;
-    }
+    let figures = match measure(options, kept) {
+        Ok(figures) => figures,
+        Err(error) => {
+            println!("# {error}");
+            println!("not ok - bench: measures");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut passed = true;
     for row in KEPT {
         let (Some((rust, c)), Some((rust_before, c_before))) =
@@ -230,6 +228,24 @@ pub fn check(options: &Options) -> ExitCode {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }
+}
+
+/// Boots a guest for each of both modules and takes figures of it.
+fn measure(
+    options: &Options,
+    take: impl Fn(&mut Bench<'_>, &Context<'_>) -> Result<()>,
+) -> Result<Figures> {
+    let mut figures = Figures::default();
+    for module in [Module::Rust, Module::C] {
+        let mut config = options.config();
+        config.services.push(Service::Echo);
+        config.command_line.push_str(" nokaslr norandmaps");
+        let guest = Guest::boot(&config)?;
+        println!("# booted in {:.1} s", guest.boot_time().as_secs_f64());
+        let mut bench = Bench::new(options, &guest, module, &mut figures)?;
+        take(&mut bench, &Context::new(&guest, module))?;
+    }
+    Ok(figures)
 }
 
 /// Measures one guest.
@@ -317,43 +333,28 @@ fn figure(mut counts: Vec<Count>) -> Figure {
     }
 }
 
-/// A guest for one module, the same for each, with the device of the sample driver.
-fn boot(options: &Options) -> Result<Guest> {
-    let mut config = options.config();
-    config.services.push(Service::Echo);
-    config.command_line.push_str(" nokaslr norandmaps");
-    let guest = Guest::boot(&config)?;
-    println!("# booted in {:.1} s", guest.boot_time().as_secs_f64());
-    Ok(guest)
-}
-
 /// What `make check` looks at.
-fn kept(options: &Options, module: Module, figures: &mut Figures) -> Result<()> {
-    let guest = boot(options)?;
-    let context = Context::new(&guest, module);
-    let mut bench = Bench::new(options, &guest, module, figures)?;
-    guest.insmod(module)?;
-    beats(&mut bench)?;
-    key_values(&mut bench, &context)
+fn kept(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
+    bench.guest.insmod(bench.module)?;
+    beats(bench)?;
+    key_values(bench, context)
 }
 
 /// Everything, in an order in which nothing disturbs what comes later.
-fn everything(options: &Options, module: Module, figures: &mut Figures) -> Result<()> {
-    let guest = boot(options)?;
-    let context = Context::new(&guest, module);
-    let mut bench = Bench::new(options, &guest, module, figures)?;
-    if module == Module::Rust {
-        floor(&mut bench)?;
+fn everything(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
+    if bench.module == Module::Rust {
+        floor(bench)?;
     }
-    load(&mut bench)?;
-    guest.insmod(module)?;
-    beats(&mut bench)?;
-    clock(&mut bench)?;
-    key_values(&mut bench, &context)?;
-    enumeration(&mut bench, &context)?;
-    backup(&mut bench, &context)?;
-    copy(&mut bench, &context)?;
-    power_off(&mut bench)
+    load(bench)?;
+    bench.guest.insmod(bench.module)?;
+    beats(bench)?;
+    flood(bench)?;
+    clock(bench)?;
+    key_values(bench, context)?;
+    enumeration(bench, context)?;
+    backup(bench, context)?;
+    copy(bench, context)?;
+    power_off(bench)
 }
 
 /// The cheapest that a round trip can be: a driver that sends back what it gets.
@@ -398,7 +399,7 @@ fn load(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-/// One beat, and ten thousand at once.
+/// One beat.
 fn beats(bench: &mut Bench<'_>) -> Result<()> {
     let guest = bench.guest;
     let channel = guest.channel(Service::Heartbeat);
@@ -407,7 +408,12 @@ fn beats(bench: &mut Bench<'_>) -> Result<()> {
     bench.row("heartbeat", MANY, |number| {
         let body = heartbeat::body(number as u64, heartbeat::RESERVED);
         channel.transact(&channel.request(body)?).map(|_| ())
-    })?;
+    })
+}
+
+/// Ten thousand at once.
+fn flood(bench: &mut Bench<'_>) -> Result<()> {
+    let channel = bench.guest.channel(Service::Heartbeat);
     let mut beats_sent = 0;
     let beat = channel.request(heartbeat::body(0, heartbeat::RESERVED))?;
     let packet = Packet::inband(beat.encode());
@@ -456,20 +462,18 @@ fn clock(bench: &mut Bench<'_>) -> Result<()> {
     };
     let (one, all) = (read(1)?, read(READS)?);
     let each = |last: u64, first: u64| last.saturating_sub(first) / (READS - 1);
-    let count = Count {
-        instructions: each(all.count.instructions, one.count.instructions),
-        exits: each(all.count.exits, one.count.exits),
+    let figure = Figure {
+        count: Count {
+            instructions: each(all.count.instructions, one.count.instructions),
+            exits: each(all.count.exits, one.count.exits),
+        },
+        spread: (
+            each(all.spread.0, one.count.instructions),
+            each(all.spread.1, one.count.instructions),
+        ),
     };
-    let spread = (
-        each(all.spread.0, one.spread.0),
-        each(all.spread.1, one.spread.1),
-    );
-    let (low, high) = (spread.0.min(spread.1), spread.0.max(spread.1));
     let whose = bench.module.name();
-    let spread = (low, high);
-    bench
-        .figures
-        .add("PTP read", whose, Figure { count, spread });
+    bench.figures.add("PTP read", whose, figure);
     Ok(())
 }
 
@@ -537,14 +541,7 @@ fn copy(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     talk.channel.negotiate_all()?;
     let bytes = crate::fcopy::content(FILE);
     bench.row("file of 10 MB", 1, |_| {
-        let start = fcopy::start("/tmp/in/", "file", fcopy::OVERWRITE, FILE as u64);
-        talk.expect("START", start, S_OK)?;
-        for (index, piece) in bytes.chunks(fcopy::PIECE).enumerate() {
-            let write = fcopy::write((index * fcopy::PIECE) as u64, piece);
-            talk.expect("WRITE", write, S_OK)?;
-        }
-        talk.expect("COMPLETE", fcopy::end(fcopy::COMPLETE), S_OK)
-            .map(|_| ())
+        crate::fcopy::copy(talk, "/tmp/in/", "file", fcopy::OVERWRITE, &bytes)
     })
 }
 

@@ -139,7 +139,7 @@ fn md5(bytes: &[u8]) -> String {
 }
 
 /// Copies a file as a host does: START, pieces, COMPLETE.
-fn copy(talk: Talk<'_>, folder: &str, name: &str, flags: u32, bytes: &[u8]) -> Result<()> {
+pub fn copy(talk: Talk<'_>, folder: &str, name: &str, flags: u32, bytes: &[u8]) -> Result<()> {
     copy_watched(talk, folder, name, flags, bytes, |_| {})
 }
 

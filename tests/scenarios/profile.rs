@@ -20,8 +20,8 @@ const LENGTH: u64 = 100_000_000;
 /// As many functions are shown.
 const SHOWN: usize = 40;
 
-/// Runs `act` again and again, and prints in which functions of the guest the samples fell. It needs a guest that has its kernel where
-/// the outer one has its own, as it is the same: `nokaslr`.
+/// Runs `act` again and again, and prints in which functions of the guest the samples fell. It needs a guest that has
+/// its kernel where the outer one has its own, as it is the same: `nokaslr`.
 pub fn take(guest: &Guest, meter: &Meter, act: impl FnMut(usize) -> Result<()>) -> Result<()> {
     let samples = meter.sample()?;
     let done = AtomicBool::new(false);
