@@ -64,7 +64,7 @@ const USAGE: &str = "\
 usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T) in their names or configurations
        scenarios [OPTION]... demo           shows the module at work
        scenarios [OPTION]... bench [check]  measures it, and the kernel's own; or what may not grow, only
-       scenarios [OPTION]... bench profile ROW   and says in which functions a row of its table spends them
+       scenarios [OPTION]... bench profile ROW   says in which functions a row of its table spends them
        scenarios list                       lists the scenarios
   --flavour F      kernel, a folder of build/kernel (amd64)
   --module M       only rust or c
@@ -142,7 +142,7 @@ fn main() -> ExitCode {
         ["bench", "profile", row] => {
             options.filter = (*row).to_owned();
             host::nested::ensure_counted();
-            bench::run(&options)
+            bench::profile(&options)
         }
         ["bench"] => {
             host::nested::ensure_counted();

@@ -14,51 +14,77 @@ use host::meter::Meter;
 /// How far samples are apart, about.
 const INTERVAL: Duration = Duration::from_micros(20);
 
-/// Samples are taken until the guest has executed so many instructions.
-const LENGTH: u64 = 100_000_000;
+/// So many instructions of the guest show in which functions it is,
+pub const FUNCTIONS: u64 = 100_000_000;
+
+/// and these are enough for what its kernel and its programs have of them.
+pub const SHARES: u64 = 40_000_000;
 
 /// As many functions are shown.
 const SHOWN: usize = 40;
 
-/// Runs `act` again and again, and prints in which functions of the guest the samples fell. It needs a guest that has
-/// its kernel where the outer one has its own, as it is the same: `nokaslr`.
-pub fn take(guest: &Guest, meter: &Meter, act: impl FnMut(usize) -> Result<()>) -> Result<()> {
-    let samples = meter.sample()?;
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // Each of this thread's timers is an interrupt, and most come while the guest runs.
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                std::thread::sleep(INTERVAL);
-            }
-        });
-        let result = repeat(meter, act);
-        done.store(true, Ordering::Relaxed);
-        result
-    })?;
-    let samples = samples.read()?;
-    let symbols = symbols(guest)?;
-    let mut hits: BTreeMap<&str, u64> = BTreeMap::new();
-    for (address, count) in &samples {
-        let symbol = symbols.range(..=address).next_back();
-        let name = symbol.map_or("programs", |(_, name)| name);
-        *hits.entry(name).or_default() += count;
+/// Where the kernel's half of the addresses begins.
+const KERNEL: u64 = 1 << 63;
+
+/// Addresses at which the guest was seen, and how often at each.
+pub struct Profile(Vec<(u64, u64)>);
+
+impl Profile {
+    /// Runs `act` again and again until the guest has executed `length` instructions, and looks where it is meanwhile.
+    pub fn take(meter: &Meter, length: u64, act: impl FnMut(usize) -> Result<()>) -> Result<Self> {
+        let samples = meter.sample()?;
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Each of this thread's timers is an interrupt, and most come while the guest runs.
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    std::thread::sleep(INTERVAL);
+                }
+            });
+            let result = repeat(meter, length, act);
+            done.store(true, Ordering::Relaxed);
+            result
+        })?;
+        Ok(Self(samples.read()?))
     }
-    let total: u64 = hits.values().sum();
-    let mut hits: Vec<_> = hits.into_iter().collect();
-    hits.sort_by_key(|&(name, count)| (std::cmp::Reverse(count), name));
-    println!("# {total} samples");
-    for (name, count) in hits.iter().take(SHOWN) {
-        let percent = 100.0 * *count as f64 / total.max(1) as f64;
-        println!("# {percent:5.1} %  {name}");
+
+    fn total(&self) -> u64 {
+        self.0.iter().map(|(_, count)| count).sum()
     }
-    Ok(())
+
+    /// The part of them, of 1, at which it was in its kernel, not in a program.
+    pub fn kernel_share(&self) -> f64 {
+        let kernel = self.0.iter().filter(|(address, _)| *address >= KERNEL);
+        let kernel: u64 = kernel.map(|(_, count)| count).sum();
+        kernel as f64 / self.total().max(1) as f64
+    }
+
+    /// Prints in which functions that was. It needs a guest that has its kernel where the outer one has its own, as it
+    /// is the same: `nokaslr`.
+    pub fn print(&self, guest: &Guest) -> Result<()> {
+        let symbols = symbols(guest)?;
+        let mut hits: BTreeMap<&str, u64> = BTreeMap::new();
+        for (address, count) in &self.0 {
+            let symbol = symbols.range(..=address).next_back();
+            let name = symbol.map_or("programs", |(_, name)| name);
+            *hits.entry(name).or_default() += count;
+        }
+        let total = self.total();
+        let mut hits: Vec<_> = hits.into_iter().collect();
+        hits.sort_by_key(|&(name, count)| (std::cmp::Reverse(count), name));
+        println!("# {total} samples");
+        for (name, count) in hits.iter().take(SHOWN) {
+            let percent = 100.0 * *count as f64 / total.max(1) as f64;
+            println!("# {percent:5.1} %  {name}");
+        }
+        Ok(())
+    }
 }
 
-fn repeat(meter: &Meter, mut act: impl FnMut(usize) -> Result<()>) -> Result<()> {
+fn repeat(meter: &Meter, length: u64, mut act: impl FnMut(usize) -> Result<()>) -> Result<()> {
     let start = meter.read()?.instructions;
     let mut number = 0;
-    while meter.read()?.instructions - start < LENGTH {
+    while meter.read()?.instructions - start < length {
         act(number)?;
         number += 1;
     }

@@ -58,6 +58,9 @@ const STAY: &str = "events/synthetic/stay/trigger";
 /// Lists how long stays were that an interrupt ended.
 const LENGTHS: &str = "hist:keys=ticks:size=65536 if reason == 0x60";
 
+/// In how many instructions a stay is over that an interrupt ends that was there before it.
+const AT_ONCE: u64 = 64;
+
 /// Counts from when it is made until it is dropped.
 pub struct Meter {
     /// What each stay seems to take beyond what the guest executes: KVM's own instructions between the events and the
@@ -108,10 +111,10 @@ impl Meter {
         Ok(Samples(self))
     }
 
-    /// An interrupt that came before the entry ends the stay at once: that is no sample.
+    /// An interrupt that came before the entry ends the stay at once, or nearly so: that is no sample.
     fn sampling(&self) -> String {
-        let overhead = self.overhead;
-        format!("hist:keys=rip.hex:size=65536 if reason == 0x60 && ticks > {overhead}")
+        let least = self.overhead + AT_ONCE;
+        format!("hist:keys=rip.hex:size=65536 if reason == 0x60 && ticks > {least}")
     }
 }
 
