@@ -16,6 +16,7 @@ use host::images;
 use host::images::build_folder;
 use host::machine::Config;
 use host::machine::Exit;
+use host::nested::progress_file;
 use host::service::Service;
 use host::service::Version;
 use host::snapshot::Snapshot;
@@ -160,38 +161,81 @@ impl Place {
 }
 
 /// Counts results and prints them, with the time that each took.
+#[derive(Default)]
 struct Report {
-    /// When the last one was printed.
-    last: Instant,
+    /// When the last one came.
+    last: Option<Instant>,
     number: u32,
     failed: u32,
     boots: u32,
+    /// Jobs so far, and those that a run in a QEMU guest that broke down has done.
+    jobs: u32,
+    jobs_before: u32,
+    /// Lines of the scenario that runs: they count when it has run in all its places.
+    held: String,
 }
 
 impl Report {
-    fn new() -> Self {
-        Self {
-            last: Instant::now(),
-            number: 0,
-            failed: 0,
-            boots: 0,
+    /// Goes on from where the run was that was here before.
+    fn resumed() -> Self {
+        let text = progress_file().and_then(|file| std::fs::read_to_string(file).ok());
+        let numbers: Vec<u32> = text
+            .iter()
+            .flat_map(|text| text.split(' '))
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        match *numbers {
+            [jobs_before, number, failed, boots] => Self {
+                jobs_before,
+                number,
+                failed,
+                boots,
+                ..Self::default()
+            },
+            _ => Self::default(),
         }
     }
 
+    /// Counts a job, and says whether it was done before.
+    fn was_done(&mut self) -> bool {
+        self.jobs += 1;
+        self.jobs <= self.jobs_before
+    }
+
     fn line(&mut self, name: &str, label: &str, result: &Result<()>) {
+        let now = Instant::now();
+        let took = self
+            .last
+            .replace(now)
+            .map_or(0.0, |last| (now - last).as_secs_f64());
         self.number += 1;
-        let seconds = self.last.elapsed().as_secs_f64();
-        self.last = Instant::now();
-        match result {
-            Ok(()) => println!("ok {} {name} {label} {seconds:.1} s", self.number),
+        let number = self.number;
+        let lines = match result {
+            Ok(()) => format!("ok {number} {name} {label} {took:.1} s\n"),
             Err(error) => match skip_reason(error) {
-                Some(reason) => println!("ok {} {name} {label} # SKIP {reason}", self.number),
+                Some(reason) => format!("ok {number} {name} {label} # SKIP {reason}\n"),
                 None => {
                     self.failed += 1;
-                    println!("# {}", error.0.replace('\n', "\n# "));
-                    println!("not ok {} {name} {label}", self.number);
+                    let reason = error.0.replace('\n', "\n# ");
+                    format!("# {reason}\nnot ok {number} {name} {label}\n")
                 }
             },
+        };
+        self.held.push_str(&lines);
+    }
+
+    /// A scenario has run in all its places.
+    fn settle(&mut self) {
+        print!("{}", std::mem::take(&mut self.held));
+        let Some(file) = progress_file() else {
+            return;
+        };
+        let text = format!(
+            "{} {} {} {}",
+            self.jobs, self.number, self.failed, self.boots
+        );
+        if let Err(error) = std::fs::write(&file, text) {
+            println!("# {}: {error}", file.display());
         }
     }
 }
@@ -199,8 +243,11 @@ impl Report {
 /// Runs all scenarios that the options select; the exit status says whether all of them passed.
 pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
     let start = Instant::now();
-    let mut report = Report::new();
-    println!("TAP version 13");
+    let mut report = Report::resumed();
+    if report.jobs_before == 0 {
+        println!("TAP version 13");
+    }
+    report.last = Some(start);
     for _ in 0..options.repeat {
         for (row, &vcpus) in options.vcpus.iter().enumerate() {
             for (column, &vmbus) in options.versions.iter().enumerate() {
@@ -277,6 +324,9 @@ impl<'a> Group<'a> {
         };
         let mut jobs = group.jobs(scenarios, whole);
         while let Some((scenario, place)) = jobs.pop_front() {
+            if group.report.was_done() {
+                continue;
+            }
             let more = jobs
                 .iter()
                 .any(|(next, _)| Self::key(next) == Self::key(scenario));
@@ -286,6 +336,7 @@ impl<'a> Group<'a> {
                 .is_none_or(|(next, _)| next.name() != scenario.name())
             {
                 group.compare(scenario, vcpus, vmbus);
+                group.report.settle();
             }
         }
     }
