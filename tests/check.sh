@@ -72,19 +72,27 @@ clippy()
 		-o "$logs/clippy.rmeta" "$@"
 }
 
-# A pass is remembered for as long as nothing that it depends on has changed.
+# remembered NAME KEY CMD...: what CMD prints; where it passed before with the same KEY, what it printed then.
+remembered()
+{
+	local name=$1 key=$2 status=0
+	shift 2
+	if [ "$(cat "$logs/$name.key" 2>/dev/null)" = "$key" ]; then
+		sed -n 's/^ok - .*/& (nothing has changed since)/p' "$logs/$name.passed"
+		return
+	fi
+	rm -f "$logs/$name.key"
+	"$@" 2>&1 | sed -u 's/\r//' | tee "$logs/$name.passed" || status=$?
+	[ $status -ne 0 ] || grep -q '^not ok' "$logs/$name.passed" || echo "$key" >"$logs/$name.key"
+	return $status
+}
+
 step_clippy()
 {
 	local key
 	key=$( (cat "$build"/kdir/*/.ready; find Kbuild rust drivers samples tests -type f -exec sha256sum {} + | sort) |
 		sha256sum)
-	if [ "$(cat "$logs/clippy.key" 2>/dev/null)" != "$key" ]; then
-		rm -f "$logs/clippy.key"
-		all_of_clippy | tee "$logs/clippy.passed"
-		grep -q '^not ok' "$logs/clippy.passed" || echo "$key" >"$logs/clippy.key"
-		return
-	fi
-	sed -n 's/^ok - .*/& (nothing has changed since)/p' "$logs/clippy.passed"
+	remembered clippy "$key" all_of_clippy
 }
 
 all_of_clippy()
@@ -173,19 +181,12 @@ step_scenarios()
 	return $status
 }
 
-# What one heartbeat and one key cost, in instructions, against the committed baseline. As long as nothing has changed
-# the same would come out.
+# What one heartbeat and one key cost, in instructions, against the committed baseline.
 step_bench()
 {
 	local key
 	key=$( (peer; sha256sum build/guest/rust-amd64.cpio) | sha256sum)
-	if [ "$(cat "$logs/bench.key" 2>/dev/null)" != "$key" ]; then
-		rm -f "$logs/bench.key"
-		build/host/scenarios bench check 2>&1 | sed -u 's/\r//' | tee "$logs/bench.passed"
-		[ "${PIPESTATUS[0]}" -ne 0 ] || echo "$key" >"$logs/bench.key"
-		return
-	fi
-	sed -n 's/^ok - .*/& (nothing has changed since)/p' "$logs/bench.passed"
+	remembered bench "$key" build/host/scenarios bench check
 }
 
 # Not among the steps of make check, as building that kernel takes longer than all of them: make check-debug

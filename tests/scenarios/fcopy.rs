@@ -2,6 +2,7 @@
 
 //! Copying files into the guest with `hv_fcopy_daemon`, the one that speaks to the character device.
 
+use std::time::Duration;
 use std::time::Instant;
 
 use host::guest::Result;
@@ -19,12 +20,22 @@ use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
 use crate::scenario::Context;
+use crate::scenario::Machine;
 use crate::scenario::Scenario;
 
 /// The scenarios of this file. In C the class has no character device any more.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fcopy_copies_files", copies_files)
         .everywhere()
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_gigabyte", gigabyte)
+        .machine(ROOMY)
+        .daemons()
+        .rust_only()
+        .apart(),
+    Scenario::new("fcopy_far_into_a_file", far_into_a_file)
+        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_names", names)
@@ -73,6 +84,12 @@ pub const SCENARIOS: &[Scenario] = &[
         // What the bus says when a driver leaves a device to another.
         .expects_log(&["probe failed for device"]),
 ];
+
+/// It has room for a large file, which is in memory as all files are.
+const ROOMY: Machine = Machine {
+    name: "roomy",
+    change: |config| config.memory = 2048,
+};
 
 fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
     t.sh_ok("rm -rf /tmp/in; mkdir /tmp/in")?;
@@ -198,6 +215,68 @@ fn copies(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
         is_there(t, &format!("/tmp/in/{name}"), &bytes)?;
         t.sh_ok(&format!("rm /tmp/in/{name}"))?;
     }
+    talk.finish()
+}
+
+/// 1 GiB, in 64 parts whose checksums are compared.
+fn gigabyte(t: &Context<'_>) -> Result<()> {
+    const PARTS: usize = 64;
+    const PART: usize = 1 << 24;
+    let talk = begin(t)?;
+    t.sh_ok("mount -t tmpfs -o size=1100m none /tmp/in")?;
+    let size = (PARTS * PART) as u64;
+    talk.expect("START", fcopy::start("/tmp/in/", "large", 0, size), S_OK)?;
+    let begun = Instant::now();
+    let mut bytes = content(PART);
+    let mut sums = String::new();
+    for part in 0..PARTS {
+        // Each part is another one.
+        bytes.rotate_left(1);
+        sums.push_str(&format!("{}  -\n", md5(&bytes)));
+        for (index, piece) in bytes.chunks(fcopy::PIECE).enumerate() {
+            let offset = part * PART + index * fcopy::PIECE;
+            talk.expect("WRITE", fcopy::write(offset as u64, piece), S_OK)?;
+        }
+    }
+    let took = begun.elapsed().as_secs_f64();
+    println!(
+        "# 1 GiB in {took:.0} s: {:.1} MB/s",
+        size as f64 / 1e6 / took
+    );
+    talk.expect("COMPLETE", fcopy::end(fcopy::COMPLETE), S_OK)?;
+    let said = t.sh_within(
+        &format!(
+            "stat -c %s /tmp/in/large; for i in $(seq 0 {}); do \
+             dd if=/tmp/in/large bs={PART} skip=$i count=1 2>/dev/null | md5sum; done",
+            PARTS - 1
+        ),
+        Duration::from_secs(600),
+    )?;
+    t.equal(
+        "size and checksums",
+        said.text,
+        format!("{size}\n{}", sums.trim_end()),
+    )?;
+    t.sh_ok("umount /tmp/in")?;
+    talk.finish()
+}
+
+/// Where in a file a piece belongs does not fit in 32 bits. What was not written takes no room.
+fn far_into_a_file(t: &Context<'_>) -> Result<()> {
+    const FAR: u64 = 5_000_000_001;
+    let talk = begin(t)?;
+    let bytes = content(1000);
+    let size = FAR + bytes.len() as u64;
+    talk.expect("START", fcopy::start("/tmp/in/", "file", 0, size), S_OK)?;
+    talk.expect("WRITE", fcopy::write(FAR, &bytes), S_OK)?;
+    talk.expect("COMPLETE", fcopy::end(fcopy::COMPLETE), S_OK)?;
+    let said =
+        t.sh_ok("stat -c %s /tmp/in/file; tail -c 1000 /tmp/in/file | md5sum; rm /tmp/in/file")?;
+    t.equal(
+        "size and content",
+        said,
+        format!("{size}\n{}  -", md5(&bytes)),
+    )?;
     talk.finish()
 }
 
