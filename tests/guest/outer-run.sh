@@ -49,8 +49,9 @@ trap finish EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
-# nohz=off: under emulation an idle processor sometimes misses that it was woken, and without ticks
-# sleeps on until its next timer, which may be a minute away.
+# nohz=off highres=off: under emulation a processor at times misses an interrupt, until it gets another one. A
+# timer that is periodic gives it one; where each tick sets up the next, a missed one is the last.
+# There is no thread=multi: it is what QEMU does anyway, and -icount, which cannot, refuses the word.
 # shellcheck disable=SC2086
 "$top/rust/kdir/enter" timeout -k 5 "${OUTER_TIMEOUT:-600}" \
 	qemu-system-x86_64 -machine q35 -accel tcg -cpu EPYC,+svm,+npt,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec \
@@ -58,7 +59,7 @@ trap 'exit 130' INT
 	-serial stdio \
 	-virtfs "local,path=$top,mount_tag=project,security_model=none,multidevs=remap" \
 	-kernel "$build/kernel/amd64/vmlinux" -initrd "$build/guest/outer.cpio" \
-	-append "console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off nokaslr nohz=off outer.dir=$top outer.job=$job ${OUTER_APPEND:-}" \
+	-append "console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off nokaslr nohz=off highres=off outer.dir=$top outer.job=$job ${OUTER_APPEND:-}" \
 	${OUTER_ARGS:-} </dev/null &
 pid=$!
 status=0

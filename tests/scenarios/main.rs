@@ -35,6 +35,7 @@ mod daemon;
 mod debug;
 mod demo;
 mod fault;
+mod faults;
 mod fcopy;
 mod framing;
 mod fuzz;
@@ -62,6 +63,7 @@ use scenario::Scenario;
 
 const USAGE: &str = "\
 usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T) in their names or configurations
+       scenarios [OPTION]... faults         runs those of the table of faults with both modules, and writes it
        scenarios [OPTION]... demo           shows the module at work
        scenarios [OPTION]... bench [check]  measures it, and the kernel's own; or what may not grow, only
        scenarios [OPTION]... bench profile ROW   says in which functions a row of its table spends them
@@ -134,6 +136,10 @@ fn main() -> ExitCode {
                 .unwrap_or_default();
             host::nested::ensure_synic();
             runner::check(&all(), &options)
+        }
+        ["faults"] => {
+            host::nested::ensure_synic();
+            runner::check_faults(&all(), options)
         }
         ["demo"] => {
             host::nested::ensure_synic();

@@ -22,6 +22,7 @@ use host::service::Version;
 use host::snapshot::Snapshot;
 
 use crate::daemon;
+use crate::faults;
 use crate::log;
 use crate::scenario::skip;
 use crate::scenario::skip_reason;
@@ -56,6 +57,8 @@ pub struct Options {
     repeat: u32,
     /// Stands for all that C's results depend on: those that a former run got with the same are kept.
     peer: Option<String>,
+    /// What the table of faults names, with both modules; C may fail.
+    faults: bool,
 }
 
 impl Default for Options {
@@ -70,6 +73,7 @@ impl Default for Options {
             whole: true,
             repeat: 1,
             peer: None,
+            faults: false,
         }
     }
 }
@@ -148,11 +152,10 @@ impl Place {
         )
     }
 
-    fn file(&self, scenario: &Scenario, flavour: &str) -> PathBuf {
+    fn file(&self, scenario: &str, flavour: &str) -> PathBuf {
         let (major, minor) = self.vmbus;
         let name = format!(
-            "{}-{}-{flavour}-{}cpu-{major}.{minor}",
-            scenario.name(),
+            "{scenario}-{}-{flavour}-{}cpu-{major}.{minor}",
             self.module.name(),
             self.vcpus
         );
@@ -275,6 +278,61 @@ pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
     }
 }
 
+/// Runs the scenarios that the table of faults names, with both modules, and writes the table.
+pub fn check_faults(scenarios: &[&'static Scenario], options: Options) -> ExitCode {
+    let options = Options {
+        faults: true,
+        vcpus: vec![1],
+        versions: vec![(6, 0)],
+        ..options
+    };
+    let status = check(scenarios, &options);
+    let document = faults::document(last_verdict);
+    let file = build_folder().join("results/faults.rst");
+    match std::fs::write(&file, document) {
+        Ok(()) => status,
+        Err(error) => {
+            println!("# {}: {error}", shown(&file));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The suffix of files with verdicts.
+const VERDICT: &str = "verdict";
+
+/// A result in one line of the documentation.
+fn verdict(result: &Result<()>) -> String {
+    let Err(error) = result else {
+        return "passes".to_owned();
+    };
+    if let Some(reason) = skip_reason(error) {
+        return format!("skipped: {reason}");
+    }
+    let mut lines = error.0.lines();
+    let first = lines.next().unwrap_or_default();
+    let log = lines.find(|line| line.contains(" says: "));
+    let what = [Some(first), log].into_iter().flatten().collect::<Vec<_>>();
+    format!("fails: ``{}``", what.join("; ").replace('`', "'"))
+}
+
+/// What a scenario came to when it ran last: on the kernel that most guests have, else on the one that looks for faults.
+fn last_verdict(scenario: &str, module: Module) -> Option<String> {
+    if module == Module::C && scenario.starts_with("fcopy_") {
+        return Some("has no such device".to_owned());
+    }
+    [(FLAVOUR, 1), (DEBUG, 2)]
+        .into_iter()
+        .find_map(|(flavour, vcpus)| {
+            let place = Place {
+                module,
+                vcpus,
+                vmbus: (6, 0),
+            };
+            std::fs::read_to_string(with_suffix(&place.file(scenario, flavour), VERDICT)).ok()
+        })
+}
+
 /// How often a scenario is run where the emulation breaks down.
 const ATTEMPTS: u32 = 3;
 
@@ -357,6 +415,7 @@ impl<'a> Group<'a> {
         let everywhere = self.options.full || self.options.flavour != CLOUD;
         sorted.retain(|scenario| everywhere || scenario.is_everywhere());
         sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.options.filter);
+        sorted.retain(|scenario| !self.options.faults || faults::names(scenario.name()));
         let debug = self.options.flavour == DEBUG;
         sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
         sorted.retain(|scenario| whole || scenario.depends_on_place());
@@ -380,7 +439,12 @@ impl<'a> Group<'a> {
                 self.options.flavour
             );
             let here = whole || place.module == Module::Rust;
-            here && scenario.is_for(place.module) && line.contains(&self.options.filter)
+            let for_module = match (self.options.faults, place.module) {
+                // File copy has no character device in C any more.
+                (true, Module::C) => !scenario.name().starts_with("fcopy_"),
+                _ => scenario.is_for(place.module),
+            };
+            here && for_module && line.contains(&self.options.filter)
         });
         jobs
     }
@@ -429,7 +493,7 @@ impl<'a> Group<'a> {
     /// Where C's result is kept, if it is: see [`Options::peer`].
     fn kept(&self, scenario: &Scenario, place: Place) -> Option<PathBuf> {
         let keeps = place.module == Module::C && self.options.peer.is_some();
-        keeps.then(|| with_suffix(&place.file(scenario, &self.options.flavour), "kept"))
+        keeps.then(|| with_suffix(&place.file(scenario.name(), &self.options.flavour), "kept"))
     }
 
     /// Takes C's result from a former run, if that passed with all as it is now.
@@ -478,7 +542,7 @@ impl<'a> Group<'a> {
         }
         if let Err(Breakdown(what)) = self.attempt(scenario, place, more) {
             let result = Err(Error(format!("each of {ATTEMPTS} times: {what}")));
-            self.report.line(scenario.name(), &place.label(), &result);
+            self.judge(scenario, place, &result);
         }
     }
 
@@ -505,7 +569,7 @@ impl<'a> Group<'a> {
             }
         };
         let guest = &shared.guest;
-        let file = place.file(scenario, &self.options.flavour);
+        let file = place.file(scenario.name(), &self.options.flavour);
         let from = guest.transcript_length();
         let mut result = run_scenario(scenario, guest, place.module);
         let failed = matches!(&result, Err(error) if skip_reason(error).is_none());
@@ -537,8 +601,21 @@ impl<'a> Group<'a> {
         if let Some(what) = breakdown {
             return Err(Breakdown(what));
         }
-        self.report.line(scenario.name(), &label, &result);
+        self.judge(scenario, place, &result);
         Ok(())
+    }
+
+    /// Reports a result, and keeps it for the table of faults. Where that is all that C runs for, it may fail.
+    fn judge(&mut self, scenario: &Scenario, place: Place, result: &Result<()>) {
+        let verdict = verdict(result);
+        let file = place.file(scenario.name(), &self.options.flavour);
+        if let Err(error) = std::fs::write(with_suffix(&file, VERDICT), &verdict) {
+            println!("# {}: {error}", shown(&file));
+        }
+        match (self.options.faults, place.module) {
+            (true, Module::C) => println!("# {} with C: {verdict}", scenario.name()),
+            _ => self.report.line(scenario.name(), &place.label(), result),
+        }
     }
 
     /// Compares what was said with both modules, if both have run.

@@ -663,7 +663,7 @@ impl Machine {
                 let _ = sender.send(processor.vcpu.kicker());
                 let shared = processor.shared.clone();
                 shared.guard(&format!("processor {index}"), || {
-                    let _workaround = nested::is_counted()
+                    let _workaround = nested::is_nested()
                         .then(|| ExitAfterInjection::of_this_thread().expect("perf events"));
                     processor.run();
                 });

@@ -12,9 +12,6 @@ use crate::kvm::Kvm;
 /// Set in the QEMU guest, so that a program that finds no SynIC there either gives up.
 const NESTED: &str = "HV_HOST_NESTED";
 
-/// What it is set to in one that counts.
-const COUNTED: &str = "counted";
-
 /// Names the file in which the program in the QEMU guest keeps how far it is.
 const PROGRESS: &str = "HV_PROGRESS";
 
@@ -47,7 +44,7 @@ pub fn ensure_synic() {
         std::process::exit(1);
     }
     println!("# host: {problem}: running in a QEMU guest that has one");
-    run_nested("1", &[])
+    run_nested(&[])
 }
 
 /// Returns in a QEMU guest in which guest time counts instructions; elsewhere runs this program in one, whatever
@@ -55,20 +52,20 @@ pub fn ensure_synic() {
 pub fn ensure_counted() {
     if !is_nested() {
         println!("# host: running in a QEMU guest that counts instructions");
-        run_nested(COUNTED, &[("OUTER_SMP", "1"), ("OUTER_ARGS", COUNTING)]);
+        run_nested(&[("OUTER_SMP", "1"), ("OUTER_ARGS", COUNTING)]);
     }
 }
 
 /// Runs this program in the QEMU guest and exits with its status. Where that guest breaks down, another one runs it again:
 /// it goes on from where it was if it keeps that in its [`progress_file`].
-fn run_nested(kind: &str, settings: &[(&str, &str)]) -> ! {
+fn run_nested(settings: &[(&str, &str)]) -> ! {
     let script = std::env::var_os("HV_OUTER_RUN").map_or_else(
         || build_folder().join("../tests/guest/outer-run.sh"),
         PathBuf::from,
     );
     let progress = build_folder().join(format!("guest/progress.{}", std::process::id()));
     let mut line = format!(
-        "{NESTED}={kind} {PROGRESS}={} ",
+        "{NESTED}=1 {PROGRESS}={} ",
         quote(&progress.to_string_lossy())
     );
     for (name, value) in
@@ -113,13 +110,8 @@ pub fn progress_file() -> Option<PathBuf> {
 }
 
 /// Whether this program runs in the QEMU guest.
-fn is_nested() -> bool {
+pub fn is_nested() -> bool {
     std::env::var_os(NESTED).is_some()
-}
-
-/// Whether it runs in one that counts instructions.
-pub fn is_counted() -> bool {
-    std::env::var_os(NESTED).is_some_and(|kind| kind == COUNTED)
 }
 
 /// Quotes a word for the shell.

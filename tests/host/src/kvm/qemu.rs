@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Works around a fault in QEMU's emulation of SVM, for machines in a QEMU guest that counts instructions.
+//! Works around a fault in QEMU's emulation of SVM, for machines that run in it.
 //!
 //! Where VMRUN injects an interrupt, QEMU 10 leaves its vector as the exception to be raised next, until the processor
-//! leaves the guest or takes another exception. Whatever stops the emulation in between raises it once more, interrupts
-//! disabled or not: the guest's handler deadlocks with itself. Under `-icount` the end of a time slice does that, at
-//! once. So each such entry gets an exit at once, before any instruction: a perf event on the entry has a buffer to
-//! wake readers of, and the kernel does that with an interrupt to itself.
-//!
-//! Without `-icount` it takes another processor that wants the translations flushed, so it is rare, and the emulated
-//! machine as fast as it can be is worth more.
+//! leaves the guest or takes another exception. Whatever stops the emulation in between (another processor that wants
+//! the translations flushed, the end of a time slice under `-icount`) raises it once more, interrupts disabled or not:
+//! the guest's handler deadlocks with itself. So each such entry gets an exit at once, before any instruction: a perf
+//! event on the entry has a buffer to wake readers of, and the kernel does that with an interrupt to itself.
 
 use std::ffi::c_int;
 use std::ffi::c_long;
