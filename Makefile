@@ -131,6 +131,11 @@ check: guests host
 bench: root guest-$(FLAVOUR) host
 	@$(enter) env OUTER_TIMEOUT=1200 build/host/scenarios --flavour $(FLAVOUR) bench
 
+## faults               what C and this module make of the faults of Documentation/faults.rst, which it writes
+faults: root guest-$(FLAVOUR) host
+	@$(enter) env HV_SLOW=1 OUTER_TIMEOUT=3600 build/host/scenarios --flavour $(FLAVOUR) faults
+	@cp build/results/faults.rst Documentation/faults.rst
+
 ## check-debug          the scenarios and KUnit on a kernel that looks for faults, built for that (17 min once)
 check-debug: root guest-debug host
 	@tests/check.sh debug
@@ -163,6 +168,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check bench check-debug check-systemd soak clean distclean help
+.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

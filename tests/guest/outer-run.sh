@@ -6,7 +6,6 @@
 #   OUTER_TIMEOUT  seconds until the guest is ended (600)
 #   OUTER_ARGS     more arguments for QEMU, such as -icount ...
 #   OUTER_APPEND   more of the kernel command line
-#   OUTER_SMP      processors (2)
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../../rust/kdir/lib.sh"
@@ -51,11 +50,12 @@ trap 'exit 130' INT
 
 # nohz=off highres=off: under emulation a processor at times misses an interrupt, until it gets another one. A
 # timer that is periodic gives it one; where each tick sets up the next, a missed one is the last.
-# There is no thread=multi: it is what QEMU does anyway, and -icount, which cannot, refuses the word.
+# One processor: with two, what one does to the other at times reaches it in the middle of an exit from the inner
+# guest, and host and guest get each other's registers.
 # shellcheck disable=SC2086
 "$top/rust/kdir/enter" timeout -k 5 "${OUTER_TIMEOUT:-600}" \
 	qemu-system-x86_64 -machine q35 -accel tcg -cpu EPYC,+svm,+npt,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec \
-	-smp "${OUTER_SMP:-2}" -m 4G -nodefaults -no-user-config -display none -no-reboot \
+	-m 4G -nodefaults -no-user-config -display none -no-reboot \
 	-serial stdio \
 	-virtfs "local,path=$top,mount_tag=project,security_model=none,multidevs=remap" \
 	-kernel "$build/kernel/amd64/vmlinux" -initrd "$build/guest/outer.cpio" \
