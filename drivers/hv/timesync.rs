@@ -30,11 +30,15 @@ use hyperv::{
     },
 };
 use kernel::{
-    new_spinlock_irq,
     prelude::*,
     sync::{
-        Arc,
-        SpinLockIrq, //
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
     },
 };
 
@@ -51,7 +55,7 @@ pub(crate) struct TimeSync {
 
 impl TimeSync {
     pub(crate) fn new(module: &'static ThisModule) -> Result<Self> {
-        let host = Arc::pin_init(HostClock::new(), GFP_KERNEL)?;
+        let host = Arc::new(HostClock::new(), GFP_KERNEL)?;
         let step = StepClock {
             host: host.clone(),
             limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
@@ -86,7 +90,7 @@ impl Service for TimeSync {
 
     fn act(&mut self, action: Self::Action) {
         let Message { sample, sync } = action;
-        *self.host.sample.lock() = Some(sample);
+        self.host.set(sample);
 
         let is_behind = || {
             let host = self.host.now();
@@ -99,22 +103,43 @@ impl Service for TimeSync {
 
     fn closed(&mut self) {
         self.step.as_ref().cancel();
-        *self.host.sample.lock() = None;
+        self.host.forget();
     }
 }
 
 /// The host's clock, as far as its last sample tells.
-#[pin_data]
+///
+/// There is no lock: the offset of a later sample is as good for whoever reads in between, and the
+/// reference time, which is written last, never belongs to a later one than the offset.
 struct HostClock {
-    #[pin]
-    sample: SpinLockIrq<Option<Sample>>,
+    offset: Atomic<u64>,
+    reference: Atomic<u64>,
 }
 
 impl HostClock {
-    fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            sample <- new_spinlock_irq!(None, "HostClock::sample"),
-        })
+    /// The reference time of no sample: that is 58,000 years after the virtual machine's start.
+    const NEVER: u64 = u64::MAX;
+
+    fn new() -> Self {
+        Self {
+            offset: Atomic::new(0),
+            reference: Atomic::new(Self::NEVER),
+        }
+    }
+
+    fn set(&self, Sample { offset, reference }: Sample) {
+        self.offset.store(offset, Relaxed);
+        self.reference.store(reference, Release);
+    }
+
+    fn forget(&self) {
+        self.reference.store(Self::NEVER, Relaxed);
+    }
+
+    fn sample(&self) -> Option<Sample> {
+        let reference = self.reference.load(Acquire);
+        let offset = self.offset.load(Relaxed);
+        (reference != Self::NEVER).then_some(Sample { offset, reference })
     }
 }
 
@@ -122,7 +147,7 @@ impl ptp::Clock for HostClock {
     /// Fails with `ENODATA` if the host has not told its time yet, `ESTALE` if that was too long
     /// ago.
     fn now(&self) -> Result<i64> {
-        let sample = (*self.sample.lock()).ok_or(ENODATA)?;
+        let sample = self.sample().ok_or(ENODATA)?;
         sample.at(time::reference()).map_err(|_| ESTALE)
     }
 }

@@ -34,6 +34,9 @@ const UNIX_EPOCH: u64 = 116_444_736_000_000_000;
 /// Nanoseconds in a unit of host and reference time.
 const NSEC_PER_UNIT: u64 = 100;
 
+/// What Unix time in nanoseconds ends with, in units of 100 ns.
+const LATEST: u64 = i64::MAX as u64 / NSEC_PER_UNIT;
+
 /// Age from which a sample says nothing any more: 600 s, in units of 100 ns.
 const STALE: u64 = 600 * 10_000_000;
 
@@ -67,13 +70,14 @@ impl TimeSync {
         let since_epoch = wire::u64_at(body, HOST_TIME).checked_sub(UNIX_EPOCH)?;
         // CAST: the difference of two counters that may be ahead of each other is a signed number.
         let since_taken = now.wrapping_sub(taken) as i64;
-        let sample = Sample {
-            unix_time: since_epoch.checked_add_signed(since_taken)?,
-            reference: now,
-        };
-        sample.at(now).ok()?;
+        let unix_time = since_epoch
+            .checked_add_signed(since_taken)
+            .filter(|units| *units <= LATEST)?;
         Some(Self {
-            sample,
+            sample: Sample {
+                offset: unix_time.wrapping_sub(now),
+                reference: now,
+            },
             sync: flags & FLAG_SYNC != 0,
         })
     }
@@ -82,10 +86,10 @@ impl TimeSync {
 /// The host's time at one moment of the reference time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
-    /// Unix time, in units of 100 ns.
-    unix_time: u64,
-    /// Reference time of the same moment, in units of 100 ns.
-    reference: u64,
+    /// Unix time less the reference time, in units of 100 ns, modulo 2^64.
+    pub(crate) offset: u64,
+    /// Reference time of the moment, in units of 100 ns.
+    pub(crate) reference: u64,
 }
 
 /// The sample is too old, or isn't one of this boot of the host's clock.
@@ -105,11 +109,12 @@ impl Sample {
         if age > STALE {
             return Err(Stale);
         }
-        self.unix_time
-            .checked_add(age)
-            .and_then(|units| units.checked_mul(NSEC_PER_UNIT))
-            .and_then(|nanoseconds| i64::try_from(nanoseconds).ok())
-            .ok_or(Stale)
+        let unix_time = self.offset.wrapping_add(self.reference + age);
+        if unix_time > LATEST {
+            return Err(Stale);
+        }
+        // CAST: `LATEST` fits.
+        Ok((unix_time * NSEC_PER_UNIT) as i64)
     }
 }
 
