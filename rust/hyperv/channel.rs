@@ -154,6 +154,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Returns whether the packet is one of plain data, which all requests of hosts are.
+    #[inline]
     pub fn is_in_band(&self) -> bool {
         // SAFETY: By the type invariant, the descriptor is valid.
         let packet_type = unsafe { (*self.descriptor.as_ptr()).type_ };
@@ -163,6 +164,7 @@ impl<'a> Packet<'a> {
     }
 
     /// The payload, a multiple of 8 bytes long.
+    #[inline]
     pub fn payload(&mut self) -> &mut [u8] {
         let descriptor = self.descriptor.as_ptr();
 
@@ -435,6 +437,8 @@ impl<H: Handler> Channel<H> {
             limit,
         };
 
+        handler.woken(&channel);
+
         // SAFETY: This is the channel's callback.
         let is_empty = unsafe { channel.poll(handler) };
 
@@ -466,6 +470,7 @@ impl Sender<'_> {
     }
 
     /// Sends in-band data; returns whether it has left. If not, the log says why.
+    #[inline]
     fn send(&self, payload: &mut [u8], transaction: u64) -> bool {
         // SAFETY:
         // - The channel is open in its callback.
@@ -481,12 +486,14 @@ impl Sender<'_> {
                 0,
             )
         });
-        if let Err(error) = result {
-            if self.limit.allows() {
-                dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
-            }
+        result.inspect_err(|error| self.log_unsent(*error)).is_ok()
+    }
+
+    #[cold]
+    fn log_unsent(&self, error: Error) {
+        if self.limit.allows() {
+            dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
         }
-        result.is_ok()
     }
 
     /// Has `handler` take what's in the ring, as long as there's room to answer it. Returns whether
@@ -496,8 +503,6 @@ impl Sender<'_> {
     ///
     /// Must only be called from the channel's callback, by one caller at a time.
     unsafe fn poll(&self, handler: &mut dyn Handler) -> bool {
-        handler.woken(self);
-
         let raw = self.raw.as_ptr();
         // SAFETY: The channel is open in its callback, and nothing else moves its iterator.
         let mut next = unsafe { bindings::hv_pkt_iter_first(raw) };
