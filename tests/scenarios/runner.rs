@@ -311,9 +311,13 @@ fn verdict(result: &Result<()>) -> String {
     }
     let mut lines = error.0.lines();
     let first = lines.next().unwrap_or_default();
-    let log = lines.find(|line| line.contains(" says: "));
-    let what = [Some(first), log].into_iter().flatten().collect::<Vec<_>>();
-    format!("fails: ``{}``", what.join("; ").replace('`', "'"))
+    let mut what = first.to_owned();
+    if let Some((log, said)) = lines.find_map(|line| line.split_once(" says: ")) {
+        // Without level and time, which are others each time.
+        let said = said.split_once("] ").map_or(said, |(_, said)| said);
+        what.push_str(&format!("; {log} says: {said}"));
+    }
+    format!("fails: ``{}``", what.replace('`', "'"))
 }
 
 /// What a scenario came to when it ran last: on the kernel that most guests have, else on the one that looks for faults.
