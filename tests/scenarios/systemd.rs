@@ -2,6 +2,7 @@
 
 //! Debian as it is installed: udev finds the devices and has the module loaded, systemd starts the daemons.
 
+use std::path::Path;
 use std::time::Duration;
 
 use host::guest::Result;
@@ -31,8 +32,19 @@ const DEBIAN: Machine = Machine {
 };
 
 fn debian(config: &mut Config) {
+    let name = |archive: &Path| {
+        archive
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    // Debian has its own daemons, and /bin is a link there.
+    config
+        .initrds
+        .retain(|archive| !name(archive).starts_with("daemons-"));
     for archive in &mut config.initrds {
-        let name = archive.file_name().unwrap_or_default().to_string_lossy();
+        let name = name(archive);
         if let Some(flavour) = name.strip_prefix("inner-") {
             *archive = archive.with_file_name(format!("systemd-{flavour}"));
         }
