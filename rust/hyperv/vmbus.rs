@@ -94,8 +94,9 @@ impl<T: Driver> Adapter<T> {
         from_result(|| {
             // SAFETY: `DeviceId` is a `#[repr(transparent)]` wrapper of
             // `struct hv_vmbus_device_id` and does not add additional invariants, so it's safe to
-            // transmute.
-            let id = unsafe { &*id.cast::<DeviceId>() };
+            // transmute. The id is valid, or null where `driver_override` has changed since the
+            // driver was chosen.
+            let id = unsafe { id.cast::<DeviceId>().as_ref() }.ok_or(ENODEV)?;
 
             // SAFETY: `id` comes from `T::ID_TABLE`, which is of type `IdArray<_, T::IdInfo>`, or
             // from `new_id` or `driver_override`, which leave `driver_data` at 0.
