@@ -76,10 +76,8 @@ fn timeouts(t: &Context<'_>) -> Result<()> {
     daemon::VSS.resume(t)?;
     daemon::FCOPY.resume(t)?;
     vss.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
-    hangs_when_told(t, vss)?;
     fcopy.expect("START", fcopy::start("/tmp", "other", 0, 1), S_OK)?;
     fcopy.expect("CANCEL", fcopy::end(fcopy::CANCEL), S_OK)?;
-    vss.finish()?;
     fcopy.finish()?;
 
     let reply = at(t, kvp, &offer, S_OK, offered, 55)?;
@@ -99,7 +97,9 @@ fn timeouts(t: &Context<'_>) -> Result<()> {
     let reply = kvp.promptly("the next request", &next, S_OK)?;
     let pair = kvp::pair(&reply.body).map(|(key, _)| key);
     t.equal("its key", pair.as_deref(), Some("OSName"))?;
-    kvp.finish()
+    kvp.finish()?;
+    hangs_when_told(t, vss)?;
+    vss.finish()
 }
 
 /// A host that starts over leaves a freeze behind, whose daemon hangs: its requests fail, soon at once, and the file
