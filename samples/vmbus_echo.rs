@@ -40,13 +40,14 @@ struct Echo;
 
 impl Handler for Echo {
     // It takes no locks, so it may be called right in the host's interrupt.
-    fn context() -> Context {
+    fn context(&self) -> Context {
         Context::Interrupt
     }
 
     fn receive(&mut self, packet: Packet<'_>) -> Handled {
         // A packet has to go one way or another: without this line the function does not compile.
-        packet.reply(|| {})
+        let (handled, _has_left) = packet.reply();
+        handled
     }
 }
 
@@ -54,7 +55,7 @@ struct EchoDriver;
 
 impl vmbus::Driver for EchoDriver {
     type IdInfo = ();
-    type Data<'bound> = Channel<Echo>;
+    type Data<'bound> = Channel;
     const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &ID_TABLE;
 
     fn probe<'bound>(

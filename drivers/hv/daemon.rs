@@ -9,6 +9,7 @@
 use crate::{
     icmsg::{
         Kind,
+        Registration,
         Request,
         Status,
         Unanswerable,
@@ -19,6 +20,7 @@ use crate::{
         log_unexpected, //
     },
     transport::{
+        Daemon,
         Lost,
         Outcome,
         Protocol,
@@ -36,6 +38,7 @@ use hyperv::{
         Taken, //
     },
     new_delayed_work,
+    time::Deadline,
     work::{
         DelayedWork,
         Run, //
@@ -44,157 +47,206 @@ use hyperv::{
 use kernel::{
     prelude::*,
     sync::Arc,
-    time::{
-        Delta,
-        Instant,
-        Monotonic, //
-    },
+    time::Delta, //
 };
 
 /// How long a host waits for a daemon to answer.
 pub(crate) const ANSWER_TIMEOUT: Delta = Delta::from_secs(30);
 
-/// A service that a daemon does the work of. All methods are called in softirq context, but
-/// [`DaemonService::closed`].
-pub(crate) trait DaemonService: Protocol {
+/// What is fixed about a service that a daemon does the work of.
+pub(crate) struct Info {
+    /// The name in log messages.
+    pub(crate) name: &'static str,
     /// The type of the service's requests.
-    const KIND: Kind;
+    pub(crate) kind: Kind,
     /// The framework versions that the service works with, best first.
-    const FRAMEWORKS: &'static [Version];
+    pub(crate) frameworks: &'static [Version],
     /// The message versions that the service knows, best first.
-    const VERSIONS: &'static [Version];
+    pub(crate) versions: &'static [Version],
     /// The size of each ring.
-    const RING: RingSize;
-    /// How long the answer to a negotiation waits for a daemon. A host asks nothing before it.
-    const PATIENCE: Delta;
+    pub(crate) ring: RingSize,
+    /// How long the answer to a negotiation waits for a daemon, if it does. A host asks nothing
+    /// before it.
+    pub(crate) patience: Option<Delta>,
+    /// What is said to the daemon.
+    pub(crate) protocol: Protocol,
+}
 
-    /// What has to be remembered of a request while the daemon works.
-    type Operation: Copy + Send;
-
+/// A service that a daemon does the work of. All methods are called in softirq context, but
+/// [`DaemonService::restarted`] and [`DaemonService::daemon_gone`] also where they may sleep.
+pub(crate) trait DaemonService: Send {
     /// Writes what the daemon is to be asked about the request in `body` to `message`, or answers
     /// the request.
-    fn ask(
-        &mut self,
-        body: &mut [u8],
-        daemon: Option<Self::Registration>,
-        message: &mut Self::Message,
-    ) -> Asked<Self::Operation>;
+    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked;
 
-    /// Answers the request in `body` with what the daemon has answered.
-    fn answered(
-        &mut self,
-        operation: Self::Operation,
-        daemon: Self::Registration,
-        answer: &Self::Message,
-        body: &mut [u8],
-    ) -> Status;
+    /// Answers the request in `body`, about which the daemon was asked, with what it has answered.
+    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Status;
 
-    /// The daemon has gone, or took too long; or the host doesn't wait any more.
-    fn unanswered(&mut self, operation: Self::Operation, lost: Lost) {
-        let _ = (operation, lost);
+    /// The daemon was asked about the request in `body`, but has gone, or took too long; or the host
+    /// doesn't wait any more.
+    fn unanswered(&mut self, body: &[u8], lost: Lost) {
+        let _ = (body, lost);
     }
 
     /// Writes what the daemon has to be asked although the host doesn't, and returns its size.
-    fn tell(&mut self, message: &mut Self::Message) -> Option<usize> {
+    fn tell(&mut self, message: &mut [u8]) -> Option<usize> {
         let _ = message;
         None
     }
 
     /// What the daemon has answered to [`DaemonService::tell`]. Not called if it has gone.
-    fn told(&mut self, answer: &Self::Message) {
+    fn told(&mut self, answer: &[u8]) {
         let _ = answer;
     }
 
-    /// A daemon may have come or gone.
-    fn daemon_changed(&mut self, daemon: Option<Self::Registration>) {
-        let _ = daemon;
-    }
+    /// The daemon has gone; another may have come.
+    fn daemon_gone(&mut self) {}
 
     /// The host has started over, or the channel was closed.
     fn restarted(&mut self) {}
 }
 
 /// What becomes of a request.
-pub(crate) enum Asked<O> {
+pub(crate) enum Asked {
     /// The daemon is asked the first `len` bytes of the message, and has `timeout` to answer.
-    Question {
-        operation: O,
-        len: usize,
-        timeout: Delta,
-    },
+    Question { len: usize, timeout: Delta },
     /// The request is answered without it.
     Answered(Status),
 }
 
 /// The conversation with the host on the service's channel.
-pub(crate) struct Session<S: DaemonService> {
-    service: S,
-    transport: Arc<Transport<S>>,
-    expiry: Pin<KBox<DelayedWork<Expiry<S>>>>,
+pub(crate) struct Session {
+    info: &'static Info,
+    service: KBox<dyn DaemonService>,
+    transport: Arc<Transport>,
+    /// The daemon that was there last time.
+    daemon: Option<Daemon>,
+    /// Has the service woken when it has waited for long enough.
+    expiry: Pin<KBox<DelayedWork<Expiry>>>,
+    /// When that will be, or was.
+    armed: Option<Deadline>,
     /// Where questions are written, and answers read.
-    message: KBox<S::Message>,
+    message: KVec<u8>,
     /// What was agreed on with the host, if anything.
     version: Option<Version>,
     /// Until when a negotiation waits for a daemon, if one does.
-    patient_until: Option<Instant<Monotonic>>,
+    patient_until: Option<Deadline>,
     /// Until when a request waits for the way to the daemon to be free, if one does.
-    blocked_until: Option<Instant<Monotonic>>,
+    blocked_until: Option<Deadline>,
     /// `None` only while it is being changed.
-    job: Option<Job<S::Operation>>,
+    job: Option<Job>,
 }
 
 /// The request that is worked on.
-enum Job<O> {
+enum Job {
     /// There is none.
     None(Buffer),
-    /// The daemon has been asked.
-    Asked(Taken, O),
+    /// The daemon has been asked, and has until then to answer.
+    Asked(Taken, Deadline),
     /// The daemon has been told something that the host didn't request, and takes until then to
     /// answer without any request suffering.
-    Told(Buffer, Instant<Monotonic>),
+    Told(Buffer, Deadline),
     /// Its answer waits for room in the ring.
     Answered(Taken),
 }
 
-impl<S: DaemonService> Session<S> {
-    pub(crate) fn new(service: S, transport: Arc<Transport<S>>) -> Result<Self> {
+impl Session {
+    pub(crate) fn new(
+        info: &'static Info,
+        service: KBox<dyn DaemonService>,
+        transport: Arc<Transport>,
+    ) -> Result<Self> {
         let expiry = Expiry {
             transport: transport.clone(),
         };
         Ok(Self {
+            info,
             service,
             transport,
+            daemon: None,
             expiry: KBox::pin_init(new_delayed_work!("hv_utils::expiry", expiry), GFP_KERNEL)?,
-            message: KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?,
+            armed: None,
+            message: info.protocol.new_message()?,
             version: None,
             patient_until: None,
             blocked_until: None,
-            job: Some(Job::None(Buffer::new(S::RING)?)),
+            job: Some(Job::None(Buffer::new(info.ring)?)),
         })
+    }
+
+    /// Has the service woken when `deadline` is over, if it isn't before.
+    fn wake_at(&mut self, deadline: Deadline) {
+        if self.armed.is_some_and(|armed| armed.min(deadline) == armed) {
+            return;
+        }
+        self.armed = Some(deadline);
+        self.expiry.as_ref().schedule_at(deadline);
+    }
+
+    /// Has the service woken again for what it waits for still.
+    fn rearm(&mut self) {
+        if !self.armed.is_some_and(Deadline::is_over) {
+            return;
+        }
+        self.armed = None;
+        let (asked, told) = match self.job {
+            Some(Job::Asked(_, until)) => (Some(until), None),
+            Some(Job::Told(_, until)) => (None, Some(until)),
+            _ => (None, None),
+        };
+        // Of these, what is over ends now, as packets come in next.
+        let until_packets = |until: Option<Deadline>| until.filter(|until| !until.is_over());
+        let (told, patient, blocked) = (
+            until_packets(told),
+            until_packets(self.patient_until),
+            until_packets(self.blocked_until),
+        );
+        for until in [asked, told, patient, blocked].into_iter().flatten() {
+            self.wake_at(until);
+        }
+    }
+
+    /// Notices that the daemon is another one.
+    fn look_for_daemon(&mut self) {
+        let daemon = self.transport.daemon();
+        if self.daemon.is_some() && self.daemon != daemon {
+            self.service.daemon_gone();
+        }
+        self.daemon = daemon;
     }
 
     /// Whether a negotiation has to wait for a daemon.
     fn is_patient(&mut self) -> bool {
-        if S::PATIENCE.is_zero() || self.transport.registration().is_some() {
-            self.patient_until = None;
+        let Some(patience) = self.info.patience else {
             return false;
+        };
+        if self.daemon.is_none() {
+            let until = *self
+                .patient_until
+                .get_or_insert_with(|| Deadline::after(patience));
+            self.wake_at(until);
+            if !until.is_over() {
+                return true;
+            }
         }
-        lasts(&mut self.patient_until, self.expiry.as_ref(), S::PATIENCE)
+        self.patient_until = None;
+        false
     }
 
     /// Forgets the host's request, without an answer, and what was agreed on.
     fn restart(&mut self) {
         self.job = self.job.take().map(|job| match job {
-            Job::Asked(taken, operation) => {
+            Job::Asked(mut taken, _) => {
                 let lost = self.transport.abandon();
-                self.service.unanswered(operation, lost);
+                if let Ok(mut request) = Request::new(taken.payload()) {
+                    self.service.unanswered(request.body(), lost);
+                }
                 Job::None(taken.abandon())
             }
             Job::Answered(taken) => Job::None(taken.abandon()),
             job @ (Job::None(_) | Job::Told(..)) => job,
         });
         self.version = None;
-        self.patient_until = None;
         self.blocked_until = None;
         self.service.restarted();
         self.tell();
@@ -202,16 +254,15 @@ impl<S: DaemonService> Session<S> {
 
     /// Tells the daemon what it has to be told, if it isn't working on something.
     fn tell(&mut self) {
-        if self.transport.registration().is_none() || !self.transport.is_free() {
+        if !self.transport.is_free() {
             return;
         }
         self.job = match self.job.take() {
             Some(Job::None(buffer)) => Some(match self.service.tell(&mut self.message) {
                 Some(len) => {
+                    let until = Deadline::after(ANSWER_TIMEOUT);
                     self.transport.ask(&mut self.message, len, None);
-                    // Before the timer starts: it is over when that ends.
-                    let until = Instant::now() + ANSWER_TIMEOUT;
-                    self.expiry.as_ref().schedule_in(ANSWER_TIMEOUT);
+                    self.wake_at(until);
                     Job::Told(buffer, until)
                 }
                 None => Job::None(buffer),
@@ -221,7 +272,7 @@ impl<S: DaemonService> Session<S> {
     }
 
     /// Passes on what the daemon has answered to what it was told.
-    fn conclude_told(&mut self, buffer: Buffer, until: Instant<Monotonic>) -> Job<S::Operation> {
+    fn conclude_told(&mut self, buffer: Buffer, until: Deadline) -> Job {
         match self.transport.outcome(&mut self.message) {
             Outcome::Pending => return Job::Told(buffer, until),
             Outcome::Answered(_) => self.service.told(&self.message),
@@ -231,40 +282,38 @@ impl<S: DaemonService> Session<S> {
     }
 
     fn negotiate(&mut self, mut packet: Packet<'_>) -> Handled {
+        // The host doesn't wait for anything from before, however long it has to wait for this.
+        if self.patient_until.is_none() {
+            self.restart();
+        }
         if self.is_patient() {
             return packet.leave();
         }
-        self.restart();
         let request = match Request::new(packet.payload()) {
             Ok(request) => request,
             Err(unanswerable) => return packet.ignore(unanswerable),
         };
-        let version = request.negotiate(S::FRAMEWORKS, S::VERSIONS);
+        let version = request.negotiate(self.info.frameworks, self.info.versions);
         let limit = packet.limit();
-        packet.reply(|| {
+        let (handled, has_left) = packet.reply();
+        if has_left {
             self.version = version;
-            log_negotiation(S::NAME, version, limit);
-        })
+            log_negotiation(self.info.name, version, limit);
+        }
+        handled
     }
 
     /// Starts work on a request, or answers it.
-    fn request(&mut self, mut packet: Packet<'_>, buffer: Buffer) -> (Handled, Job<S::Operation>) {
-        let daemon = self.transport.registration();
-        if !self.transport.is_free() {
-            // A daemon may never read what it has to before it is one, nor end a read.
-            let waits = daemon.is_some()
-                && lasts(
-                    &mut self.blocked_until,
-                    self.expiry.as_ref(),
-                    ANSWER_TIMEOUT,
-                );
-            let handled = match waits {
+    fn request(&mut self, mut packet: Packet<'_>, buffer: Buffer) -> (Handled, Job) {
+        if self.daemon.is_some() && !self.transport.is_free() {
+            let handled = match self.is_blocked() {
                 true => packet.leave(),
                 false => fail(packet),
             };
             return (handled, Job::None(buffer));
         }
         self.blocked_until = None;
+        let daemon = self.daemon.map(|daemon| daemon.registration);
         let asked = match Request::new(packet.payload()) {
             Ok(mut request) => {
                 let asked = self.service.ask(request.body(), daemon, &mut self.message);
@@ -276,49 +325,47 @@ impl<S: DaemonService> Session<S> {
             Err(unanswerable) => return (packet.ignore(unanswerable), Job::None(buffer)),
         };
         match asked {
-            Asked::Question {
-                operation,
-                len,
-                timeout,
-            } => {
+            Asked::Question { len, timeout } => {
                 let (handled, taken) = packet.take(buffer);
-                self.transport.ask(&mut self.message, len, Some(timeout));
-                self.expiry.as_ref().schedule_in(timeout);
-                (handled, Job::Asked(taken, operation))
+                let until = Deadline::after(timeout);
+                self.transport.ask(&mut self.message, len, Some(until));
+                self.wake_at(until);
+                (handled, Job::Asked(taken, until))
             }
-            Asked::Answered(_) => (packet.reply(|| {}), Job::None(buffer)),
+            Asked::Answered(_) => (packet.reply().0, Job::None(buffer)),
         }
+    }
+
+    /// Whether a request goes on waiting for the way to the daemon to be free. A daemon may never end
+    /// a read.
+    fn is_blocked(&mut self) -> bool {
+        let until = *self
+            .blocked_until
+            .get_or_insert_with(|| Deadline::after(ANSWER_TIMEOUT));
+        self.wake_at(until);
+        !until.is_over()
     }
 
     /// Answers the request if the daemon has, or won't any more.
-    fn conclude(&mut self, mut taken: Taken, operation: S::Operation) -> Job<S::Operation> {
-        match self.transport.outcome(&mut self.message) {
-            Outcome::Pending => return Job::Asked(taken, operation),
-            Outcome::None(lost) => {
-                self.service.unanswered(operation, lost);
-                answer(&mut taken, |_| Status::FAIL);
-            }
-            Outcome::Answered(daemon) => answer(&mut taken, |body| {
-                self.service
-                    .answered(operation, daemon, &self.message, body)
-            }),
+    fn conclude(&mut self, mut taken: Taken, until: Deadline) -> Job {
+        let result = match self.transport.outcome(&mut self.message) {
+            Outcome::Pending => return Job::Asked(taken, until),
+            Outcome::Answered(daemon) => Ok(daemon),
+            Outcome::None(lost) => Err(lost),
+        };
+        if let Ok(mut request) = Request::new(taken.payload()) {
+            let body = request.body();
+            let status = match result {
+                Ok(daemon) => self.service.answered(body, daemon, &self.message),
+                Err(lost) => {
+                    self.service.unanswered(body, lost);
+                    Status::FAIL
+                }
+            };
+            request.answer(status);
         }
         Job::Answered(taken)
     }
-}
-
-/// Whether waiting for as long as `delay` isn't over; begins it, and has `expiry` end it.
-fn lasts<S: DaemonService>(
-    until: &mut Option<Instant<Monotonic>>,
-    expiry: Pin<&DelayedWork<Expiry<S>>>,
-    delay: Delta,
-) -> bool {
-    let end = *until.get_or_insert_with(|| {
-        let end = Instant::now() + delay;
-        expiry.schedule_in(delay);
-        end
-    });
-    end.elapsed().is_negative()
 }
 
 /// Answers a request that nothing can be done about.
@@ -327,26 +374,18 @@ fn fail(mut packet: Packet<'_>) -> Handled {
         Ok(request) => request.answer(Status::FAIL),
         Err(unanswerable) => return packet.ignore(unanswerable),
     }
-    packet.reply(|| {})
+    packet.reply().0
 }
 
-/// Turns the request that was taken into its answer.
-fn answer(taken: &mut Taken, status: impl FnOnce(&mut [u8]) -> Status) {
-    if let Ok(mut request) = Request::new(taken.payload()) {
-        let status = status(request.body());
-        request.answer(status);
-    }
-}
-
-impl<S: DaemonService> Handler for Session<S> {
+impl Handler for Session {
     fn woken(&mut self, sender: &Sender<'_>) {
         let job = match self.job.take() {
-            Some(Job::Asked(taken, operation)) => Some(self.conclude(taken, operation)),
+            Some(Job::Asked(taken, until)) => Some(self.conclude(taken, until)),
             Some(Job::Told(buffer, until)) => Some(self.conclude_told(buffer, until)),
             job => job,
         };
         // Behind what the last daemon has or hasn't answered.
-        self.service.daemon_changed(self.transport.registration());
+        self.look_for_daemon();
         self.job = match job {
             Some(Job::Answered(taken)) => Some(match sender.reply(taken) {
                 Ok(buffer) => Job::None(buffer),
@@ -355,6 +394,7 @@ impl<S: DaemonService> Handler for Session<S> {
             job => job,
         };
         self.tell();
+        self.rearm();
     }
 
     fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
@@ -372,17 +412,17 @@ impl<S: DaemonService> Handler for Session<S> {
                 self.job = job;
                 self.negotiate(packet)
             }
-            (Ok(kind), Some(_), Some(Job::None(buffer))) if kind == S::KIND => {
+            (Ok(kind), Some(_), Some(Job::None(buffer))) if kind == self.info.kind => {
                 let (handled, job) = self.request(packet, buffer);
                 self.job = Some(job);
                 handled
             }
             (Ok(kind), _, job @ Some(Job::None(_))) => {
                 self.job = job;
-                log_unexpected(S::NAME, kind, packet.limit());
+                log_unexpected(self.info.name, kind, packet.limit());
                 fail(packet)
             }
-            (Ok(_), _, Some(Job::Told(buffer, until))) if !until.elapsed().is_negative() => {
+            (Ok(_), _, Some(Job::Told(buffer, until))) if until.is_over() => {
                 self.job = Some(Job::Told(buffer, until));
                 fail(packet)
             }
@@ -395,19 +435,18 @@ impl<S: DaemonService> Handler for Session<S> {
     }
 
     fn closed(&mut self) {
-        // Before the daemon is told anything, which takes as long with the channel open again.
-        self.expiry.as_ref().cancel();
         self.restart();
-        self.service.daemon_changed(self.transport.registration());
+        self.patient_until = None;
+        self.look_for_daemon();
     }
 }
 
 /// Ends waiting that has taken too long.
-struct Expiry<S: DaemonService> {
-    transport: Arc<Transport<S>>,
+struct Expiry {
+    transport: Arc<Transport>,
 }
 
-impl<S: DaemonService> Run for Expiry<S> {
+impl Run for Expiry {
     fn run(&self) {
         self.transport.expire();
     }

@@ -12,16 +12,24 @@ use crate::{
         Status,
         Version, //
     },
-    service::Service, //
+    service::{
+        Info,
+        Service, //
+    },
 };
+use hyperv::channel::Context;
 
 /// The heartbeat service. A kernel that answers has its system up, so it reports it healthy.
 pub(crate) struct Heartbeat;
 
 impl Service for Heartbeat {
-    const NAME: &'static str = "Heartbeat";
-    const KIND: Kind = Kind::HEARTBEAT;
-    const VERSIONS: &'static [Version] = &[Version::new(3, 0), Version::new(1, 0)];
+    const INFO: &'static Info = &Info {
+        name: "Heartbeat",
+        kind: Kind::HEARTBEAT,
+        frameworks: &[Version::new(3, 0), Version::new(1, 0)],
+        versions: &[Version::new(3, 0), Version::new(1, 0)],
+        context: Context::Interrupt,
+    };
 
     type Action = core::convert::Infallible;
 

@@ -15,7 +15,10 @@ mod timesync;
 mod transport;
 mod vss;
 
-use daemon::DaemonService;
+use daemon::{
+    DaemonService,
+    Info, //
+};
 use fcopy::Fcopy;
 use heartbeat::Heartbeat;
 use hyperv::{
@@ -108,38 +111,36 @@ hyperv::module_param_bool!(
     "If not set leave file copy to uio_hv_generic and its daemon"
 );
 
-/// A service that is bound to its device.
-enum BoundService {
-    Fcopy(BoundDaemon<Fcopy>),
-    Heartbeat(BoundChannel<Session<Heartbeat>>),
-    Kvp(BoundDaemon<Kvp>),
-    Shutdown(BoundChannel<Session<Shutdown>>),
-    TimeSync(BoundChannel<Session<TimeSync>>),
-    Vss(BoundDaemon<Vss>),
+/// A service that is bound to its device. The daemon's device goes first: then no answer comes any
+/// more.
+struct BoundService {
+    _device: Option<transport::Device>,
+    channel: Pin<KBox<Channel>>,
 }
 
-type BoundChannel<H> = Pin<KBox<Channel<H>>>;
-
-/// A service that a daemon does the work of. The device goes first: then no answer comes any more.
-struct BoundDaemon<S: DaemonService> {
-    _device: transport::Device<S>,
-    channel: BoundChannel<daemon::Session<S>>,
+/// Has the service serve the device.
+fn open<S: Service>(dev: &vmbus::Device<Bound>, service: S) -> Result<BoundService> {
+    let channel = Channel::open(dev, RING, RING, Session::new(service));
+    Ok(BoundService {
+        _device: None,
+        channel: KBox::pin_init(channel, GFP_KERNEL)?,
+    })
 }
 
-fn open<S: Service>(dev: &vmbus::Device<Bound>, service: S) -> Result<BoundChannel<Session<S>>> {
-    KBox::pin_init(
-        Channel::open(dev, RING, RING, Session::new(service)),
-        GFP_KERNEL,
-    )
-}
-
-fn open_daemon<S: DaemonService>(dev: &vmbus::Device<Bound>, service: S) -> Result<BoundDaemon<S>> {
-    let transport = Arc::pin_init(Transport::new(Waker::from(&**dev)), GFP_KERNEL)?;
-    let session = daemon::Session::new(service, transport.clone())?;
-    let channel = KBox::pin_init(Channel::open(dev, S::RING, S::RING, session), GFP_KERNEL)?;
-    Ok(BoundDaemon {
+/// Has the service and its daemon serve the device.
+fn open_daemon(
+    dev: &vmbus::Device<Bound>,
+    info: &'static Info,
+    service: KBox<dyn DaemonService>,
+) -> Result<BoundService> {
+    let transport = Transport::new(&info.protocol, Waker::from(&**dev))?;
+    let transport = Arc::pin_init(transport, GFP_KERNEL)?;
+    let session = daemon::Session::new(info, service, transport.clone())?;
+    let channel = Channel::open(dev, info.ring, info.ring, session);
+    let channel = KBox::pin_init(channel, GFP_KERNEL)?;
+    Ok(BoundService {
         // A daemon finds a channel that is open.
-        _device: transport::Device::new(transport)?,
+        _device: Some(transport::Device::new(transport)?),
         channel,
     })
 }
@@ -155,31 +156,22 @@ impl vmbus::Driver for HvUtils {
         dev: &'bound vmbus::Device<Core<'_>>,
         class: &'bound Self::IdInfo,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        Ok::<_, Error>(match class {
-            Class::Fcopy if !fcopy_chardev.get() => return Err(ENODEV),
-            Class::Fcopy => BoundService::Fcopy(open_daemon(dev, Fcopy::new())?),
-            Class::Heartbeat => BoundService::Heartbeat(open(dev, Heartbeat)?),
-            Class::Kvp => BoundService::Kvp(open_daemon(dev, Kvp)?),
-            Class::Shutdown => BoundService::Shutdown(open(dev, Shutdown::new(dev)?)?),
-            Class::TimeSync => {
-                BoundService::TimeSync(open(dev, TimeSync::new(this_module::<Module>())?)?)
-            }
-            Class::Vss => BoundService::Vss(open_daemon(dev, Vss::new()?)?),
-        })
+        match class {
+            Class::Fcopy if !fcopy_chardev.get() => Err(ENODEV),
+            Class::Fcopy => open_daemon(dev, fcopy::INFO, KBox::new(Fcopy::new(), GFP_KERNEL)?),
+            Class::Heartbeat => open(dev, Heartbeat),
+            Class::Kvp => open_daemon(dev, kvp::INFO, KBox::new(Kvp, GFP_KERNEL)?),
+            Class::Shutdown => open(dev, Shutdown::new(dev)?),
+            Class::TimeSync => open(dev, TimeSync::new(this_module::<Module>())?),
+            Class::Vss => open_daemon(dev, vss::INFO, KBox::new(Vss::new()?, GFP_KERNEL)?),
+        }
     }
 
     fn suspend<'bound>(
         _: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        match &*this {
-            BoundService::Fcopy(daemon) => daemon.channel.as_ref().suspend(),
-            BoundService::Heartbeat(channel) => channel.as_ref().suspend(),
-            BoundService::Kvp(daemon) => daemon.channel.as_ref().suspend(),
-            BoundService::Shutdown(channel) => channel.as_ref().suspend(),
-            BoundService::TimeSync(channel) => channel.as_ref().suspend(),
-            BoundService::Vss(daemon) => daemon.channel.as_ref().suspend(),
-        }
+        this.get_ref().channel.as_ref().suspend();
         Ok(())
     }
 
@@ -187,14 +179,7 @@ impl vmbus::Driver for HvUtils {
         _: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        match &*this {
-            BoundService::Fcopy(daemon) => daemon.channel.as_ref().resume(),
-            BoundService::Heartbeat(channel) => channel.as_ref().resume(),
-            BoundService::Kvp(daemon) => daemon.channel.as_ref().resume(),
-            BoundService::Shutdown(channel) => channel.as_ref().resume(),
-            BoundService::TimeSync(channel) => channel.as_ref().resume(),
-            BoundService::Vss(daemon) => daemon.channel.as_ref().resume(),
-        }
+        this.get_ref().channel.as_ref().resume()
     }
 }
 

@@ -7,72 +7,53 @@ use crate::{
     daemon::{
         Asked,
         DaemonService,
+        Info,
         ANSWER_TIMEOUT, //
     },
     icmsg::{
         kvp::{
             self,
-            Daemon,
-            Operation,
             DAEMON_LEN, //
         },
         Kind,
+        Registration,
         Status,
         Version, //
     },
     transport::Protocol, //
 };
-use hyperv::channel::RingSize;
-use kernel::{
-    prelude::*,
-    time::Delta, //
+use kernel::time::Delta;
+
+/// What is fixed about the KVP service.
+pub(crate) const INFO: &Info = &Info {
+    name: "KVP",
+    kind: Kind::KVP,
+    frameworks: &[Version::new(3, 0), Version::new(1, 0)],
+    versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
+    ring: crate::RING,
+    // The host injects IP settings right after the negotiation, and doesn't try again: the daemon
+    // has to be there then. Hosts wait for a minute.
+    patience: Some(Delta::from_secs(55)),
+    protocol: Protocol {
+        device: c"vmbus/hv_kvp",
+        answer_len: DAEMON_LEN,
+        message_len: DAEMON_LEN,
+        register: kvp::registration,
+        confirm: |registration, message| Some(kvp::confirm(registration, message)),
+        connected: |_| {},
+    },
 };
 
 /// The KVP service.
 pub(crate) struct Kvp;
 
-impl Protocol for Kvp {
-    const NAME: &'static str = "KVP";
-    const DEVICE: &'static CStr = c"vmbus/hv_kvp";
-    const ANSWER_LEN: usize = DAEMON_LEN;
-
-    type Message = [u8; DAEMON_LEN];
-    type Registration = Daemon;
-
-    fn register(message: &Self::Message) -> Option<Daemon> {
-        Daemon::registration(message)
-    }
-
-    fn confirm(registration: Daemon, message: &mut Self::Message) -> Option<usize> {
-        registration.confirm(message);
-        Some(DAEMON_LEN)
-    }
-}
-
 impl DaemonService for Kvp {
-    const KIND: Kind = Kind::KVP;
-    const FRAMEWORKS: &'static [Version] = &[Version::new(3, 0), Version::new(1, 0)];
-    const VERSIONS: &'static [Version] =
-        &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)];
-    const RING: RingSize = crate::RING;
-    /// The host injects IP settings right after the negotiation, and doesn't try again: the daemon
-    /// has to be there then. Hosts wait for a minute.
-    const PATIENCE: Delta = Delta::from_secs(55);
-
-    type Operation = Operation;
-
-    fn ask(
-        &mut self,
-        body: &mut [u8],
-        daemon: Option<Daemon>,
-        message: &mut Self::Message,
-    ) -> Asked<Operation> {
-        let Some(daemon) = daemon else {
+    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+        let (Some(daemon), Some(message)) = (daemon, message.first_chunk_mut()) else {
             return Asked::Answered(Status::FAIL);
         };
         match kvp::to_daemon(body, daemon, message) {
-            Ok(operation) => Asked::Question {
-                operation,
+            Ok(()) => Asked::Question {
                 len: DAEMON_LEN,
                 timeout: ANSWER_TIMEOUT,
             },
@@ -80,13 +61,10 @@ impl DaemonService for Kvp {
         }
     }
 
-    fn answered(
-        &mut self,
-        operation: Operation,
-        daemon: Daemon,
-        answer: &Self::Message,
-        body: &mut [u8],
-    ) -> Status {
-        kvp::from_daemon(operation, daemon, answer, body)
+    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Status {
+        match answer.first_chunk() {
+            Some(answer) => kvp::from_daemon(daemon, answer, body),
+            None => Status::FAIL,
+        }
     }
 }

@@ -6,7 +6,6 @@ use crate::icmsg::{
     Kind,
     Request,
     Status,
-    Unanswerable,
     Version, //
 };
 use hyperv::{
@@ -20,28 +19,38 @@ use hyperv::{
 };
 use kernel::prelude::*;
 
+/// What is fixed about a service that answers each request at once.
+pub(crate) struct Info {
+    /// The name in log messages.
+    pub(crate) name: &'static str,
+    /// The type of the service's requests.
+    pub(crate) kind: Kind,
+    /// The framework versions that the service works with, best first.
+    pub(crate) frameworks: &'static [Version],
+    /// The message versions that the service knows, best first.
+    pub(crate) versions: &'static [Version],
+    /// In which context the service's methods are called.
+    pub(crate) context: Context,
+}
+
 /// A service that answers each request at once.
 pub(crate) trait Service: Send + 'static {
-    /// The name in log messages.
-    const NAME: &'static str;
-    /// The type of the service's requests.
-    const KIND: Kind;
-    /// The framework versions that the service works with, best first.
-    const FRAMEWORKS: &'static [Version] = &[Version::new(3, 0), Version::new(1, 0)];
-    /// The message versions that the service knows, best first.
-    const VERSIONS: &'static [Version];
+    /// What is fixed about it.
+    const INFO: &'static Info;
 
     /// What is left to do once a request's answer has left.
     type Action;
 
-    /// Answers a request by changing its body in place. Called in the host's interrupt, or in softirq
-    /// context.
+    /// Answers a request by changing its body in place. Must not sleep.
     fn answer(&mut self, version: Version, body: &mut [u8]) -> (Status, Option<Self::Action>);
 
-    /// Does what the request asked for; its answer has left. Called in the same context.
+    /// Does what the request asked for; its answer has left. Must not sleep.
     fn act(&mut self, action: Self::Action);
 
-    /// The channel was closed: nothing that came in on it counts any more. May sleep.
+    /// The host has started over: nothing that it has said before counts any more. Must not sleep.
+    fn restarted(&mut self) {}
+
+    /// The channel was closed. May sleep.
     fn closed(&mut self) {}
 }
 
@@ -59,12 +68,57 @@ enum State {
     Negotiated(Version),
 }
 
-/// What remains of a request when it has become its answer.
-enum Answered<A> {
-    Negotiation(Option<Version>),
-    Request(Option<A>),
-    /// A request before the versions were agreed on, or of a type that isn't the service's.
-    Unexpected(Kind),
+/// What a packet was that the service has to do with.
+enum Answered {
+    /// The host has started over.
+    Negotiation,
+    /// The service has answered it.
+    Request,
+}
+
+impl State {
+    /// Answers a packet, by `answer` if it is one of the service's requests. This is code that all
+    /// services share.
+    fn respond(
+        &mut self,
+        info: &Info,
+        mut packet: Packet<'_>,
+        answer: &mut dyn FnMut(Version, &mut [u8]) -> Status,
+    ) -> (Handled, Option<Answered>) {
+        if !packet.is_in_band() {
+            return (packet.ignore("not in-band data"), None);
+        }
+        let limit = packet.limit();
+        let mut request = match Request::new(packet.payload()) {
+            Ok(request) => request,
+            Err(unanswerable) => return (packet.ignore(unanswerable), None),
+        };
+        let kind = request.kind();
+        if kind == Kind::NEGOTIATE {
+            let version = request.negotiate(info.frameworks, info.versions);
+            let (handled, has_left) = packet.reply();
+            if !has_left {
+                return (handled, None);
+            }
+            *self = version.map_or(Self::Unnegotiated, Self::Negotiated);
+            log_negotiation(info.name, version, limit);
+            return (handled, Some(Answered::Negotiation));
+        }
+        let answered = match *self {
+            Self::Negotiated(version) if kind == info.kind => {
+                let status = answer(version, request.body());
+                request.answer(status);
+                Some(Answered::Request)
+            }
+            _ => {
+                request.answer(Status::FAIL);
+                log_unexpected(info.name, kind, limit);
+                None
+            }
+        };
+        let (handled, has_left) = packet.reply();
+        (handled, answered.filter(|_| has_left))
+    }
 }
 
 impl<S: Service> Session<S> {
@@ -74,26 +128,33 @@ impl<S: Service> Session<S> {
             service,
         }
     }
+}
 
-    /// Turns the request in `payload` into its answer.
-    fn answer(&mut self, payload: &mut [u8]) -> Result<Answered<S::Action>, Unanswerable> {
-        let mut request = Request::new(payload)?;
-        let kind = request.kind();
-        if kind == Kind::NEGOTIATE {
-            let version = request.negotiate(S::FRAMEWORKS, S::VERSIONS);
-            return Ok(Answered::Negotiation(version));
+impl<S: Service> Handler for Session<S> {
+    fn context(&self) -> Context {
+        S::INFO.context
+    }
+
+    fn receive(&mut self, packet: Packet<'_>) -> Handled {
+        let Self { state, service } = self;
+        let mut action = None;
+        let (handled, answered) = state.respond(S::INFO, packet, &mut |version, body| {
+            let (status, wanted) = service.answer(version, body);
+            action = wanted;
+            status
+        });
+        match (answered, action) {
+            (Some(Answered::Negotiation), _) => service.restarted(),
+            (Some(Answered::Request), Some(action)) => service.act(action),
+            _ => {}
         }
-        match self.state {
-            State::Negotiated(version) if kind == S::KIND => {
-                let (status, action) = self.service.answer(version, request.body());
-                request.answer(status);
-                Ok(Answered::Request(action))
-            }
-            _ => {
-                request.answer(Status::FAIL);
-                Ok(Answered::Unexpected(kind))
-            }
-        }
+        handled
+    }
+
+    fn closed(&mut self) {
+        self.state = State::Unnegotiated;
+        self.service.restarted();
+        self.service.closed();
     }
 }
 
@@ -112,39 +173,5 @@ pub(crate) fn log_negotiation(name: &str, version: Option<Version>, limit: Pin<&
 pub(crate) fn log_unexpected(name: &str, Kind(kind): Kind, limit: Pin<&RateLimit>) {
     if limit.allows() {
         pr_warn!("{}: unexpected message of type {}\n", name, kind);
-    }
-}
-
-impl<S: Service> Handler for Session<S> {
-    fn context() -> Context {
-        Context::Interrupt
-    }
-
-    fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
-        if !packet.is_in_band() {
-            return packet.ignore("not in-band data");
-        }
-        let limit = packet.limit();
-        let answered = match self.answer(packet.payload()) {
-            Ok(answered) => answered,
-            Err(unanswerable) => return packet.ignore(unanswerable),
-        };
-        packet.reply(|| match answered {
-            Answered::Negotiation(version) => {
-                self.state = match version {
-                    Some(version) => State::Negotiated(version),
-                    None => State::Unnegotiated,
-                };
-                log_negotiation(S::NAME, version, limit);
-            }
-            Answered::Request(Some(action)) => self.service.act(action),
-            Answered::Request(None) => {}
-            Answered::Unexpected(kind) => log_unexpected(S::NAME, kind, limit),
-        })
-    }
-
-    fn closed(&mut self) {
-        self.state = State::Unnegotiated;
-        self.service.closed();
     }
 }

@@ -12,9 +12,13 @@ use crate::{
         Status,
         Version, //
     },
-    service::Service, //
+    service::{
+        Info,
+        Service, //
+    },
 };
 use hyperv::{
+    channel::Context,
     new_work, power,
     ratelimit::RateLimit,
     vmbus,
@@ -58,14 +62,19 @@ impl Shutdown {
 }
 
 impl Service for Shutdown {
-    const NAME: &'static str = "Shutdown";
-    const KIND: Kind = Kind::SHUTDOWN;
-    const VERSIONS: &'static [Version] = &[
-        Version::new(3, 2),
-        Version::new(3, 1),
-        Version::new(3, 0),
-        Version::new(1, 0),
-    ];
+    const INFO: &'static Info = &Info {
+        name: "Shutdown",
+        kind: Kind::SHUTDOWN,
+        frameworks: &[Version::new(3, 0), Version::new(1, 0)],
+        versions: &[
+            Version::new(3, 2),
+            Version::new(3, 1),
+            Version::new(3, 0),
+            Version::new(1, 0),
+        ],
+        // A request is logged with a text of the host's: consoles may take long for that.
+        context: Context::Softirq,
+    };
 
     type Action = Operation;
 

@@ -13,10 +13,14 @@ use crate::{
         Status,
         Version, //
     },
-    service::Service,
+    service::{
+        Info,
+        Service, //
+    },
     timesync_implicit, //
 };
 use hyperv::{
+    channel::Context,
     new_work,
     ptp::{
         self,
@@ -74,10 +78,13 @@ impl TimeSync {
 }
 
 impl Service for TimeSync {
-    const NAME: &'static str = "TimeSync";
-    const KIND: Kind = Kind::TIMESYNC;
-    const VERSIONS: &'static [Version] =
-        &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)];
+    const INFO: &'static Info = &Info {
+        name: "TimeSync",
+        kind: Kind::TIMESYNC,
+        frameworks: &[Version::new(3, 0), Version::new(1, 0)],
+        versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
+        context: Context::Interrupt,
+    };
 
     type Action = Message;
 
@@ -101,9 +108,13 @@ impl Service for TimeSync {
         }
     }
 
+    fn restarted(&mut self) {
+        // The reference time may have stood still meanwhile, and the sample with it.
+        self.host.forget();
+    }
+
     fn closed(&mut self) {
         self.step.as_ref().cancel();
-        self.host.forget();
     }
 }
 

@@ -3,6 +3,7 @@
 //! The way to a daemon: a character device over which it takes one message at a time and answers
 //! it, whatever becomes of it or of the host meanwhile.
 
+use crate::icmsg::Registration;
 use core::mem;
 use hyperv::{
     channel::Waker,
@@ -11,6 +12,7 @@ use hyperv::{
         Ready,
         Wait, //
     },
+    time::Deadline, //
 };
 use kernel::{
     fs::File,
@@ -25,11 +27,6 @@ use kernel::{
         Mutex,
         SpinLockIrq, //
     },
-    time::{
-        Delta,
-        Instant,
-        Monotonic, //
-    },
     uaccess::{
         UserSliceReader,
         UserSliceWriter, //
@@ -37,35 +34,33 @@ use kernel::{
 };
 
 /// What a daemon and its service say to each other.
-pub(crate) trait Protocol: Send + Sync + 'static {
-    /// The service's name in log messages.
-    const NAME: &'static str;
+pub(crate) struct Protocol {
     /// The path of the device below `/dev`.
-    const DEVICE: &'static CStr;
+    pub(crate) device: &'static CStr,
     /// Bytes in each message from the daemon.
-    const ANSWER_LEN: usize;
-
-    /// Memory for a message either way.
-    type Message: AsRef<[u8]> + AsMut<[u8]> + Zeroable + Send + Sync + Unpin;
-    /// How a daemon has registered.
-    type Registration: Copy + Send + Unpin;
-
+    pub(crate) answer_len: usize,
+    /// Bytes in the longest message, either way.
+    pub(crate) message_len: usize,
     /// Reads a daemon's first message; `None` if it is no registration that is known.
-    fn register(message: &Self::Message) -> Option<Self::Registration>;
-
+    pub(crate) register: fn(message: &[u8]) -> Option<Registration>,
     /// Writes what the daemon has to read before it is registered, and returns its size; `None` if
     /// the daemon expects nothing.
-    fn confirm(registration: Self::Registration, message: &mut Self::Message) -> Option<usize>;
-
+    pub(crate) confirm: fn(Registration, message: &mut [u8]) -> Option<usize>,
     /// A daemon has registered. May sleep.
-    fn connected(registration: Self::Registration) {
-        let _ = registration;
+    pub(crate) connected: fn(Registration),
+}
+
+impl Protocol {
+    /// Allocates memory for one message.
+    pub(crate) fn new_message(&self) -> Result<KVec<u8>> {
+        Ok(KVec::from_elem(0, self.message_len, GFP_KERNEL)?)
     }
 }
 
 /// Both ends of the way: the service asks, the daemon answers.
 #[pin_data]
-pub(crate) struct Transport<P: Protocol> {
+pub(crate) struct Transport {
+    protocol: &'static Protocol,
     /// Wakes the service when there's something for it; `None` once the device went away.
     #[pin]
     waker: Mutex<Option<Waker>>,
@@ -74,30 +69,30 @@ pub(crate) struct Transport<P: Protocol> {
     changed: PollCondVar,
     /// Where a message from the daemon goes first. Locked before `state`.
     #[pin]
-    inbox: Mutex<KBox<P::Message>>,
+    inbox: Mutex<KVec<u8>>,
     #[pin]
-    state: SpinLockIrq<State<P>>,
+    state: SpinLockIrq<State>,
 }
 
-struct State<P: Protocol> {
-    daemon: Daemon<P::Registration>,
+struct State {
+    end: End,
+    /// Counts how often the device was opened.
+    opened: u32,
     phase: Phase,
     /// The one message on its way. `None` while it is being read.
-    message: Option<KBox<P::Message>>,
-    /// Counts messages, so that one that was being read is known when it comes back.
-    number: u64,
+    message: Option<KVec<u8>>,
     /// Answers that the daemon owes to questions that nobody asks any more.
     owed: u32,
     /// The service's question gets no answer, which it has yet to be told: whatever has come after
     /// the question does not change that.
     lost: Option<Lost>,
     /// When the service stops waiting for an answer.
-    deadline: Option<Instant<Monotonic>>,
+    deadline: Option<Deadline>,
 }
 
 /// Who is at the other end of the device.
 #[derive(Clone, Copy)]
-pub(crate) enum Daemon<R> {
+enum End {
     /// The device went away, and doesn't come back.
     Revoked,
     /// Nobody has it open.
@@ -105,9 +100,18 @@ pub(crate) enum Daemon<R> {
     /// Somebody has opened it.
     Connected,
     /// The registration has to be read to count.
-    Confirming(R),
+    Confirming(Registration),
     /// The daemon is ready.
-    Registered(R),
+    Registered(Registration),
+}
+
+/// A daemon that is ready.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Daemon {
+    /// How it has registered.
+    pub(crate) registration: Registration,
+    /// Tells it from those before it.
+    number: u32,
 }
 
 /// What the message is, and where.
@@ -115,7 +119,7 @@ pub(crate) enum Daemon<R> {
 enum Phase {
     /// There is none.
     Idle,
-    /// It waits to be read by the daemon.
+    /// It waits to be read by the daemon, or is being read.
     Unread { what: What, len: usize },
     /// It was read; the daemon's answer is due.
     Asked,
@@ -132,11 +136,11 @@ enum What {
 }
 
 /// What became of the service's question.
-pub(crate) enum Outcome<R> {
+pub(crate) enum Outcome {
     /// Nothing yet.
     Pending,
     /// The daemon, which has registered so, has answered.
-    Answered(R),
+    Answered(Registration),
     /// The daemon has gone, or took too long.
     None(Lost),
 }
@@ -150,62 +154,69 @@ pub(crate) enum Lost {
     Read,
 }
 
-impl<P: Protocol> Transport<P> {
+impl Transport {
     /// Creates a way to a daemon that isn't there yet; `waker` is the service's.
-    pub(crate) fn new(waker: Waker) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
+    pub(crate) fn new(
+        protocol: &'static Protocol,
+        waker: Waker,
+    ) -> Result<impl PinInit<Self, Error>> {
+        let (inbox, message) = (protocol.new_message()?, protocol.new_message()?);
+        Ok(try_pin_init!(Self {
+            protocol,
             waker <- new_mutex!(Some(waker), "Transport::waker"),
             changed <- new_poll_condvar!("Transport::changed"),
-            inbox <- new_mutex!(KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?, "Transport::inbox"),
+            inbox <- new_mutex!(inbox, "Transport::inbox"),
             state <- new_spinlock_irq!(State {
-                daemon: Daemon::Absent,
+                end: End::Absent,
+                opened: 0,
                 phase: Phase::Idle,
-                message: Some(KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?),
-                number: 0,
+                message: Some(message),
                 owed: 0,
                 lost: None,
                 deadline: None,
             }, "Transport::state"),
-        })
+        }))
     }
 
-    /// How the daemon has registered, if it has.
-    pub(crate) fn registration(&self) -> Option<P::Registration> {
-        self.state.lock().daemon.registration()
+    /// The daemon, if it is ready.
+    pub(crate) fn daemon(&self) -> Option<Daemon> {
+        self.state.lock().daemon()
     }
 
-    /// Whether a question can be asked. If not, the service is woken when it can.
+    /// Whether the daemon can be asked a question. If not, the service is woken when it can.
     pub(crate) fn is_free(&self) -> bool {
         let state = self.state.lock();
-        state.phase == Phase::Idle && state.message.is_some()
+        state.daemon().is_some() && state.phase == Phase::Idle && state.message.is_some()
     }
 
     /// Asks the daemon what the first `len` bytes of `message` say; leaves other memory in its
     /// place. The way must be free.
     ///
-    /// The service waits for the answer for as long as `timeout`, or else for as long as the daemon
-    /// has the device open.
-    pub(crate) fn ask(&self, message: &mut KBox<P::Message>, len: usize, timeout: Option<Delta>) {
+    /// The service waits for the answer until the deadline, or else for as long as the daemon has
+    /// the device open.
+    pub(crate) fn ask(&self, message: &mut KVec<u8>, len: usize, deadline: Option<Deadline>) {
         let mut state = self.state.lock();
         state.lost = None;
-        state.deadline = timeout.map(|timeout| Instant::now() + timeout);
-        if state.daemon.registration().is_none() || !state.put(message, What::Question, len) {
+        if state.daemon().is_some() && state.put(message, What::Question, len) {
+            state.deadline = deadline;
+            self.changed.notify_all();
+        } else {
             // The daemon has just gone, of which the service is being told.
             state.lost = Some(Lost::Unread);
         }
-        self.changed.notify_all();
     }
 
     /// What became of the question; an answer is left in `message`. Any outcome is told once.
-    pub(crate) fn outcome(&self, message: &mut KBox<P::Message>) -> Outcome<P::Registration> {
+    pub(crate) fn outcome(&self, message: &mut KVec<u8>) -> Outcome {
         let mut state = self.state.lock();
         if let Some(lost) = state.lost.take() {
             return Outcome::None(lost);
         }
-        match (state.phase, state.daemon.registration(), &mut state.message) {
-            (Phase::Answered, Some(registration), Some(answer)) => {
+        match (state.phase, state.end, &mut state.message) {
+            (Phase::Answered, End::Registered(registration), Some(answer)) => {
                 mem::swap(answer, message);
                 state.phase = Phase::Idle;
+                state.deadline = None;
                 Outcome::Answered(registration)
             }
             _ => Outcome::Pending,
@@ -224,14 +235,9 @@ impl<P: Protocol> Transport<P> {
     pub(crate) fn expire(&self) {
         {
             let mut state = self.state.lock();
-            if state
-                .deadline
-                .is_some_and(|deadline| !deadline.elapsed().is_negative())
-            {
-                state.deadline = None;
-                if state.phase != Phase::Answered {
-                    state.fail();
-                }
+            let is_over = state.deadline.is_some_and(Deadline::is_over);
+            if is_over && state.phase != Phase::Answered {
+                state.fail();
             }
         }
         self.wake();
@@ -252,16 +258,16 @@ impl<P: Protocol> Transport<P> {
         drop(waker);
 
         let mut state = self.state.lock();
-        state.daemon = Daemon::Revoked;
+        state.end = End::Revoked;
         state.phase = Phase::Idle;
         self.changed.notify_all();
     }
 
-    /// Takes the message to be read by the daemon, with its size and number.
-    fn take_unread(&self, room: usize, wait: Wait) -> Result<(KBox<P::Message>, usize, u64)> {
+    /// Takes the message to be read by the daemon, with its size.
+    fn take_unread(&self, room: usize, wait: Wait) -> Result<(KVec<u8>, usize)> {
         let mut state = self.state.lock();
         loop {
-            if let Daemon::Revoked = state.daemon {
+            if let End::Revoked = state.end {
                 return Err(ENODEV);
             }
             if let Phase::Unread { len, .. } = state.phase {
@@ -269,7 +275,7 @@ impl<P: Protocol> Transport<P> {
                     return Err(EINVAL);
                 }
                 if let Some(message) = state.message.take() {
-                    return Ok((message, len, state.number));
+                    return Ok((message, len));
                 }
             }
             if wait == Wait::No {
@@ -282,102 +288,103 @@ impl<P: Protocol> Transport<P> {
     }
 
     /// Puts the message back that was to be read.
-    fn put_read(&self, message: KBox<P::Message>, number: u64, was_read: bool) {
+    fn put_read(&self, message: KVec<u8>, was_read: bool) {
         {
             let mut state = self.state.lock();
             state.message = Some(message);
-            match state.phase {
-                Phase::Unread { what, .. } if state.number == number => {
-                    if was_read {
-                        state.read(what);
-                    }
+            match (state.phase, was_read) {
+                // Its answer is what the service waits for.
+                (
+                    Phase::Unread {
+                        what: What::Question,
+                        ..
+                    },
+                    true,
+                ) => {
+                    state.phase = Phase::Asked;
+                    return;
                 }
+                (
+                    Phase::Unread {
+                        what: What::Confirmation,
+                        ..
+                    },
+                    true,
+                ) => {
+                    if let End::Confirming(registration) = state.end {
+                        state.end = End::Registered(registration);
+                    }
+                    state.phase = Phase::Idle;
+                }
+                // Another one may read it.
+                (Phase::Unread { .. }, false) => self.changed.notify_all(),
                 // Nobody waits for it any more, but the daemon can't know.
-                _ if was_read => state.owed = state.owed.saturating_add(1),
-                _ => {}
+                (_, true) => state.owed = state.owed.saturating_add(1),
+                (_, false) => {}
             }
-            self.changed.notify_all();
         }
         self.wake();
     }
 
     /// Takes the daemon's message out of `inbox`.
-    fn take_message(&self, inbox: &mut KBox<P::Message>) -> Result {
+    fn take_message(&self, inbox: &mut KVec<u8>) -> Result {
         let registration = {
             let mut state = self.state.lock();
-            match state.daemon {
-                Daemon::Revoked => return Err(ENODEV),
-                Daemon::Absent | Daemon::Confirming(_) => return Err(EINVAL),
-                Daemon::Connected => {
-                    let registration = P::register(inbox).ok_or(EINVAL)?;
-                    state.register(registration, inbox)?;
+            match state.end {
+                End::Revoked => return Err(ENODEV),
+                End::Absent | End::Confirming(_) => return Err(EINVAL),
+                End::Connected => {
+                    let registration = (self.protocol.register)(inbox).ok_or(EINVAL)?;
+                    state.end = match (self.protocol.confirm)(registration, inbox) {
+                        None => End::Registered(registration),
+                        // Only a file that is open has a message that is being read, and none was
+                        // sent to this one.
+                        Some(len) if state.put(inbox, What::Confirmation, len) => {
+                            End::Confirming(registration)
+                        }
+                        Some(_) => return Err(EBUSY),
+                    };
                     self.changed.notify_all();
                     Some(registration)
                 }
-                Daemon::Registered(_) => {
+                End::Registered(_) => {
                     state.answer(inbox)?;
                     None
                 }
             }
         };
         if let Some(registration) = registration {
-            P::connected(registration);
+            (self.protocol.connected)(registration);
         }
         self.wake();
         Ok(())
     }
 }
 
-impl<R: Copy> Daemon<R> {
-    fn registration(&self) -> Option<R> {
-        match self {
-            Self::Registered(registration) => Some(*registration),
+impl State {
+    fn daemon(&self) -> Option<Daemon> {
+        match self.end {
+            End::Registered(registration) => Some(Daemon {
+                registration,
+                number: self.opened,
+            }),
             _ => None,
         }
     }
-}
 
-impl<P: Protocol> State<P> {
     /// Has the daemon read `message`, if the last one isn't being read still. Leaves other memory in
     /// its place.
-    fn put(&mut self, message: &mut KBox<P::Message>, what: What, len: usize) -> bool {
+    fn put(&mut self, message: &mut KVec<u8>, what: What, len: usize) -> bool {
         let Some(ours) = &mut self.message else {
             return false;
         };
         mem::swap(ours, message);
-        self.number += 1;
         self.phase = Phase::Unread { what, len };
         true
     }
 
-    /// The message was read.
-    fn read(&mut self, what: What) {
-        self.phase = match what {
-            What::Question => Phase::Asked,
-            What::Confirmation => {
-                if let Daemon::Confirming(registration) = self.daemon {
-                    self.daemon = Daemon::Registered(registration);
-                }
-                Phase::Idle
-            }
-        };
-    }
-
-    fn register(&mut self, registration: P::Registration, inbox: &mut KBox<P::Message>) -> Result {
-        let Some(len) = P::confirm(registration, inbox) else {
-            self.daemon = Daemon::Registered(registration);
-            return Ok(());
-        };
-        // Only a file that is open has a message that is being read, and it was opened after that.
-        if !self.put(inbox, What::Confirmation, len) {
-            return Err(EBUSY);
-        }
-        self.daemon = Daemon::Confirming(registration);
-        Ok(())
-    }
-
     /// Takes an answer out of `inbox`: daemons answer in the order in which they are asked.
-    fn answer(&mut self, inbox: &mut KBox<P::Message>) -> Result {
+    fn answer(&mut self, inbox: &mut KVec<u8>) -> Result {
         if self.owed > 0 {
             self.owed -= 1;
             return Ok(());
@@ -412,22 +419,27 @@ impl<P: Protocol> State<P> {
         };
         self.phase = Phase::Idle;
         self.lost = Some(lost);
+        self.deadline = None;
     }
 }
 
-impl<P: Protocol> chardev::Device for Transport<P> {
+impl chardev::Device for Transport {
     type OwnerModule = crate::Module;
-    const NAME: &'static CStr = P::DEVICE;
+
+    fn name(&self) -> &'static CStr {
+        self.protocol.device
+    }
 
     /// One daemon at a time: `EBUSY`.
     fn open(&self) -> Result {
         let mut state = self.state.lock();
-        match state.daemon {
-            Daemon::Absent => {
-                state.daemon = Daemon::Connected;
+        match state.end {
+            End::Absent => {
+                state.end = End::Connected;
+                state.opened = state.opened.wrapping_add(1);
                 Ok(())
             }
-            Daemon::Revoked => Err(ENODEV),
+            End::Revoked => Err(ENODEV),
             _ => Err(EBUSY),
         }
     }
@@ -435,10 +447,10 @@ impl<P: Protocol> chardev::Device for Transport<P> {
     fn release(&self) {
         {
             let mut state = self.state.lock();
-            if let Daemon::Revoked = state.daemon {
+            if let End::Revoked = state.end {
                 return;
             }
-            state.daemon = Daemon::Absent;
+            state.end = End::Absent;
             state.fail();
             state.owed = 0;
             if let Phase::Unread { .. } = state.phase {
@@ -450,26 +462,26 @@ impl<P: Protocol> chardev::Device for Transport<P> {
 
     /// `EINVAL` leaves the message to be read with more room, and so does `EFAULT`.
     fn read(&self, to: &mut UserSliceWriter, wait: Wait) -> Result<usize> {
-        let (message, len, number) = self.take_unread(to.len(), wait)?;
-        let result = to.write_slice(&(*message).as_ref()[..len]);
-        self.put_read(message, number, result.is_ok());
+        let (message, len) = self.take_unread(to.len(), wait)?;
+        let result = to.write_slice(&message[..len]);
+        self.put_read(message, result.is_ok());
         result.map(|()| len)
     }
 
     fn write(&self, from: &mut UserSliceReader) -> Result {
-        if from.len() != P::ANSWER_LEN {
+        if from.len() != self.protocol.answer_len {
             return Err(EINVAL);
         }
         let mut inbox = self.inbox.lock();
-        from.read_slice(&mut (**inbox).as_mut()[..P::ANSWER_LEN])?;
+        from.read_slice(&mut inbox[..self.protocol.answer_len])?;
         self.take_message(&mut inbox)
     }
 
     fn poll(&self, file: &File, table: &PollTable<'_>) -> Ready {
         table.register_wait(file, &self.changed);
         let state = self.state.lock();
-        match (state.daemon, state.phase) {
-            (Daemon::Revoked, _) => Ready::GONE,
+        match (state.end, state.phase) {
+            (End::Revoked, _) => Ready::GONE,
             (_, Phase::Unread { .. }) => Ready::READ,
             _ => Ready::NO,
         }
@@ -477,13 +489,13 @@ impl<P: Protocol> chardev::Device for Transport<P> {
 }
 
 /// A transport's device, for as long as the service has it: then it is taken away.
-pub(crate) struct Device<P: Protocol> {
-    transport: Arc<Transport<P>>,
-    _registration: Pin<KBox<chardev::Registration<Transport<P>>>>,
+pub(crate) struct Device {
+    transport: Arc<Transport>,
+    _registration: Pin<KBox<chardev::Registration<Transport>>>,
 }
 
-impl<P: Protocol> Device<P> {
-    pub(crate) fn new(transport: Arc<Transport<P>>) -> Result<Self> {
+impl Device {
+    pub(crate) fn new(transport: Arc<Transport>) -> Result<Self> {
         let registration = chardev::Registration::new(transport.clone());
         Ok(Self {
             transport,
@@ -492,7 +504,7 @@ impl<P: Protocol> Device<P> {
     }
 }
 
-impl<P: Protocol> Drop for Device<P> {
+impl Drop for Device {
     fn drop(&mut self) {
         self.transport.revoke();
     }

@@ -7,15 +7,17 @@ use crate::{
     daemon::{
         Asked,
         DaemonService,
+        Info,
         ANSWER_TIMEOUT, //
     },
     icmsg::{
         vss::{
-            Daemon,
+            self,
             Operation,
             DAEMON_LEN, //
         },
         Kind,
+        Registration,
         Status,
         Version, //
     },
@@ -24,10 +26,7 @@ use crate::{
         Protocol, //
     },
 };
-use hyperv::{
-    channel::RingSize,
-    ratelimit::RateLimit, //
-};
+use hyperv::ratelimit::RateLimit;
 use kernel::{
     prelude::*,
     time::Delta, //
@@ -36,11 +35,30 @@ use kernel::{
 /// How long a host waits for file systems to be frozen.
 const FREEZE_TIMEOUT: Delta = Delta::from_secs(15 * 60);
 
+/// What is fixed about the VSS service.
+pub(crate) const INFO: &Info = &Info {
+    name: "VSS",
+    kind: Kind::VSS,
+    frameworks: &[Version::new(3, 0)],
+    versions: &[Version::new(5, 0)],
+    ring: crate::RING,
+    patience: None,
+    protocol: Protocol {
+        device: c"vmbus/hv_vss",
+        answer_len: DAEMON_LEN,
+        message_len: DAEMON_LEN,
+        register: vss::registration,
+        confirm: vss::confirm,
+        connected: |registration| {
+            let version = vss::version(registration);
+            pr_info!("VSS: userspace daemon ver. {} connected\n", version);
+        },
+    },
+};
+
 /// The VSS service.
 pub(crate) struct Vss {
     file_systems: FileSystems,
-    /// The administrator was told what to do about them.
-    has_warned: bool,
     /// Of what the host can have logged.
     limit: Pin<KBox<RateLimit>>,
 }
@@ -54,20 +72,16 @@ enum FileSystems {
     Frozen,
     /// Frozen, or about to be, and the host won't have them thawed any more.
     Orphaned,
+    /// Frozen, and the daemon that is there has failed to thaw them.
+    Stuck,
 }
 
 impl Vss {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             file_systems: FileSystems::Thawed,
-            has_warned: false,
             limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
         })
-    }
-
-    fn thawed(&mut self) {
-        self.file_systems = FileSystems::Thawed;
-        self.has_warned = false;
     }
 
     fn failed_to_thaw(&self) {
@@ -77,45 +91,8 @@ impl Vss {
     }
 }
 
-impl Protocol for Vss {
-    const NAME: &'static str = "VSS";
-    const DEVICE: &'static CStr = c"vmbus/hv_vss";
-    const ANSWER_LEN: usize = DAEMON_LEN;
-
-    type Message = [u8; DAEMON_LEN];
-    type Registration = Daemon;
-
-    fn register(message: &Self::Message) -> Option<Daemon> {
-        Daemon::registration(message)
-    }
-
-    fn confirm(registration: Daemon, message: &mut Self::Message) -> Option<usize> {
-        registration.confirm(message)
-    }
-
-    fn connected(registration: Daemon) {
-        pr_info!(
-            "VSS: userspace daemon ver. {} connected\n",
-            registration.version()
-        );
-    }
-}
-
 impl DaemonService for Vss {
-    const KIND: Kind = Kind::VSS;
-    const FRAMEWORKS: &'static [Version] = &[Version::new(3, 0)];
-    const VERSIONS: &'static [Version] = &[Version::new(5, 0)];
-    const RING: RingSize = crate::RING;
-    const PATIENCE: Delta = Delta::ZERO;
-
-    type Operation = Operation;
-
-    fn ask(
-        &mut self,
-        body: &mut [u8],
-        daemon: Option<Daemon>,
-        message: &mut Self::Message,
-    ) -> Asked<Operation> {
+    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
         let operation = match Operation::parse(body) {
             Ok(operation) => operation,
             Err(status) => return Asked::Answered(status),
@@ -128,72 +105,75 @@ impl DaemonService for Vss {
                 return Asked::Answered(Status::OK);
             }
         };
-        if daemon.is_none() {
+        let (Some(_), Some(message)) = (daemon, message.first_chunk_mut()) else {
             // The host doesn't ask again: the next daemon will have to.
             if operation == Operation::Thaw {
                 self.restarted();
             }
             return Asked::Answered(Status::FAIL);
-        }
+        };
         operation.write(message);
         Asked::Question {
-            operation,
             len: DAEMON_LEN,
             timeout,
         }
     }
 
-    fn answered(
-        &mut self,
-        operation: Operation,
-        _: Daemon,
-        answer: &Self::Message,
-        body: &mut [u8],
-    ) -> Status {
-        let status = Operation::status(answer);
-        match operation {
-            Operation::Thaw if status != Status::OK => self.failed_to_thaw(),
+    fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Status {
+        let status = vss::status(answer);
+        match Operation::parse(body) {
+            Ok(Operation::Thaw) if status != Status::OK => self.failed_to_thaw(),
             _ if status != Status::OK => {}
-            Operation::Freeze => self.file_systems = FileSystems::Frozen,
-            Operation::Thaw => self.thawed(),
-            _ => operation.succeed(body),
+            Ok(Operation::Freeze) => self.file_systems = FileSystems::Frozen,
+            Ok(Operation::Thaw) => self.file_systems = FileSystems::Thawed,
+            Ok(operation) => operation.succeed(body),
+            Err(status) => return status,
         }
         status
     }
 
-    fn unanswered(&mut self, operation: Operation, _: Lost) {
+    fn unanswered(&mut self, body: &[u8], lost: Lost) {
         if self.limit.as_ref().allows() {
             pr_warn!("VSS: no answer from the daemon\n");
         }
-        if matches!(operation, Operation::Freeze | Operation::Thaw) {
-            self.file_systems = FileSystems::Orphaned;
+        match (Operation::parse(body), lost) {
+            (Ok(Operation::Freeze), Lost::Read) | (Ok(Operation::Thaw), _) => {
+                self.file_systems = FileSystems::Orphaned;
+            }
+            _ => {}
         }
     }
 
-    fn tell(&mut self, message: &mut Self::Message) -> Option<usize> {
+    fn tell(&mut self, message: &mut [u8]) -> Option<usize> {
         if self.file_systems != FileSystems::Orphaned {
             return None;
         }
         if self.limit.as_ref().allows() {
             pr_warn!("VSS: having the daemon thaw the file systems, as the host won't\n");
         }
-        Operation::Thaw.write(message);
+        Operation::Thaw.write(message.first_chunk_mut()?);
         Some(DAEMON_LEN)
     }
 
-    fn told(&mut self, answer: &Self::Message) {
-        match Operation::status(answer) {
-            Status::OK => pr_info!("VSS: the daemon has thawed the file systems\n"),
-            _ => self.failed_to_thaw(),
-        }
-        self.thawed();
+    fn told(&mut self, answer: &[u8]) {
+        self.file_systems = match vss::status(answer) {
+            Status::OK => {
+                pr_info!("VSS: the daemon has thawed the file systems\n");
+                FileSystems::Thawed
+            }
+            _ => {
+                self.failed_to_thaw();
+                FileSystems::Stuck
+            }
+        };
     }
 
-    fn daemon_changed(&mut self, daemon: Option<Daemon>) {
-        if daemon.is_some() || self.file_systems == FileSystems::Thawed || self.has_warned {
-            return;
+    fn daemon_gone(&mut self) {
+        match self.file_systems {
+            FileSystems::Thawed => return,
+            FileSystems::Stuck => self.file_systems = FileSystems::Orphaned,
+            FileSystems::Frozen | FileSystems::Orphaned => {}
         }
-        self.has_warned = true;
         pr_err!(
             "VSS: the daemon has gone while file systems may be frozen. \
              Thaw them: fsfreeze --unfreeze MOUNTPOINT, or start the daemon\n"

@@ -34,31 +34,9 @@ void rust_helper_ratelimit_default_init(struct ratelimit_state *rs)
 	ratelimit_default_init(rs);
 }
 
-/*
- * Returns whether a packet of @size bytes, trailer included, fits into the
- * outbound ring. Where it does not, the host signals when it does.
- */
-bool rust_helper_vmbus_has_room(struct vmbus_channel *channel, u32 size)
+void rust_helper_virt_mb(void)
 {
-	struct hv_ring_buffer *ring = channel->outbound.ring_buffer;
-	u32 pending;
-
-	if (unlikely(hv_get_bytes_to_write(&channel->outbound) <= size)) {
-		WRITE_ONCE(ring->pending_send_sz, size);
-
-		/* The host moves its read index, then reads the wish. */
-		virt_mb();
-
-		if (hv_get_bytes_to_write(&channel->outbound) <= size)
-			return false;
-	}
-
-	/* A longer packet may wait still. */
-	pending = READ_ONCE(ring->pending_send_sz);
-	if (unlikely(pending && pending <= size))
-		WRITE_ONCE(ring->pending_send_sz, 0);
-
-	return true;
+	virt_mb();
 }
 
 /* Have the channel's callback called soon, as if the host had signalled. */

@@ -18,7 +18,7 @@ bool rust_helper_in_hardirq(void);
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts);
 void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts);
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs);
-bool rust_helper_vmbus_has_room(struct vmbus_channel *channel, u32 size);
+void rust_helper_virt_mb(void);
 void rust_helper_vmbus_schedule(struct vmbus_channel *channel);
 void rust_helper_vmbus_wake(struct vmbus_channel *channel);
 

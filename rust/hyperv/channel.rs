@@ -10,6 +10,11 @@
 use crate::{
     bindings,
     ratelimit::RateLimit,
+    ring::{
+        Inbound,
+        Outbound,
+        IN_BAND, //
+    },
     vmbus, //
 };
 use core::{
@@ -29,9 +34,15 @@ use kernel::{
             Atomic,
             Release, //
         },
+        barrier::{
+            smp_mb,
+            Write, //
+        },
         Mutex, //
     },
 };
+
+pub use crate::ring::RingSize;
 
 /// Packets handled before other softirqs get a turn, so that a host that floods the ring does not
 /// hold a CPU.
@@ -39,42 +50,6 @@ const BUDGET: usize = 64;
 
 /// Packets handled in the host's interrupt itself, before the others are left to the softirq.
 const INTERRUPT_BUDGET: usize = 4;
-
-/// Bytes that follow each packet in a ring: where the packet began.
-const TRAILER: usize = size_of::<u64>();
-
-/// Bytes that a packet takes in a ring beside its payload.
-const PACKET_OVERHEAD: usize = size_of::<bindings::vmpacket_descriptor>() + TRAILER;
-
-/// The size of one ring in bytes, its header page included: a multiple of the page size.
-#[derive(Clone, Copy)]
-pub struct RingSize(usize);
-
-impl RingSize {
-    const HEADER: usize = size_of::<bindings::hv_ring_buffer>();
-
-    /// The ring with room for `data` bytes of packets; as `VMBUS_RING_SIZE()`.
-    pub const fn with_data(data: usize) -> Self {
-        let page = kernel::page::PAGE_SIZE;
-        // A ring that is large anyway takes its header out of the data.
-        let header = if data >= 8 * Self::HEADER {
-            0
-        } else {
-            Self::HEADER
-        };
-        Self((header + data).next_multiple_of(page))
-    }
-
-    /// The longest packet that fits, its descriptor included.
-    ///
-    /// A ring is never full, or it would look empty: beside the packet and its trailer, eight bytes
-    /// are left. `hv_vmbus` cuts longer ones to this, for a host that lies about lengths: so that
-    /// there can be room for the answer, and the read index, moved by a packet, goes round the ring
-    /// at most once.
-    const fn largest_packet(self) -> usize {
-        self.0 - Self::HEADER - 2 * TRAILER
-    }
-}
 
 /// In which context the packets of a channel are handled.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -92,10 +67,7 @@ pub enum Context {
 /// It borrows nothing: a channel that is leaked goes on to be served.
 pub trait Handler: Send + 'static {
     /// Returns in which context the other methods are called.
-    fn context() -> Context
-    where
-        Self: Sized,
-    {
+    fn context(&self) -> Context {
         Context::Softirq
     }
 
@@ -128,13 +100,12 @@ enum Next {
 
 /// An inbound packet.
 ///
-/// `hv_vmbus` has copied it out of the ring into memory that the host can't write to, so what was
-/// checked in it stays as it was.
+/// It was copied out of the ring into memory that the host can't write to, so what was checked in it
+/// stays as it was.
 ///
 /// # Invariants
 ///
-/// `descriptor` is what `hv_pkt_iter_first()` returned for `channel`, and the packet iterator has
-/// not been moved since.
+/// `descriptor` is what [`Inbound::peek`] returned for the channel, which has not gone on since.
 pub struct Packet<'a> {
     channel: &'a Sender<'a>,
     descriptor: NonNull<bindings::vmpacket_descriptor>,
@@ -142,7 +113,7 @@ pub struct Packet<'a> {
 
 /// The way out of a channel, for as long as its callback runs.
 pub struct Sender<'a> {
-    raw: NonNull<bindings::vmbus_channel>,
+    ring: Outbound<'a>,
     device: &'a vmbus::Device,
     limit: Pin<&'a RateLimit>,
 }
@@ -159,56 +130,58 @@ impl<'a> Packet<'a> {
         // SAFETY: By the type invariant, the descriptor is valid.
         let packet_type = unsafe { (*self.descriptor.as_ptr()).type_ };
 
-        bindings::vmbus_packet_type::from(packet_type)
-            == bindings::vmbus_packet_type_VM_PKT_DATA_INBAND
+        packet_type == IN_BAND
     }
 
     /// The payload, a multiple of 8 bytes long.
     #[inline]
     pub fn payload(&mut self) -> &mut [u8] {
+        bytes_of(self.words())
+    }
+
+    #[inline]
+    fn words(&mut self) -> &mut [u64] {
         let descriptor = self.descriptor.as_ptr();
 
         // SAFETY: By the type invariant, the descriptor is valid.
         let (offset, len) = unsafe {
             (
-                usize::from((*descriptor).offset8) * 8,
-                usize::from((*descriptor).len8) * 8,
+                usize::from((*descriptor).offset8),
+                usize::from((*descriptor).len8),
             )
         };
 
         // SAFETY:
-        // - `hv_pkt_iter_first()` has made sure that `size_of::<vmpacket_descriptor>() <= offset`
-        //   and `offset <= len`, and that `len` bytes are in the copy.
-        // - Nothing but this packet refers to the copy until the packet iterator is moved, which
-        //   is after `self` is gone.
+        // - `Inbound::peek()` has made sure that `offset <= len`, and that `len` words, which are
+        //   aligned, are in the copy.
+        // - Nothing but this packet refers to what is behind the descriptor in the copy until the
+        //   next one is copied, which is after `self` is gone.
         // - The copy was written in full.
-        unsafe { slice::from_raw_parts_mut(descriptor.cast::<u8>().add(offset), len - offset) }
+        unsafe { slice::from_raw_parts_mut(descriptor.cast::<u64>().add(offset), len - offset) }
     }
 
-    /// Sends the payload back as the packet's answer, with its transaction id, and calls `sent`
-    /// once it's in the ring.
+    /// Sends the payload back as the packet's answer, with its transaction id; returns whether it has
+    /// left.
     ///
     /// There is room for it: packets don't come in before there is. It can't be sent to a host that
     /// has taken the channel away, or broken the ring; then the log says so.
-    pub fn reply(mut self, sent: impl FnOnce()) -> Handled {
+    pub fn reply(mut self) -> (Handled, bool) {
         let channel = self.channel;
         let transaction = self.transaction();
-        if channel.send(self.payload(), transaction) {
-            sent();
-        }
-        Handled(Next::Advance)
+        let has_left = channel.send(self.words(), transaction);
+        (Handled(Next::Advance), has_left)
     }
 
     /// Takes the packet off the channel, to be answered later.
     pub fn take(mut self, buffer: Buffer) -> (Handled, Taken) {
         let transaction = self.transaction();
-        let payload = self.payload();
+        let payload = self.words();
         let len = payload.len();
-        let Buffer(mut bytes) = buffer;
-        bytes[..len].copy_from_slice(payload);
+        let Buffer(mut words) = buffer;
+        words[..len].copy_from_slice(payload);
         let taken = Taken {
             transaction,
-            bytes,
+            words,
             len,
         };
         (Handled(Next::Advance), taken)
@@ -239,12 +212,13 @@ impl<'a> Packet<'a> {
 }
 
 /// Memory for a packet that is taken: as much as the longest that fits into a ring needs.
-pub struct Buffer(KVec<u8>);
+pub struct Buffer(KVec<u64>);
 
 impl Buffer {
     /// Allocates memory for packets out of a ring of that size.
     pub fn new(ring: RingSize) -> Result<Self> {
-        Ok(Self(KVec::from_elem(0, ring.largest_packet(), GFP_KERNEL)?))
+        let words = ring.largest_packet() as usize / size_of::<u64>();
+        Ok(Self(KVec::from_elem(0, words, GFP_KERNEL)?))
     }
 }
 
@@ -254,20 +228,27 @@ impl Buffer {
 #[must_use]
 pub struct Taken {
     transaction: u64,
-    bytes: KVec<u8>,
+    words: KVec<u64>,
     len: usize,
 }
 
 impl Taken {
     /// The payload.
     pub fn payload(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.len]
+        bytes_of(&mut self.words[..self.len])
     }
 
     /// Drops the packet unanswered: the host doesn't wait for the answer any more.
     pub fn abandon(self) -> Buffer {
-        Buffer(self.bytes)
+        Buffer(self.words)
     }
+}
+
+/// The bytes of 8-byte words.
+#[inline]
+fn bytes_of(words: &mut [u64]) -> &mut [u8] {
+    // SAFETY: The slice is the same memory, and bytes may have any value and alignment.
+    unsafe { slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }
 }
 
 /// Calls a channel's callback from any context, for as long as somebody may want to.
@@ -299,32 +280,31 @@ enum State {
 /// It is open from its initialization on, except between [`Channel::suspend`] and
 /// [`Channel::resume`], and closed when it's dropped.
 #[pin_data(PinnedDrop)]
-pub struct Channel<H: Handler> {
+pub struct Channel {
     device: ARef<vmbus::Device>,
     send: RingSize,
     receive: RingSize,
     #[pin]
     state: Mutex<State>,
-    /// Set while the callback may access `handler`. `hv_vmbus` calls it earlier, while it opens the
-    /// channel and there are no rings yet, and may later, when it has failed to.
-    is_open: Atomic<bool>,
     /// How often the callback was called since it was entered. Whoever finds it not zero leaves
-    /// the packets to the one that is in there.
+    /// the packets to the one that is in there; while there are no rings yet, or no more, nobody
+    /// is, and it isn't zero.
     calls: Atomic<i32>,
     #[pin]
     limit: RateLimit,
+    context: Context,
     /// Accessed by the callback alone while the channel is open, and under the lock of `state`
     /// alone while it's closed.
-    handler: UnsafeCell<H>,
+    handler: UnsafeCell<KBox<dyn Handler>>,
 }
 
 // SAFETY: `handler` is `Send` by the trait's bound; all else may be used from any thread.
-unsafe impl<H: Handler> Send for Channel<H> {}
+unsafe impl Send for Channel {}
 
 // SAFETY: `handler` is only accessed as its comment says, from one thread at a time.
-unsafe impl<H: Handler> Sync for Channel<H> {}
+unsafe impl Sync for Channel {}
 
-impl<H: Handler> Channel<H> {
+impl Channel {
     /// Opens the channel of `device` with rings of the given sizes.
     ///
     /// The host may have sent the first packets before this is done, and `handler` may have
@@ -333,18 +313,19 @@ impl<H: Handler> Channel<H> {
         device: &vmbus::Device<device::Bound>,
         send: RingSize,
         receive: RingSize,
-        handler: H,
+        handler: impl Handler,
     ) -> impl PinInit<Self, Error> {
         let device = ARef::<vmbus::Device>::from(&**device);
+        let context = handler.context();
         try_pin_init!(Self {
             device,
             send,
             receive,
             state <- new_mutex!(State::Closed, "Channel::state"),
-            is_open: Atomic::new(false),
-            calls: Atomic::new(0),
+            calls: Atomic::new(1),
             limit <- RateLimit::new(),
-            handler: UnsafeCell::new(handler),
+            context,
+            handler: UnsafeCell::new(KBox::new(handler, GFP_KERNEL)?),
         })
         .pin_chain(|this| this.as_ref().resume())
     }
@@ -360,25 +341,29 @@ impl<H: Handler> Channel<H> {
         }
 
         let channel = self.device.channel().as_ptr();
+        let context = core::ptr::from_ref(self.get_ref()).cast_mut().cast();
 
         // SAFETY:
         // - The channel is valid as long as its device, and closed.
         // - The callback gets `self`, which is pinned; the channel is closed in `drop()`, or below.
         let result = to_result(unsafe {
-            (*channel).callback_mode = match H::context() {
+            (*channel).callback_mode = match self.context {
                 Context::Softirq => bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT,
                 Context::Interrupt => bindings::vmbus_channel_hv_callback_mode_HV_CALL_ISR,
             };
             // Whatever fits into the ring fits into the copy: nothing is ever cut.
-            (*channel).max_pkt_size = self.receive.largest_packet() as u32;
+            (*channel).max_pkt_size = self.receive.largest_packet();
+            // `vmbus_open()` sets it behind the callback, which an event may call in between.
+            (*channel).channel_callback_context = context;
+            smp_mb(Write);
             bindings::vmbus_open(
                 channel,
-                self.send.0 as u32,
-                self.receive.0 as u32,
+                self.send.bytes(),
+                self.receive.bytes(),
                 core::ptr::null_mut(),
                 0,
                 Some(Self::callback),
-                core::ptr::from_ref(self.get_ref()).cast_mut().cast(),
+                context,
             )
         });
         if result.is_err() {
@@ -389,7 +374,7 @@ impl<H: Handler> Channel<H> {
             return result;
         }
         *state = State::Open;
-        self.is_open.store(true, Release);
+        self.calls.store(0, Release);
 
         // For what came before that.
         // SAFETY: The channel is valid as long as its device.
@@ -406,7 +391,7 @@ impl<H: Handler> Channel<H> {
 
         // SAFETY: The channel is valid as long as its device, and open.
         unsafe { bindings::vmbus_close(self.device.channel().as_ptr()) };
-        self.is_open.store(false, Release);
+        self.calls.store(1, Release);
         *state = State::Closed;
 
         // SAFETY: The channel is closed, and the lock is held.
@@ -418,29 +403,30 @@ impl<H: Handler> Channel<H> {
     extern "C" fn callback(context: *mut c_void) {
         // SAFETY: `context` is what `resume()` passed: a pinned `Self` that takes the callback away
         // before it goes, also where the channel could not be opened.
-        let this = unsafe { &*context.cast::<Self>() };
-        if !this.is_open.load(Acquire) || this.calls.fetch_add(1, Acquire) != 0 {
+        let this = unsafe { Pin::new_unchecked(&*context.cast::<Self>()) };
+        if this.calls.fetch_add(1, Acquire) != 0 {
             return;
         }
 
-        // SAFETY: The channel is open, `calls` lets one caller at a time get here, and nothing else
-        // accesses the handler until `vmbus_close()` has waited for it.
-        let handler = unsafe { &mut *this.handler.get() };
-
-        // SAFETY: `this` is pinned.
-        let limit = unsafe { Pin::new_unchecked(&this.limit) };
-
         let raw = this.device.channel();
-        let channel = Sender {
-            raw,
-            device: &this.device,
-            limit,
+        // SAFETY: The channel is open, `calls` lets one caller at a time get here, and nothing else
+        // uses the handler and the rings until `vmbus_close()` has waited for it.
+        let (handler, inbound, outbound) = unsafe {
+            (
+                &mut **this.handler.get(),
+                Inbound::new(raw),
+                Outbound::new(raw),
+            )
+        };
+        let sender = Sender {
+            ring: outbound,
+            device: &this.get_ref().device,
+            // SAFETY: `this` is pinned.
+            limit: unsafe { this.map_unchecked(|this| &this.limit) },
         };
 
-        handler.woken(&channel);
-
-        // SAFETY: This is the channel's callback.
-        let is_empty = unsafe { channel.poll(handler) };
+        handler.woken(&sender);
+        let is_empty = sender.poll(&inbound, handler);
 
         if this.calls.xchg(0, Release) != 1 || !is_empty {
             // SAFETY: The channel is valid; one that is closed meanwhile ignores this.
@@ -449,66 +435,50 @@ impl<H: Handler> Channel<H> {
     }
 }
 
+#[pinned_drop]
+impl PinnedDrop for Channel {
+    fn drop(self: Pin<&mut Self>) {
+        self.as_ref().suspend();
+    }
+}
+
 impl Sender<'_> {
     /// Sends the payload of a packet that was taken back as its answer, if there is room for it.
     ///
     /// If there is none, the packet is returned, and [`Handler::woken`] called when there is.
-    pub fn reply(&self, mut taken: Taken) -> Result<Buffer, Taken> {
-        if !self.has_room(PACKET_OVERHEAD + taken.len) {
+    pub fn reply(&self, taken: Taken) -> Result<Buffer, Taken> {
+        let payload = &taken.words[..taken.len];
+        if !self.ring.has_room(payload) {
             return Err(taken);
         }
-        let transaction = taken.transaction;
-        self.send(taken.payload(), transaction);
+        self.send(payload, taken.transaction);
         Ok(taken.abandon())
     }
 
-    /// Returns whether there's room in the ring for `len` bytes. If not, the host will signal.
-    fn has_room(&self, len: usize) -> bool {
-        // CAST: Packets are at most 0xffff * 8 bytes long.
-        // SAFETY: The channel is open in its callback.
-        unsafe { bindings::rust_helper_vmbus_has_room(self.raw.as_ptr(), len as u32) }
-    }
-
     /// Sends in-band data; returns whether it has left. If not, the log says why.
-    #[inline]
-    fn send(&self, payload: &mut [u8], transaction: u64) -> bool {
-        // SAFETY:
-        // - The channel is open in its callback.
-        // - `payload` is valid for reads of its length.
-        let result = to_result(unsafe {
-            bindings::vmbus_sendpacket(
-                self.raw.as_ptr(),
-                payload.as_mut_ptr().cast(),
-                // CAST: A packet is at most 0xffff * 8 bytes long.
-                payload.len() as u32,
-                transaction,
-                bindings::vmbus_packet_type_VM_PKT_DATA_INBAND,
-                0,
-            )
-        });
-        result.inspect_err(|error| self.log_unsent(*error)).is_ok()
-    }
-
-    #[cold]
-    fn log_unsent(&self, error: Error) {
-        if self.limit.allows() {
-            dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
+    fn send(&self, payload: &[u64], transaction: u64) -> bool {
+        match self.ring.send(payload, transaction) {
+            Ok(()) => true,
+            Err(error) => {
+                if self.limit.allows() {
+                    dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
+                }
+                false
+            }
         }
     }
 
     /// Has `handler` take what's in the ring, as long as there's room to answer it. Returns whether
-    /// that was all for now: if not, others are to get a turn.
-    ///
-    /// # Safety
-    ///
-    /// Must only be called from the channel's callback, by one caller at a time.
-    unsafe fn poll(&self, handler: &mut dyn Handler) -> bool {
-        let raw = self.raw.as_ptr();
-        // SAFETY: The channel is open in its callback, and nothing else moves its iterator.
-        let mut next = unsafe { bindings::hv_pkt_iter_first(raw) };
-
+    /// that was all for now.
+    fn poll(&self, inbound: &Inbound<'_>, handler: &mut dyn Handler) -> bool {
         for done in 0..BUDGET {
-            let Some(descriptor) = NonNull::new(next) else {
+            // The host signals only when it finds the ring empty, so it has to see how far the ring
+            // was read before that counts as empty.
+            let next = inbound.peek().or_else(|| {
+                inbound.close();
+                inbound.peek()
+            });
+            let Some(descriptor) = next else {
                 return true;
             };
 
@@ -517,50 +487,24 @@ impl Sender<'_> {
                 break;
             }
 
-            // SAFETY: The iterator has returned a valid descriptor.
-            let len = usize::from(unsafe { descriptor.as_ref() }.len8) * 8;
-            if !self.has_room(len + TRAILER) {
-                // SAFETY: As above.
-                unsafe { bindings::hv_pkt_iter_close(raw) };
-                return true;
-            }
-
-            // INVARIANT: `descriptor` was returned by the iterator, which is moved only below.
-            let handled = handler.receive(Packet {
+            // INVARIANT: `peek()` has returned `descriptor`, and the ring goes on only below.
+            let mut packet = Packet {
                 channel: self,
                 descriptor,
-            });
-
-            let is_last = match handled.0 {
-                Next::Advance => {
-                    // SAFETY: As above; `descriptor` is the iterator's current packet.
-                    next = unsafe { bindings::__hv_pkt_iter_next(raw, descriptor.as_ptr()) };
-                    next.is_null()
-                }
-                Next::Stay => true,
             };
-            if is_last {
-                // The host signals only when it finds the ring empty, so let it see how far the
-                // ring was read before taking it for empty.
-                // SAFETY: As above.
-                unsafe { bindings::hv_pkt_iter_close(raw) };
-                if matches!(handled.0, Next::Stay) {
+            if !self.ring.has_room(packet.words()) {
+                inbound.close();
+                return true;
+            }
+            match handler.receive(packet).0 {
+                Next::Advance => inbound.advance(descriptor),
+                Next::Stay => {
+                    inbound.close();
                     return true;
                 }
-                // SAFETY: As above.
-                next = unsafe { bindings::hv_pkt_iter_first(raw) };
             }
         }
-
-        // SAFETY: As above.
-        unsafe { bindings::hv_pkt_iter_close(raw) };
+        inbound.close();
         false
-    }
-}
-
-#[pinned_drop]
-impl<H: Handler> PinnedDrop for Channel<H> {
-    fn drop(self: Pin<&mut Self>) {
-        self.as_ref().suspend();
     }
 }

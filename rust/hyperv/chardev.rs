@@ -62,7 +62,7 @@ pub trait Device: Send + Sync + 'static {
     type OwnerModule: ModuleMetadata;
 
     /// The path below `/dev`.
-    const NAME: &'static CStr;
+    fn name(&self) -> &'static CStr;
 
     /// Called when the device is opened; an error refuses that.
     fn open(&self) -> Result;
@@ -99,12 +99,13 @@ unsafe impl<T: Device> Sync for Registration<T> {}
 impl<T: Device> Registration<T> {
     /// Registers `device`: it can be opened from now on.
     pub fn new(device: Arc<T>) -> impl PinInit<Self, Error> {
+        let name = device.name();
         try_pin_init!(Self {
             // First: the device may be opened before its registration returns.
             device,
-            misc <- Opaque::try_ffi_init(|slot: *mut bindings::miscdevice| {
+            misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
                 // SAFETY: `slot` is valid for writes.
-                unsafe { slot.write(Self::misc()) };
+                unsafe { slot.write(Self::misc(name)) };
 
                 // SAFETY: `slot` stays where it is until it is deregistered in `drop()`.
                 to_result(unsafe { bindings::misc_register(slot) })
@@ -112,10 +113,10 @@ impl<T: Device> Registration<T> {
         })
     }
 
-    fn misc() -> bindings::miscdevice {
+    fn misc(name: &'static CStr) -> bindings::miscdevice {
         let mut misc: bindings::miscdevice = pin_init::zeroed();
         misc.minor = bindings::MISC_DYNAMIC_MINOR as c_int;
-        misc.name = T::NAME.as_char_ptr();
+        misc.name = name.as_char_ptr();
         misc.fops = &FileOperations::<T>::TABLE;
         misc
     }

@@ -11,6 +11,7 @@ pub mod param;
 pub mod power;
 pub mod ptp;
 pub mod ratelimit;
+mod ring;
 pub mod time;
 pub mod vmbus;
 pub mod work;

@@ -10,7 +10,11 @@ use kernel::{
     error::to_result,
     prelude::*,
     time::{
+        msecs_to_jiffies,
         ClockSource,
+        Delta,
+        Jiffies,
+        Msecs,
         RealTime, //
     },
 };
@@ -37,4 +41,48 @@ pub fn set_wall_clock(unix_time: i64) -> Result {
 
     // SAFETY: `time` is valid for reads.
     to_result(unsafe { bindings::do_settimeofday64(&time) })
+}
+
+/// A moment in time, by the clock that timers and delayed work run by: once these have run, the
+/// moment is over. It stands still while the system is suspended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(Jiffies);
+
+impl Deadline {
+    /// The moment `delay` from now. May be called in any context.
+    pub fn after(delay: Delta) -> Self {
+        let delay = delay.as_millis().clamp(0, i64::from(Msecs::MAX));
+        // CAST: Clamped.
+        Self(jiffies().wrapping_add(msecs_to_jiffies(delay as Msecs)))
+    }
+
+    /// Returns whether that is over.
+    pub fn is_over(self) -> bool {
+        self.left() == 0
+    }
+
+    /// Ticks until then.
+    pub(crate) fn left(self) -> Jiffies {
+        let left = self.0.wrapping_sub(jiffies());
+        // The count goes round: what is more than half of it away is over.
+        if left > Jiffies::MAX / 2 {
+            0
+        } else {
+            left
+        }
+    }
+
+    /// The one of the two that is over first.
+    pub fn min(self, other: Self) -> Self {
+        if other.left() < self.left() {
+            other
+        } else {
+            self
+        }
+    }
+}
+
+fn jiffies() -> Jiffies {
+    // SAFETY: The counter may be read at any time.
+    unsafe { (&raw const bindings::jiffies).read_volatile() }
 }

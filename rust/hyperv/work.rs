@@ -8,16 +8,14 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    time::Deadline, //
+};
 use kernel::{
     container_of,
     prelude::*,
     sync::LockClassKey,
-    time::{
-        msecs_to_jiffies,
-        Delta,
-        Msecs, //
-    },
     types::Opaque, //
 };
 
@@ -173,9 +171,9 @@ impl<T: Run> DelayedWork<T> {
         })
     }
 
-    /// Has the work run in `delay` from now, also if it was to run at another time. May be called
-    /// in any context.
-    pub fn schedule_in(self: Pin<&Self>, delay: Delta) {
+    /// Has the work run when `deadline` is over, also if it was to run at another time. May be
+    /// called in any context.
+    pub fn schedule_at(self: Pin<&Self>, deadline: Deadline) {
         // SAFETY:
         // - The system's queue always exists.
         // - `raw` was initialized in `new()`. It stays valid until the work has run, or was
@@ -185,7 +183,7 @@ impl<T: Run> DelayedWork<T> {
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
                 bindings::system_percpu_wq,
                 self.raw.get(),
-                msecs_to_jiffies(delay.as_millis().clamp(0, i64::from(Msecs::MAX)) as Msecs),
+                deadline.left(),
             )
         };
     }

@@ -11,11 +11,15 @@
 use super::{
     text::utf16_to_utf8,
     wire,
+    Registration,
     Status, //
 };
 
 /// Size of the longest message to the daemon, `struct hv_do_fcopy`.
 pub(crate) const DAEMON_LEN: usize = WRITE_LEN;
+
+/// What a daemon says, its version at first and the status of an operation then, is a number.
+pub(crate) const ANSWER_LEN: usize = 4;
 
 const OPERATION: usize = 0;
 const HEADER_LEN: usize = 36;
@@ -55,8 +59,12 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
-    fn parse(number: u32) -> Result<Self, Status> {
-        match number {
+    /// Reads the operation of a host's body.
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Status> {
+        if body.len() < HEADER_LEN {
+            return Err(Status::INVALID_ARGUMENT);
+        }
+        match wire::u32_at(body, OPERATION) {
             0 => Ok(Self::Start),
             1 => Ok(Self::Write),
             2 => Ok(Self::Complete),
@@ -64,6 +72,35 @@ impl Operation {
             _ => Err(Status::NOT_SUPPORTED),
         }
     }
+}
+
+/// The version of its protocol that a daemon registers with, and that is confirmed to it. The one of
+/// before had no number, and expects no confirmation.
+const VERSION: u32 = 1;
+
+/// Reads a daemon's first message; `None` if it is no registration that is known.
+pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
+    match wire::u32_native_at(message, 0) {
+        0 => Some(Registration::Legacy),
+        VERSION => Some(Registration::Current),
+        _ => None,
+    }
+}
+
+/// Writes what a registration is confirmed with, and returns its size; `None` if nothing is.
+pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> Option<usize> {
+    match registration {
+        Registration::Legacy => None,
+        Registration::Current => {
+            wire::put_u32_native(message, 0, VERSION);
+            Some(ANSWER_LEN)
+        }
+    }
+}
+
+/// Reads the daemon's answer.
+pub(crate) fn status(answer: &[u8]) -> Status {
+    Status(wire::u32_native_at(answer, 0))
 }
 
 /// Writes the request in the host's `body` as a `message` for the daemon, and returns what it is
@@ -74,9 +111,7 @@ pub(crate) fn to_daemon(
     body: &[u8],
     message: &mut [u8; DAEMON_LEN],
 ) -> Result<(Operation, usize), Status> {
-    let header = body.get(..HEADER_LEN).ok_or(Status::INVALID_ARGUMENT)?;
-    let number = wire::u32_at(header, OPERATION);
-    let operation = Operation::parse(number)?;
+    let operation = Operation::parse(body)?;
     let len = match operation {
         Operation::Start => start_to_daemon(body, message)?,
         Operation::Write => write_to_daemon(body, message)?,
@@ -85,7 +120,7 @@ pub(crate) fn to_daemon(
             HEADER_LEN
         }
     };
-    wire::put_u32_native(message, OPERATION, number);
+    wire::put_u32_native(message, OPERATION, wire::u32_at(body, OPERATION));
     Ok((operation, len))
 }
 

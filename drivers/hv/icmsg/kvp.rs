@@ -16,6 +16,7 @@ use super::{
         TooLong, //
     },
     wire,
+    Registration,
     Status, //
 };
 
@@ -107,40 +108,33 @@ impl Operation {
     }
 }
 
-/// How the daemon registered, which is how it reports failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Daemon {
-    /// `KVP_OP_REGISTER`: by an empty key. It knows nothing of addresses.
-    Legacy,
-    /// `KVP_OP_REGISTER1`: by a status.
-    Current,
+/// `KVP_OP_REGISTER`: such a daemon says that it failed by an empty key, and knows nothing of
+/// addresses.
+const LEGACY: u8 = 4;
+/// `KVP_OP_REGISTER1`: such a daemon says how it did by a status.
+const CURRENT: u8 = 100;
+
+/// Reads a daemon's first message; `None` if it is no registration that is known.
+pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
+    match message[OPERATION] {
+        LEGACY => Some(Registration::Legacy),
+        CURRENT => Some(Registration::Current),
+        _ => None,
+    }
 }
 
-impl Daemon {
-    const LEGACY: u8 = 4;
-    const CURRENT: u8 = 100;
+/// Writes what a registration is confirmed with, and returns its size: the same operation, and the
+/// version that becomes the host's IntegrationServicesVersion.
+pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> usize {
+    const VERSION: &[u8] = b"3.1";
 
-    /// Reads a daemon's first message; `None` if it is no registration that is known.
-    pub(crate) fn registration(message: &[u8; DAEMON_LEN]) -> Option<Self> {
-        match message[OPERATION] {
-            Self::LEGACY => Some(Self::Legacy),
-            Self::CURRENT => Some(Self::Current),
-            _ => None,
-        }
-    }
-
-    /// Writes what a registration is answered with: the same operation, and the version that
-    /// becomes the host's IntegrationServicesVersion.
-    pub(crate) fn confirm(self, message: &mut [u8; DAEMON_LEN]) {
-        const VERSION: &[u8] = b"3.1";
-
-        message.fill(0);
-        message[OPERATION] = match self {
-            Self::Legacy => Self::LEGACY,
-            Self::Current => Self::CURRENT,
-        };
-        message[BODY..BODY + VERSION.len()].copy_from_slice(VERSION);
-    }
+    message.fill(0);
+    message[OPERATION] = match registration {
+        Registration::Legacy => LEGACY,
+        Registration::Current => CURRENT,
+    };
+    message[BODY..BODY + VERSION.len()].copy_from_slice(VERSION);
+    DAEMON_LEN
 }
 
 /// Writes the request in the host's `body` as a `message` for the daemon.
@@ -148,15 +142,15 @@ impl Daemon {
 /// Fails with the status that the request is to be answered with.
 pub(crate) fn to_daemon(
     body: &[u8],
-    daemon: Daemon,
+    daemon: Registration,
     message: &mut [u8; DAEMON_LEN],
-) -> Result<Operation, Status> {
+) -> Result<(), Status> {
     let operation = Operation::parse(body)?;
     if body.len() < operation.host_len() {
         return Err(Status::INVALID_ARGUMENT);
     }
     let is_about_addresses = matches!(operation, Operation::GetAddresses | Operation::SetAddresses);
-    if is_about_addresses && daemon == Daemon::Legacy {
+    if is_about_addresses && daemon == Registration::Legacy {
         return Err(Status::NOT_SUPPORTED);
     }
     // The daemon picks a file by it, without looking.
@@ -207,7 +201,7 @@ pub(crate) fn to_daemon(
             }
         }
     }
-    Ok(operation)
+    Ok(())
 }
 
 /// Converts a key whose size lies at offset `size` and whose text at offset `text`, in both.
@@ -264,18 +258,20 @@ fn decimal(mut number: u64, to: &mut [u8]) -> usize {
     len + 1
 }
 
-/// Writes the daemon's `answer` to `operation` into the host's `body`, and returns the status.
-///
-/// `body` is the one that [`to_daemon`] took the operation from.
+/// Writes the daemon's `answer` into the host's `body`, which [`to_daemon`] has accepted, and returns
+/// the status.
 pub(crate) fn from_daemon(
-    operation: Operation,
-    daemon: Daemon,
+    daemon: Registration,
     answer: &[u8; DAEMON_LEN],
     body: &mut [u8],
 ) -> Status {
+    let operation = match Operation::parse(body) {
+        Ok(operation) => operation,
+        Err(status) => return status,
+    };
     let status = match daemon {
-        Daemon::Current => Status(wire::u32_native_at(answer, 0)),
-        Daemon::Legacy => {
+        Registration::Current => Status(wire::u32_native_at(answer, 0)),
+        Registration::Legacy => {
             let is_empty = answer[BODY + 4 + value::KEY] == 0;
             if operation == Operation::Enumerate && is_empty {
                 Status::NO_MORE_ITEMS
@@ -364,10 +360,7 @@ mod tests {
     /// The value that the daemon is asked to set, as text with its NUL.
     fn value_set(body: &[u8], expected: &[u8]) {
         let mut message = [0xff; DAEMON_LEN];
-        assert_eq!(
-            to_daemon(body, Daemon::Current, &mut message),
-            Ok(Operation::Set)
-        );
+        assert_eq!(to_daemon(body, Registration::Current, &mut message), Ok(()));
         let len = wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize;
         assert_eq!(&message[BODY + value::VALUE..][..len], expected);
         assert_eq!(&message[BODY + value::KEY..][..2], b"k\0");
@@ -376,7 +369,10 @@ mod tests {
 
     fn refused(body: &[u8], status: Status) {
         let mut message = [0; DAEMON_LEN];
-        assert_eq!(to_daemon(body, Daemon::Current, &mut message), Err(status));
+        assert_eq!(
+            to_daemon(body, Registration::Current, &mut message),
+            Err(status)
+        );
     }
 
     #[test]
@@ -440,7 +436,7 @@ mod tests {
         let mut message = [0; DAEMON_LEN];
         for operation in [4, 5] {
             assert_eq!(
-                to_daemon(&body(operation, 0), Daemon::Legacy, &mut message),
+                to_daemon(&body(operation, 0), Registration::Legacy, &mut message),
                 Err(Status::NOT_SUPPORTED)
             );
         }
@@ -451,8 +447,8 @@ mod tests {
         let mut host = set(0, 0, &[]);
         host[OPERATION] = 0;
         let mut message = [0; DAEMON_LEN];
-        let asked = to_daemon(&host, Daemon::Current, &mut message);
-        assert_eq!(asked, Ok(Operation::Get));
+        let asked = to_daemon(&host, Registration::Current, &mut message);
+        assert_eq!(asked, Ok(()));
         assert_eq!(
             wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize,
             value::VALUE_MAX
@@ -460,7 +456,7 @@ mod tests {
 
         wire::put_u32_native(&mut message, 0, 0);
         message[BODY + value::VALUE..][..3].copy_from_slice(b"hi\0");
-        let status = from_daemon(Operation::Get, Daemon::Current, &message, &mut host);
+        let status = from_daemon(Registration::Current, &message, &mut host);
         assert_eq!(status, Status::OK);
         assert_eq!(&host[BODY + value::VALUE..][..6], b"h\0i\0\0\0");
         assert_eq!(wire::u32_at(&host, BODY + value::VALUE_SIZE), 6);
@@ -474,7 +470,7 @@ mod tests {
         // Neither is ended by a NUL.
         message[BODY + 4 + value::KEY..][..value::KEY_MAX].fill(b'k');
         message[BODY + 4 + value::VALUE..][..value::VALUE_MAX].fill(b'v');
-        let status = from_daemon(Operation::Enumerate, Daemon::Current, &message, &mut host);
+        let status = from_daemon(Registration::Current, &message, &mut host);
         assert_eq!(status, Status::OK);
         let at = |offset| wire::u32_at(&host, BODY + 4 + offset) as usize;
         assert_eq!(at(value::KEY_SIZE), value::KEY_MAX);
@@ -488,10 +484,10 @@ mod tests {
         let mut host = body(3, 2);
         let mut message = [0; DAEMON_LEN];
         wire::put_u32_native(&mut message, 0, Status::NO_MORE_ITEMS.0);
-        let mut answer = |daemon| from_daemon(Operation::Enumerate, daemon, &message, &mut host);
-        assert_eq!(answer(Daemon::Current), Status::NO_MORE_ITEMS);
+        let mut answer = |daemon| from_daemon(daemon, &message, &mut host);
+        assert_eq!(answer(Registration::Current), Status::NO_MORE_ITEMS);
         // An empty key is how a legacy daemon says it.
-        assert_eq!(answer(Daemon::Legacy), Status::NO_MORE_ITEMS);
+        assert_eq!(answer(Registration::Legacy), Status::NO_MORE_ITEMS);
         assert_eq!(host, body(3, 2));
     }
 
@@ -505,8 +501,8 @@ mod tests {
             put_text(&mut host[HOST_ADDRESSES..][list], b"10.0.0.1;");
         }
         let mut message = [0xff; DAEMON_LEN];
-        let asked = to_daemon(&host, Daemon::Current, &mut message);
-        assert_eq!(asked, Ok(Operation::SetAddresses));
+        let asked = to_daemon(&host, Registration::Current, &mut message);
+        assert_eq!(asked, Ok(()));
         assert_eq!(&message[BODY..][..5], b"{id}\0");
         for list in addresses::LISTS {
             assert_eq!(&message[BODY..][list][..10], b"10.0.0.1;\0");
@@ -514,12 +510,7 @@ mod tests {
 
         wire::put_u32_native(&mut message, 0, 0);
         let mut answer = body(4, 0);
-        let status = from_daemon(
-            Operation::GetAddresses,
-            Daemon::Current,
-            &message,
-            &mut answer,
-        );
+        let status = from_daemon(Registration::Current, &message, &mut answer);
         assert_eq!(status, Status::OK);
         assert_eq!(answer[HOST_ADDRESSES..], host[HOST_ADDRESSES..]);
     }

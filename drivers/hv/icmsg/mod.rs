@@ -113,6 +113,15 @@ impl Status {
     pub(crate) const NO_MORE_ITEMS: Self = Self(0x8007_0103);
 }
 
+/// How a daemon has registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Registration {
+    /// As those of before 2013 do.
+    Legacy,
+    /// As those since then do.
+    Current,
+}
+
 /// Why a packet cannot be answered: it has no message that an answer could echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswerable {

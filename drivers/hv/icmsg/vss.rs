@@ -14,6 +14,7 @@
 
 use super::{
     wire,
+    Registration,
     Status, //
 };
 
@@ -65,9 +66,7 @@ impl Operation {
             Self::Freeze | Self::Thaw | Self::Notice => {}
         }
     }
-}
 
-impl Operation {
     /// Writes the question for the daemon: the host's number of the operation.
     pub(crate) fn write(self, message: &mut [u8; DAEMON_LEN]) {
         message.fill(0);
@@ -79,49 +78,42 @@ impl Operation {
             Self::Thaw => 6,
         };
     }
+}
 
-    /// Reads the daemon's answer.
-    pub(crate) fn status(answer: &[u8; DAEMON_LEN]) -> Status {
-        Status(wire::u32_native_at(answer, 0))
+/// Reads the daemon's answer.
+pub(crate) fn status(answer: &[u8]) -> Status {
+    Status(wire::u32_native_at(answer, 0))
+}
+
+/// `VSS_OP_REGISTER`: such a daemon expects no confirmation.
+const LEGACY: u8 = 128;
+/// `VSS_OP_REGISTER1`.
+const CURRENT: u8 = 129;
+
+/// Reads a daemon's first message; `None` if it is no registration that is known.
+pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
+    match message[OPERATION] {
+        LEGACY => Some(Registration::Legacy),
+        CURRENT => Some(Registration::Current),
+        _ => None,
     }
 }
 
-/// How the daemon registered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Daemon {
-    /// `VSS_OP_REGISTER`: it expects no confirmation.
-    Legacy,
-    /// `VSS_OP_REGISTER1`.
-    Current,
+/// The number that a daemon registered with.
+pub(crate) fn version(registration: Registration) -> u8 {
+    match registration {
+        Registration::Legacy => LEGACY,
+        Registration::Current => CURRENT,
+    }
 }
 
-impl Daemon {
-    const LEGACY: u8 = 128;
-    const CURRENT: u8 = 129;
-
-    /// Reads a daemon's first message; `None` if it is no registration that is known.
-    pub(crate) fn registration(message: &[u8; DAEMON_LEN]) -> Option<Self> {
-        match message[OPERATION] {
-            Self::LEGACY => Some(Self::Legacy),
-            Self::CURRENT => Some(Self::Current),
-            _ => None,
+/// Writes what a registration is confirmed with, and returns its size; `None` if nothing is.
+pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> Option<usize> {
+    match registration {
+        Registration::Legacy => None,
+        Registration::Current => {
+            wire::put_u32_native(message, 0, u32::from(CURRENT));
+            Some(4)
         }
-    }
-
-    /// The number that the daemon registered with.
-    pub(crate) fn version(self) -> u8 {
-        match self {
-            Self::Legacy => Self::LEGACY,
-            Self::Current => Self::CURRENT,
-        }
-    }
-
-    /// Writes what the registration is answered with, and returns its size.
-    pub(crate) fn confirm(self, message: &mut [u8; DAEMON_LEN]) -> Option<usize> {
-        if self == Self::Legacy {
-            return None;
-        }
-        wire::put_u32_native(message, 0, u32::from(Self::CURRENT));
-        Some(4)
     }
 }
