@@ -638,12 +638,16 @@ impl ChannelHandle<'_> {
         Message::parse(&packet.payload).ok_or_else(short)
     }
 
-    /// Sends a request and takes the reply, which must be one that a host accepts.
+    /// Sends a request and takes the reply, which must be one that a host accepts, and of the request's type.
     pub fn transact(&self, request: &Message) -> Result<Message> {
         self.send(request)?;
         let packet = self.receive_packet()?;
-        frame::check_reply(&packet.payload, request.kind, request.transaction_id)
-            .map_err(|rejection| Error(format!("{}: {rejection}", self.service)))
+        let reply = frame::check_reply(&packet.payload, request.transaction_id)
+            .map_err(|rejection| Error(format!("{}: {rejection}", self.service)))?;
+        match reply.kind == request.kind {
+            true => Ok(reply),
+            false => Err(format!("{}: reply of message type {}", self.service, reply.kind).into()),
+        }
     }
 
     /// Negotiates with these offers; the versions that the guest chose.

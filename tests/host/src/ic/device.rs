@@ -6,8 +6,10 @@
 //! and time is an argument.
 //!
 //! By itself a device behaves as a Microsoft host was seen to: it negotiates when the channel opens; it reads the ring
-//! only while it waits for a reply, so that a surplus reply is taken for the answer to its next request; a reply that
-//! it must reject ends the service until the channel is opened again; a reply that never comes stops it.
+//! only while it waits for a reply, and all its requests have the IC transaction id 0, so that a surplus reply is taken
+//! for the answer to its next request; a reply that it must reject ends the service until the channel is opened again;
+//! a reply that never comes stops it. While it negotiates, it drops replies of any other type: they are to requests from
+//! before a restore.
 //!
 //! Packets that are not a pipe's end a service also when a scenario leads it.
 
@@ -47,11 +49,14 @@ pub enum Mode {
 /// What a device in [`Mode::Auto`] does when its machine goes on after it was saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restore {
-    /// It negotiates again on the open channel.
+    /// It negotiates again on the open channel, unless it is about to anyway.
     Renegotiate,
     /// It goes on with the versions it has; time sync sends a new SYNC.
     Resume,
 }
+
+/// The IC transaction id of all that a device in [`Mode::Auto`] sends.
+const TRANSACTION_ID: u8 = 0;
 
 /// What a device in [`Mode::Auto`] is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,16 +64,11 @@ pub enum State {
     /// The channel is not open.
     Closed,
     /// It waits for the reply to its negotiation.
-    Negotiating {
-        /// The negotiation's IC transaction id.
-        transaction_id: u8,
-    },
+    Negotiating,
     /// It has nothing to wait for but its timer or a request of the administrator's.
     Ready,
     /// It waits for the reply to a request.
     Waiting {
-        /// The request's IC transaction id.
-        transaction_id: u8,
         /// When it was sent.
         since: Instant,
     },
@@ -115,8 +115,7 @@ pub struct Device {
     tolerant: bool,
     /// What a restore does.
     restore: Restore,
-    /// Requests from before a restore whose replies may still come.
-    stale: u32,
+    /// The next IC transaction id that a scenario gets.
     next_transaction_id: u8,
     offered: Option<(Vec<Version>, Vec<Version>)>,
     versions: Option<Versions>,
@@ -149,8 +148,7 @@ impl Device {
                 Service::TimeSync => Restore::Renegotiate,
                 _ => Restore::Resume,
             },
-            stale: 0,
-            next_transaction_id: 0,
+            next_transaction_id: 1,
             offered: None,
             versions: None,
             due: None,
@@ -231,7 +229,7 @@ impl Device {
         }
     }
 
-    /// Gives a fresh IC transaction id.
+    /// Gives a scenario a fresh IC transaction id.
     pub fn new_transaction_id(&mut self) -> u8 {
         let id = self.next_transaction_id;
         self.next_transaction_id = id.wrapping_add(1);
@@ -251,7 +249,6 @@ impl Device {
     pub fn auto(&mut self, open: bool) {
         self.mode = Mode::Auto;
         self.inbox.clear();
-        self.stale = 0;
         if open {
             self.begin();
         } else {
@@ -274,7 +271,6 @@ impl Device {
     pub fn opened(&mut self) {
         self.output.clear();
         self.inbox.clear();
-        self.stale = 0;
         self.versions = None;
         match self.mode {
             Mode::Auto => self.begin(),
@@ -312,10 +308,10 @@ impl Device {
     }
 
     /// Starts over on the open channel. A reply to an earlier request may still come and is not taken for the
-    /// negotiation's.
+    /// negotiation's; that to an earlier negotiation is all that it waits for.
     pub fn renegotiate(&mut self) {
-        if self.mode == Mode::Auto && self.state != State::Closed {
-            self.stale += u32::from(self.waits());
+        let negotiates = self.state == State::Negotiating;
+        if self.mode == Mode::Auto && self.state != State::Closed && !negotiates {
             self.begin();
         }
     }
@@ -328,20 +324,16 @@ impl Device {
                 self.service.message_versions().to_vec(),
             ),
         };
-        let transaction_id = self.new_transaction_id();
-        self.state = State::Negotiating { transaction_id };
+        self.state = State::Negotiating;
         self.versions = None;
         self.due = None;
         self.synced = false;
-        let request = Message::negotiation(&framework, &message, transaction_id);
+        let request = Message::negotiation(&framework, &message, TRANSACTION_ID);
         self.output.push_back(Packet::inband(request.encode()));
     }
 
     fn waits(&self) -> bool {
-        matches!(
-            self.state,
-            State::Negotiating { .. } | State::Waiting { .. }
-        )
+        matches!(self.state, State::Negotiating | State::Waiting { .. })
     }
 
     /// Whether the device would read a packet now.
@@ -430,17 +422,10 @@ impl Device {
         let Some(Versions { framework, message }) = self.versions else {
             return;
         };
-        let transaction_id = self.new_transaction_id();
-        let request = Message::request(
-            self.service.message_type(),
-            framework,
-            message,
-            transaction_id,
-            body,
-        );
+        let kind = self.service.message_type();
+        let request = Message::request(kind, framework, message, TRANSACTION_ID, body);
         self.statistics.requests += 1;
         self.state = State::Waiting {
-            transaction_id,
             since: moment.instant,
         };
         self.output.push_back(Packet::inband(request.encode()));
@@ -457,40 +442,27 @@ impl Device {
             self.inbox.push_back(packet);
             return None;
         }
-        match self.state.clone() {
-            State::Negotiating { transaction_id } => {
-                if self.stale > 0 && !is_reply_to(&packet.payload, NEGOTIATE, transaction_id) {
-                    self.stale -= 1;
-                    return Some(Remark::Note(
-                        "reply to a request from before the restore".to_owned(),
-                    ));
+        let since = match self.state {
+            State::Negotiating => None,
+            State::Waiting { since } => Some(since),
+            _ => return None,
+        };
+        let reply = match frame::check_reply(&packet.payload, TRANSACTION_ID) {
+            Ok(reply) => reply,
+            Err(rejection) => return self.reject(rejection.to_string()),
+        };
+        match since {
+            Some(since) => self.accept(&reply, since, moment),
+            None if reply.kind != NEGOTIATE => Some(Remark::Note(format!(
+                "reply of message type {} dropped while negotiating",
+                reply.kind
+            ))),
+            None => match frame::negotiated(&reply) {
+                Ok((framework, message)) => {
+                    self.begin_work(Versions { framework, message }, moment)
                 }
-                let versions = frame::check_reply(&packet.payload, NEGOTIATE, transaction_id)
-                    .and_then(|reply| frame::negotiated(&reply));
-                match versions {
-                    Err(frame::Rejection::Kind(kind)) => Some(Remark::Note(format!(
-                        "reply of message type {kind} dropped while negotiating"
-                    ))),
-                    Ok((framework, message)) => {
-                        self.begin_work(Versions { framework, message }, moment)
-                    }
-                    Err(rejection) => self.reject(rejection.to_string()),
-                }
-            }
-            State::Waiting {
-                transaction_id,
-                since,
-            } => {
-                match frame::check_reply(
-                    &packet.payload,
-                    self.service.message_type(),
-                    transaction_id,
-                ) {
-                    Ok(reply) => self.accept(&reply, since, moment),
-                    Err(rejection) => self.reject(rejection.to_string()),
-                }
-            }
-            _ => None,
+                Err(rejection) => self.reject(rejection.to_string()),
+            },
         }
     }
 
@@ -540,11 +512,6 @@ impl Device {
     }
 }
 
-fn is_reply_to(payload: &[u8], kind: u16, transaction_id: u8) -> bool {
-    Message::parse(payload)
-        .is_some_and(|reply| reply.kind == kind && reply.transaction_id == transaction_id)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -576,6 +543,7 @@ mod tests {
         let mut reply =
             Message::negotiation(&[(3, 0)], &[message], request.transaction_id).reply(0);
         reply.size = Some(16);
+        assert_eq!(request.transaction_id, 0);
         assert_eq!(answer(device, &reply, at), None);
     }
 
@@ -607,6 +575,39 @@ mod tests {
         }
         assert_eq!(device.statistics().replies, 3);
         assert_eq!(device.statistics().application_state, Some(1));
+    }
+
+    #[test]
+    fn a_surplus_reply_answers_the_next_request() {
+        let mut device = Device::new(Service::Heartbeat);
+        device.opened();
+        negotiate(&mut device, (3, 0), ZERO);
+        device.tick(&moment(ZERO));
+        let mut reply = sent(&mut device).reply(0);
+        reply.body = heartbeat::body(2, heartbeat::RESERVED);
+        assert_eq!(answer(&mut device, &reply, ZERO), None);
+        // It came twice.
+        device.tick(&moment(heartbeat::INTERVAL));
+        assert_eq!(heartbeat::sequence(&sent(&mut device).body), Some(2));
+        assert!(matches!(
+            answer(&mut device, &reply, heartbeat::INTERVAL),
+            Some(Remark::Error(_))
+        ));
+        assert_eq!(device.state(), &State::Ready, "it is off by one");
+        assert_eq!(device.statistics().wrong_sequence, 1);
+    }
+
+    #[test]
+    fn a_replys_type_is_all_the_same() {
+        let mut device = Device::new(Service::Heartbeat);
+        device.opened();
+        negotiate(&mut device, (3, 0), ZERO);
+        device.tick(&moment(ZERO));
+        let mut reply = sent(&mut device).reply(0);
+        reply.body = heartbeat::body(2, heartbeat::RESERVED);
+        reply.kind = 9;
+        assert_eq!(answer(&mut device, &reply, ZERO), None);
+        assert_eq!(device.statistics().replies, 1);
     }
 
     #[test]
@@ -725,10 +726,14 @@ mod tests {
         device.tick(&moment(ZERO));
         let old = sent(&mut device).reply(0);
         device.renegotiate();
-        assert!(matches!(
-            answer(&mut device, &old, ZERO),
-            Some(Remark::Note(_))
-        ));
+        // Also one that was surplus already.
+        for _ in 0..2 {
+            assert!(matches!(
+                answer(&mut device, &old, ZERO),
+                Some(Remark::Note(_))
+            ));
+        }
+        device.renegotiate();
         negotiate(&mut device, (1, 0), ZERO);
         assert_eq!(device.versions().unwrap().message, (1, 0));
     }

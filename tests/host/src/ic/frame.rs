@@ -169,8 +169,6 @@ pub enum Rejection {
     Flags(u8),
     /// The header claims more bytes than were sent.
     Size(u16),
-    /// Another type than the request's.
-    Kind(u16),
     /// Other counts than 1/1: the guest knows none of the versions.
     Counts(u16, u16),
 }
@@ -188,7 +186,6 @@ impl std::fmt::Display for Rejection {
             }
             Self::Flags(flags) => write!(f, "reply with flags {flags:#x}"),
             Self::Size(size) => write!(f, "reply claims a body of {size} bytes"),
-            Self::Kind(kind) => write!(f, "reply of message type {kind}"),
             Self::Counts(framework, message) => {
                 write!(f, "negotiation reply with counts {framework}/{message}")
             }
@@ -223,13 +220,14 @@ fn pipe_message(payload: &[u8]) -> Result<&[u8], Rejection> {
         .ok_or(Rejection::PipeLength(length))
 }
 
-/// Checks a reply as a host does.
-pub fn check_reply(payload: &[u8], kind: u16, transaction_id: u8) -> Result<Message, Rejection> {
+/// Checks a reply as a host does; its body is what the header claims. A host does not look at the message type, but while
+/// it negotiates.
+pub fn check_reply(payload: &[u8], transaction_id: u8) -> Result<Message, Rejection> {
     let length = pipe_message(payload)?.len();
     if length < BODY - PIPE {
         return Err(Rejection::Short(PIPE + length));
     }
-    let reply = Message::parse(payload).ok_or(Rejection::Short(payload.len()))?;
+    let mut reply = Message::parse(payload).ok_or(Rejection::Short(payload.len()))?;
     if reply.transaction_id != transaction_id {
         return Err(Rejection::TransactionId {
             expected: transaction_id,
@@ -243,17 +241,14 @@ pub fn check_reply(payload: &[u8], kind: u16, transaction_id: u8) -> Result<Mess
     if usize::from(size) > length - (BODY - PIPE) {
         return Err(Rejection::Size(size));
     }
-    if reply.kind != kind {
-        return Err(Rejection::Kind(reply.kind));
-    }
+    reply.body.truncate(usize::from(size));
     Ok(reply)
 }
 
 /// The versions that a negotiation's reply chose: framework, message.
 pub fn negotiated(reply: &Message) -> Result<(Version, Version), Rejection> {
     let half = |offset| u16_at(&reply.body, offset).unwrap_or(0);
-    let size = usize::from(reply.size.unwrap_or(0));
-    if (half(0), half(2)) != (1, 1) || size < 16 || reply.body.len() < 16 {
+    if (half(0), half(2)) != (1, 1) || reply.body.len() < 16 {
         return Err(Rejection::Counts(half(0), half(2)));
     }
     Ok(((half(8), half(10)), (half(12), half(14))))
@@ -326,7 +321,7 @@ mod tests {
     fn replies_are_accepted_as_by_a_host() {
         let request = Message::request(1, (3, 0), (3, 0), 5, vec![0; 40]);
         let good = request.reply(0);
-        let check = |message: &Message| check_reply(&message.encode(), 1, 5).map(|_| ());
+        let check = |message: &Message| check_reply(&message.encode(), 5).map(|_| ());
         assert_eq!(check(&good), Ok(()));
         let with = |change: fn(&mut Message)| {
             let mut message = good.clone();
@@ -350,12 +345,15 @@ mod tests {
         assert_eq!(with(|m| m.flags = 7), Ok(()));
         assert_eq!(with(|m| m.size = Some(41)), Err(Rejection::Size(41)));
         assert_eq!(with(|m| m.size = Some(3)), Ok(()));
-        assert_eq!(with(|m| m.kind = 3), Err(Rejection::Kind(3)));
+        assert_eq!(with(|m| m.kind = 3), Ok(()));
+        let mut short = good.clone();
+        short.size = Some(3);
+        assert_eq!(check_reply(&short.encode(), 5).unwrap().body.len(), 3);
         assert_eq!(
             with(|m| m.pipe_length = Some(19)),
             Err(Rejection::Short(27))
         );
-        assert_eq!(check_reply(&[0; 7], 1, 5), Err(Rejection::Short(7)));
+        assert_eq!(check_reply(&[0; 7], 5), Err(Rejection::Short(7)));
     }
 
     #[test]
@@ -386,8 +384,10 @@ mod tests {
     #[test]
     fn a_negotiation_chooses_exactly_one_of_each() {
         let mut reply = Message::negotiation(&[(3, 0)], &[(4, 0)], 0);
-        reply.size = Some(16);
         assert_eq!(negotiated(&reply), Ok(((3, 0), (4, 0))));
+        let mut short = reply.clone();
+        short.body.pop();
+        assert_eq!(negotiated(&short), Err(Rejection::Counts(1, 1)));
         reply.body[2] = 2;
         assert_eq!(negotiated(&reply), Err(Rejection::Counts(1, 2)));
         reply.body[..4].fill(0);
