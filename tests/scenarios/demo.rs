@@ -11,6 +11,7 @@ use host::guest::Module;
 use host::guest::Result;
 use host::guest::TIMEOUT;
 use host::ic::device::Versions;
+use host::ic::shutdown;
 use host::ic::shutdown::FORCE;
 use host::ic::S_OK;
 use host::ic::UNIX_EPOCH_1601;
@@ -118,6 +119,9 @@ fn show(options: &Options) -> Result<()> {
     let before = clock_error(&guest)?;
 
     guest.clear_kernel_log()?;
+    for service in daemon::SERVICES {
+        guest.channel(service).script()?;
+    }
     guest.insmod(Module::Rust)?;
     fact("module", "hv_utils.ko of this project inserted");
     for service in [Service::Heartbeat, Service::Shutdown, Service::TimeSync] {
@@ -169,7 +173,7 @@ fn show(options: &Options) -> Result<()> {
     let asked = Instant::now();
     guest
         .channel(Service::Shutdown)
-        .request_shutdown(FORCE, "the demonstration is over")?;
+        .start_request(shutdown::body(FORCE, "the demonstration is over"))?;
     match guest.wait_exit(TIMEOUT)? {
         Exit::PowerOff => {
             fact(

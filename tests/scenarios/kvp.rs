@@ -58,6 +58,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .same_transcript(),
     Scenario::new("kvp_daemon_killed", daemon_killed).daemons(),
+    Scenario::new("kvp_restore", restore).daemons(),
     Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)
         .daemons()
         .rust_only(),
@@ -212,6 +213,24 @@ fn keeps_what_is_set(t: &Context<'_>) -> Result<()> {
         vec![("fromguest".to_owned(), "hello".to_owned())],
     )?;
     talk.finish()
+}
+
+/// A host that leads the service itself starts over after a restore, also amid a request.
+fn restore(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::Kvp);
+    channel.auto()?;
+    daemon::KVP.start(t)?;
+    channel.wait_negotiated()?;
+    let before = channel.enumerate(kvp::AUTO)?;
+    daemon::KVP.stop(t)?;
+    channel.start_request(kvp::enumerate(kvp::AUTO, 5))?;
+    t.save_restore();
+    daemon::KVP.resume(t)?;
+    let versions = channel.wait_negotiated()?;
+    t.equal("version", versions.message, (4, 0))?;
+    t.equal("pairs", channel.enumerate(kvp::AUTO)?, before)?;
+    t.equal("negotiations", channel.statistics()?.negotiations, 2)?;
+    t.equal("times the channel was opened", channel.opens()?, 1)
 }
 
 /// GET gives the value (in C it is always empty).

@@ -705,7 +705,8 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()
     for &service in &guest.config().services {
         let channel = guest.channel(service);
         channel.reset()?;
-        if scenario.scripted_services().contains(&service) {
+        let daemons = scenario.needs_daemons() && daemon::SERVICES.contains(&service);
+        if daemons || scenario.scripted_services().contains(&service) {
             channel.script()?;
         }
     }
@@ -746,6 +747,9 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()
             }
             (result, _) => result,
         };
+    }
+    for &service in &guest.config().services {
+        result = result.and_then(|()| guest.channel(service).expect_no_surplus());
     }
     let failed = matches!(&result, Err(error) if skip_reason(error).is_none());
     let cleaned = match failed || scenario.is_last() {

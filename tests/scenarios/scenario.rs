@@ -97,8 +97,8 @@ impl Scenario {
         self
     }
 
-    /// It is about the services that a daemon does the work of: it starts with the distribution's daemons ready to be
-    /// started, and leaves none.
+    /// It is about the services that a daemon does the work of: they do nothing by themselves (see
+    /// [`Scenario::scripted`]), it starts with the distribution's daemons ready to be started, and leaves none.
     pub const fn daemons(mut self) -> Self {
         self.daemons = true;
         self

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use host::guest::Result;
 use host::guest::TIMEOUT;
+use host::ic::shutdown;
 use host::ic::shutdown::FORCE;
 use host::ic::shutdown::HIBERNATE;
 use host::ic::shutdown::RESTART;
@@ -46,11 +47,10 @@ fn versions(t: &Context<'_>) -> Result<()> {
 }
 
 fn request(t: &Context<'_>, flags: u32, status: u32) -> Result<()> {
-    let shutdown = t.channel(Service::Shutdown);
-    shutdown.wait_negotiated()?;
-    shutdown.request_shutdown(flags, "asked by a test")?;
-    let statistics = shutdown.wait_replies(shutdown.statistics()?.replies.max(1))?;
-    t.equal("status", statistics.last_status, Some(status))
+    let channel = t.channel(Service::Shutdown);
+    channel.wait_negotiated()?;
+    let reply = channel.ask(shutdown::body(flags, "asked by a test"))?;
+    t.equal("status", reply.status, status)
 }
 
 /// Stop-VM: the reply comes, then the guest powers off.

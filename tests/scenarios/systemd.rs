@@ -12,8 +12,6 @@ use host::ic::S_OK;
 use host::machine::Config;
 use host::service::Service;
 
-use crate::daemon::Talk;
-use crate::kvp::pairs;
 use crate::scenario::Context;
 use crate::scenario::Machine;
 use crate::scenario::Scenario;
@@ -82,16 +80,17 @@ fn systemd(t: &Context<'_>) -> Result<()> {
         wait(&format!("systemctl --quiet is-active {unit}"))?;
         t.sh_ok(&format!("systemctl is-active {unit}"))?;
     }
-    let kvp = Talk::with(t, Service::Kvp);
-    kvp.channel.negotiate_all()?;
-    let pairs = pairs(kvp, AUTO)?;
+    let kvp = t.channel(Service::Kvp);
+    kvp.wait_negotiated()?;
+    let pairs = kvp.enumerate(AUTO)?;
     t.check(
         pairs.contains(&("OSName".to_owned(), "Debian GNU/Linux".to_owned())),
         "the host reads the system's name",
     )?;
-    let vss = Talk::with(t, Service::Vss);
-    vss.channel.negotiate_all()?;
-    vss.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    let vss = t.channel(Service::Vss);
+    vss.wait_negotiated()?;
+    let reply = vss.ask(vss::body(vss::HOT_BACKUP))?;
+    t.equal("status of HOT_BACKUP", reply.status, S_OK)?;
     t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon")
         .map(|_| ())
 }

@@ -12,12 +12,17 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::ic::device::Device;
+use crate::ic::device::Mode;
 use crate::ic::device::State;
 use crate::ic::device::Statistics;
 use crate::ic::device::Versions;
 use crate::ic::frame;
 use crate::ic::frame::Message;
+use crate::ic::frame::Rejection;
+use crate::ic::kvp;
 use crate::ic::Moment;
+use crate::ic::E_NO_MORE_ITEMS;
+use crate::ic::S_OK;
 use crate::machine::Config;
 use crate::machine::Exit;
 use crate::machine::Machine;
@@ -529,10 +534,47 @@ impl ChannelHandle<'_> {
         self.device(|device, _| device.renegotiate())
     }
 
-    /// Has the shutdown service send a request, as Stop-VM or Restart-VM does.
-    pub fn request_shutdown(&self, flags: u32, text: &str) -> Result<()> {
+    /// Has the service send a request, as the administrator's tools do (Stop-VM, Get-VM, ...), without waiting for the
+    /// reply. It must have negotiated, and have none outstanding.
+    pub fn start_request(&self, body: Vec<u8>) -> Result<()> {
         let moment = self.guest.moment();
-        Ok(self.device(|device, _| device.request_shutdown(flags, text, &moment))??)
+        Ok(self.device(|device, _| device.request(body, &moment))??)
+    }
+
+    /// The reply to what [`ChannelHandle::start_request`] sent, waiting for it.
+    pub fn wait_reply(&self) -> Result<Message> {
+        let service = self.service;
+        let what = format!("{service}: reply");
+        self.guest.wait_bus(&what, |bus| {
+            bus.with_device(service, |device, _| match device.take_reply() {
+                Some(reply) => Some(Ok(reply)),
+                None => match device.state() {
+                    State::Waiting { .. } => None,
+                    state => Some(Err(Error(format!("{service} has no reply: {state:?}")))),
+                },
+            })
+            .flatten()
+        })?
+    }
+
+    /// Has the service send a request, and gives its reply.
+    pub fn ask(&self, body: Vec<u8>) -> Result<Message> {
+        self.start_request(body)?;
+        self.wait_reply()
+    }
+
+    /// What KVP's host reads from a pool: all its pairs, one by one, until the guest has no more.
+    pub fn enumerate(&self, pool: u8) -> Result<Vec<(String, String)>> {
+        let mut pairs = Vec::new();
+        for index in 0..1000 {
+            let reply = self.ask(kvp::enumerate(pool, index))?;
+            match reply.status {
+                S_OK => pairs.extend(kvp::pair(&reply.body)),
+                E_NO_MORE_ITEMS => return Ok(pairs),
+                status => return Err(format!("enumeration ends with {status:#x}").into()),
+            }
+        }
+        Err("the enumeration does not end".into())
     }
 
     // Step by step.
@@ -638,24 +680,45 @@ impl ChannelHandle<'_> {
         Message::parse(&packet.payload).ok_or_else(short)
     }
 
+    /// Gives what a host accepts. What it does not ends the service.
+    fn accept<R>(&self, what: std::result::Result<R, Rejection>) -> Result<R> {
+        let rejection = match what {
+            Ok(accepted) => return Ok(accepted),
+            Err(rejection) => rejection,
+        };
+        self.device(|device, _| device.rejected(rejection.to_string()))?;
+        Err(format!("{}: {rejection}", self.service).into())
+    }
+
     /// Sends a request and takes the reply, which must be one that a host accepts, and of the request's type.
     pub fn transact(&self, request: &Message) -> Result<Message> {
         self.send(request)?;
         let packet = self.receive_packet()?;
-        let reply = frame::check_reply(&packet.payload, request.transaction_id)
-            .map_err(|rejection| Error(format!("{}: {rejection}", self.service)))?;
+        let reply = self.accept(frame::check_reply(&packet.payload, request.transaction_id))?;
         match reply.kind == request.kind {
             true => Ok(reply),
             false => Err(format!("{}: reply of message type {}", self.service, reply.kind).into()),
         }
     }
 
+    fn offer(&self, framework: &[Version], message: &[Version]) -> Result<Message> {
+        let id = self.device(|device, _| device.new_transaction_id())?;
+        self.transact(&Message::negotiation(framework, message, id))
+    }
+
+    /// Negotiates with these offers, of which the guest knows none, and goes on as no host does.
+    pub fn negotiate_in_vain(&self, framework: &[Version], message: &[Version]) -> Result<()> {
+        let answer = frame::negotiated(&self.offer(framework, message)?);
+        match answer {
+            Err(Rejection::Counts(0, 0)) => Ok(()),
+            other => Err(format!("{}: {other:?} instead of counts 0/0", self.service).into()),
+        }
+    }
+
     /// Negotiates with these offers; the versions that the guest chose.
     pub fn negotiate(&self, framework: &[Version], message: &[Version]) -> Result<Versions> {
-        let id = self.device(|device, _| device.new_transaction_id())?;
-        let reply = self.transact(&Message::negotiation(framework, message, id))?;
-        let (framework, message) = frame::negotiated(&reply)
-            .map_err(|rejection| Error(format!("{}: {rejection}", self.service)))?;
+        let answer = frame::negotiated(&self.offer(framework, message)?);
+        let (framework, message) = self.accept(answer)?;
         let versions = Versions { framework, message };
         self.device(|device, _| device.set_versions(versions))?;
         Ok(versions)
@@ -707,6 +770,28 @@ impl ChannelHandle<'_> {
                 self.service
             )
             .into()),
+        }
+    }
+
+    /// An error if more replies wait in the ring than the service, led by itself, has sent requests.
+    pub fn expect_no_surplus(&self) -> Result<()> {
+        let service = self.service;
+        let used = self
+            .guest
+            .machine
+            .shared()
+            .wait_bus(Duration::from_secs(1), |bus| {
+                let channel = bus.channel(service)?;
+                match (channel.device().mode(), channel.device().state()) {
+                    // It has just sent a request.
+                    (Mode::Auto, State::Waiting { .. }) => None,
+                    (Mode::Auto, State::Ready) => Some(channel.open()?.to_host().used()),
+                    _ => Some(Ok(0)),
+                }
+            });
+        match used {
+            None | Some(Ok(0)) => Ok(()),
+            Some(used) => Err(format!("{service}: {} bytes of surplus replies", used?).into()),
         }
     }
 

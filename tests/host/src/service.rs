@@ -18,11 +18,11 @@ pub enum Service {
     Shutdown,
     /// vmictimesync
     TimeSync,
-    /// vmickvpexchange; only scripted
+    /// vmickvpexchange
     Kvp,
-    /// vmicvss; only scripted
+    /// vmicvss
     Vss,
-    /// vmicguestinterface; only scripted
+    /// vmicguestinterface
     FCopy,
     /// No service: what the driver in `samples/vmbus_echo.rs` is for; only scripted
     Echo,

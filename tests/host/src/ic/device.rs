@@ -21,9 +21,10 @@ use super::frame;
 use super::frame::Message;
 use super::frame::NEGOTIATE;
 use super::heartbeat;
-use super::shutdown;
+use super::kvp;
 use super::timesync;
 use super::Moment;
+use super::S_OK;
 use crate::service::Service;
 use crate::service::Version;
 use crate::vmbus::packet::Packet;
@@ -117,6 +118,10 @@ pub struct Device {
     restore: Restore,
     /// The next IC transaction id that a scenario gets.
     next_transaction_id: u8,
+    /// What the last request's body begins with.
+    operation: Option<u8>,
+    /// The reply to it.
+    reply: Option<Message>,
     offered: Option<(Vec<Version>, Vec<Version>)>,
     versions: Option<Versions>,
     due: Option<Instant>,
@@ -138,17 +143,19 @@ impl Device {
         Self {
             service,
             mode: match service {
-                Service::Heartbeat | Service::Shutdown | Service::TimeSync => Mode::Auto,
-                _ => Mode::Script,
+                Service::Echo => Mode::Script,
+                _ => Mode::Auto,
             },
             state: State::Closed,
             reading: true,
             tolerant: false,
             restore: match service {
-                Service::TimeSync => Restore::Renegotiate,
+                Service::Kvp | Service::TimeSync => Restore::Renegotiate,
                 _ => Restore::Resume,
             },
             next_transaction_id: 1,
+            operation: None,
+            reply: None,
             offered: None,
             versions: None,
             due: None,
@@ -261,8 +268,8 @@ impl Device {
         self.reading = reading;
     }
 
-    /// Whether a scenario gets every packet, also one that a host gives up the service for: the answer to a message that
-    /// no host sends echoes what is wrong with it.
+    /// Whether a scenario gets every packet, also after one that a host gives up the service for: the answer to a message
+    /// that no host sends echoes what is wrong with it.
     pub fn set_tolerant(&mut self, tolerant: bool) {
         self.tolerant = tolerant;
     }
@@ -395,33 +402,32 @@ impl Device {
             }
             _ => return,
         };
-        self.request(body, moment);
+        self.send(body, moment);
     }
 
-    /// Sends a shutdown request; an error if the service is not ready for one.
-    pub fn request_shutdown(
-        &mut self,
-        flags: u32,
-        text: &str,
-        moment: &Moment,
-    ) -> Result<(), String> {
-        if self.service != Service::Shutdown
-            || self.mode != Mode::Auto
-            || self.state != State::Ready
-        {
+    /// Sends a request of the administrator's; an error if the service is not ready for one.
+    pub fn request(&mut self, body: Vec<u8>, moment: &Moment) -> Result<(), String> {
+        if self.mode != Mode::Auto || self.state != State::Ready {
             return Err(format!(
-                "{} cannot send a shutdown request now ({:?})",
+                "{} cannot send a request now ({:?})",
                 self.service, self.state
             ));
         }
-        self.request(shutdown::body(flags, text), moment);
+        self.send(body, moment);
         Ok(())
     }
 
-    fn request(&mut self, body: Vec<u8>, moment: &Moment) {
+    /// Takes the reply to the last request, once it has come.
+    pub fn take_reply(&mut self) -> Option<Message> {
+        self.reply.take()
+    }
+
+    fn send(&mut self, body: Vec<u8>, moment: &Moment) {
         let Some(Versions { framework, message }) = self.versions else {
             return;
         };
+        self.reply = None;
+        self.operation = body.first().copied();
         let kind = self.service.message_type();
         let request = Message::request(kind, framework, message, TRANSACTION_ID, body);
         self.statistics.requests += 1;
@@ -481,6 +487,7 @@ impl Device {
         self.statistics.last_status = Some(reply.status);
         self.statistics.latencies.push(moment.instant - since);
         self.state = State::Ready;
+        self.reply = Some(reply.clone());
         match self.service {
             Service::Heartbeat => {
                 self.statistics.application_state = heartbeat::application_state(&reply.body);
@@ -493,6 +500,11 @@ impl Device {
                 }
             }
             Service::TimeSync => self.due = Some(moment.instant + self.interval),
+            Service::Kvp if reply.status == S_OK && self.operation == Some(kvp::ENUMERATE) => {
+                if kvp::pair(&reply.body).is_none() {
+                    return self.reject("unreadable pair of key and value".to_owned());
+                }
+            }
             _ => {}
         }
         None
@@ -506,6 +518,13 @@ impl Device {
         )))
     }
 
+    /// A scenario has got a reply that a host rejects.
+    pub fn rejected(&mut self, reason: String) {
+        if !self.tolerant {
+            self.reject(reason);
+        }
+    }
+
     /// The guest has sent a packet that cannot be read from the ring: nothing further can.
     pub fn broken(&mut self, reason: String) {
         self.reject(reason);
@@ -514,6 +533,8 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
+    use super::super::shutdown;
+    use super::super::E_FAIL;
     use super::*;
 
     fn moment(at: Duration) -> Moment {
@@ -742,22 +763,57 @@ mod tests {
     fn shutdown_waits_for_the_administrator() {
         let mut device = Device::new(Service::Shutdown);
         device.opened();
-        assert!(device.request_shutdown(0, "", &moment(ZERO)).is_err());
+        let body = |flags| shutdown::body(flags, "bye");
+        assert!(device.request(body(0), &moment(ZERO)).is_err());
         negotiate(&mut device, (3, 2), ZERO);
         device.tick(&moment(ZERO));
         assert!(device.take_output().is_empty());
         device
-            .request_shutdown(shutdown::RESTART, "bye", &moment(ZERO))
+            .request(body(shutdown::RESTART), &moment(ZERO))
             .unwrap();
+        assert!(
+            device.request(body(0), &moment(ZERO)).is_err(),
+            "one by one"
+        );
         let request = sent(&mut device);
         assert_eq!(request.encode().len(), 28 + 12 + 2048);
-        answer(&mut device, &request.reply(super::super::E_FAIL), ZERO);
-        assert_eq!(device.statistics().last_status, Some(super::super::E_FAIL));
+        answer(&mut device, &request.reply(E_FAIL), ZERO);
+        assert_eq!(device.statistics().last_status, Some(E_FAIL));
+        assert_eq!(device.take_reply(), Some(request.reply(E_FAIL)));
+        assert_eq!(device.take_reply(), None);
+    }
+
+    #[test]
+    fn kvp_starts_over_after_a_restore() {
+        let mut device = Device::new(Service::Kvp);
+        device.opened();
+        negotiate(&mut device, (4, 0), ZERO);
+        let ask = |device: &mut Device| {
+            let body = kvp::enumerate(kvp::AUTO, 0);
+            device.request(body, &moment(ZERO)).unwrap();
+            sent(device)
+        };
+        let old = ask(&mut device);
+        device.restored(moment(ZERO).instant);
+        assert!(matches!(
+            answer(&mut device, &old.reply(S_OK), ZERO),
+            Some(Remark::Note(_))
+        ));
+        negotiate(&mut device, (4, 0), ZERO);
+        assert_eq!(device.take_reply(), None);
+        let request = ask(&mut device);
+        let end = request.reply(super::super::E_NO_MORE_ITEMS);
+        assert_eq!(answer(&mut device, &end, ZERO), None);
+        // A host gives up a service whose pairs it cannot read.
+        let empty = ask(&mut device).reply(S_OK);
+        answer(&mut device, &empty, ZERO);
+        assert!(matches!(device.state(), State::Dead(_)));
     }
 
     #[test]
     fn a_script_gets_everything() {
         let mut device = Device::new(Service::Kvp);
+        device.script();
         device.opened();
         assert!(device.take_output().is_empty());
         let packet = Packet::inband(Message::negotiation(&[], &[], 0).encode());
@@ -769,8 +825,11 @@ mod tests {
 
     #[test]
     fn what_is_no_pipes_packet_kills_whoever_leads() {
-        for service in [Service::Heartbeat, Service::Kvp] {
-            let mut device = Device::new(service);
+        for mode in [Mode::Auto, Mode::Script] {
+            let mut device = Device::new(Service::Heartbeat);
+            if mode == Mode::Script {
+                device.script();
+            }
             device.opened();
             device.take_output();
             let mut packet = Packet::inband(Message::negotiation(&[], &[], 0).encode());

@@ -22,6 +22,7 @@ use super::message::ToGuest;
 use super::open::Link;
 use super::open::OpenChannel;
 use crate::hypercall::Status;
+use crate::ic::device;
 use crate::ic::device::Device;
 use crate::memory::GuestMemory;
 use crate::ring::Ring;
@@ -211,11 +212,16 @@ impl Bus {
         else {
             return;
         };
+        let negotiates = *channel.device.state() == device::State::Negotiating;
         channel.device = Device::new(service);
         channel.fail_opens = (0, 0);
         channel.opens = 0;
         if channel.open().is_some() {
             channel.device.opened();
+            if negotiates {
+                // The reply is on its way; another request would have a surplus one.
+                channel.device.take_output();
+            }
             channel.pump(&mut self.link);
         }
         if !channel.present {
