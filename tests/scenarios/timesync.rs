@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use host::guest::Result;
+use host::ic::device::Restore;
 use host::ic::timesync;
 use host::ic::UNIX_EPOCH_1601;
 use host::service::Service;
@@ -27,6 +28,9 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&[Service::TimeSync])
         .unloaded(),
     Scenario::new("timesync_ptp", ptp),
+    Scenario::new("timesync_unanswered", unanswered)
+        .once()
+        .unloaded(),
 ];
 
 /// What the log says of a time that the kernel refuses.
@@ -133,6 +137,28 @@ fn implicit(t: &Context<'_>) -> Result<()> {
     wait_clock(t, ((moment.wall - UNIX_EPOCH_1601) / 10_000_000) as i64)?;
     channel.auto()?;
     wait_clock(t, ((t.moment().wall - UNIX_EPOCH_1601) / 10_000_000) as i64)
+}
+
+/// A host that asks for no replies, and reads none, still sets the clock.
+fn unanswered(t: &Context<'_>) -> Result<()> {
+    const SAMPLES: u64 = 100;
+    let channel = t.channel(Service::TimeSync);
+    channel.configure(|device| {
+        device.set_unanswered();
+        device.set_interval(Duration::from_millis(10));
+    })?;
+    t.load()?;
+    channel.wait_requests(SAMPLES)?;
+    channel.configure(|device| device.set_wall_offset(3600 * 10_000_000))?;
+    // A SYNC follows.
+    channel.configure(|device| device.set_restore(Restore::Resume))?;
+    t.save_restore();
+    let now = || ((t.moment().wall - UNIX_EPOCH_1601) / 10_000_000) as i64;
+    wait_clock(t, now() + 3600)?;
+    channel.configure(|device| device.set_wall_offset(0))?;
+    t.save_restore();
+    wait_clock(t, now())?;
+    channel.wait_read()
 }
 
 /// The PTP clock is named hyperv, and a real client reads the host's time from it.

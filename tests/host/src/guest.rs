@@ -519,6 +519,13 @@ impl ChannelHandle<'_> {
         })?
     }
 
+    /// Waits until `count` requests in all have been sent.
+    pub fn wait_requests(&self, count: u64) -> Result<()> {
+        self.wait(&format!("{count} requests"), |device, _| {
+            (device.statistics().requests >= count).then_some(())
+        })
+    }
+
     /// Offers these versions in negotiations instead of a host's.
     pub fn offer_versions(&self, framework: &[Version], message: &[Version]) -> Result<()> {
         self.device(|device, _| device.set_offered(framework, message))
@@ -782,10 +789,13 @@ impl ChannelHandle<'_> {
             .shared()
             .wait_bus(Duration::from_secs(1), |bus| {
                 let channel = bus.channel(service)?;
-                match (channel.device().mode(), channel.device().state()) {
+                let device = channel.device();
+                match (device.mode(), device.state()) {
                     // It has just sent a request.
                     (Mode::Auto, State::Waiting { .. }) => None,
-                    (Mode::Auto, State::Ready) => Some(channel.open()?.to_host().used()),
+                    (Mode::Auto, State::Ready) if device.is_answered() => {
+                        Some(channel.open()?.to_host().used())
+                    }
                     _ => Some(Ok(0)),
                 }
             });

@@ -20,6 +20,8 @@ use std::time::Instant;
 use super::frame;
 use super::frame::Message;
 use super::frame::NEGOTIATE;
+use super::frame::REQUEST;
+use super::frame::TRANSACTION;
 use super::heartbeat;
 use super::kvp;
 use super::timesync;
@@ -132,6 +134,8 @@ pub struct Device {
     wall_offset: i64,
     heartbeat_reserved: usize,
     interval: Duration,
+    /// The flags of requests.
+    flags: u8,
     output: VecDeque<Packet>,
     inbox: VecDeque<Packet>,
     statistics: Statistics,
@@ -167,6 +171,7 @@ impl Device {
                 Service::TimeSync => timesync::INTERVAL,
                 _ => heartbeat::INTERVAL,
             },
+            flags: TRANSACTION | REQUEST,
             output: VecDeque::new(),
             inbox: VecDeque::new(),
             statistics: Statistics::default(),
@@ -221,6 +226,17 @@ impl Device {
     /// Sends so many reserved bytes in beats.
     pub fn set_heartbeat_reserved(&mut self, bytes: usize) {
         self.heartbeat_reserved = bytes;
+    }
+
+    /// Has time sync ask for no replies, as some hosts do: it reads none, and sends the next sample an interval after the
+    /// last.
+    pub fn set_unanswered(&mut self) {
+        self.flags = 0;
+    }
+
+    /// Whether it asks for replies.
+    pub fn is_answered(&self) -> bool {
+        self.flags & REQUEST != 0
     }
 
     /// Sends beats or samples in this interval instead of a host's.
@@ -398,6 +414,7 @@ impl Device {
                     timesync::SYNC
                 };
                 self.synced = true;
+                self.due = Some(moment.instant + self.interval);
                 timesync::body(versions.message, &self.host_time(moment), flags)
             }
             _ => return,
@@ -429,11 +446,14 @@ impl Device {
         self.reply = None;
         self.operation = body.first().copied();
         let kind = self.service.message_type();
-        let request = Message::request(kind, framework, message, TRANSACTION_ID, body);
+        let mut request = Message::request(kind, framework, message, TRANSACTION_ID, body);
+        request.flags = self.flags;
         self.statistics.requests += 1;
-        self.state = State::Waiting {
-            since: moment.instant,
-        };
+        if self.is_answered() {
+            self.state = State::Waiting {
+                since: moment.instant,
+            };
+        }
         self.output.push_back(Packet::inband(request.encode()));
     }
 
@@ -689,6 +709,29 @@ mod tests {
         negotiate(&mut device, (3, 0), Duration::from_secs(13));
         device.tick(&moment(Duration::from_secs(13)));
         assert_eq!(sent(&mut device).body[24], timesync::SYNC);
+    }
+
+    #[test]
+    fn timesync_may_ask_for_no_replies() {
+        let mut device = Device::new(Service::TimeSync);
+        device.set_unanswered();
+        assert!(!device.is_answered());
+        device.opened();
+        negotiate(&mut device, (4, 0), ZERO);
+        for (seconds, flags) in [
+            (0, timesync::SYNC),
+            (5, timesync::SAMPLE),
+            (10, timesync::SAMPLE),
+        ] {
+            let now = moment(Duration::from_secs(seconds));
+            assert_eq!(device.due(), Some(now.instant));
+            device.tick(&now);
+            let request = sent(&mut device);
+            assert_eq!((request.flags, request.body[16]), (0, flags));
+            assert!(!device.wants_packet());
+        }
+        device.renegotiate();
+        assert_eq!(sent(&mut device).flags, TRANSACTION | REQUEST);
     }
 
     #[test]
