@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use std::time::Instant;
 
+use super::addresses;
 use super::frame;
 use super::frame::Message;
 use super::frame::NEGOTIATE;
@@ -520,9 +521,15 @@ impl Device {
                 }
             }
             Service::TimeSync => self.due = Some(moment.instant + self.interval),
-            Service::Kvp if reply.status == S_OK && self.operation == Some(kvp::ENUMERATE) => {
-                if kvp::pair(&reply.body).is_none() {
-                    return self.reject("unreadable pair of key and value".to_owned());
+            Service::Kvp if reply.status == S_OK => {
+                let version = self.versions.map_or((0, 0), |versions| versions.message);
+                let is_readable = match self.operation {
+                    Some(kvp::ENUMERATE) => kvp::pair(&reply.body).is_some(),
+                    Some(kvp::GET_IP_INFO) => addresses::read(version, &reply.body).is_some(),
+                    _ => true,
+                };
+                if !is_readable {
+                    return self.reject("unreadable pair or addresses".to_owned());
                 }
             }
             _ => {}

@@ -283,7 +283,10 @@ pub fn describe(service: Service, payload: &[u8]) -> String {
             Service::Heartbeat => super::heartbeat::describe(&message.body),
             Service::Shutdown => super::shutdown::describe(&message.body),
             Service::TimeSync => super::timesync::describe(message.version, &message.body),
-            Service::Kvp => super::kvp::describe(&message.body, message.flags & RESPONSE != 0),
+            Service::Kvp => {
+                let is_reply = message.flags & RESPONSE != 0;
+                super::kvp::describe(message.version, &message.body, is_reply)
+            }
             Service::Vss => super::vss::describe(&message.body),
             Service::FCopy => super::fcopy::describe(&message.body),
             Service::Echo => format!("{} bytes", message.body.len()),

@@ -2,18 +2,22 @@
 
 //! Data exchange's messages.
 //!
-//! A body begins with operation and pool. Of an address operation all else lies at offset 2, of the others at offset
-//! 4. A host sends each of the two kinds in its full size, whatever the operation uses of it (observed).
+//! A body begins with operation and pool; all else lies at offset 4. A host sends it in its full size, whatever the
+//! operation uses of it (observed). The operations about addresses are in [`super::addresses`].
 //!
-//! Source: `struct hv_kvp_msg` and `hv_kvp_ip_msg` of `include/uapi/linux/hyperv.h`.
+//! Source: `struct hv_kvp_msg` of `include/uapi/linux/hyperv.h`.
 
+pub use super::addresses::addresses;
+pub use super::addresses::get_ip_info;
+pub use super::addresses::set_ip_info;
+pub use super::addresses::Addresses;
 use super::text::utf16;
 use super::text::utf16_sized;
-use super::text::utf16_text;
 use crate::bytes::put;
 use crate::bytes::u32_at;
 use crate::bytes::u64_at;
 use crate::bytes::u8_at;
+use crate::service::Version;
 
 /// Operation: the value of a key.
 pub const GET: u8 = 0;
@@ -52,13 +56,9 @@ pub const QWORD: u32 = 11;
 
 /// Bytes of a body that is not about addresses.
 pub const LENGTH: usize = 2580;
-/// Bytes of a body that is.
-pub const IP_LENGTH: usize = 7428;
 
 /// Where a body begins, except about addresses.
 pub const BODY: usize = 4;
-/// Where a body about addresses begins.
-pub const IP_BODY: usize = 2;
 
 /// Offsets in a value, from its start: type, sizes, key, value.
 pub mod value {
@@ -145,84 +145,6 @@ pub fn enumerate(pool: u8, index: u32) -> Vec<u8> {
     out
 }
 
-/// An adapter's addresses; the lists are separated by `;`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Addresses {
-    /// Which adapter: its GUID in a SET_IP_INFO, its MAC address in a GET_IP_INFO.
-    pub adapter: String,
-    /// 1: IPv4, 2: IPv6, 3: both.
-    pub family: u8,
-    /// Whether it has its IPv4 address from DHCP.
-    pub dhcp: bool,
-    /// The addresses.
-    pub addresses: String,
-    /// Each one's mask (IPv4) or prefix length (IPv6).
-    pub subnets: String,
-    /// The gateways.
-    pub gateways: String,
-    /// The name servers.
-    pub name_servers: String,
-}
-
-// Offsets in the body about addresses.
-const FAMILY: usize = IP_BODY + 256;
-const DHCP: usize = IP_BODY + 257;
-const LISTS: [usize; 4] = [
-    IP_BODY + 258,
-    IP_BODY + 2306,
-    IP_BODY + 4354,
-    IP_BODY + 5378,
-];
-
-/// Asks for the addresses of the adapter with this MAC address (written `00:15:5D:...`).
-pub fn get_ip_info(mac: &str) -> Vec<u8> {
-    let addresses = Addresses {
-        adapter: mac.to_owned(),
-        ..Addresses::default()
-    };
-    ip_body(GET_IP_INFO, &addresses)
-}
-
-/// Gives addresses to an adapter.
-pub fn set_ip_info(addresses: &Addresses) -> Vec<u8> {
-    ip_body(SET_IP_INFO, addresses)
-}
-
-fn ip_body(operation: u8, addresses: &Addresses) -> Vec<u8> {
-    let mut out = vec![0; IP_LENGTH];
-    out[0] = operation;
-    put(&mut out, IP_BODY, &utf16(&addresses.adapter));
-    put(
-        &mut out,
-        FAMILY,
-        &[addresses.family, u8::from(addresses.dhcp)],
-    );
-    let lists = [
-        &addresses.addresses,
-        &addresses.subnets,
-        &addresses.gateways,
-        &addresses.name_servers,
-    ];
-    for (at, list) in LISTS.into_iter().zip(lists) {
-        put(&mut out, at, &utf16(list));
-    }
-    out
-}
-
-/// The addresses in a body.
-pub fn addresses(body: &[u8]) -> Option<Addresses> {
-    let text = |at: usize, length: usize| Some(utf16_text(body.get(at..at + length)?));
-    Some(Addresses {
-        adapter: text(IP_BODY, 256)?,
-        family: u8_at(body, FAMILY)?,
-        dhcp: u8_at(body, DHCP)? != 0,
-        addresses: text(LISTS[0], 2048)?,
-        subnets: text(LISTS[1], 2048)?,
-        gateways: text(LISTS[2], 1024)?,
-        name_servers: text(LISTS[3], 2048)?,
-    })
-}
-
 /// The value in the reply to a GET, as text; `None` if a host would not read it.
 pub fn value_of(body: &[u8]) -> Option<String> {
     value_text(body.get(BODY..)?)
@@ -246,7 +168,7 @@ fn value_text(at: &[u8]) -> Option<String> {
     }
 }
 
-pub(super) fn describe(body: &[u8], is_reply: bool) -> String {
+pub(super) fn describe(version: Version, body: &[u8], is_reply: bool) -> String {
     let (Some(operation), Some(pool)) = (u8_at(body, 0), u8_at(body, 1)) else {
         return format!("{} bytes", body.len());
     };
@@ -287,7 +209,7 @@ pub(super) fn describe(body: &[u8], is_reply: bool) -> String {
             } else {
                 "SET_IP_INFO"
             };
-            match addresses(body) {
+            match super::addresses::read(version, body) {
                 Some(it) => format!(
                     "{name} {:?} family {} dhcp {} {:?} {:?} {:?} {:?}",
                     it.adapter,
@@ -334,26 +256,9 @@ mod tests {
         pair_reply.splice(8..8, set(0, "key", "value")[4..].iter().copied());
         assert_eq!(pair(&pair_reply), Some(("key".into(), "value".into())));
         assert_eq!(
-            describe(&pair_reply, true),
+            describe((4, 0), &pair_reply, true),
             "ENUMERATE pool 2 1 \"key\" = \"value\""
         );
-        assert_eq!(describe(&pair_reply, false), "ENUMERATE pool 2 1");
-    }
-
-    #[test]
-    fn addresses_go_both_ways() {
-        let given = Addresses {
-            adapter: "{id}".into(),
-            family: 3,
-            dhcp: true,
-            addresses: "10.0.0.1;10.0.0.2".into(),
-            subnets: "255.0.0.0".into(),
-            gateways: "10.0.0.9".into(),
-            name_servers: "10.0.0.8".into(),
-        };
-        let body = set_ip_info(&given);
-        assert_eq!(body.len(), IP_LENGTH);
-        assert_eq!(addresses(&body), Some(given));
-        assert_eq!(get_ip_info("00:15").len(), IP_LENGTH);
+        assert_eq!(describe((4, 0), &pair_reply, false), "ENUMERATE pool 2 1");
     }
 }

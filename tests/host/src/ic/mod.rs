@@ -5,6 +5,7 @@
 //! [`frame`] is the framing common to all, [`device`] the host's side of one service (negotiation, accounting of
 //! replies, timers), the others are the services' own messages.
 
+pub mod addresses;
 pub mod device;
 pub mod fcopy;
 pub mod frame;
