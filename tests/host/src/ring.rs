@@ -6,8 +6,10 @@
 //! data. A packet is followed by 8 bytes: its start's offset in the upper half. The writer signals when the ring was
 //! empty and the reader's interrupt mask is 0; the reader signals when it makes room that a writer waits for.
 //!
-//! The guest may change any word at any time: each is read once, checked, and then used.
+//! The guest may change any word at any time: each is read once, checked, and then used. Its own index the host reads
+//! once, when the channel is opened; from then on it knows better.
 
+use std::cell::Cell;
 use std::sync::atomic::fence;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -81,6 +83,10 @@ pub struct Ring {
     memory: Arc<GuestMemory>,
     control: u64,
     data: Vec<u64>,
+    /// Where the host writes next, if it is the writer.
+    write: Cell<u32>,
+    /// Where the host reads next, if it is the reader.
+    read: Cell<u32>,
 }
 
 impl Ring {
@@ -99,6 +105,8 @@ impl Ring {
             memory,
             control,
             data: addresses,
+            write: Cell::new(0),
+            read: Cell::new(0),
         })
     }
 
@@ -115,17 +123,18 @@ impl Ring {
         Ok(self.memory.store_u32(self.control + offset, value)?)
     }
 
-    /// Checks the indices of a ring and prepares it for this host to write: it uses the pending-send size, and waits
-    /// for nothing yet.
+    /// Checks the indices of a ring and prepares it for this host to write where it was left: it uses the pending-send
+    /// size, and waits for nothing yet.
     pub fn begin_writing(&self) -> Result<(), RingError> {
-        self.checked_indices()?;
+        self.write.set(self.checked_indices()?.write);
         self.set_word(FEATURE_BITS, FEATURE_PENDING_SEND_SIZE)?;
         self.set_word(PENDING_SEND_SIZE, 0)
     }
 
-    /// Checks the indices of a ring and prepares it for this host to read: nobody waits for a packet yet.
+    /// Checks the indices of a ring and prepares it for this host to read where it was left: nobody waits for a packet
+    /// yet.
     pub fn begin_reading(&self) -> Result<(), RingError> {
-        self.checked_indices()?;
+        self.read.set(self.checked_indices()?.read);
         self.set_interrupt_mask(true)
     }
 
@@ -137,13 +146,17 @@ impl Ring {
         })
     }
 
-    /// Writes the write index raw, for a host that misbehaves.
+    /// Writes the write index raw, for a host that misbehaves. There it writes next, if that is in the ring.
     pub fn set_write_index(&self, value: u32) -> Result<(), RingError> {
+        self.write
+            .set(self.checked(value).unwrap_or(self.write.get()));
         self.set_word(WRITE_INDEX, value)
     }
 
-    /// Writes the read index raw, for a host that misbehaves.
+    /// Writes the read index raw, for a host that misbehaves. There it reads next, if that is in the ring.
     pub fn set_read_index(&self, value: u32) -> Result<(), RingError> {
+        self.read
+            .set(self.checked(value).unwrap_or(self.read.get()));
         self.set_word(READ_INDEX, value)
     }
 
@@ -219,20 +232,27 @@ impl Ring {
         if length >= self.size() - GAP {
             return Err(RingError::TooLarge);
         }
-        let mut indices = self.checked_indices()?;
+        let start = self.write.get();
+        let peer = |read| {
+            Ok::<_, RingError>(Indices {
+                write: start,
+                read: self.checked(read)?,
+            })
+        };
+        let mut indices = peer(self.word(READ_INDEX)?)?;
         if self.free_between(indices) < length {
             let quarter = (self.size() - GAP) / 4;
             self.set_word(PENDING_SEND_SIZE, length.max(quarter).next_multiple_of(8))?;
             // The guest may have made room before it could see that someone waits.
-            indices.read = self.checked(self.word(READ_INDEX)?)?;
+            indices = peer(self.word(READ_INDEX)?)?;
             if self.free_between(indices) < length {
                 return Err(RingError::Full);
             }
         }
         self.set_word(PENDING_SEND_SIZE, 0)?;
-        let start = indices.write;
         let at = self.write_at(start, packet)?;
         let at = self.write_at(at, &(u64::from(start) << 32).to_le_bytes())?;
+        self.write.set(at);
         self.set_word(WRITE_INDEX, at)?;
         // Whatever is read now must not have been read before the guest could see the packet.
         fence(Ordering::SeqCst);
@@ -241,7 +261,10 @@ impl Ring {
 
     /// Reads the next packet (descriptor and payload); tells whether the writer waited for the room that this makes.
     pub fn read(&self) -> Result<(Vec<u8>, bool), RingError> {
-        let before = self.checked_indices()?;
+        let before = Indices {
+            write: self.checked(self.word(WRITE_INDEX)?)?,
+            read: self.read.get(),
+        };
         let used = self.used_between(before);
         if used == 0 {
             return Err(RingError::Empty);
@@ -260,6 +283,7 @@ impl Ring {
         head.copy_from_slice(&descriptor);
         self.read_at(at, body)?;
         let read = (before.read + length + TRAILER) % self.size();
+        self.read.set(read);
         self.set_word(READ_INDEX, read)?;
         Ok((packet, self.made_room(before.read, read)?))
     }
@@ -422,11 +446,38 @@ mod tests {
     }
 
     #[test]
+    fn the_hosts_own_index_is_its_own() {
+        let (memory, ring) = ring();
+        let set = |index, value| memory.store_u32(4096 + index, value).unwrap();
+        // The ring is used where it was left, as the guest has it when the channel is opened.
+        set(WRITE_INDEX, 64);
+        set(READ_INDEX, 64);
+        ring.begin_writing().unwrap();
+        ring.begin_reading().unwrap();
+        ring.write(&packet(16, 1)).unwrap();
+        assert_eq!(memory.read_vec(5 * 4096 + 64, 1).unwrap(), [1]);
+        // Whatever the guest makes of the words then.
+        set(WRITE_INDEX, 4096);
+        ring.write(&packet(16, 2)).unwrap();
+        assert_eq!(ring.indices().unwrap().write, 112);
+        set(READ_INDEX, 32);
+        let read = || ring.read().unwrap().0[0];
+        assert_eq!([read(), read()], [1, 2]);
+        assert_eq!(
+            ring.indices().unwrap(),
+            Indices {
+                write: 112,
+                read: 112
+            }
+        );
+    }
+
+    #[test]
     fn a_guest_that_lies_is_told_so() {
         let (memory, ring) = ring();
         ring.set_write_index(8192).unwrap();
         assert_eq!(ring.read(), Err(RingError::BadIndex(8192)));
-        ring.set_write_index(4).unwrap();
+        ring.set_read_index(4).unwrap();
         assert_eq!(ring.write(&packet(16, 1)), Err(RingError::BadIndex(4)));
         ring.set_write_index(8).unwrap();
         assert_eq!(ring.read(), Err(RingError::BadLength(8)));
