@@ -600,7 +600,8 @@ impl ChannelHandle<'_> {
     pub fn send_packet(&self, packet: Packet) -> Result<()> {
         self.guest
             .with_bus(|bus| bus.with_open(self.service, |open, link| open.send(link, packet)))
-            .ok_or_else(|| self.not_open())
+            .ok_or_else(|| self.not_open())?
+            .map_err(Error::from)
     }
 
     fn not_open(&self) -> Error {

@@ -44,6 +44,8 @@ pub enum RingError {
     BadIndex(u32),
     /// The packet's length in its descriptor is impossible.
     BadLength(u32),
+    /// The guest has masked the interrupts that the host waits for.
+    Masked,
     /// The ring's pages are not memory.
     BadAddress(BadAddress),
 }
@@ -56,6 +58,7 @@ impl std::fmt::Display for RingError {
             Self::TooLarge => write!(f, "the packet is larger than the ring"),
             Self::BadIndex(index) => write!(f, "ring index {index} is impossible"),
             Self::BadLength(length) => write!(f, "packet length {length} is impossible"),
+            Self::Masked => write!(f, "the guest has masked the host's interrupts"),
             Self::BadAddress(bad) => write!(f, "ring memory: {bad}"),
         }
     }
@@ -117,6 +120,11 @@ impl Ring {
 
     fn word(&self, offset: u64) -> Result<u32, RingError> {
         Ok(self.memory.load_u32(self.control + offset)?)
+    }
+
+    /// Whether interrupts for this ring are masked.
+    pub fn is_masked(&self) -> Result<bool, RingError> {
+        Ok(self.word(INTERRUPT_MASK)? != 0)
     }
 
     fn set_word(&self, offset: u64, value: u32) -> Result<(), RingError> {
@@ -256,7 +264,7 @@ impl Ring {
         self.set_word(WRITE_INDEX, at)?;
         // Whatever is read now must not have been read before the guest could see the packet.
         fence(Ordering::SeqCst);
-        Ok(self.word(INTERRUPT_MASK)? == 0 && self.word(READ_INDEX)? == start)
+        Ok(!self.is_masked()? && self.word(READ_INDEX)? == start)
     }
 
     /// Reads the next packet (descriptor and payload); tells whether the writer waited for the room that this makes.
@@ -309,7 +317,7 @@ impl Ring {
     /// Whether the reader should have heard of a packet: one is there, and interrupts are not masked.
     pub fn reader_waits(&self) -> bool {
         let packet = self.indices().is_ok_and(|at| at.write != at.read);
-        packet && self.word(INTERRUPT_MASK) == Ok(0)
+        packet && self.is_masked() == Ok(false)
     }
 
     /// Whether the writer should have heard of room: it waits for some, and that is there.

@@ -552,9 +552,9 @@ impl Device {
         }
     }
 
-    /// The guest has sent a packet that cannot be read from the ring: nothing further can.
-    pub fn broken(&mut self, reason: String) {
-        self.reject(reason);
+    /// A ring can be used no more.
+    pub fn broken(&mut self, reason: String) -> Option<Remark> {
+        self.reject(reason)
     }
 }
 

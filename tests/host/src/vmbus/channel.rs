@@ -106,15 +106,18 @@ impl Channel {
         let moment = Moment::now(link.hypervisor.reference_time());
         self.device.tick(&moment);
         loop {
-            for packet in self.device.take_output() {
-                open.send(link, packet);
-            }
-            open.flush(link);
-            if !self.device.wants_packet() {
-                open.stop_reading();
-                break;
-            }
-            let remark = match open.receive(link) {
+            let sent = self.device.take_output().into_iter();
+            let sent = sent.fold(open.flush(link), |result, packet| {
+                result.and_then(|()| open.send(link, packet))
+            });
+            let received = sent.and_then(|()| match self.device.wants_packet() {
+                true => open.receive(link),
+                false => {
+                    open.stop_reading();
+                    Ok(None)
+                }
+            });
+            let remark = match received {
                 Ok(None) => break,
                 Ok(Some(packet)) => {
                     let moment = Moment::now(link.hypervisor.reference_time());
@@ -122,10 +125,7 @@ impl Channel {
                     self.device.tick(&moment);
                     remark
                 }
-                Err(error) => {
-                    self.device.broken(error.to_string());
-                    Some(Remark::Error(error.to_string()))
-                }
+                Err(error) => self.device.broken(error.to_string()),
             };
             match remark {
                 Some(Remark::Note(text)) => {

@@ -47,6 +47,8 @@ pub struct OpenChannel {
     to_host: Ring,
     to_guest: Ring,
     outbox: VecDeque<Packet>,
+    /// The host waits for an interrupt when the guest writes.
+    waits: bool,
     signal_unread_at: Option<Instant>,
 }
 
@@ -68,6 +70,7 @@ impl OpenChannel {
             to_host,
             to_guest,
             outbox: VecDeque::new(),
+            waits: false,
             signal_unread_at: Some(Instant::now() + UNREAD_AFTER_OPEN),
         }
     }
@@ -114,31 +117,27 @@ impl OpenChannel {
     }
 
     /// Sends a packet now or as soon as the guest makes room.
-    pub fn send(&mut self, link: &mut Link, packet: Packet) {
+    pub fn send(&mut self, link: &mut Link, packet: Packet) -> Result<(), RingError> {
         self.outbox.push_back(packet);
-        self.flush(link);
+        self.flush(link)
     }
 
-    /// Sends what waits for room.
-    pub fn flush(&mut self, link: &mut Link) {
+    /// Sends what waits for room. After an error nothing waits any more.
+    pub fn flush(&mut self, link: &mut Link) -> Result<(), RingError> {
         while let Some(packet) = self.outbox.pop_front() {
             match self.try_send(link, &packet) {
                 Ok(()) => {}
                 Err(RingError::Full) => {
                     self.outbox.push_front(packet);
-                    return;
+                    break;
                 }
                 Err(error) => {
-                    link.record(
-                        Speaker::Error,
-                        self.service.name(),
-                        format!("cannot send: {error}"),
-                        &[],
-                    );
                     self.outbox.clear();
+                    return Err(error);
                 }
             }
         }
+        Ok(())
     }
 
     /// Packets that wait for room.
@@ -146,12 +145,18 @@ impl OpenChannel {
         self.outbox.len()
     }
 
-    /// Reads the guest's next packet, `None` if there is none. The ring is masked unless the host waits for a packet.
+    /// Reads the guest's next packet, `None` if there is none. The ring is masked unless the host waits for a packet; a
+    /// guest that masks it then would have it wait for ever, which a host takes for a broken ring.
     pub fn receive(&mut self, link: &mut Link) -> Result<Option<Packet>, RingError> {
+        if self.waits && self.to_host.is_masked()? {
+            return Err(RingError::Masked);
+        }
+        self.waits = false;
         self.to_host.set_interrupt_mask(true)?;
         let mut result = self.to_host.read();
         if result == Err(RingError::Empty) {
             self.to_host.set_interrupt_mask(false)?;
+            self.waits = true;
             // Something may have come before the guest could see the mask go.
             result = self.to_host.read();
         }
@@ -178,7 +183,8 @@ impl OpenChannel {
     }
 
     /// Masks the ring while the host waits for nothing: it reads the ring anyway before it waits again.
-    pub fn stop_reading(&self) {
+    pub fn stop_reading(&mut self) {
+        self.waits = false;
         let _ = self.to_host.set_interrupt_mask(true);
     }
 

@@ -347,16 +347,48 @@ fn a_packet_of_another_type_ends_the_service() {
     packet.kind = 7;
     up.write(&packet.encode()).unwrap();
     guest.bus.signal(0x1_0001, 0);
-    let device = |guest: &TestGuest| {
-        let channel = guest.bus.channel(Service::Heartbeat).unwrap();
-        channel.device().state().clone()
-    };
-    assert_eq!(device(&guest), State::Dead("packet of type 7".to_owned()));
+    assert_eq!(state(&guest), State::Dead("packet of type 7".to_owned()));
     assert_eq!(guest.errors(), 1);
     // Nothing more is read, nor is the guest to tell.
     assert!(!up.write(&packet.encode()).unwrap());
     guest.bus.signal(0x1_0001, 0);
     assert!(up.used().unwrap() > 0);
+}
+
+/// The state of heartbeat's device.
+fn state(guest: &TestGuest) -> State {
+    let channel = guest.bus.channel(Service::Heartbeat).unwrap();
+    channel.device().state().clone()
+}
+
+#[test]
+fn a_guest_that_masks_the_hosts_interrupts_ends_the_service() {
+    let mut guest = TestGuest::new((6, 0));
+    guest.open();
+    assert_eq!(state(&guest), State::Negotiating);
+    guest.memory.store_u32(UP[0] * 4096 + 8, 1).unwrap();
+    guest.bus.signal(0x1_0001, 0);
+    assert!(matches!(state(&guest), State::Dead(_)));
+}
+
+#[test]
+fn a_ring_that_cannot_be_written_ends_the_service() {
+    let mut guest = TestGuest::new((6, 0));
+    guest.open();
+    let (up, down) = guest.rings();
+    let request = Packet::decode(&down.read().unwrap().0).unwrap();
+    let reply = Message::parse(&request.payload).unwrap();
+    let mut reply = Message::negotiation(&[(3, 0)], &[(3, 0)], reply.transaction_id);
+    reply = reply.reply(0);
+    up.write(&Packet::inband(reply.encode()).encode()).unwrap();
+    down.set_read_index(4).unwrap();
+    // It would beat now.
+    guest.bus.signal(0x1_0001, 0);
+    assert_eq!(
+        state(&guest),
+        State::Dead("ring index 4 is impossible".to_owned())
+    );
+    assert_eq!(guest.errors(), 1);
 }
 
 #[test]
