@@ -363,7 +363,7 @@ impl Guest {
 
     /// The transcript's length, to be passed to the following two.
     pub fn transcript_length(&self) -> usize {
-        self.with_bus(|bus| bus.transcript().entries().len())
+        self.with_bus(|bus| bus.transcript().length())
     }
 
     /// Puts a remark into the transcript.

@@ -341,6 +341,10 @@ impl Hypervisor for Platform {
         lock(&self.synic).post(vp, payload);
     }
 
+    fn is_congested(&self) -> bool {
+        lock(&self.synic).is_congested()
+    }
+
     fn signal_event(&mut self, vp: u32, flag: u32) {
         lock(&self.synic).signal(vp, flag);
     }
@@ -363,6 +367,10 @@ struct Nobody;
 
 impl Hypervisor for Nobody {
     fn post_message(&mut self, _vp: u32, _payload: &[u8]) {}
+
+    fn is_congested(&self) -> bool {
+        false
+    }
 
     fn signal_event(&mut self, _vp: u32, _flag: u32) {}
 

@@ -11,6 +11,8 @@ use crate::serial::Serial;
 
 const COM1: u16 = 0x3f8;
 const COM2: u16 = 0x2f8;
+/// So many bytes of each port's output are kept at least, and twice as many at most.
+const KEPT: usize = 4 << 20;
 /// Interrupt lines of the serial ports.
 const LINES: [u32; 2] = [4, 3];
 
@@ -39,7 +41,7 @@ impl Ports {
         }
     }
 
-    /// Everything that came out of the console (ttyS0) since reset.
+    /// What came out of the console (ttyS0) since reset; of very much, the end.
     pub fn console(&self) -> &[u8] {
         &self.console
     }
@@ -90,11 +92,11 @@ impl Ports {
         match port {
             COM1..=0x3ff => {
                 self.serial[0].write(port - COM1, bytes[0]);
-                self.console.extend(self.serial[0].take_output());
+                keep(&mut self.console, self.serial[0].take_output());
             }
             COM2..=0x2ff => {
                 self.serial[1].write(port - COM2, bytes[0]);
-                self.agent.extend(self.serial[1].take_output());
+                keep(&mut self.agent, self.serial[1].take_output());
             }
             0x70 => self.rtc.select(bytes[0]),
             // The keyboard controller's pulse on the reset line.
@@ -109,5 +111,28 @@ impl Ports {
             _ => {}
         }
         None
+    }
+}
+
+/// Adds to what is kept, and forgets the oldest of too much.
+fn keep(kept: &mut Vec<u8>, bytes: Vec<u8>) {
+    if kept.len() >= 2 * KEPT {
+        kept.drain(..KEPT);
+    }
+    kept.extend(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_that_floods_is_cut() {
+        let mut ports = Ports::new(0);
+        for number in 0..2 * KEPT + 10 {
+            ports.write(COM1, &[number as u8]);
+        }
+        assert_eq!(ports.console().len(), KEPT + 10);
+        assert_eq!(ports.console().last(), Some(&9));
     }
 }

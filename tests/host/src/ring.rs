@@ -122,6 +122,11 @@ impl Ring {
         Ok(self.memory.load_u32(self.control + offset)?)
     }
 
+    /// The most packets that it can hold.
+    pub fn most_packets(&self) -> u32 {
+        self.size() / (DESCRIPTOR + TRAILER)
+    }
+
     /// Whether interrupts for this ring are masked.
     pub fn is_masked(&self) -> Result<bool, RingError> {
         Ok(self.word(INTERRUPT_MASK)? != 0)

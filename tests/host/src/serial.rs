@@ -93,7 +93,10 @@ impl Serial {
             1 if divisor => self.divisor = self.divisor & 0x00ff | (u16::from(value) << 8),
             0 => {
                 if self.modem_control & MCR_LOOPBACK != 0 {
-                    self.input.push_back(value);
+                    // What the guest sends to itself is lost when the FIFO is full.
+                    if self.input.len() < FIFO {
+                        self.input.push_back(value);
+                    }
                 } else {
                     self.output.push(value);
                 }
@@ -146,6 +149,16 @@ mod tests {
         assert_eq!([port.read(0), port.read(0)], *b"ab");
         assert_eq!(port.read(5) & 1, 0);
         assert!(!port.interrupt());
+    }
+
+    #[test]
+    fn a_loop_has_no_more_than_the_fifo() {
+        let mut port = Serial::default();
+        port.write(4, MCR_LOOPBACK);
+        for value in 0..20 {
+            port.write(0, value);
+        }
+        assert_eq!((port.input.len(), port.read(0)), (FIFO, 0));
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::memory::GuestMemory;
 
 /// The SINT that VMBus uses (`VMBUS_MESSAGE_SINT`).
 pub const VMBUS_SINT: u32 = 2;
+/// So many messages wait for a processor at most, more or less.
+const CONGESTED: usize = 64;
 /// Event flags of one SINT.
 const EVENT_FLAGS: u32 = 2048;
 const ENABLE: u64 = 1;
@@ -30,6 +32,8 @@ const PENDING: u32 = 1 << 8;
 pub trait Hypervisor: Send {
     /// Queues a message of up to 240 bytes for processor `vp`.
     fn post_message(&mut self, vp: u32, payload: &[u8]);
+    /// Whether so many messages wait that the guest had better take some before it has more of them sent.
+    fn is_congested(&self) -> bool;
     /// Sets event flag `flag` of processor `vp` and interrupts it if the flag was clear.
     fn signal_event(&mut self, vp: u32, flag: u32);
     /// The number of virtual processors.
@@ -99,6 +103,12 @@ impl Synic {
         self.processors
             .iter()
             .any(|processor| !processor.queue.is_empty())
+    }
+
+    /// Whether [`CONGESTED`] messages or more wait for a processor.
+    pub fn is_congested(&self) -> bool {
+        let mut queues = self.processors.iter().map(|processor| &processor.queue);
+        queues.any(|queue| queue.len() >= CONGESTED)
     }
 
     /// Queues a message for processor `vp` (ignored if there is none).
@@ -240,6 +250,18 @@ mod tests {
         memory.store_u32(EVENTS + 512 + 8, 0).unwrap();
         synic.signal(0, 65);
         assert_eq!(raised.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn it_is_told_when_many_messages_wait() {
+        let (_memory, mut synic, _) = synic();
+        for count in 0..CONGESTED {
+            assert!(!synic.is_congested(), "{count}");
+            synic.post(0, &[1]);
+        }
+        assert!(synic.is_congested());
+        synic.forget();
+        assert!(!synic.is_congested());
     }
 
     #[test]

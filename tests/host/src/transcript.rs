@@ -17,6 +17,9 @@ use crate::bytes::hex;
 /// What is longer than so many bytes, as the pieces of a copied file are, is not kept whole.
 const WHOLE: usize = 4096;
 
+/// So many entries are kept at least, and twice as many at most.
+const KEPT: usize = 1 << 16;
+
 /// What is kept of it, in bytes.
 const BEGINNING: usize = 256;
 
@@ -89,6 +92,8 @@ impl std::fmt::Display for Entry {
 pub struct Transcript {
     start: Instant,
     entries: Vec<Entry>,
+    /// Older ones, which have been forgotten.
+    forgotten: usize,
 }
 
 impl Transcript {
@@ -97,6 +102,7 @@ impl Transcript {
         Self {
             start: Instant::now(),
             entries: Vec::new(),
+            forgotten: 0,
         }
     }
 
@@ -110,6 +116,10 @@ impl Transcript {
         bytes: &[u8],
     ) {
         let host_ns = self.start.elapsed().as_nanos() as u64;
+        if self.entries.len() == 2 * KEPT {
+            self.entries.drain(..KEPT);
+            self.forgotten += KEPT;
+        }
         let kept = match bytes.len() {
             length if length > WHOLE => BEGINNING,
             length => length,
@@ -125,9 +135,20 @@ impl Transcript {
         });
     }
 
-    /// All entries, oldest first.
+    /// All entries that are kept, oldest first.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// How many entries there have been.
+    pub fn length(&self) -> usize {
+        self.forgotten + self.entries.len()
+    }
+
+    /// Those from number `from` on, as far as they are kept.
+    fn since(&self, from: usize) -> &[Entry] {
+        let first = from.saturating_sub(self.forgotten);
+        self.entries.get(first..).unwrap_or_default()
     }
 
     /// Nanoseconds since the beginning.
@@ -137,22 +158,22 @@ impl Transcript {
 
     /// The normalised form of the entries from number `from` on, one a line.
     pub fn normalised(&self, from: usize) -> String {
-        self.entries[from.min(self.entries.len())..].iter().fold(
-            String::new(),
-            |mut text, entry| {
-                let _ = writeln!(text, "{}", entry.normalised());
-                text
-            },
-        )
+        let entries = self.since(from).iter();
+        entries.fold(String::new(), |mut text, entry| {
+            let _ = writeln!(text, "{}", entry.normalised());
+            text
+        })
     }
 
     /// Writes the entries from number `from` on into a file.
     pub fn save(&self, path: &Path, from: usize) -> io::Result<()> {
-        let entries = &self.entries[from.min(self.entries.len())..];
-        let text = entries.iter().fold(String::new(), |mut text, entry| {
-            let _ = writeln!(text, "{entry}");
-            text
-        });
+        let text = self
+            .since(from)
+            .iter()
+            .fold(String::new(), |mut text, entry| {
+                let _ = writeln!(text, "{entry}");
+                text
+            });
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
@@ -200,6 +221,22 @@ mod tests {
             "vmbus -> OFFERCHANNEL heartbeat\nheartbeat !! surplus\n"
         );
         assert!(run(3).1.ends_with("[03]"));
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten() {
+        let mut transcript = Transcript::new();
+        for number in 0..3 * KEPT {
+            let text = format!("{number}");
+            transcript.add(0, Speaker::Note, "vmbus", text, &[]);
+        }
+        let last = 3 * KEPT - 1;
+        assert_eq!(transcript.length(), 3 * KEPT);
+        assert_eq!(transcript.entries().len(), 2 * KEPT);
+        assert_eq!(transcript.normalised(last), format!("vmbus -- {last}\n"));
+        assert_eq!(transcript.normalised(last + 1), "");
+        let all = transcript.normalised(0);
+        assert!(all.starts_with(&format!("vmbus -- {KEPT}\n")));
     }
 
     #[test]

@@ -59,6 +59,9 @@ pub enum Restore {
     Resume,
 }
 
+/// How many packets wait for a scenario at most; then it is as if it stopped reading.
+const INBOX: usize = 4096;
+
 /// The IC transaction id of all that a device in [`Mode::Auto`] sends.
 const TRANSACTION_ID: u8 = 0;
 
@@ -364,7 +367,10 @@ impl Device {
     pub fn wants_packet(&self) -> bool {
         match self.mode {
             Mode::Auto => self.waits(),
-            Mode::Script => self.reading && !matches!(self.state, State::Dead(_)),
+            Mode::Script => {
+                let takes = self.reading && self.inbox.len() < INBOX;
+                takes && !matches!(self.state, State::Dead(_))
+            }
         }
     }
 

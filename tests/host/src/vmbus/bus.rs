@@ -58,6 +58,9 @@ const STATUS_SUCCESS: u32 = 0;
 pub const STATUS_UNSUCCESSFUL: u32 = 0x8000_ffff;
 const STATUS_CONNECTION_REFUSED: u32 = 0xc000_0236;
 
+/// How many GPADLs a channel may have.
+const GPADLS: usize = 256;
+
 /// The processor of a channel that wants no interrupts.
 const NO_PROCESSOR: u32 = u32::MAX;
 
@@ -314,6 +317,9 @@ impl Bus {
         if self.refused_posts > 0 {
             self.refused_posts -= 1;
             self.note("a message is refused: no buffers".to_owned());
+            return Status::InsufficientBuffers;
+        }
+        if self.link.hypervisor.is_congested() {
             return Status::InsufficientBuffers;
         }
         if kind != 1 {
@@ -711,6 +717,10 @@ impl Bus {
         };
         if offered.gpadls.contains_key(&handle) {
             return self.error("GPADL with the handle of another".to_owned(), &[]);
+        }
+        if offered.gpadls.len() >= GPADLS {
+            self.error("GPADL beyond what a channel may have".to_owned(), &[]);
+            return self.gpadl_created(target_vp, relid, handle, STATUS_UNSUCCESSFUL);
         }
         let complete = gpadl.is_complete();
         offered.gpadls.insert(handle, gpadl);

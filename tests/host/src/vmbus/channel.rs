@@ -53,6 +53,8 @@ pub struct Channel {
     /// What the next open requests are answered: this many more times with this status.
     pub(super) fail_opens: (u32, u32),
     pub(super) opens: u64,
+    /// The ring was not read to its end, and since when.
+    unfinished: Option<Instant>,
 }
 
 impl Channel {
@@ -65,6 +67,7 @@ impl Channel {
             offered: None,
             fail_opens: (0, 0),
             opens: 0,
+            unfinished: None,
         }
     }
 
@@ -103,23 +106,31 @@ impl Channel {
         else {
             return;
         };
+        self.unfinished = None;
         let moment = Moment::now(link.hypervisor.reference_time());
         self.device.tick(&moment);
+        // A guest that writes all the time must not keep the host here.
+        let mut left = open.to_host().most_packets();
         loop {
             let sent = self.device.take_output().into_iter();
             let sent = sent.fold(open.flush(link), |result, packet| {
                 result.and_then(|()| open.send(link, packet))
             });
-            let received = sent.and_then(|()| match self.device.wants_packet() {
-                true => open.receive(link),
-                false => {
+            let received = sent.and_then(|()| match (self.device.wants_packet(), left) {
+                (false, _) => {
                     open.stop_reading();
                     Ok(None)
                 }
+                (true, 0) => {
+                    self.unfinished = Some(moment.instant);
+                    Ok(None)
+                }
+                (true, _) => open.receive(link),
             });
             let remark = match received {
                 Ok(None) => break,
                 Ok(Some(packet)) => {
+                    left -= 1;
                     let moment = Moment::now(link.hypervisor.reference_time());
                     let remark = self.device.received(packet, &moment);
                     self.device.tick(&moment);
@@ -142,7 +153,10 @@ impl Channel {
     /// When [`Channel::tick`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
         let open = self.open()?;
-        [open.due(), self.device.due()].into_iter().flatten().min()
+        [open.due(), self.device.due(), self.unfinished]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what is due at `now`.
@@ -164,6 +178,7 @@ impl Channel {
     pub(super) fn close(&mut self) {
         if let Some(offered) = &mut self.offered {
             if offered.open.take().is_some() {
+                self.unfinished = None;
                 self.device.closed();
             }
         }

@@ -26,6 +26,8 @@ use crate::transcript::Speaker;
 struct Seen {
     messages: Vec<(u32, Vec<u8>)>,
     events: Vec<(u32, u32)>,
+    /// The guest does not take its messages.
+    congested: bool,
 }
 
 struct Fake(Arc<Mutex<Seen>>);
@@ -33,6 +35,10 @@ struct Fake(Arc<Mutex<Seen>>);
 impl Hypervisor for Fake {
     fn post_message(&mut self, vp: u32, payload: &[u8]) {
         self.0.lock().unwrap().messages.push((vp, payload.to_vec()));
+    }
+
+    fn is_congested(&self) -> bool {
+        self.0.lock().unwrap().congested
     }
 
     fn signal_event(&mut self, vp: u32, flag: u32) {
@@ -207,6 +213,17 @@ fn messages_can_be_refused() {
     guest.bus.refuse_posts(1);
     let offers = [3, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(guest.bus.post(1, 1, &offers), Status::InsufficientBuffers);
+    assert_eq!(guest.post(3, &[]), [1, 1, 4]);
+}
+
+#[test]
+fn a_guest_that_takes_no_messages_posts_none() {
+    let mut guest = TestGuest::new((6, 0));
+    assert!(guest.contact(4, 0));
+    guest.seen.lock().unwrap().congested = true;
+    let offers = [3, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(guest.bus.post(1, 1, &offers), Status::InsufficientBuffers);
+    guest.seen.lock().unwrap().congested = false;
     assert_eq!(guest.post(3, &[]), [1, 1, 4]);
 }
 
@@ -389,6 +406,63 @@ fn a_ring_that_cannot_be_written_ends_the_service() {
         State::Dead("ring index 4 is impossible".to_owned())
     );
     assert_eq!(guest.errors(), 1);
+}
+
+#[test]
+fn a_guest_that_writes_all_the_time_does_not_keep_the_host() {
+    let mut guest = TestGuest::new((6, 0));
+    guest.open();
+    guest
+        .bus
+        .with_device(Service::Heartbeat, |device, _| device.script());
+    let received = |guest: &TestGuest| {
+        let channel = guest.bus.channel(Service::Heartbeat).unwrap();
+        channel.device().received_count()
+    };
+    // A ring full of the smallest packets.
+    let (up, _) = guest.rings();
+    let smallest = up.most_packets() as usize;
+    let packet = Packet::inband(vec![1, 0, 0, 0, 0, 0, 0, 0]).encode();
+    let mut total = 0;
+    while up.write(&packet).is_ok() {
+        total += 1;
+    }
+    assert!(total < smallest);
+    // Another processor writes whenever there is room.
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer = std::thread::spawn({
+        let stop = stop.clone();
+        move || {
+            while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                let _ = up.write(&packet);
+            }
+        }
+    });
+    // Others have their turn at times, and at some time as much waits as may.
+    let mut before = 0;
+    while before < 4096 {
+        guest.bus.signal(0x1_0001, 0);
+        let now = received(&guest);
+        assert!(now - before <= smallest);
+        before = now;
+    }
+    guest.bus.signal(0x1_0001, 0);
+    assert_eq!(received(&guest), 4096);
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_channel_has_so_many_gpadls() {
+    let mut guest = TestGuest::new((6, 0));
+    assert!(guest.contact(4, 0));
+    guest.post(3, &[]);
+    for handle in 1..=257 {
+        let header = [1, handle, 1 << 16 | 16, 4096, 0, 16, 0];
+        assert_eq!(guest.post(8, &header), [10]);
+        let failed = u32_at(&guest.last(), 16) != Some(0);
+        assert_eq!(failed, handle == 257);
+    }
 }
 
 #[test]
