@@ -715,11 +715,13 @@ impl Bus {
             self.error("GPADL for a channel that is not offered".to_owned(), &[]);
             return self.gpadl_created(target_vp, relid, handle, STATUS_UNSUCCESSFUL);
         };
-        if offered.gpadls.contains_key(&handle) {
-            return self.error("GPADL with the handle of another".to_owned(), &[]);
-        }
-        if offered.gpadls.len() >= GPADLS {
-            self.error("GPADL beyond what a channel may have".to_owned(), &[]);
+        let taken = offered.gpadls.contains_key(&handle);
+        if taken || offered.gpadls.len() >= GPADLS {
+            let text = match taken {
+                true => "GPADL with the handle of another",
+                false => "GPADL beyond what a channel may have",
+            };
+            self.error(text.to_owned(), &[]);
             return self.gpadl_created(target_vp, relid, handle, STATUS_UNSUCCESSFUL);
         }
         let complete = gpadl.is_complete();
@@ -731,15 +733,11 @@ impl Bus {
 
     /// Answers a GPADL that has been received in full.
     fn gpadl_complete(&mut self, target_vp: u32, relid: u32, handle: u32) {
-        let memory = self.link.memory.clone();
         let channel = self.by_relid(relid);
         let Some(offered) = channel.and_then(|channel| channel.offered.as_mut()) else {
             return;
         };
-        let valid = offered
-            .gpadls
-            .get(&handle)
-            .is_some_and(|gpadl| gpadl.is_valid(&memory));
+        let valid = offered.gpadls.get(&handle).is_some_and(Gpadl::is_valid);
         let rescinded = offered.rescinded;
         if valid && !rescinded {
             return self.gpadl_created(target_vp, relid, handle, STATUS_SUCCESS);

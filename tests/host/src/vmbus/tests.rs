@@ -510,16 +510,17 @@ fn gpadls_are_each_channels_own() {
     assert_eq!(guest.post(8, &header(1)), [10]);
     assert_eq!(guest.post(8, &header(2)), [10]);
     assert_eq!(u32_at(&guest.last(), 16), Some(0));
-    assert_eq!(guest.post(8, &header(1)), [0u32; 0], "a handle taken");
-    assert_eq!(guest.post(8, &header(9)), [10], "a channel unknown");
-    assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
-    // A page that is no memory; bytes that the page has not.
-    for (bytes, page) in [(4096, 1 << 20), (4097, 16)] {
-        let words = [1, 5, 1 << 16 | 16, bytes, 0, page, 0];
-        assert_eq!(guest.post(8, &words), [10]);
+    for (relid, what) in [(1, "a handle taken"), (9, "a channel unknown")] {
+        assert_eq!(guest.post(8, &header(relid)), [10], "{what}");
         assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
-        assert_eq!(guest.post(11, &[1, 5]), [0u32; 0], "it never was");
     }
+    // Bytes that the page has not.
+    assert_eq!(guest.post(8, &[1, 5, 1 << 16 | 16, 4097, 0, 16, 0]), [10]);
+    assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
+    assert_eq!(guest.post(11, &[1, 5]), [0u32; 0], "it never was");
+    // No range at all.
+    assert_eq!(guest.post(8, &[1, 5, 0]), [10]);
+    assert_eq!(u32_at(&guest.last(), 16), Some(0));
     // Incomplete ones cannot be torn down, and fail when they are complete after a rescind.
     assert_eq!(
         guest.post(8, &[2, 6, 1 << 16 | 24, 8192, 0, 16, 0]),
@@ -554,6 +555,26 @@ fn impossible_opens_fail() {
             "{words:?}"
         );
     }
+    // Pages that are no memory, which nobody has looked for before.
+    let far = [
+        1,
+        5,
+        1 << 16 | 40,
+        4 * 4096,
+        0,
+        16,
+        0,
+        17,
+        0,
+        20,
+        0,
+        1 << 20,
+        0,
+    ];
+    assert_eq!(guest.post(8, &far), [10]);
+    assert_eq!(u32_at(&guest.last(), 16), Some(0));
+    guest.post(5, &[1, 9, 5, 0, 2]);
+    assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
     // Rings whose indices are impossible from the beginning.
     for ring in [&UP, &DOWN] {
         let control = ring[0] * 4096;
