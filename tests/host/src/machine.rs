@@ -337,8 +337,8 @@ struct Platform {
 }
 
 impl Hypervisor for Platform {
-    fn post_message(&mut self, vp: u32, payload: &[u8]) {
-        lock(&self.synic).post(vp, payload);
+    fn post_message(&mut self, vp: u32, sint: u32, payload: &[u8]) {
+        lock(&self.synic).post(vp, sint, payload);
     }
 
     fn is_congested(&self) -> bool {
@@ -366,7 +366,7 @@ impl Hypervisor for Platform {
 struct Nobody;
 
 impl Hypervisor for Nobody {
-    fn post_message(&mut self, _vp: u32, _payload: &[u8]) {}
+    fn post_message(&mut self, _vp: u32, _sint: u32, _payload: &[u8]) {}
 
     fn is_congested(&self) -> bool {
         false

@@ -15,6 +15,8 @@ use crate::memory::GuestMemory;
 
 /// The SINT that VMBus uses (`VMBUS_MESSAGE_SINT`).
 pub const VMBUS_SINT: u32 = 2;
+/// Interrupt sources of a controller.
+const SINTS: u32 = 16;
 /// So many messages wait for a processor at most, more or less.
 const CONGESTED: usize = 64;
 /// Event flags of one SINT.
@@ -30,8 +32,8 @@ const PENDING: u32 = 1 << 8;
 
 /// What the VMBus host needs of the hypervisor below it.
 pub trait Hypervisor: Send {
-    /// Queues a message of up to 240 bytes for processor `vp`.
-    fn post_message(&mut self, vp: u32, payload: &[u8]);
+    /// Queues a message of up to 240 bytes for `sint` of processor `vp`.
+    fn post_message(&mut self, vp: u32, sint: u32, payload: &[u8]);
     /// Whether so many messages wait that the guest had better take some before it has more of them sent.
     fn is_congested(&self) -> bool;
     /// Sets event flag `flag` of processor `vp` and interrupts it if the flag was clear.
@@ -111,15 +113,22 @@ impl Synic {
         queues.any(|queue| queue.len() >= CONGESTED)
     }
 
-    /// Queues a message for processor `vp` (ignored if there is none).
-    pub fn post(&mut self, vp: u32, payload: &[u8]) {
+    /// Queues a message for processor `vp` (ignored if there is none). Only VMBus' SINT has a queue and an interrupt: a
+    /// message for another is there for who looks, if its slot is free.
+    pub fn post(&mut self, vp: u32, sint: u32, payload: &[u8]) {
         assert!(
             payload.len() <= MESSAGE_PAYLOAD,
             "a SynIC message holds 240 bytes"
         );
-        if let Some(processor) = self.processors.get_mut(vp as usize) {
+        let Some(processor) = self.processors.get_mut(vp as usize) else {
+            return;
+        };
+        if sint == VMBUS_SINT {
             processor.queue.push_back(payload.to_vec());
-            self.deliver(vp);
+            return self.deliver(vp);
+        }
+        if let Some(page) = processor.message_page.filter(|_| sint < SINTS) {
+            let _ = fill(&self.memory, page + u64::from(sint) * SLOT, payload, false);
         }
     }
 
@@ -216,13 +225,13 @@ mod tests {
     #[test]
     fn a_full_slot_is_marked_and_filled_at_eom() {
         let (memory, mut synic, raised) = synic();
-        synic.post(0, &[1; 8]);
+        synic.post(0, VMBUS_SINT, &[1; 8]);
         assert!(synic.has_waiting_messages());
         synic.update(0, 1, EVENTS | 1, MESSAGES | 1);
         assert_eq!(memory.load_u32(SLOT2).unwrap(), 1);
         assert_eq!(memory.load_u32(SLOT2 + 4).unwrap(), 8);
-        synic.post(0, &[2; 9]);
-        synic.post(0, &[3; 9]);
+        synic.post(0, VMBUS_SINT, &[2; 9]);
+        synic.post(0, VMBUS_SINT, &[3; 9]);
         assert_eq!(memory.load_u32(SLOT2 + 4).unwrap(), 8 | PENDING);
         synic.acknowledged(0); // Still occupied.
         assert_eq!(raised.load(Ordering::SeqCst), 1);
@@ -253,11 +262,23 @@ mod tests {
     }
 
     #[test]
+    fn another_sint_has_a_slot_but_no_queue() {
+        let (memory, mut synic, raised) = synic();
+        synic.update(0, 1, EVENTS | 1, MESSAGES | 1);
+        for sint in [3, 3, 16, u32::MAX] {
+            synic.post(0, sint, &[1; 8]);
+        }
+        assert_eq!(memory.load_u32(MESSAGES + 3 * SLOT).unwrap(), 1);
+        assert!(!synic.has_waiting_messages());
+        assert_eq!(raised.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
     fn it_is_told_when_many_messages_wait() {
         let (_memory, mut synic, _) = synic();
         for count in 0..CONGESTED {
             assert!(!synic.is_congested(), "{count}");
-            synic.post(0, &[1]);
+            synic.post(0, VMBUS_SINT, &[1]);
         }
         assert!(synic.is_congested());
         synic.forget();
@@ -268,7 +289,7 @@ mod tests {
     fn a_disabled_controller_keeps_messages() {
         let (memory, mut synic, raised) = synic();
         synic.update(0, 0, EVENTS | 1, MESSAGES | 1);
-        synic.post(0, &[1]);
+        synic.post(0, VMBUS_SINT, &[1]);
         synic.signal(0, 1);
         assert_eq!(memory.load_u32(SLOT2).unwrap(), 0);
         assert_eq!(raised.load(Ordering::SeqCst), 0);

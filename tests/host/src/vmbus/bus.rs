@@ -394,6 +394,10 @@ impl Bus {
 
     /// Sends a message to the processor that the guest named.
     fn send(&mut self, target_vp: u32, message: &ToGuest) {
+        self.send_to(target_vp, VMBUS_SINT, message);
+    }
+
+    fn send_to(&mut self, target_vp: u32, sint: u32, message: &ToGuest) {
         let bytes = message.encode();
         let details = match message {
             ToGuest::Offer(offer) => self.service_name(offer.relid).to_owned(),
@@ -419,7 +423,7 @@ impl Bus {
         let text = format!("{} {details}", message::name(&bytes));
         self.link
             .record(Speaker::Host, "vmbus", text.trim_end().to_owned(), &bytes);
-        self.link.hypervisor.post_message(target_vp, &bytes);
+        self.link.hypervisor.post_message(target_vp, sint, &bytes);
     }
 
     fn handle(&mut self, connection: u32, message: FromGuest) {
@@ -435,11 +439,23 @@ impl Bus {
             // The fourth connection is for guests that say which SINT and VTL they are about, others mean the usual.
             let [sint, vtl, ..] = interrupt_page_or_target.to_le_bytes();
             let chosen = connection == MESSAGES_4;
-            if chosen && version >= word((5, 0)) && u32::from(sint) != VMBUS_SINT {
-                return self.error(format!("contact for SINT {sint}, where no one is"), &[]);
-            }
+            let sint = match chosen && version >= word((5, 0)) {
+                true => u32::from(sint),
+                false => VMBUS_SINT,
+            };
+            // Another VTL is another host's business.
             if chosen && version >= word((5, 1)) && vtl != 0 {
                 return self.error(format!("contact for VTL {vtl}, where no one is"), &[]);
+            }
+            if sint != VMBUS_SINT {
+                self.error(format!("contact for SINT {sint}, where no one is"), &[]);
+                let unsupported = ToGuest::VersionResponse {
+                    supported: false,
+                    failed: false,
+                    connection_or_version: 0,
+                    features: None,
+                };
+                return self.send_to(target_vp, sint, &unsupported);
             }
             return self.initiate_contact(version, target_vp, one_monitor_page);
         }

@@ -26,6 +26,8 @@ use crate::transcript::Speaker;
 struct Seen {
     messages: Vec<(u32, Vec<u8>)>,
     events: Vec<(u32, u32)>,
+    /// For which the last message was.
+    sint: u32,
     /// The guest does not take its messages.
     congested: bool,
 }
@@ -33,8 +35,10 @@ struct Seen {
 struct Fake(Arc<Mutex<Seen>>);
 
 impl Hypervisor for Fake {
-    fn post_message(&mut self, vp: u32, payload: &[u8]) {
-        self.0.lock().unwrap().messages.push((vp, payload.to_vec()));
+    fn post_message(&mut self, vp: u32, sint: u32, payload: &[u8]) {
+        let mut seen = self.0.lock().unwrap();
+        seen.messages.push((vp, payload.to_vec()));
+        seen.sint = sint;
     }
 
     fn is_congested(&self) -> bool {
@@ -193,11 +197,24 @@ fn a_contact_is_for_a_processor_and_one_receiver() {
         assert_eq!(guest.bus.connection(), Connection::Disconnected);
     }
     // By the fourth connection a guest says which SINT it means, and from 5.1 on which VTL.
-    for (version, receiver) in [(0x5_0000, 3), (0x5_0001, 2 | 1 << 8)] {
+    let answered = &[15][..];
+    for (version, receiver, answer) in [
+        (0x5_0000, 3, answered),
+        (0x6_0000, 3, answered),
+        (0x5_0001, 2 | 1 << 8, &[]),
+        (0x5_0001, 3 | 1 << 8, &[]),
+    ] {
         let fields = [1, receiver, 0, 0, 0, 0, 0];
-        assert_eq!(guest.contact_by(4, version, fields), [0u32; 0]);
+        assert_eq!(guest.contact_by(4, version, fields), answer);
+        if answer == answered {
+            let seen = guest.seen.lock().unwrap();
+            let (vp, response) = seen.messages.last().unwrap();
+            assert_eq!((*vp, seen.sint), (1, 3), "to who asked");
+            assert_eq!((response.len(), response[8]), (16, 0), "unsupported");
+        }
         assert_eq!(guest.contact_by(1, version, fields), [15]);
         assert_eq!(guest.last()[8..10], [1, 0]);
+        assert_eq!(guest.seen.lock().unwrap().sint, 2);
     }
     assert_eq!(
         guest.contact_by(4, 0x6_0000, [1, 2, 0, 0x1000, 0, 0x2000, 0]),
