@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::hypercall::MESSAGE_PAYLOAD;
 use crate::memory::BadAddress;
 use crate::memory::GuestMemory;
+use crate::memory::PAGE_SIZE;
 
 /// The SINT that VMBus uses (`VMBUS_MESSAGE_SINT`).
 pub const VMBUS_SINT: u32 = 2;
@@ -46,10 +47,35 @@ pub trait Hypervisor: Send {
     fn forget_messages(&mut self);
 }
 
+/// A page of the guest's for the controller: where it is, and whether it is in use.
+#[derive(Clone, Copy, Default)]
+struct Page {
+    /// Where, if the guest has enabled it.
+    address: Option<u64>,
+    /// The controller as a whole is enabled too.
+    enabled: bool,
+}
+
+impl Page {
+    /// Takes the register's new value. A page that comes into use is cleared.
+    fn update(&mut self, memory: &GuestMemory, enabled: bool, register: u64) {
+        let address = (register & ENABLE != 0).then_some(register & ADDRESS);
+        if let (Some(new), true) = (address, address != self.address) {
+            // Where there is no memory there is nothing to clear.
+            let _ = memory.write(new, &[0; PAGE_SIZE as usize]);
+        }
+        *self = Self { address, enabled };
+    }
+
+    fn in_use(&self) -> Option<u64> {
+        self.address.filter(|_| self.enabled)
+    }
+}
+
 #[derive(Clone, Default)]
 struct Processor {
-    message_page: Option<u64>,
-    event_page: Option<u64>,
+    message_page: Page,
+    event_page: Page,
     queue: VecDeque<Vec<u8>>,
 }
 
@@ -89,9 +115,10 @@ impl Synic {
         let Some(processor) = self.processors.get_mut(vp as usize) else {
             return;
         };
-        let page = |value: u64| (control & value & ENABLE != 0).then_some(value & ADDRESS);
-        processor.message_page = page(message_page);
-        processor.event_page = page(event_page);
+        let enabled = control & ENABLE != 0;
+        let memory = &self.memory;
+        processor.message_page.update(memory, enabled, message_page);
+        processor.event_page.update(memory, enabled, event_page);
         self.deliver(vp);
     }
 
@@ -127,7 +154,7 @@ impl Synic {
             processor.queue.push_back(payload.to_vec());
             return self.deliver(vp);
         }
-        if let Some(page) = processor.message_page.filter(|_| sint < SINTS) {
+        if let Some(page) = processor.message_page.in_use().filter(|_| sint < SINTS) {
             let _ = fill(&self.memory, page + u64::from(sint) * SLOT, payload, false);
         }
     }
@@ -137,7 +164,7 @@ impl Synic {
         let Some(page) = self
             .processors
             .get(vp as usize)
-            .and_then(|processor| processor.event_page)
+            .and_then(|processor| processor.event_page.in_use())
         else {
             return;
         };
@@ -164,7 +191,7 @@ impl Synic {
 
     fn deliver(&mut self, vp: u32) {
         let processor = &mut self.processors[vp as usize];
-        let Some(page) = processor.message_page else {
+        let Some(page) = processor.message_page.in_use() else {
             return;
         };
         let slot = page + u64::from(VMBUS_SINT) * SLOT;
@@ -259,6 +286,28 @@ mod tests {
         memory.store_u32(EVENTS + 512 + 8, 0).unwrap();
         synic.signal(0, 65);
         assert_eq!(raised.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn pages_are_cleared_when_they_come_into_use() {
+        let (memory, mut synic, _) = synic();
+        let dirty = |at: u64| memory.store_u32(at + 4092, 7).unwrap();
+        let clean = |at: u64| memory.load_u32(at + 4092).unwrap() == 0;
+        dirty(MESSAGES);
+        dirty(EVENTS);
+        synic.update(0, 1, EVENTS, MESSAGES | 1);
+        assert_eq!((clean(MESSAGES), clean(EVENTS)), (true, false));
+        dirty(MESSAGES);
+        synic.update(0, 1, EVENTS | 1, MESSAGES | 1);
+        assert_eq!((clean(MESSAGES), clean(EVENTS)), (false, true));
+        // The controller as a whole changes nothing, another address does.
+        synic.update(0, 0, EVENTS | 1, MESSAGES | 1);
+        synic.update(0, 1, EVENTS | 1, MESSAGES | 1);
+        assert!(!clean(MESSAGES));
+        dirty(0x3000);
+        synic.update(0, 1, 0x3000 | 1, MESSAGES | 1);
+        assert!(clean(0x3000));
+        synic.update(0, 1, 1 << 40 | 1, MESSAGES | 1);
     }
 
     #[test]
