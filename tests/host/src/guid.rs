@@ -33,12 +33,26 @@ const fn digit(character: u8) -> u8 {
     }
 }
 
+/// Where in memory each byte is, in the order in which they are written.
+const WRITTEN: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+
+/// As written, so by the numbers that the groups are.
+impl Ord for Guid {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let written = |guid: &Self| WRITTEN.map(|at| guid.0[at]);
+        written(self).cmp(&written(other))
+    }
+}
+
+impl PartialOrd for Guid {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl fmt::Display for Guid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, at) in [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15]
-            .into_iter()
-            .enumerate()
-        {
+        for (index, at) in WRITTEN.into_iter().enumerate() {
             if matches!(index, 4 | 6 | 8 | 10) {
                 write!(f, "-")?;
             }
@@ -67,5 +81,6 @@ mod tests {
             [0x39, 0x4f, 0x16, 0x57, 0x15, 0x91, 0x78, 0x4e]
         );
         assert_eq!(guid.to_string(), text);
+        assert!(guid < Guid::parse("58000000-0000-0000-0000-000000000000"));
     }
 }

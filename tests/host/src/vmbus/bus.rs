@@ -85,11 +85,13 @@ pub enum Connection {
     },
 }
 
-/// What a snapshot holds of the bus: the connection, and the number under which each device is offered.
+/// What a snapshot holds of the bus: the connection, and for each device the number under which it is offered, and
+/// whether it is plugged in.
 #[derive(Clone)]
 pub struct State {
     connection: Connection,
     relids: Vec<Option<u32>>,
+    present: Vec<bool>,
 }
 
 /// The bus.
@@ -103,13 +105,16 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// A bus that speaks up to `max_version` and has these services' devices.
+    /// A bus that speaks up to `max_version` and has these services' devices. It numbers and offers them by class and
+    /// instance, so that they have the same numbers whenever a guest asks.
     pub fn new(
         memory: Arc<GuestMemory>,
         hypervisor: Box<dyn Hypervisor>,
         max_version: Version,
         services: &[Service],
     ) -> Self {
+        let mut services = services.to_vec();
+        services.sort_by_key(|service| (service.class(), service.instance()));
         Self {
             link: Link {
                 memory,
@@ -118,10 +123,7 @@ impl Bus {
             },
             max_version,
             connection: Connection::Disconnected,
-            channels: services
-                .iter()
-                .map(|&service| Channel::new(service))
-                .collect(),
+            channels: services.into_iter().map(Channel::new).collect(),
             refused_posts: 0,
         }
     }
@@ -265,6 +267,11 @@ impl Bus {
         Ok(State {
             connection: self.connection,
             relids: self.channels.iter().map(Channel::relid).collect(),
+            present: self
+                .channels
+                .iter()
+                .map(|channel| channel.present)
+                .collect(),
         })
     }
 
@@ -272,8 +279,9 @@ impl Bus {
     pub fn set_state(&mut self, state: &State, hypervisor: Box<dyn Hypervisor>) {
         self.set_hypervisor(hypervisor);
         self.connection = state.connection;
-        for (channel, relid) in self.channels.iter_mut().zip(&state.relids) {
-            channel.present = true;
+        let saved = state.relids.iter().zip(&state.present);
+        for (channel, (relid, present)) in self.channels.iter_mut().zip(saved) {
+            channel.present = *present;
             channel.offered = relid.map(Offered::new);
         }
         self.note("goes on from a snapshot".to_owned());

@@ -77,7 +77,7 @@ impl TestGuest {
     fn new(max_version: Version) -> Self {
         let memory = Arc::new(GuestMemory::new(2 << 20).unwrap());
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let services = [Service::Heartbeat, Service::Shutdown];
+        let services = [Service::Heartbeat, Service::TimeSync];
         let bus = Bus::new(
             memory.clone(),
             Box::new(Fake(seen.clone())),
@@ -483,6 +483,38 @@ fn a_channel_has_so_many_gpadls() {
 }
 
 #[test]
+fn offers_come_by_class() {
+    let memory = Arc::new(GuestMemory::new(2 << 20).unwrap());
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let services = [Service::Heartbeat, Service::Shutdown];
+    let fake = Box::new(Fake(seen.clone()));
+    let bus = Bus::new(memory.clone(), fake, (6, 0), &services);
+    let mut guest = TestGuest { memory, bus, seen };
+    assert!(guest.contact(4, 0));
+    assert_eq!(guest.post(3, &[]), [1, 1, 4]);
+    let relid = |service| guest.bus.channel(service).unwrap().relid();
+    assert_eq!(relid(Service::Shutdown), Some(1));
+    assert_eq!(relid(Service::Heartbeat), Some(2));
+}
+
+#[test]
+fn a_snapshot_keeps_what_is_unplugged() {
+    let mut guest = TestGuest::new((6, 0));
+    assert!(guest.contact(4, 0));
+    guest.post(3, &[]);
+    guest.bus.rescind(Service::TimeSync).unwrap();
+    guest.post(13, &[2]);
+    let state = guest.bus.state().unwrap();
+    guest.bus.reoffer(Service::TimeSync).unwrap();
+    let fake = Box::new(Fake(guest.seen.clone()));
+    guest.bus.set_state(&state, fake);
+    assert!(
+        guest.bus.reoffer(Service::TimeSync).is_ok(),
+        "it was unplugged"
+    );
+}
+
+#[test]
 fn channels_are_closed_torn_down_and_opened_again() {
     let mut guest = TestGuest::new((6, 0));
     guest.open();
@@ -544,7 +576,7 @@ fn gpadls_are_each_channels_own() {
         [0u32; 0]
     );
     assert_eq!(guest.post(11, &[2, 6]), [0u32; 0]);
-    guest.bus.rescind(Service::Shutdown).unwrap();
+    guest.bus.rescind(Service::TimeSync).unwrap();
     assert_eq!(guest.post(9, &[1, 6, 17, 0]), [10]);
     assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
     assert_eq!(guest.post(11, &[2, GPADL]), [12]);
