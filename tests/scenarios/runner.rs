@@ -171,6 +171,8 @@ struct Report {
     number: u32,
     failed: u32,
     boots: u32,
+    /// Scenarios that ran again, since the emulation of processors had broken down.
+    again: u32,
     /// Jobs so far, and those that a run in a QEMU guest that broke down has done.
     jobs: u32,
     jobs_before: u32,
@@ -188,11 +190,12 @@ impl Report {
             .filter_map(|word| word.parse().ok())
             .collect();
         match *numbers {
-            [jobs_before, number, failed, boots] => Self {
+            [jobs_before, number, failed, boots, again] => Self {
                 jobs_before,
                 number,
                 failed,
                 boots,
+                again,
                 ..Self::default()
             },
             _ => Self::default(),
@@ -234,8 +237,8 @@ impl Report {
             return;
         };
         let text = format!(
-            "{} {} {} {}",
-            self.jobs, self.number, self.failed, self.boots
+            "{} {} {} {} {}",
+            self.jobs, self.number, self.failed, self.boots, self.again
         );
         if let Err(error) = std::fs::write(&file, text) {
             println!("# {}: {error}", file.display());
@@ -271,6 +274,12 @@ pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
         report.boots,
         start.elapsed().as_secs_f64()
     );
+    if report.again > 0 {
+        println!(
+            "# the emulation of processors broke down {} times",
+            report.again
+        );
+    }
     if report.failed == 0 {
         ExitCode::SUCCESS
     } else {
@@ -541,7 +550,10 @@ impl<'a> Group<'a> {
         for _ in 1..ATTEMPTS {
             match self.attempt(scenario, place, more) {
                 Ok(()) => return,
-                Err(Breakdown(what)) => println!("# {what}: {} runs again", scenario.name()),
+                Err(Breakdown(what)) => {
+                    println!("# {what}: {} runs again", scenario.name());
+                    self.report.again += 1;
+                }
             }
         }
         if let Err(Breakdown(what)) = self.attempt(scenario, place, more) {

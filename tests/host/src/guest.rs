@@ -27,6 +27,7 @@ use crate::machine::Config;
 use crate::machine::Exit;
 use crate::machine::Machine;
 use crate::mailbox;
+use crate::nested;
 use crate::ring::Indices;
 use crate::ring::RingError;
 use crate::service::Service;
@@ -202,10 +203,10 @@ impl Guest {
         }
     }
 
-    /// What broke down in the emulation of the guest's processors, if anything: see [`Exit::Breakdown`]. So it is too
-    /// where one gave up without a word of the guest's kernel.
+    /// What broke down in the emulation of the guest's processors, if they are emulated: see [`Exit::Breakdown`]. So it
+    /// is too where one gave up without a word of the guest's kernel.
     pub fn breakdown(&self) -> Option<String> {
-        match self.exit()? {
+        match self.exit().filter(|_| nested::is_nested())? {
             Exit::Breakdown(what) => Some(what),
             Exit::TripleFault if !self.console().contains("Kernel panic") => {
                 Some("a processor gave up without a word".to_owned())

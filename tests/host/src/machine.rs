@@ -392,7 +392,7 @@ const NUDGE_INTERVAL: Duration = Duration::from_millis(100);
 const NUDGES: u32 = 10;
 
 /// Where nested paging is emulated for several processors, one at times stays at an instruction for good, takes neither
-/// interrupts nor NMIs there, and changes no register: which no software in the guest can make it do.
+/// interrupts nor NMIs there, and changes no register. Elsewhere that is the guest's own doing.
 #[derive(Clone, Default)]
 struct Suspicion {
     last: Option<Seen>,
@@ -695,7 +695,7 @@ impl Machine {
                     return;
                 }
                 kicks.iter().for_each(VcpuKick::nudge);
-                if round % NUDGES != 0 {
+                if round % NUDGES != 0 || !nested::is_nested() {
                     continue;
                 }
                 for (index, suspicion) in suspicions.iter_mut().enumerate() {
