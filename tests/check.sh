@@ -105,6 +105,8 @@ all_of_clippy()
 	# A test's table is read where it stands: a name for its type would not help.
 	each "clippy: tests/scenarios" clippy -A clippy::type_complexity --crate-name scenarios \
 		--extern "host=$build/host/libhost.rlib" tests/scenarios/main.rs
+	each "clippy: tests/unit" clippy --crate-name properties \
+		--extern "host=$build/host/libhost.rlib" tests/unit/properties.rs
 }
 
 step_checkpatch()
@@ -151,6 +153,14 @@ step_unit()
 {
 	{ rustc --edition 2021 --test -A dead_code --crate-name icmsg -o "$logs/unit" drivers/hv/icmsg/mod.rs &&
 	  "$logs/unit" ${pattern:+"$pattern"}; } 2>&1 | retell unit
+}
+
+# What holds for that code whatever it is given.
+step_properties()
+{
+	rustc --edition 2021 -O -C debug-assertions=on -C overflow-checks=on --crate-name properties \
+		--extern "host=$build/host/libhost.rlib" -o "$logs/properties" tests/unit/properties.rs
+	"$logs/properties"
 }
 
 # What the results of the module in C depend on: while this is the same, they are, and are kept.
@@ -238,7 +248,7 @@ run()
 	passed=$((passed + oks)) failed=$((failed + nots)) skipped=$((skipped + skips))
 }
 
-steps=(format shellcheck clippy checkpatch faults host unit scenarios bench)
+steps=(format shellcheck clippy checkpatch faults host unit properties scenarios bench)
 pattern=$word
 for name in "${steps[@]}" debug systemd soak; do
 	if [ "$name" = "$word" ]; then

@@ -20,6 +20,7 @@ pub mod acpi;
 pub mod boot;
 pub mod bytes;
 pub mod cpuid;
+pub mod fuzz;
 pub mod guest;
 pub mod guid;
 pub mod hypercall;

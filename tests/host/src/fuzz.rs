@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What fuzzers have in common: numbers that look random, valid messages, and what becomes of them.
+
+use crate::ic::fcopy;
+use crate::ic::heartbeat;
+use crate::ic::kvp;
+use crate::ic::shutdown;
+use crate::ic::timesync;
+use crate::ic::vss;
+use crate::ic::Moment;
+use crate::service::Service;
+
+/// A flag of shutdown requests that none has: with it, the guest stays on.
+pub const NO_SHUTDOWN: u8 = 0x80;
+
+/// Numbers that look random and follow from a seed (xorshift64*).
+pub struct Random(u64);
+
+impl Random {
+    /// Those of a seed.
+    pub fn new(seed: u64) -> Self {
+        // Zero is the one state that it would never leave.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1))
+    }
+
+    /// Any number.
+    pub fn any(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.any() >> 33) as usize % limit.max(1)
+    }
+
+    /// True once in `count` times.
+    pub fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+
+    /// One of these.
+    pub fn of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len())]
+    }
+
+    /// Any bytes.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for part in bytes.chunks_mut(8) {
+            part.copy_from_slice(&self.any().to_le_bytes()[..part.len()]);
+        }
+    }
+}
+
+/// Text that has characters of all sizes.
+pub fn text(random: &mut Random) -> String {
+    let length = random.of(&[0, 1, 7, 31, 127]);
+    (0..length)
+        .map(|_| random.of(&['a', '/', 'ü', '€', '😀']))
+        .collect()
+}
+
+/// The body of a valid message, any of those that the service's hosts send.
+pub fn body(service: Service, moment: &Moment, random: &mut Random) -> Vec<u8> {
+    let pool = random.below(6) as u8;
+    match service {
+        Service::Shutdown => shutdown::body(u32::from(NO_SHUTDOWN), &text(random)),
+        Service::TimeSync => {
+            let version = random.of(&[(1, 0), (3, 0), (4, 0)]);
+            let flags = random.of(&[timesync::SAMPLE, timesync::SYNC, 0]);
+            timesync::body(version, moment, flags)
+        }
+        Service::Kvp => match random.below(6) {
+            0 => kvp::get(pool, &text(random)),
+            1 => kvp::set(pool, &text(random), &text(random)),
+            2 => kvp::set_value(pool, &text(random), random.below(13) as u32, &[7; 8]),
+            3 => kvp::delete(pool, &text(random)),
+            4 => kvp::enumerate(pool, random.below(12) as u32),
+            _ => kvp::get_ip_info(&text(random)),
+        },
+        Service::Vss => vss::body(random.below(12) as u8),
+        Service::FCopy => match random.below(4) {
+            0 => fcopy::start("/tmp/in/", &text(random), random.below(4) as u32, 100_000),
+            1 => fcopy::write(random.below(100_000) as u64, &[7; 100]),
+            2 => fcopy::end(fcopy::COMPLETE),
+            _ => fcopy::end(fcopy::CANCEL),
+        },
+        Service::Heartbeat | Service::Echo => heartbeat::body(random.any(), heartbeat::RESERVED),
+    }
+}
+
+/// Ways in which a message is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mutation {
+    /// A bit is another.
+    Bit,
+    /// A field has one of the values that are special.
+    Field,
+    /// The end is missing.
+    Short,
+    /// There is more behind the end.
+    Long,
+    /// Some bytes in the middle are others.
+    Bytes,
+}
+
+impl Mutation {
+    /// What most depends on is twice in it.
+    const ALL: [Self; 6] = [
+        Self::Bit,
+        Self::Field,
+        Self::Field,
+        Self::Short,
+        Self::Long,
+        Self::Bytes,
+    ];
+
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bit => "bit",
+            Self::Field => "field",
+            Self::Short => "short",
+            Self::Long => "long",
+            Self::Bytes => "bytes",
+        }
+    }
+
+    /// Changes a message in one of these ways, and says in which.
+    pub fn apply(message: &mut Vec<u8>, random: &mut Random) -> Self {
+        let length = message.len();
+        let mutation = random.of(&Self::ALL);
+        match mutation {
+            Self::Bit if length > 0 => message[random.below(length)] ^= 1 << random.below(8),
+            Self::Field if length >= 4 => {
+                let at = random.below(length.min(64) - 3);
+                let value = random.of(&[
+                    0,
+                    1,
+                    length as u32,
+                    0x7f,
+                    0x80,
+                    0xff,
+                    0x7fff,
+                    0xffff,
+                    0x7fff_ffff,
+                    0x8000_0000,
+                    u32::MAX,
+                ]);
+                let size = random.of(&[1, 2, 4]);
+                message[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
+            }
+            Self::Short => message.truncate(random.below(length + 1)),
+            Self::Long => {
+                let more = random.of(&[1, 7, 8, 100, 4000]);
+                message.resize(length + more, 0);
+                random.fill(&mut message[length..]);
+            }
+            Self::Bytes => {
+                let from = random.below(length);
+                let to = from + random.below((length - from).min(64));
+                random.fill(&mut message[from..to]);
+            }
+            // There is nothing to be changed.
+            Self::Bit | Self::Field => {}
+        }
+        mutation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_says_it_all() {
+        let messages = |seed| -> Vec<Vec<u8>> {
+            let mut random = Random::new(seed);
+            let mut message = vec![7; 40];
+            let mut each = || {
+                Mutation::apply(&mut message, &mut random);
+                message.clone()
+            };
+            (0..100).map(|_| each()).collect()
+        };
+        assert_eq!(messages(5), messages(5));
+        assert_ne!(messages(5), messages(6));
+    }
+
+    #[test]
+    fn each_way_is_taken_from_any_message() {
+        let mut random = Random::new(0);
+        for length in [0, 1, 3, 4, 100] {
+            let mut ways = [0; 6];
+            for _ in 0..1000 {
+                ways[Mutation::apply(&mut vec![0; length], &mut random) as usize] += 1;
+            }
+            assert!(ways[..5].iter().all(|count| *count > 50), "{ways:?}");
+        }
+    }
+}
