@@ -1,19 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hosts that send anything: valid messages of all six services, mutated.
+//! Hosts that send anything: valid messages of all six services, mutated; packets and rings that are none.
 //!
-//! All of it follows from a seed, which is printed: `HV_FUZZ_SEED` repeats a run, and `HV_FUZZ_SECONDS` makes it
-//! longer. What must hold: a request that can be answered gets one reply, nothing else gets more than that, and after
-//! all of it the service works as ever. `make soak` runs it on a kernel that looks for faults.
+//! All of it follows from a seed, which is printed: `HV_FUZZ_SEED` repeats a run, and `HV_FUZZ_SECONDS` is how long all
+//! scenarios together go on, with one seed after another. What must hold: a request that can be answered gets one
+//! reply, nothing else gets more than that, and after all of it the service works as ever. `make soak` runs it on a
+//! kernel that looks for faults.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 use std::time::Instant;
 
+use host::fuzz;
+use host::fuzz::Mutation;
+use host::fuzz::Random;
+use host::fuzz::NO_SHUTDOWN;
 use host::guest::Result;
 use host::ic::fcopy;
 use host::ic::frame::Message;
 use host::ic::frame::BODY;
+use host::ic::frame::NEGOTIATE;
 use host::ic::frame::REQUEST;
 use host::ic::frame::RESPONSE;
 use host::ic::heartbeat;
@@ -21,12 +27,13 @@ use host::ic::kvp;
 use host::ic::shutdown;
 use host::ic::timesync;
 use host::ic::vss;
+use host::ring::Word;
 use host::service::Service;
 use host::vmbus::packet::Packet;
 use host::vmbus::packet::DATA_INBAND;
 
 use crate::daemon;
-use crate::daemon::Talk;
+use crate::daemon::Daemon;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
@@ -41,14 +48,40 @@ const SAYS: &[&str] = &[
     "callbacks suppressed",
 ];
 
+/// What else module and kernel say of such rings, and of daemons that lose their devices.
+const SAYS_OF_OTHERS: &[&str] = &[
+    "packet ignored",
+    "unexpected message",
+    "no version that is known",
+    "clock not set",
+    "callbacks suppressed",
+    "outbound ring indices out of range",
+    "reply not sent",
+    "having the daemon thaw",
+    "the daemon has gone while file systems may be frozen",
+];
+
 /// The services that answer at once.
 const AT_ONCE: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
 
-/// How many messages are sent to each service if no time is given.
-const MESSAGES: u64 = 100;
+/// The services with a daemon, and that.
+const WITH_DAEMON: [(Service, Daemon); 3] = [
+    (Service::Kvp, daemon::KVP),
+    (Service::Vss, daemon::VSS),
+    (Service::FCopy, daemon::FCOPY),
+];
 
-/// How many messages may be on their way to a service that answers at once.
-const BATCH: u64 = 16;
+/// How many messages each service is sent with a seed, and how many of them at a time: the rest of a ring's content
+/// waits in the host.
+const MESSAGES: u64 = 512;
+const BATCH: u64 = 64;
+
+/// The same where a daemon answers, which takes its time.
+const MESSAGES_WITH_DAEMON: u64 = 64;
+const BATCH_WITH_DAEMON: u64 = 16;
+
+/// How often each service's rings are spoilt with a seed.
+const ASSAULTS: u64 = 2;
 
 /// The first seed.
 const SEED: u64 = 1;
@@ -59,140 +92,174 @@ const SHUTDOWN_FLAGS: usize = BODY + 8;
 /// No payload is longer, in bytes: each ring has room for one of them.
 const LONGEST: usize = 8000;
 
-/// A flag of shutdown requests that none has: with it, the guest stays on.
-const NO_SHUTDOWN: u8 = 0x80;
+/// How often a run of some time says how far it is.
+const PROGRESS: Duration = Duration::from_secs(10);
 
 /// The scenarios of this file. In C, some of these messages take the guest down.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("fuzz", fuzz)
+    Scenario::new("fuzz", messages)
         .scripted(&AT_ONCE)
         .expects_log(SAYS)
         .rust_only(),
-    Scenario::new("fuzz_with_daemons", fuzz_with_daemons)
+    Scenario::new("fuzz_with_daemons", messages_with_daemons)
         .daemons()
         .expects_log(SAYS)
         .rust_only(),
+    Scenario::new("fuzz_rings", rings)
+        .daemons()
+        .scripted(&AT_ONCE)
+        .expects_log(SAYS_OF_OTHERS)
+        .rust_only(),
 ];
 
-/// Numbers that look random and follow from a seed (xorshift64*).
-struct Random(u64);
+fn messages(t: &Context<'_>) -> Result<()> {
+    run(t, 0.35, |random, tallies| {
+        for service in AT_ONCE {
+            let tally = tallies.entry(service).or_default();
+            rounds(t, service, random, (MESSAGES, BATCH), tally)?;
+        }
+        Ok(())
+    })?;
+    let channel = t.channel(Service::TimeSync);
+    let body = timesync::body((4, 0), &t.moment(), timesync::SYNC);
+    let reply = channel.transact(&channel.request(body)?)?;
+    t.equal("status of the time", reply.status, 0)
+}
 
-impl Random {
-    fn new(seed: u64) -> Self {
-        // Zero is the one state that it would never leave.
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1))
+/// With the distribution's daemons, which get whatever is valid enough.
+fn messages_with_daemons(t: &Context<'_>) -> Result<()> {
+    for (_, daemon) in WITH_DAEMON {
+        daemon.start(t)?;
+    }
+    run(t, 0.25, |random, tallies| {
+        // What the daemons keep would become more and more.
+        t.sh_ok("rm -rf /tmp/in; mkdir /tmp/in; for pool in /var/lib/hyperv/.kvp_pool_*; do : >$pool; done")?;
+        for (service, _) in WITH_DAEMON {
+            let tally = tallies.entry(service).or_default();
+            let size = (MESSAGES_WITH_DAEMON, BATCH_WITH_DAEMON);
+            rounds(t, service, random, size, tally)?;
+        }
+        Ok(())
+    })
+}
+
+/// What was sent to a service, and what came back.
+#[derive(Default)]
+struct Tally {
+    sent: u64,
+    answered: u64,
+    /// How often each kind of change was made.
+    changes: BTreeMap<&'static str, u64>,
+    /// How often each status was answered.
+    statuses: BTreeMap<u32, u64>,
+}
+
+impl Tally {
+    fn changed(&mut self, what: &'static str) {
+        *self.changes.entry(what).or_default() += 1;
     }
 
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A number below `limit`.
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() >> 33) as usize % limit.max(1)
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len())]
+    fn answer(&mut self, packet: &Packet) {
+        self.answered += 1;
+        if let Some(reply) = Message::parse(&packet.payload) {
+            *self.statuses.entry(reply.status).or_default() += 1;
+        }
     }
 }
 
-/// A valid message of the service, any of those that its hosts send.
-fn valid(t: &Context<'_>, service: Service, random: &mut Random) -> Result<Message> {
-    if random.one_in(8) {
-        return Ok(Message::negotiation(
+type Tallies = BTreeMap<Service, Tally>;
+
+/// Does something with one seed, or with as many as there is time for, of which this is a share; says how far it came.
+fn run(
+    t: &Context<'_>,
+    share: f64,
+    mut once: impl FnMut(&mut Random, &mut Tallies) -> Result<()>,
+) -> Result<()> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let time = number("HV_FUZZ_SECONDS").map(|seconds| Duration::from_secs(seconds).mul_f64(share));
+    let mut seed = number("HV_FUZZ_SEED").unwrap_or(SEED);
+    let mut tallies = Tallies::new();
+    let start = Instant::now();
+    let mut said = start;
+    loop {
+        once(&mut Random::new(seed), &mut tallies)
+            .map_err(|error| format!("HV_FUZZ_SEED={seed}: {error}"))?;
+        let Some(time) = time.filter(|time| start.elapsed() < *time) else {
+            break;
+        };
+        if said.elapsed() >= PROGRESS {
+            said = Instant::now();
+            println!(
+                "# fuzz: {}, seed {seed}, {} of {} s",
+                total(&tallies, start.elapsed()),
+                start.elapsed().as_secs(),
+                time.as_secs()
+            );
+        }
+        seed += 1;
+    }
+    for (service, tally) in &tallies {
+        let list = |counts: Vec<String>| counts.join(", ");
+        let changes = tally.changes.iter();
+        let statuses = tally.statuses.iter();
+        println!(
+            "# fuzz: {service}: {} sent ({}), {} answered ({})",
+            tally.sent,
+            list(
+                changes
+                    .map(|(what, count)| format!("{what} {count}"))
+                    .collect()
+            ),
+            tally.answered,
+            list(
+                statuses
+                    .map(|(status, count)| format!("{status:#x} {count}"))
+                    .collect()
+            ),
+        );
+    }
+    println!(
+        "# fuzz: {}, the last seed {seed}",
+        total(&tallies, start.elapsed())
+    );
+    Ok(())
+}
+
+fn total(tallies: &Tallies, took: Duration) -> String {
+    let sum = |count: fn(&Tally) -> u64| tallies.values().map(count).sum::<u64>();
+    let sent = sum(|tally| tally.sent);
+    let minutes = took.as_secs_f64() / 60.0;
+    format!(
+        "{sent} messages, {} replies, {:.0} messages a minute",
+        sum(|tally| tally.answered),
+        sent as f64 / minutes
+    )
+}
+
+/// A packet, on the ways of a valid one or off them.
+fn packet(
+    t: &Context<'_>,
+    service: Service,
+    random: &mut Random,
+    tally: &mut Tally,
+) -> Result<Packet> {
+    let message = match random.one_in(8) {
+        true => Message::negotiation(
             service.framework_versions(),
             service.message_versions(),
-            random.next() as u8,
-        ));
-    }
-    let text = |random: &mut Random| -> String {
-        let length = random.of(&[0, 1, 7, 31, 127]);
-        (0..length)
-            .map(|_| random.of(&['a', '/', 'ü', '€', '😀']))
-            .collect()
+            random.any() as u8,
+        ),
+        false => t
+            .channel(service)
+            .request(fuzz::body(service, &t.moment(), random))?,
     };
-    let pool = random.below(6) as u8;
-    let body = match service {
-        Service::Shutdown => shutdown::body(u32::from(NO_SHUTDOWN), &text(random)),
-        Service::TimeSync => {
-            let version = random.of(&[(1, 0), (3, 0), (4, 0)]);
-            let flags = random.of(&[timesync::SAMPLE, timesync::SYNC, 0]);
-            timesync::body(version, &t.moment(), flags)
-        }
-        Service::Kvp => match random.below(6) {
-            0 => kvp::get(pool, &text(random)),
-            1 => kvp::set(pool, &text(random), &text(random)),
-            2 => kvp::set_value(pool, &text(random), random.below(9) as u32, &[7; 8]),
-            3 => kvp::delete(pool, &text(random)),
-            4 => kvp::enumerate(pool, random.below(12) as u32),
-            _ => kvp::get_ip_info(&text(random)),
-        },
-        Service::Vss => vss::body(random.below(12) as u8),
-        Service::FCopy => match random.below(4) {
-            0 => fcopy::start("/tmp/in/", &text(random), random.below(4) as u32, 100_000),
-            1 => fcopy::write(random.below(100_000) as u64, &[7; 100]),
-            2 => fcopy::end(fcopy::COMPLETE),
-            _ => fcopy::end(fcopy::CANCEL),
-        },
-        _ => heartbeat::body(random.next(), heartbeat::RESERVED),
-    };
-    t.channel(service).request(body)
-}
-
-/// Changes something about the bytes of a message.
-fn mutate(payload: &mut Vec<u8>, random: &mut Random) {
-    let length = payload.len();
-    match random.below(6) {
-        // A bit.
-        0 if length > 0 => payload[random.below(length)] ^= 1 << random.below(8),
-        // A field, to one of the values that are special.
-        1 | 2 if length >= 4 => {
-            let at = random.below(length.min(64) - 3);
-            let value = random.of(&[
-                0,
-                1,
-                length as u32,
-                0x7f,
-                0x80,
-                0xff,
-                0x7fff,
-                0xffff,
-                0x7fff_ffff,
-                0x8000_0000,
-                u32::MAX,
-            ]);
-            let size = random.of(&[1, 2, 4]);
-            payload[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
-        }
-        // The end.
-        3 => payload.truncate(random.below(length + 1)),
-        4 => {
-            let more = random.of(&[1, 7, 8, 100, 4000]);
-            payload.extend((0..more).map(|_| random.next() as u8));
-        }
-        // Something in the middle.
-        _ if length > 0 => {
-            let from = random.below(length);
-            let to = from + random.below((length - from).min(64));
-            payload[from..to].fill_with(|| random.next() as u8);
-        }
-        _ => {}
+    let mut payload = message.encode();
+    let mutations = random.below(5);
+    if mutations == 0 {
+        tally.changed("none");
     }
-}
-
-/// A packet numbered `number`, on the ways of a valid one or off them.
-fn packet(t: &Context<'_>, service: Service, number: u64, random: &mut Random) -> Result<Packet> {
-    let mut payload = valid(t, service, random)?.encode();
-    for _ in 0..random.below(5) {
-        mutate(&mut payload, random);
+    for _ in 0..mutations {
+        tally.changed(Mutation::apply(&mut payload, random).name());
     }
     payload.truncate(LONGEST);
     // Packets are filled up with zeros, and those would be flags too.
@@ -200,15 +267,20 @@ fn packet(t: &Context<'_>, service: Service, number: u64, random: &mut Random) -
         payload.resize(payload.len().max(SHUTDOWN_FLAGS + 1), 0);
         payload[SHUTDOWN_FLAGS] |= NO_SHUTDOWN;
     }
-    let kind = match random.one_in(16) {
-        true => random.of(&[0, 1, 7, 8, 9, 11, 0xffff]),
-        false => DATA_INBAND,
-    };
-    Ok(Packet {
-        kind,
-        transaction_id: number,
+    let mut packet = Packet {
+        transaction_id: random.any(),
         ..Packet::inband(payload)
-    })
+    };
+    if random.one_in(16) {
+        tally.changed("packet type");
+        packet.kind = random.of(&[0, 1, 7, 8, 9, 11, 0xffff]);
+    }
+    if random.one_in(16) {
+        tally.changed("packet flags");
+        packet.flags = random.of(&[1, 2, 0xffff]);
+    }
+    tally.sent += 1;
+    Ok(packet)
 }
 
 /// How many replies a packet must get at least, and may get at most.
@@ -222,129 +294,231 @@ fn replies_to(packet: &Packet) -> (u32, u32) {
     (u32::from(is_request), 1)
 }
 
-/// What was sent, and what came back.
-#[derive(Default)]
-struct Tally {
-    sent: u64,
-    answered: u64,
+/// Whether a packet is taken for a negotiation: a host that sends one does not wait for what it asked before.
+fn negotiates(packet: &Packet) -> bool {
+    let mut payload = packet.payload.clone();
+    payload.resize(payload.len().max(BODY), 0);
+    Message::parse(&payload).is_some_and(|message| message.kind == NEGOTIATE)
 }
 
-/// Sends packets to a service, `batch` at a time, as long as `goes_on` says so, and looks after their replies.
+/// The packets that replies are due to.
+struct Due<'a> {
+    t: &'a Context<'a>,
+    service: Service,
+    /// Each one's transaction, with the replies that it must get and may get.
+    due: BTreeMap<u64, (u32, u32)>,
+}
+
+impl Due<'_> {
+    /// Takes replies as long as some must come.
+    fn take_all(&mut self, tally: &mut Tally) -> Result<()> {
+        while self.due.values().any(|(least, _)| *least > 0) {
+            let missing = |error| format!("{}: {:x?}: {error}", self.service, self.due);
+            let packet = self
+                .t
+                .channel(self.service)
+                .receive_packet()
+                .map_err(missing)?;
+            self.take(&packet, tally)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a reply, which must be due.
+    fn take(&mut self, packet: &Packet, tally: &mut Tally) -> Result<()> {
+        let service = self.service;
+        let id = packet.transaction_id;
+        let (least, most) = self
+            .due
+            .get_mut(&id)
+            .ok_or_else(|| format!("{service}: a reply to transaction {id:#x}, which is none"))?;
+        if *most == 0 {
+            return Err(format!("{service}: a reply too many to transaction {id:#x}").into());
+        }
+        (*least, *most) = (0, 0);
+        tally.answer(packet);
+        Ok(())
+    }
+}
+
+/// Sends packets to a service, some at a time, and looks after their replies. Before it and after it the service works.
 fn rounds(
     t: &Context<'_>,
     service: Service,
     random: &mut Random,
-    batch: u64,
-    mut goes_on: impl FnMut(u64) -> bool,
-) -> Result<Tally> {
+    (count, batch): (u64, u64),
+    tally: &mut Tally,
+) -> Result<()> {
     let channel = t.channel(service);
-    let mut tally = Tally::default();
-    while goes_on(tally.sent) {
-        let mut due: BTreeMap<u64, (u32, u32)> = BTreeMap::new();
+    channel.configure(|device| device.set_tolerant(true))?;
+    channel.negotiate_all()?;
+    for _ in 0..count / batch {
+        let mut due = Due {
+            t,
+            service,
+            due: BTreeMap::new(),
+        };
+        let mut packets = Vec::new();
         for _ in 0..batch {
-            let packet = packet(t, service, tally.sent, random)?;
-            due.insert(tally.sent, replies_to(&packet));
-            tally.sent += 1;
-            channel.send_packet(packet)?;
-        }
-        // Behind it all something that is answered for sure.
-        let last = u64::MAX;
-        due.insert(last, (1, 1));
-        let end = Message::negotiation(service.framework_versions(), service.message_versions(), 0);
-        if batch == 1 {
-            // A host that negotiates does not wait for what it asked before.
-            while due.range(..last).any(|(_, (least, _))| *least > 0) {
-                take_reply(t, service, &mut due, &mut tally)?;
+            let packet = packet(t, service, random, tally)?;
+            if negotiates(&packet) && !AT_ONCE.contains(&service) {
+                channel.send_packets(std::mem::take(&mut packets))?;
+                due.take_all(tally)?;
             }
+            due.due.insert(packet.transaction_id, replies_to(&packet));
+            packets.push(packet);
         }
+        channel.send_packets(packets)?;
+        due.take_all(tally)?;
+        // Behind it all something that is answered for sure.
+        let last = random.any();
+        due.due.insert(last, (1, 1));
+        let end = Message::negotiation(service.framework_versions(), service.message_versions(), 0);
         channel.send_packet(Packet {
             transaction_id: last,
             ..Packet::inband(end.encode())
         })?;
-        while due[&last].0 > 0 {
-            take_reply(t, service, &mut due, &mut tally)?;
-        }
-        if let Some((number, _)) = due.iter().find(|(_, (least, _))| *least > 0) {
-            return Err(format!("{service}: packet {number} got no reply").into());
-        }
+        due.take_all(tally)?;
     }
     channel.expect_silence(Duration::from_millis(50))?;
-    Ok(tally)
+    channel.negotiate_all().map(|_| ())
 }
 
-/// Takes a reply, which must be due.
-fn take_reply(
+/// A request that does no harm is answered as a host wants it, once.
+fn works(t: &Context<'_>, service: Service) -> Result<()> {
+    let channel = t.channel(service);
+    channel.configure(|device| device.set_tolerant(false))?;
+    channel.expect_silence(Duration::from_millis(10))?;
+    channel.negotiate_all()?;
+    channel.transact(&channel.request(harmless(t, service))?)?;
+    channel.expect_silence(Duration::from_millis(10))
+}
+
+fn harmless(t: &Context<'_>, service: Service) -> Vec<u8> {
+    match service {
+        Service::Shutdown => shutdown::body(u32::from(NO_SHUTDOWN), ""),
+        Service::TimeSync => timesync::body((4, 0), &t.moment(), timesync::SAMPLE),
+        Service::Kvp => kvp::enumerate(kvp::AUTO, 0),
+        Service::Vss => vss::body(vss::HOT_BACKUP),
+        Service::FCopy => fcopy::end(fcopy::CANCEL),
+        Service::Heartbeat | Service::Echo => heartbeat::body(7, heartbeat::RESERVED),
+    }
+}
+
+/// Descriptors that lie, and rings whose control words are anything: a service may be of no use then, but the guest
+/// lives, and what an administrator or a host does about it helps.
+fn rings(t: &Context<'_>) -> Result<()> {
+    // Bytes of any kind may be a request to shut down.
+    t.sh_ok(
+        "printf '#!/bin/sh\\n' >/tmp/stay && chmod 755 /tmp/stay && mount -o bind /tmp/stay /bin/poweroff",
+    )?;
+    run(t, 0.15, |random, tallies| {
+        for service in AT_ONCE {
+            let tally = tallies.entry(service).or_default();
+            for _ in 0..ASSAULTS {
+                assault(t, service, random, tally)?;
+                recover(t, service, random)?;
+                works(t, service)?;
+            }
+        }
+        for (service, daemon) in WITH_DAEMON {
+            daemon.start(t)?;
+            t.channel(service).negotiate_all()?;
+            let tally = tallies.entry(service).or_default();
+            assault(t, service, random, tally)?;
+            recover(t, service, random)?;
+        }
+        // They have lost their devices, and what they make of it takes its time.
+        daemon::end(t)?;
+        for (service, daemon) in WITH_DAEMON {
+            daemon.start(t)?;
+            works(t, service)?;
+        }
+        daemon::end(t)
+    })?;
+    t.sh_ok("umount /bin/poweroff").map(|_| ())
+}
+
+/// Does some things to a channel that no host does.
+fn assault(
     t: &Context<'_>,
     service: Service,
-    due: &mut BTreeMap<u64, (u32, u32)>,
+    random: &mut Random,
     tally: &mut Tally,
 ) -> Result<()> {
-    let number = t.channel(service).receive_packet()?.transaction_id;
-    let (least, most) = due
-        .get_mut(&number)
-        .ok_or_else(|| format!("{service}: a reply to packet {number}, which was not sent"))?;
-    if *most == 0 {
-        return Err(format!("{service}: a reply too many to packet {number}").into());
-    }
-    (*least, *most) = (0, 0);
-    tally.answered += 1;
-    Ok(())
-}
-
-/// Fuzzes these services one after another, once or for a time; says how far it came.
-fn run(t: &Context<'_>, services: &[Service], batch: u64) -> Result<()> {
-    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-    let seconds = number("HV_FUZZ_SECONDS").map(Duration::from_secs);
-    let start = Instant::now();
-    let mut seed = number("HV_FUZZ_SEED").unwrap_or(SEED);
-    let (mut sent, mut answered) = (0, 0);
-    loop {
-        let mut random = Random::new(seed);
-        for &service in services {
-            t.channel(service)
-                .configure(|device| device.set_tolerant(true))?;
-            t.channel(service).negotiate_all()?;
-            let tally = rounds(t, service, &mut random, batch, |sent| sent < MESSAGES)
-                .map_err(|error| format!("HV_FUZZ_SEED={seed}: {error}"))?;
-            sent += tally.sent;
-            answered += tally.answered;
-            // What it works with is as it was.
-            t.channel(service).negotiate_all()?;
+    let channel = t.channel(service);
+    channel.configure(|device| device.set_tolerant(true))?;
+    let size = channel.ring_size()?;
+    for _ in 0..1 + random.below(8) {
+        if random.one_in(3) {
+            let any = random.any() as u32;
+            let value = random.of(&[
+                0,
+                1,
+                4,
+                8,
+                24,
+                size - 8,
+                size,
+                size + 8,
+                2 * size,
+                0x7fff_fff8,
+                u32::MAX,
+                any,
+                (any % size) & !7,
+            ]);
+            tally.changed("ring");
+            channel.set_control(random.one_in(2), random.of(&Word::ALL), value)?;
         }
-        let Some(seconds) = seconds.filter(|seconds| start.elapsed() < *seconds) else {
-            break;
-        };
-        println!(
-            "# fuzz: {sent} messages, {answered} replies, seed {seed}, {} of {} s",
-            start.elapsed().as_secs(),
-            seconds.as_secs()
-        );
-        seed += 1;
+        let packet = packet(t, service, random, tally)?;
+        if random.one_in(2) {
+            channel.send_packet(packet)?;
+        } else {
+            let mut bytes = packet.encode();
+            let length = bytes.len() as u16 / 8;
+            // Offset and length, in units of 8 bytes.
+            for at in [2, 4] {
+                if random.one_in(2) {
+                    let any = random.any() as u16;
+                    let value = random.of(&[
+                        0,
+                        1,
+                        2,
+                        3,
+                        length - 1,
+                        length,
+                        length + 1,
+                        length * 2,
+                        0x7fff,
+                        0xffff,
+                        any,
+                    ]);
+                    bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            tally.changed("descriptor");
+            channel.send_raw(&bytes)?;
+        }
+        if random.one_in(2) {
+            channel.signal()?;
+        }
     }
-    println!("# fuzz: {sent} messages, {answered} replies, the last seed {seed}");
-    if services.contains(&Service::TimeSync) {
-        let channel = t.channel(Service::TimeSync);
-        let body = timesync::body((4, 0), &t.moment(), timesync::SYNC);
-        let reply = channel.transact(&channel.request(body)?)?;
-        t.equal("status of the time", reply.status, 0)?;
-    }
+    channel.signal()?;
+    std::thread::sleep(Duration::from_millis(5));
     Ok(())
 }
 
-fn fuzz(t: &Context<'_>) -> Result<()> {
-    run(t, &AT_ONCE, BATCH)
-}
-
-/// With the distribution's daemons, which get whatever is valid enough.
-fn fuzz_with_daemons(t: &Context<'_>) -> Result<()> {
-    t.sh_ok("rm -rf /tmp/in; mkdir /tmp/in")?;
-    for (service, daemon) in [
-        (Service::Kvp, daemon::KVP),
-        (Service::Vss, daemon::VSS),
-        (Service::FCopy, daemon::FCOPY),
-    ] {
-        daemon.start(t)?;
-        Talk::with(t, service);
+/// Binds the device again, or plugs it out and in.
+fn recover(t: &Context<'_>, service: Service, random: &mut Random) -> Result<()> {
+    let channel = t.channel(service);
+    if random.one_in(2) {
+        daemon::rebind(t, "unbind", service)?;
+        channel.wait_closed()?;
+        daemon::rebind(t, "bind", service)?;
+    } else {
+        channel.rescind()?;
+        channel.wait_released()?;
+        channel.reoffer()?;
     }
-    run(t, &daemon::SERVICES, 1)
+    channel.wait_open()
 }

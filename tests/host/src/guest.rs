@@ -30,6 +30,7 @@ use crate::mailbox;
 use crate::nested;
 use crate::ring::Indices;
 use crate::ring::RingError;
+use crate::ring::Word;
 use crate::service::Service;
 use crate::service::Version;
 use crate::snapshot::Snapshot;
@@ -616,6 +617,27 @@ impl ChannelHandle<'_> {
             .ok_or_else(|| self.not_open())
     }
 
+    /// Sends packets, the first of which the guest hears of when all are there that have room.
+    pub fn send_packets(&self, packets: Vec<Packet>) -> Result<()> {
+        self.guest
+            .with_bus(|bus| {
+                bus.with_open(self.service, |open, link| {
+                    for packet in packets {
+                        open.send(link, packet);
+                    }
+                })
+            })
+            .ok_or_else(|| self.not_open())
+    }
+
+    /// Writes any bytes, a multiple of 8 long, where a packet would be; gives whether there was room.
+    pub fn send_raw(&self, bytes: &[u8]) -> Result<bool> {
+        self.guest
+            .with_bus(|bus| bus.with_open(self.service, |open, link| open.send_raw(link, bytes)))
+            .map(|sent| sent.is_ok())
+            .ok_or_else(|| self.not_open())
+    }
+
     /// Sends any bytes as an in-band packet.
     pub fn send_bytes(&self, payload: &[u8]) -> Result<()> {
         self.send_packet(Packet::inband(payload.to_vec()))
@@ -842,6 +864,19 @@ impl ChannelHandle<'_> {
         self.guest
             .with_bus(|bus| bus.with_open(self.service, |open, _| open.to_guest().size()))
             .ok_or_else(|| self.not_open())
+    }
+
+    /// Writes a control word of the guest-to-host ring, or else of the other one, raw.
+    pub fn set_control(&self, to_host: bool, word: Word, value: u32) -> Result<()> {
+        self.guest
+            .with_bus(|bus| {
+                bus.with_open(self.service, |open, _| match to_host {
+                    true => open.to_host().set_control(word, value),
+                    false => open.to_guest().set_control(word, value),
+                })
+            })
+            .ok_or_else(|| self.not_open())?
+            .map_err(Error::from)
     }
 
     /// Writes the host-to-guest ring's write index raw.

@@ -31,6 +31,42 @@ const DESCRIPTOR: u32 = 16;
 /// Bytes that stay free, so that a full ring does not look like an empty one.
 const GAP: u32 = 8;
 
+/// A word of a ring's control page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// Where the next packet is written.
+    WriteIndex,
+    /// Where the next packet is read.
+    ReadIndex,
+    /// Whether the reader wants no interrupts.
+    InterruptMask,
+    /// How much room the writer waits for.
+    PendingSendSize,
+    /// What the two know of.
+    FeatureBits,
+}
+
+impl Word {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::WriteIndex,
+        Self::ReadIndex,
+        Self::InterruptMask,
+        Self::PendingSendSize,
+        Self::FeatureBits,
+    ];
+
+    const fn offset(self) -> u64 {
+        match self {
+            Self::WriteIndex => WRITE_INDEX,
+            Self::ReadIndex => READ_INDEX,
+            Self::InterruptMask => INTERRUPT_MASK,
+            Self::PendingSendSize => PENDING_SEND_SIZE,
+            Self::FeatureBits => FEATURE_BITS,
+        }
+    }
+}
+
 /// Why a ring could not be used. All but `Full` and `Empty` are the guest's faults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RingError {
@@ -171,6 +207,11 @@ impl Ring {
         self.read
             .set(self.checked(value).unwrap_or(self.read.get()));
         self.set_word(READ_INDEX, value)
+    }
+
+    /// Writes any control word raw, for a host that misbehaves.
+    pub fn set_control(&self, word: Word, value: u32) -> Result<(), RingError> {
+        self.set_word(word.offset(), value)
     }
 
     fn checked(&self, index: u32) -> Result<u32, RingError> {

@@ -116,6 +116,15 @@ impl OpenChannel {
         Ok(())
     }
 
+    /// Writes any bytes where a packet would be, if there is room, and signals the guest: a host that misbehaves.
+    pub fn send_raw(&mut self, link: &mut Link, bytes: &[u8]) -> Result<(), RingError> {
+        self.to_guest.write(bytes)?;
+        let text = "bytes of any kind".to_owned();
+        link.record(Speaker::Host, self.service.name(), text, bytes);
+        self.signal(link);
+        Ok(())
+    }
+
     /// Sends a packet now or as soon as the guest makes room.
     pub fn send(&mut self, link: &mut Link, packet: Packet) -> Result<(), RingError> {
         self.outbox.push_back(packet);
