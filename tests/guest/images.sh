@@ -115,7 +115,7 @@ agent()
 # The daemons as Debian ships them, and what they and their tests work with.
 daemons()
 {
-	local debs=$build/deb/daemons from=$suite-backports file
+	local debs=$build/deb/daemons from=$suite-backports file name
 	# The last release whose file copy daemon spoke to the character device.
 	fetch bookworm hyperv-daemons
 	fetch "$suite" e2fsprogs libext2fs2t64
@@ -132,8 +132,10 @@ daemons()
 	program "$debs/$suite-e2fsprogs/usr/sbin/mke2fs"
 	ln -s mke2fs "$tree/bin/mkfs.ext4"
 	mkdir -p "$tree/selftests/hv_utils"
-	gcc-14 -O2 -Wall -static -I"$build/linux-source/tools/testing/selftests" \
-		-o "$tree/selftests/hv_utils/chardev" "$top/tests/selftests/hv_utils/chardev.c"
+	for name in chardev fuzz; do
+		gcc-14 -O2 -Wall -static -I"$build/linux-source/tools/testing/selftests" \
+			-o "$tree/selftests/hv_utils/$name" "$top/tests/selftests/hv_utils/$name.c" -lpthread
+	done
 	# dummy: an interface to have addresses.
 	modules brd ext4 dummy uio_hv_generic
 	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/daemons/"

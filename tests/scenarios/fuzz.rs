@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hosts that send anything: valid messages of all six services, mutated; packets and rings that are none.
+//! Hosts that send anything: valid messages of all six services, mutated; packets and rings that are none. And programs
+//! in the guest that do anything to the devices while a host sends requests.
 //!
 //! All of it follows from a seed, which is printed: `HV_FUZZ_SEED` repeats a run, and `HV_FUZZ_SECONDS` is how long all
 //! scenarios together go on, with one seed after another. What must hold: a request that can be answered gets one
@@ -17,6 +18,7 @@ use host::fuzz::Random;
 use host::fuzz::NO_SHUTDOWN;
 use host::guest::Result;
 use host::ic::fcopy;
+use host::ic::frame;
 use host::ic::frame::Message;
 use host::ic::frame::BODY;
 use host::ic::frame::NEGOTIATE;
@@ -48,7 +50,7 @@ const SAYS: &[&str] = &[
     "callbacks suppressed",
 ];
 
-/// What else module and kernel say of such rings, and of daemons that lose their devices.
+/// What else module and kernel say of such rings, and of daemons that end at any time.
 const SAYS_OF_OTHERS: &[&str] = &[
     "packet ignored",
     "unexpected message",
@@ -59,6 +61,7 @@ const SAYS_OF_OTHERS: &[&str] = &[
     "reply not sent",
     "having the daemon thaw",
     "the daemon has gone while file systems may be frozen",
+    "the daemon failed to thaw",
 ];
 
 /// The services that answer at once.
@@ -82,6 +85,9 @@ const BATCH_WITH_DAEMON: u64 = 16;
 
 /// How often each service's rings are spoilt with a seed.
 const ASSAULTS: u64 = 2;
+
+/// How many requests each service gets with a seed while programs do anything to the devices.
+const REQUESTS: u64 = 40;
 
 /// The first seed.
 const SEED: u64 = 1;
@@ -108,6 +114,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fuzz_rings", rings)
         .daemons()
         .scripted(&AT_ONCE)
+        .expects_log(SAYS_OF_OTHERS)
+        .rust_only(),
+    Scenario::new("fuzz_devices", devices)
+        .daemons()
         .expects_log(SAYS_OF_OTHERS)
         .rust_only(),
 ];
@@ -521,4 +531,50 @@ fn recover(t: &Context<'_>, service: Service, random: &mut Random) -> Result<()>
         channel.reoffer()?;
     }
     channel.wait_open()
+}
+
+/// Programs in the guest do anything to the devices while the host sends valid requests: each gets one reply, and a
+/// real daemon finds all as ever.
+fn devices(t: &Context<'_>) -> Result<()> {
+    run(t, 0.2, |random, tallies| {
+        let seed = random.any();
+        t.sh_ok(&format!(
+            "rm -f /tmp/fuzz; (/selftests/hv_utils/fuzz 600 {seed} >/tmp/fuzz 2>&1; echo status $? >>/tmp/fuzz) &"
+        ))?;
+        for (service, _) in WITH_DAEMON {
+            t.channel(service).negotiate_all()?;
+        }
+        for _ in 0..REQUESTS {
+            let mut requests = Vec::new();
+            for (service, _) in WITH_DAEMON {
+                let channel = t.channel(service);
+                let request = channel.request(fuzz::body(service, &t.moment(), random))?;
+                channel.send(&request)?;
+                requests.push((service, request));
+            }
+            for (service, request) in requests {
+                let packet = t.channel(service).receive_packet()?;
+                frame::check_reply(&packet.payload, request.kind, request.transaction_id)
+                    .map_err(|rejection| format!("{service}: {rejection}"))?;
+                let tally = tallies.entry(service).or_default();
+                tally.sent += 1;
+                tally.answer(&packet);
+            }
+        }
+        for (service, _) in WITH_DAEMON {
+            t.channel(service)
+                .expect_silence(Duration::from_millis(50))?;
+        }
+        // It is asked to end, and says how it went.
+        t.sh_ok("killall -INT fuzz")?;
+        daemon::wait_for(t, "grep -q ^status /tmp/fuzz")?;
+        let said = t.sh_ok("cat /tmp/fuzz")?;
+        t.check(said.ends_with("status 0"), &format!("fuzz passes: {said}"))?;
+        println!("# {}", said.replace('\n', "\n#   "));
+        for (service, daemon) in WITH_DAEMON {
+            daemon.start(t)?;
+            works(t, service)?;
+        }
+        daemon::end(t)
+    })
 }
