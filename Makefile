@@ -144,7 +144,7 @@ check-debug: root guest-debug host
 check-systemd: root guest-$(FLAVOUR) build/guest/systemd-$(FLAVOUR).cpio host
 	@FLAVOUR=$(FLAVOUR) tests/check.sh systemd
 
-## soak                 hosts that send anything, on that kernel; SOAK=1h says how long (10m)
+## soak                 hosts and programs that do anything, on that kernel; SOAK=1h says how long (10m)
 soak: root guest-debug host
 	@SOAK=$(SOAK) tests/check.sh soak
 
