@@ -123,7 +123,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 fn messages(t: &Context<'_>) -> Result<()> {
-    run(t, 0.35, |random, tallies| {
+    run(0.35, |random, tallies| {
         for service in AT_ONCE {
             let tally = tallies.entry(service).or_default();
             rounds(t, service, random, (MESSAGES, BATCH), tally)?;
@@ -141,7 +141,7 @@ fn messages_with_daemons(t: &Context<'_>) -> Result<()> {
     for (_, daemon) in WITH_DAEMON {
         daemon.start(t)?;
     }
-    run(t, 0.25, |random, tallies| {
+    run(0.25, |random, tallies| {
         // What the daemons keep would become more and more.
         t.sh_ok("rm -rf /tmp/in; mkdir /tmp/in; for pool in /var/lib/hyperv/.kvp_pool_*; do : >$pool; done")?;
         for (service, _) in WITH_DAEMON {
@@ -180,11 +180,7 @@ impl Tally {
 type Tallies = BTreeMap<Service, Tally>;
 
 /// Does something with one seed, or with as many as there is time for, of which this is a share; says how far it came.
-fn run(
-    t: &Context<'_>,
-    share: f64,
-    mut once: impl FnMut(&mut Random, &mut Tallies) -> Result<()>,
-) -> Result<()> {
+fn run(share: f64, mut once: impl FnMut(&mut Random, &mut Tallies) -> Result<()>) -> Result<()> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     let time = number("HV_FUZZ_SECONDS").map(|seconds| Duration::from_secs(seconds).mul_f64(share));
     let mut seed = number("HV_FUZZ_SEED").unwrap_or(SEED);
@@ -422,7 +418,7 @@ fn rings(t: &Context<'_>) -> Result<()> {
     t.sh_ok(
         "printf '#!/bin/sh\\n' >/tmp/stay && chmod 755 /tmp/stay && mount -o bind /tmp/stay /bin/poweroff",
     )?;
-    run(t, 0.15, |random, tallies| {
+    run(0.15, |random, tallies| {
         for service in AT_ONCE {
             let tally = tallies.entry(service).or_default();
             for _ in 0..ASSAULTS {
@@ -536,7 +532,7 @@ fn recover(t: &Context<'_>, service: Service, random: &mut Random) -> Result<()>
 /// Programs in the guest do anything to the devices while the host sends valid requests: each gets one reply, and a
 /// real daemon finds all as ever.
 fn devices(t: &Context<'_>) -> Result<()> {
-    run(t, 0.2, |random, tallies| {
+    run(0.2, |random, tallies| {
         let seed = random.any();
         t.sh_ok(&format!(
             "rm -f /tmp/fuzz; (/selftests/hv_utils/fuzz 600 {seed} >/tmp/fuzz 2>&1; echo status $? >>/tmp/fuzz) &"
@@ -554,8 +550,9 @@ fn devices(t: &Context<'_>) -> Result<()> {
             }
             for (service, request) in requests {
                 let packet = t.channel(service).receive_packet()?;
-                frame::check_reply(&packet.payload, request.kind, request.transaction_id)
+                let reply = frame::check_reply(&packet.payload, request.transaction_id)
                     .map_err(|rejection| format!("{service}: {rejection}"))?;
+                t.equal("type of the reply", reply.kind, request.kind)?;
                 let tally = tallies.entry(service).or_default();
                 tally.sent += 1;
                 tally.answer(&packet);

@@ -43,6 +43,7 @@ use icmsg::shutdown;
 use icmsg::text;
 use icmsg::timesync;
 use icmsg::vss;
+use icmsg::Registration;
 use icmsg::Request;
 use icmsg::Status;
 use icmsg::Unanswerable;
@@ -419,15 +420,15 @@ fn key_and_value(body: &[u8], has_value: bool) -> Option<(String, String)> {
 /// memory before; or the host is told what is wrong.
 fn kvp_to_daemon(random: &mut Random) {
     let body = body(Service::Kvp, random);
-    let daemon = random.of(&[kvp::Daemon::Legacy, kvp::Daemon::Current]);
+    let daemon = random.of(&[Registration::Legacy, Registration::Current]);
     let mut message = [0x5a; kvp::DAEMON_LEN];
     let result = kvp::to_daemon(&body, daemon, &mut message);
     let mut other = [0xa5; kvp::DAEMON_LEN];
     assert_eq!(kvp::to_daemon(&body, daemon, &mut other), result);
     let operation = match result {
-        Ok(operation) => operation,
+        Ok(()) => kvp::Operation::parse(&body).expect("an operation that is known"),
         Err(Status::NOT_SUPPORTED) => {
-            let legacy = daemon == kvp::Daemon::Legacy;
+            let legacy = daemon == Registration::Legacy;
             return assert!(body[0] > 5 || (legacy && body[0] > 3));
         }
         Err(Status::NO_MORE_ITEMS) => {
@@ -504,11 +505,12 @@ fn kvp_to_daemon(random: &mut Random) {
 /// there is no room, and nothing else is changed. Set again, it is the same key and value.
 fn kvp_from_daemon(random: &mut Random) {
     let mut body = body(Service::Kvp, random);
-    let daemon = random.of(&[kvp::Daemon::Legacy, kvp::Daemon::Current]);
+    let daemon = random.of(&[Registration::Legacy, Registration::Current]);
     let mut answer = [0; kvp::DAEMON_LEN];
-    let Ok(operation) = kvp::to_daemon(&body, daemon, &mut answer) else {
+    let Ok(()) = kvp::to_daemon(&body, daemon, &mut answer) else {
         return;
     };
+    let operation = kvp::Operation::parse(&body).expect("an operation that is known");
     for _ in 0..random.below(4) {
         let at = random.of(&[4, 8, 16, 20, 260, 528, 532, 2310]);
         match random.one_in(3) {
@@ -523,8 +525,8 @@ fn kvp_from_daemon(random: &mut Random) {
     let status = random.of(&[0, 0, 0, 0x8000_4005, 0x8007_0103]);
     answer[..4].copy_from_slice(&u32::to_le_bytes(status));
     let before = body.clone();
-    let result = kvp::from_daemon(operation, daemon, &answer, &mut body);
-    if daemon == kvp::Daemon::Current {
+    let result = kvp::from_daemon(daemon, &answer, &mut body);
+    if daemon == Registration::Current {
         assert_eq!(result, Status(status));
     }
     if result != Status::OK {
@@ -569,7 +571,7 @@ fn kvp_from_daemon(random: &mut Random) {
     let set = host::ic::kvp::set(0, &told_key, &told);
     let mut message = [0; kvp::DAEMON_LEN];
     match kvp::to_daemon(&set, daemon, &mut message) {
-        Ok(_) => {
+        Ok(()) => {
             assert_eq!(
                 daemon_text(&message[4..][value::KEY..value::VALUE]),
                 told_key
@@ -609,11 +611,11 @@ fn vss_messages(random: &mut Random) {
     let mut message = [0; vss::DAEMON_LEN];
     random.fill(&mut message);
     message[0] = random.of(&[message[0], 127, 128, 129, 130]);
-    let registered = vss::Daemon::registration(&message);
+    let registered = vss::registration(&message);
     assert_eq!(registered.is_some(), matches!(message[0], 128 | 129));
     if let Some(daemon) = registered {
-        assert_eq!(daemon.version(), message[0]);
-        assert!(daemon.confirm(&mut message).is_none_or(|len| len == 4));
+        assert_eq!(vss::version(daemon), message[0]);
+        assert!(vss::confirm(daemon, &mut message).is_none_or(|len| len == 4));
     }
 }
 

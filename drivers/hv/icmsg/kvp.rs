@@ -85,7 +85,7 @@ pub(crate) enum Operation {
 
 impl Operation {
     /// Reads the operation of a host's body.
-    fn parse(body: &[u8]) -> Result<Self, Status> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Status> {
         match body.get(OPERATION).ok_or(Status::INVALID_ARGUMENT)? {
             0 => Ok(Self::Get),
             1 => Ok(Self::Set),

@@ -622,12 +622,13 @@ impl ChannelHandle<'_> {
         self.guest
             .with_bus(|bus| {
                 bus.with_open(self.service, |open, link| {
-                    for packet in packets {
-                        open.send(link, packet);
-                    }
+                    packets
+                        .into_iter()
+                        .try_for_each(|packet| open.send(link, packet))
                 })
             })
-            .ok_or_else(|| self.not_open())
+            .ok_or_else(|| self.not_open())?
+            .map_err(Error::from)
     }
 
     /// Writes any bytes, a multiple of 8 long, where a packet would be; gives whether there was room.
