@@ -8,6 +8,8 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -119,6 +121,9 @@ impl Module {
 pub struct Guest {
     machine: Machine,
     boot_time: Duration,
+    patience: Duration,
+    /// A command line runs, and has not ended: the agent takes no other.
+    busy: AtomicBool,
 }
 
 impl Guest {
@@ -127,6 +132,8 @@ impl Guest {
         let mut guest = Self {
             machine: Machine::new(config.clone())?,
             boot_time: Duration::ZERO,
+            patience: TIMEOUT,
+            busy: AtomicBool::new(false),
         };
         guest.restart()?;
         Ok(guest)
@@ -135,6 +142,7 @@ impl Guest {
     /// Switches the machine off and on and waits for the agent, as after [`Exit::Reset`].
     pub fn restart(&mut self) -> Result<()> {
         let start = Instant::now();
+        self.busy.store(false, Ordering::Relaxed);
         self.machine.power_on()?;
         self.read_agent("the guest's agent", BOOT_TIMEOUT, |buffer| {
             let at = buffer.iter().position(|byte| *byte == AGENT_READY)?;
@@ -154,9 +162,20 @@ impl Guest {
     /// host's, as the agent of a real guest would do at once.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         self.machine.restore(snapshot)?;
+        self.busy.store(false, Ordering::Relaxed);
         let now = self.moment().wall - crate::ic::UNIX_EPOCH_1601;
         self.sh_ok(&format!("date -s @{}", now / 10_000_000))
             .map(|_| ())
+    }
+
+    /// Has what is waited for without a time-out of its own count as hanging after this time instead of [`TIMEOUT`].
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// How long that is.
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// How long the last boot took, from power-on to the agent.
@@ -218,7 +237,7 @@ impl Guest {
 
     /// Runs a shell command line in the guest.
     pub fn sh(&self, command: &str) -> Result<Output> {
-        self.sh_within(command, TIMEOUT)
+        self.sh_within(command, self.patience)
     }
 
     /// Runs a shell command line that may take long.
@@ -229,6 +248,7 @@ impl Guest {
             buffer.drain(..=at);
             Some(())
         })?;
+        self.busy.store(false, Ordering::Relaxed);
         let (status, output) = mailbox::take_answer(self.machine.shared().memory())?;
         let text = String::from_utf8_lossy(&output);
         Ok(Output {
@@ -240,6 +260,9 @@ impl Guest {
     /// Starts a command line without waiting for it; for commands that end the guest.
     pub fn sh_start(&self, command: &str) -> Result<()> {
         let shared = self.machine.shared();
+        if self.busy.swap(true, Ordering::Relaxed) {
+            return Err(format!("no `{command}` in the guest: another command hangs there").into());
+        }
         mailbox::put_command(shared.memory(), command)?;
         shared.ports().send_to_agent(b"\n");
         self.machine.update_lines();
@@ -344,7 +367,7 @@ impl Guest {
 
     /// Waits until something is so on the bus; `what` names it in the error.
     pub fn wait_bus<R>(&self, what: &str, done: impl FnMut(&mut Bus) -> Option<R>) -> Result<R> {
-        self.wait_bus_within(what, TIMEOUT, done)
+        self.wait_bus_within(what, self.patience, done)
     }
 
     /// [`Guest::wait_bus`] with another time-out.
@@ -649,6 +672,23 @@ impl ChannelHandle<'_> {
         self.send_bytes(&message.encode())
     }
 
+    /// Sends messages so that the guest finds all of them when it looks for the first.
+    pub fn send_together(&self, messages: &[&Message]) -> Result<()> {
+        let packets: Vec<Packet> = messages
+            .iter()
+            .map(|message| Packet::inband(message.encode()))
+            .collect();
+        self.guest
+            .with_bus(|bus| {
+                bus.with_open(self.service, |open, link| {
+                    packets
+                        .into_iter()
+                        .for_each(|packet| open.send(link, packet));
+                })
+            })
+            .ok_or_else(|| self.not_open())
+    }
+
     /// Sends packets until the ring is full; gives how many went in. The guest had better not be reading.
     pub fn fill(&self, packet: &Packet) -> Result<usize> {
         let mut count = 0;
@@ -675,7 +715,7 @@ impl ChannelHandle<'_> {
 
     /// Takes the next packet that the guest sent, waiting for it.
     pub fn receive_packet(&self) -> Result<Packet> {
-        self.receive_packet_within(TIMEOUT)
+        self.receive_packet_within(self.guest.patience)
     }
 
     /// [`ChannelHandle::receive_packet`] with another time-out.
@@ -701,7 +741,12 @@ impl ChannelHandle<'_> {
 
     /// Takes the next message, waiting for it; an error if the packet is shorter than the headers.
     pub fn receive(&self) -> Result<Message> {
-        let packet = self.receive_packet()?;
+        self.receive_within(self.guest.patience)
+    }
+
+    /// [`ChannelHandle::receive`] with another time-out.
+    pub fn receive_within(&self, timeout: Duration) -> Result<Message> {
+        let packet = self.receive_packet_within(timeout)?;
         let short = || {
             Error(format!(
                 "{}: packet of only {} bytes",
