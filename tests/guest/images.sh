@@ -136,6 +136,9 @@ daemons()
 		gcc-14 -O2 -Wall -static -I"$build/linux-source/tools/testing/selftests" \
 			-o "$tree/selftests/hv_utils/$name" "$top/tests/selftests/hv_utils/$name.c" -lpthread
 	done
+	gcc-14 -O2 -Wall -static -o "$tree/bin/register-by-netlink" "$here/register-by-netlink.c"
+	# Busybox has no program that gives another a priority of real time.
+	program /usr/bin/chrt
 	# dummy: an interface to have addresses.
 	modules brd ext4 dummy uio_hv_generic
 	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/daemons/"

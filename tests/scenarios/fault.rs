@@ -2,26 +2,147 @@
 
 //! Hosts that do what they should not, or what is rare.
 
+use std::time::Duration;
+
 use host::guest::Result;
+use host::ic::kvp;
+use host::ic::timesync;
+use host::ic::vss;
+use host::ic::S_OK;
+use host::ic::UNIX_EPOCH_1601;
 use host::service::Service;
 use host::vmbus::bus::STATUS_UNSUCCESSFUL;
 
+use crate::daemon;
+use crate::daemon::ShellDaemon;
+use crate::daemon::Talk;
+use crate::daemon::QUIET;
+use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
+use crate::timesync::wait_clock;
+
+const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
 
 /// The scenarios of this file.
-pub const SCENARIOS: &[Scenario] = &[Scenario::new("open_refused", open_refused)
-    .unloaded()
-    .rust_only()
-    .expects_log(&["probe failed for device", "hv_utils"])];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("open_refused", open_refused)
+        .daemons()
+        .unloaded()
+        .rust_only()
+        .expects_log(&["probe failed for device", "hv_utils"]),
+    Scenario::new("silent_host", silent_host)
+        .daemons()
+        .scripted(&SERVICES)
+        .rust_only(),
+    Scenario::new("host_says_it_twice", says_it_twice)
+        .daemons()
+        .rust_only(),
+    Scenario::new("clock_jumps", clock_jumps)
+        .daemons()
+        .scripted(&[Service::TimeSync])
+        .rust_only(),
+    Scenario::new("daemon_and_host_at_once", daemon_and_host_at_once)
+        .daemons()
+        .rust_only(),
+];
 
-/// The host refuses the open: the driver is not bound, and a rebind works.
+/// The host refuses the open: no driver is bound, and a later bind works.
 fn open_refused(t: &Context<'_>) -> Result<()> {
-    let heartbeat = t.channel(Service::Heartbeat);
-    heartbeat.fail_opens(1, STATUS_UNSUCCESSFUL);
+    let services = [&SERVICES, removal::services(t)].concat();
+    for &service in &services {
+        t.channel(service).fail_opens(1, STATUS_UNSUCCESSFUL);
+    }
     t.load()?;
-    t.check(!heartbeat.is_open(), "the channel is not open")?;
-    let id = Service::Heartbeat.instance();
-    t.sh_ok(&format!("echo {id} >/sys/bus/vmbus/drivers/hv_utils/bind"))?;
-    heartbeat.wait_negotiated().map(|_| ())
+    for &service in &services {
+        t.check(!t.channel(service).is_open(), "the channel is not open")?;
+        daemon::rebind(t, "bind", service)?;
+        t.channel(service).wait_open()?;
+    }
+    t.channel(Service::Heartbeat).wait_negotiated()?;
+    for &service in removal::services(t) {
+        removal::serves(t, service)?;
+    }
+    Ok(())
+}
+
+/// A host that says nothing at all keeps no daemon from registering, no device from going and nobody from removing the
+/// module.
+fn silent_host(t: &Context<'_>) -> Result<()> {
+    for daemon in [daemon::KVP, daemon::VSS] {
+        daemon.start(t)?;
+    }
+    for service in [&SERVICES, removal::services(t)].concat() {
+        daemon::rebind(t, "unbind", service)?;
+        daemon::rebind(t, "bind", service)?;
+        t.channel(service).wait_open()?;
+        t.channel(service).expect_silence(Duration::ZERO)?;
+    }
+    daemon::KVP.wait_gone(t)?;
+    daemon::VSS.wait_gone(t)?;
+    t.unload()
+}
+
+/// A host that sends each message twice gets an answer to each, also while a daemon works on the first.
+fn says_it_twice(t: &Context<'_>) -> Result<()> {
+    for (service, daemon) in [(Service::Kvp, daemon::KVP), (Service::Vss, daemon::VSS)] {
+        let talk = Talk::begin(t, service, daemon)?;
+        for _ in 0..10 {
+            let request = talk.channel.request(removal::request(service))?;
+            talk.channel.send_together(&[&request, &request])?;
+            talk.promptly("the request", &request, S_OK)?;
+            talk.promptly("the same again", &request, S_OK)?;
+        }
+        talk.finish()?;
+    }
+    Ok(())
+}
+
+/// The guest's clock follows the host's wherever that jumps, and nothing that the module waits for depends on it.
+fn clock_jumps(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    channel.negotiate_all()?;
+    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    daemon::KVP.stop(t)?;
+    let request = talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
+    const HOUR: i64 = 3600;
+    for ahead in [
+        HOUR,
+        -HOUR,
+        24 * HOUR,
+        365 * 24 * HOUR,
+        70 * 365 * 24 * HOUR,
+        0,
+    ] {
+        let mut moment = t.moment();
+        moment.wall = moment.wall.wrapping_add_signed(ahead * 10_000_000);
+        let sync = channel.request(timesync::body((4, 0), &moment, timesync::SYNC))?;
+        t.equal("status", channel.transact(&sync)?.status, S_OK)?;
+        wait_clock(t, ((moment.wall - UNIX_EPOCH_1601) / 10_000_000) as i64)?;
+    }
+    talk.channel.expect_silence(QUIET)?;
+    daemon::KVP.resume(t)?;
+    talk.promptly("the request", &request, S_OK)?;
+    talk.finish()
+}
+
+/// A daemon that answers without having been asked, all the time, while the host asks and starts over: no request has
+/// more than one reply, and none has to wait.
+fn daemon_and_host_at_once(t: &Context<'_>) -> Result<()> {
+    let write = ShellDaemon::write("/tmp/success");
+    let script = format!(
+        "while :; do {write}; done & while :; do {}; done",
+        ShellDaemon::answers("/tmp/success")
+    );
+    let daemon = ShellDaemon::registered(t, Service::Vss, &script)?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    for number in 0..200 {
+        if number % 20 == 0 {
+            talk.channel.negotiate_all()?;
+        }
+        talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    }
+    daemon.kill(t)?;
+    talk.finish()
 }

@@ -16,6 +16,8 @@ use host::service::Service;
 use host::vmbus::packet::Packet;
 use host::vmbus::packet::COMPLETION;
 
+use crate::daemon;
+use crate::daemon::PROMPT;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
@@ -37,6 +39,17 @@ pub const SCENARIOS: &[Scenario] = &[
         .once()
         .scripted(&SERVICES)
         .expects_log(&["known", "Invalid icmsg negotiate"]),
+    Scenario::new("framing_no_common_version", no_common_version)
+        .once()
+        .scripted(&SERVICES)
+        .expects_log(UNEXPECTED)
+        .rust_only(),
+    Scenario::new("framing_queued_requests", queued_requests)
+        .scripted(&SERVICES)
+        .rust_only(),
+    Scenario::new("framing_unread_replies", unread_replies)
+        .scripted(&SERVICES)
+        .rust_only(),
     Scenario::new("framing_unknown_type", unknown_type)
         .once()
         .scripted(&SERVICES)
@@ -148,6 +161,81 @@ fn bad_counts(t: &Context<'_>) -> Result<()> {
             let reply = channel.transact(&request)?;
             t.equal("counts", &reply.body[..4], &[0; 4])?;
         }
+        works(t, service)?;
+    }
+    Ok(())
+}
+
+/// A host that was told that there is no common version, and asks all the same, is refused.
+fn no_common_version(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        let refused = channel.negotiate(&[(3, 0)], &[(9, 9)]);
+        t.check(
+            refused.is_err_and(|error| error.0.contains("counts 0/0")),
+            "an unknown version is refused",
+        )?;
+        let reply = channel.transact(&request(t, service)?)?;
+        t.equal("status", reply.status, E_FAIL)?;
+        works(t, service)?;
+    }
+    Ok(())
+}
+
+/// Requests that the guest finds together are all answered, in their order, and no packet has to come for that.
+fn queued_requests(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        for _ in 0..20 {
+            let requests = [
+                request(t, service)?,
+                request(t, service)?,
+                request(t, service)?,
+            ];
+            channel.send_together(&requests.each_ref())?;
+            for request in requests {
+                let reply = channel.receive()?;
+                t.equal("transaction", reply.transaction_id, request.transaction_id)?;
+            }
+        }
+        works(t, service)?;
+    }
+    Ok(())
+}
+
+/// A host that does not read gets all replies when it does, and keeps nobody from removing the device.
+fn unread_replies(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        let mut request = request(t, service)?;
+        // As many as fill both rings.
+        let count = 2 * channel.ring_size()? as usize / request.encode().len() + 1;
+        let mut fill = || -> Result<()> {
+            channel.set_reading(false)?;
+            for number in 0..count {
+                request.transaction_id = number as u8;
+                channel.send(&request)?;
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            Ok(())
+        };
+        fill()?;
+        channel.set_reading(true)?;
+        for number in 0..count {
+            let reply = channel.receive()?;
+            t.equal("transaction", reply.transaction_id, number as u8)?;
+        }
+        works(t, service)?;
+
+        fill()?;
+        let took = daemon::rebind(t, "unbind", service)?;
+        t.check(took < PROMPT, &format!("unbinding took {took:?}"))?;
+        channel.set_reading(true)?;
+        daemon::rebind(t, "bind", service)?;
+        channel.wait_open()?;
         works(t, service)?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! Heartbeat.
 
 use std::time::Duration;
+use std::time::Instant;
 
 use host::guest::Result;
 use host::ic::frame::RESPONSE;
@@ -29,6 +30,11 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("heartbeat_flood", flood)
         .everywhere()
         .scripted(&[Service::Heartbeat]),
+    Scenario::new(
+        "heartbeat_flood_leaves_the_processor",
+        flood_leaves_the_processor,
+    )
+    .scripted(&[Service::Heartbeat]),
     Scenario::new("heartbeat_round_trips", round_trips),
     Scenario::new("heartbeat_restore", restore),
 ];
@@ -139,6 +145,40 @@ fn flood(t: &Context<'_>) -> Result<()> {
         )?;
     }
     heartbeat.expect_silence(Duration::from_millis(50))
+}
+
+/// Beats without end leave the guest's programs a share of the processor.
+fn flood_leaves_the_processor(t: &Context<'_>) -> Result<()> {
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.negotiate_all()?;
+    t.sh_ok(
+        ": >/tmp/steps; setsid sh -c 'while :; do echo >>/tmp/steps; done' & echo $! >/tmp/stepper",
+    )?;
+    let steps = || -> Result<u64> {
+        let text = t.sh_ok("wc -l </tmp/steps")?;
+        text.trim()
+            .parse()
+            .map_err(|_| format!("steps: {text:?}").into())
+    };
+    let before = steps()?;
+    let end = Instant::now() + Duration::from_secs(2);
+    let mut sequence = 0;
+    while Instant::now() < end {
+        // As many as the ring never is without.
+        while heartbeat.unsent()? < 1000 {
+            let request = heartbeat.request(heartbeat::body(sequence, heartbeat::RESERVED))?;
+            heartbeat.send(&request)?;
+            sequence += 1;
+        }
+        heartbeat.configure(|device| while device.take_received().is_some() {})?;
+    }
+    let during = steps()? - before;
+    println!(
+        "# {}: {sequence} beats, {during} steps of a program",
+        t.module().name()
+    );
+    t.sh_ok("kill $(cat /tmp/stepper)")?;
+    Ok(())
 }
 
 /// After a restore the host negotiates again on the open channel, and goes on.

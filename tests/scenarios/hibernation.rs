@@ -6,8 +6,12 @@
 use std::time::Duration;
 
 use host::guest::Result;
+use host::ic::S_OK;
 use host::service::Service;
 
+use crate::daemon::Talk;
+use crate::removal;
+use crate::removal::Step;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
@@ -22,11 +26,64 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("hibernation_core", |t| {
         levels(t, &["platform", "processors", "core"])
     })
-    .expects_log(KERNELS_OWN),
+    .expects_log(EXPECTED),
+    Scenario::new("hibernation_without_a_daemon", without_a_daemon)
+        .daemons()
+        .rust_only()
+        .expects_log(EXPECTED),
+    Scenario::new("hibernation_at_every_step", at_every_step)
+        .daemons()
+        .rust_only()
+        .expects_log(EXPECTED),
 ];
 
-/// With interrupts off, `hv_suspend()` updates a static call, for which a kernel that looks for faults has a splat.
-const KERNELS_OWN: &[&str] = &["WARNING: kernel/smp.c", "Call Trace"];
+/// With interrupts off, `hv_suspend()` updates a static call, for which a kernel that looks for faults has a splat. And
+/// what the module says of a request that was not over.
+const EXPECTED: &[&str] = &[
+    "WARNING: kernel/smp.c",
+    "Call Trace",
+    "VSS: no answer from the daemon",
+];
+
+/// Suspends and resumes, channels included.
+fn hibernate(t: &Context<'_>) -> Result<()> {
+    if t.sh("[ -e /sys/power/pm_test ]")?.status != 0 {
+        return t.skip("this kernel has no pm_test (CONFIG_PM_DEBUG)");
+    }
+    t.sh_ok(
+        "echo 0 >/sys/module/hibernate/parameters/pm_test_delay; echo core >/sys/power/pm_test",
+    )?;
+    t.sh_ok("echo disk >/sys/power/state")?;
+    t.sh_ok("echo none >/sys/power/pm_test").map(|_| ())
+}
+
+/// A service whose daemon comes only after the guest has hibernated waits for it as before.
+fn without_a_daemon(t: &Context<'_>) -> Result<()> {
+    hibernate(t)?;
+    let services = removal::services(t);
+    services
+        .iter()
+        .try_for_each(|&service| removal::serves(t, service))
+}
+
+/// At each step of a request the guest can hibernate: the host starts over, the daemon is still there.
+fn at_every_step(t: &Context<'_>) -> Result<()> {
+    for &service in removal::services(t) {
+        for step in Step::ALL {
+            let daemon = step.reach(t, service)?;
+            hibernate(t)?;
+            t.channel(service).wait_open()?;
+            t.channel(service).negotiate_all()?;
+            if step == Step::Answered {
+                let talk = Talk::with(t, service);
+                talk.expect("the next request", removal::request(service), S_OK)?;
+            }
+            daemon.kill(t)?;
+        }
+        removal::serves(t, service)?;
+    }
+    Ok(())
+}
 
 /// Each level closes the channels and opens them again; the services negotiate anew and go on.
 fn levels(t: &Context<'_>, levels: &[&str]) -> Result<()> {

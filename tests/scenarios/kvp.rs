@@ -2,6 +2,7 @@
 
 //! Data exchange with the distribution's `hv_kvp_daemon`.
 
+use std::time::Duration;
 use std::time::Instant;
 
 use host::guest::Module;
@@ -18,6 +19,7 @@ use host::ic::S_OK;
 use host::service::Service;
 
 use crate::daemon;
+use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
 use crate::daemon::QUIET;
@@ -49,6 +51,23 @@ pub const SCENARIOS: &[Scenario] = &[
         .once()
         .daemons()
         .rust_only(),
+    Scenario::new("kvp_sizes", sizes)
+        .once()
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_quick_answers", quick_answers).daemons(),
+    Scenario::new("kvp_endless_answers", endless_answers)
+        .once()
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_queued_requests", queued_requests)
+        .daemons()
+        .rust_only()
+        .expects_log(&["unexpected message"]),
+    Scenario::new("kvp_registration_over_netlink", registration_over_netlink)
+        .once()
+        .daemons()
+        .rust_only(),
     Scenario::new("kvp_refuses", refuses)
         .once()
         .daemons()
@@ -59,6 +78,12 @@ pub const SCENARIOS: &[Scenario] = &[
         .same_transcript(),
     Scenario::new("kvp_daemon_killed", daemon_killed).daemons(),
     Scenario::new("kvp_restore", restore).daemons(),
+    Scenario::new(
+        "kvp_daemon_restarted_under_load",
+        daemon_restarted_under_load,
+    )
+    .daemons()
+    .rust_only(),
     Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)
         .daemons()
         .rust_only(),
@@ -327,6 +352,13 @@ fn any_text(t: &Context<'_>) -> Result<()> {
         &utf16("v"),
     );
     talk.expect("key of 768 bytes as UTF-8", wide, E_INVALID_ARGUMENT)?;
+    talk.finish()
+}
+
+/// Keys and values that claim to be longer than there is room for are refused.
+fn sizes(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    let key = utf16("k");
     for size in [513, 1024, 0x8000_0000, u32::MAX] {
         let what = format!("key size {size}");
         let request = kvp::set_raw(kvp::SET, 0, size, &key, kvp::SZ, 4, &utf16("v"));
@@ -336,9 +368,74 @@ fn any_text(t: &Context<'_>) -> Result<()> {
         talk.expect(&what, request, E_INVALID_ARGUMENT)?;
     }
     for size in [2049, u32::MAX] {
-        let request = kvp::set_raw(kvp::SET, 0, 4, &utf16("k"), kvp::SZ, size, &full);
+        let request = kvp::set_raw(kvp::SET, 0, 4, &utf16("k"), kvp::SZ, size, &utf16("v"));
         talk.expect(&format!("value size {size}"), request, E_INVALID_ARGUMENT)?;
     }
+    talk.expect("a good one", kvp::enumerate(kvp::AUTO, 0), S_OK)?;
+    talk.finish()
+}
+
+/// Many answers that come at once are all taken.
+fn quick_answers(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    let start = Instant::now();
+    for number in 0..500 {
+        let text = number.to_string();
+        talk.expect("SET", kvp::set(kvp::EXTERNAL, "key", &text), S_OK)?;
+    }
+    t.check(
+        start.elapsed() < Duration::from_secs(30),
+        "none waited for its time-out",
+    )?;
+    file_has(t, kvp::EXTERNAL, "key", "499")?;
+    talk.finish()
+}
+
+/// A daemon whose texts have no end gets as much of them to the host as there is room for.
+fn endless_answers(t: &Context<'_>) -> Result<()> {
+    t.sh_ok("{ head -c 4 /dev/zero; head -c 7428 /dev/zero | tr '\\000' x; } >/tmp/endless")?;
+    let daemon = ShellDaemon::registered(t, Service::Kvp, &ShellDaemon::answers("/tmp/endless"))?;
+    let talk = Talk::with(t, Service::Kvp);
+    talk.channel.negotiate_all()?;
+    let reply = talk.expect("ENUMERATE", kvp::enumerate(kvp::GUEST, 0), S_OK)?;
+    let (key, value) = kvp::pair(&reply.body).ok_or("a pair that a host cannot read")?;
+    let only_x = |text: &str| text.chars().all(|letter| letter == 'x');
+    t.check(only_x(&key) && only_x(&value), "nothing else is in them")?;
+    t.check(
+        (1..256).contains(&key.len()) && (1..1024).contains(&value.len()),
+        "they end where their room does",
+    )?;
+    let reply = talk.expect("GET_IP_INFO", kvp::get_ip_info("adapter"), S_OK)?;
+    let got = kvp::addresses(&reply.body).ok_or("no addresses")?;
+    t.check(only_x(&got.gateways), "nothing else is in a list")?;
+    daemon.kill(t)?;
+    talk.finish()
+}
+
+/// What waits behind a request, whatever that is, is answered after it.
+fn queued_requests(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    for kind in [Service::Kvp.message_type(), 0xffff] {
+        let mut first = talk.channel.request(kvp::enumerate(kvp::AUTO, 0))?;
+        first.kind = kind;
+        let second = talk.channel.request(kvp::enumerate(kvp::AUTO, 1))?;
+        talk.channel.send_together(&[&first, &second])?;
+        let status = if kind == 0xffff { E_FAIL } else { S_OK };
+        talk.promptly("the first", &first, status)?;
+        talk.promptly("the second", &second, S_OK)?;
+    }
+    talk.finish()
+}
+
+/// Nobody is the daemon but who has the device open.
+fn registration_over_netlink(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::with(t, Service::Kvp);
+    let offer = Message::negotiation(&[(3, 0)], &[(4, 0)], 9);
+    talk.channel.send(&offer)?;
+    t.sh_ok("register-by-netlink")?;
+    talk.channel.expect_silence(QUIET)?;
+    daemon::KVP.start(t)?;
+    talk.promptly("the negotiation", &offer, S_OK)?;
     talk.finish()
 }
 
@@ -475,6 +572,43 @@ fn daemon_killed(t: &Context<'_>) -> Result<()> {
     daemon::KVP.start(t)?;
     let reply = talk.expect("with a new daemon", kvp::enumerate(kvp::AUTO, 1), S_OK)?;
     t.check(kvp::pair(&reply.body).is_some(), "the reply has a pair")?;
+    talk.finish()
+}
+
+/// How many daemons are killed under load; as many as the second number where `HV_SLOW=1` is set.
+const KILLED: (u64, u64) = (30, 1000);
+
+/// Daemons are killed at any moment while the host asks, before they have registered, too: it gets one reply to each
+/// request, and the last daemon serves.
+fn daemon_restarted_under_load(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    let cycles = t.often(KILLED);
+    t.sh_ok(&format!(
+        "rm -f /tmp/over; setsid sh -c 'i=0; while [ $i -lt {cycles} ]; do i=$((i + 1)); \
+         usleep $((i * 7919 % 40000)); killall -KILL hv_kvp_daemon; \
+         while pidof hv_kvp_daemon; do :; done; hv_kvp_daemon; done; : >/tmp/over' >/dev/null 2>&1 &"
+    ))?;
+    let (mut served, mut failed) = (0, 0);
+    loop {
+        let request = talk.channel.request(kvp::enumerate(kvp::AUTO, 1))?;
+        talk.channel.send(&request)?;
+        match talk.channel.receive_within(PROMPT)? {
+            reply if reply.transaction_id != request.transaction_id => {
+                return Err("a reply to another request".into())
+            }
+            reply if reply.status == S_OK => served += 1,
+            reply if reply.status == E_FAIL => failed += 1,
+            reply => return Err(format!("status {:#x}", reply.status).into()),
+        }
+        if (served + failed) % 64 == 0 && t.sh("[ -e /tmp/over ]")?.status == 0 {
+            break;
+        }
+    }
+    println!("# of the requests under {cycles} daemons {served} were served, {failed} failed");
+    t.check(served > 0 && failed > 0, "some are served, some are not")?;
+    daemon::KVP.kill(t)?;
+    daemon::KVP.start(t)?;
+    talk.expect("with the last daemon", kvp::enumerate(kvp::AUTO, 1), S_OK)?;
     talk.finish()
 }
 

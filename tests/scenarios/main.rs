@@ -47,6 +47,7 @@ mod log;
 mod plot;
 mod profile;
 mod reload;
+mod removal;
 mod runner;
 mod sample;
 mod scenario;
@@ -63,7 +64,7 @@ use scenario::Scenario;
 
 const USAGE: &str = "\
 usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T) in their names or configurations
-       scenarios [OPTION]... faults         runs those of the table of faults with both modules, and writes it
+       scenarios [OPTION]... faults [WORD]  runs those of the table of faults with both modules, and writes it
        scenarios [OPTION]... demo           shows the module at work
        scenarios [OPTION]... bench [check]  measures it, and the kernel's own; or what may not grow, only
        scenarios [OPTION]... bench profile ROW   says in which functions a row of its table spends them
@@ -76,7 +77,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --whole no       only this module, and only what processors and version matter to
   --peer KEY       C's results that passed with the same KEY, which stands for all they depend on, are kept
   --repeat N       all of it N times (1)
-HV_SLOW=1 in the environment adds what takes long: time-outs, and more reloads.
+HV_SLOW=1 in the environment adds what takes long: time-outs, and more reloads and daemons; HV_SLOW=waits the former.
 ";
 
 /// All scenarios, in the order in which they run. Those that end the guest come last in each configuration anyway.
@@ -90,6 +91,7 @@ fn all() -> Vec<&'static Scenario> {
         selftests::SCENARIOS,
         sample::SCENARIOS,
         reload::SCENARIOS,
+        removal::SCENARIOS,
         chardev::SCENARIOS,
         kvp::SCENARIOS,
         vss::SCENARIOS,
@@ -129,17 +131,16 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        ["check", word @ ..] if word.len() < 2 => {
+        [command @ ("check" | "faults"), word @ ..] if word.len() < 2 => {
             let filter = word.first().map(|word| (*word).to_owned());
             options.filter = filter
                 .or_else(|| std::env::var("T").ok())
                 .unwrap_or_default();
             host::nested::ensure_synic();
-            runner::check(&all(), &options)
-        }
-        ["faults"] => {
-            host::nested::ensure_synic();
-            runner::check_faults(&all(), options)
+            match *command {
+                "faults" => runner::check_faults(&all(), options),
+                _ => runner::check(&all(), &options),
+            }
         }
         ["demo"] => {
             host::nested::ensure_synic();

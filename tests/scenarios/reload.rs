@@ -10,7 +10,7 @@ use host::service::Service;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
-/// How often; as often as the second number where `HV_SLOW` is set.
+/// How often; as often as the second number where `HV_SLOW=1` is set.
 const CYCLES: (u64, u64) = (10, 100);
 
 /// The scenarios of this file.
@@ -22,10 +22,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario::new("reload_under_beats", reload_
 fn reload_under_beats(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.configure(|device| device.set_interval(Duration::from_millis(2)))?;
-    let cycles = match std::env::var_os("HV_SLOW") {
-        None => CYCLES.0,
-        Some(_) => CYCLES.1,
-    };
+    let cycles = t.often(CYCLES);
     let opens = heartbeat.opens()?;
     let mut lost = 0;
     for cycle in 0..cycles {

@@ -14,6 +14,9 @@ use host::service::Service;
 /// What ended a scenario early without being a failure: it starts the reason.
 const SKIP: &str = "SKIP ";
 
+/// Set in the environment for what takes long; to `waits` where that is not to be more than time-outs.
+const SLOW: &str = "HV_SLOW";
+
 /// How a machine differs from that of most scenarios.
 pub struct Machine {
     /// Its name: scenarios with the same share one.
@@ -282,6 +285,22 @@ impl<'a> Context<'a> {
             self.guest.kernel_log()?.contains(text),
             &format!("the kernel's log says {text:?}"),
         )
+    }
+
+    /// Ends the scenario as skipped, unless `HV_SLOW` is set: it mostly waits.
+    pub fn is_patient(&self) -> Result<()> {
+        match std::env::var_os(SLOW) {
+            Some(_) => Ok(()),
+            None => self.skip("it takes long: HV_SLOW=1 runs it"),
+        }
+    }
+
+    /// How often to do something: the second number where `HV_SLOW=1` is set.
+    pub fn often(&self, (often, more): (u64, u64)) -> u64 {
+        match std::env::var_os(SLOW) {
+            Some(value) if value == "1" => more,
+            _ => often,
+        }
     }
 
     /// Ends the scenario as skipped.

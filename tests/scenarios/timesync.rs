@@ -101,7 +101,7 @@ fn steps_the_clock(t: &Context<'_>) -> Result<()> {
 }
 
 /// Waits until the guest's clock is at (or little past) `target` seconds since 1970.
-fn wait_clock(t: &Context<'_>, target: i64) -> Result<()> {
+pub fn wait_clock(t: &Context<'_>, target: i64) -> Result<()> {
     let mut last = 0;
     for _ in 0..100 {
         last = clock(t)?;

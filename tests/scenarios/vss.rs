@@ -4,6 +4,7 @@
 
 use host::guest::Module;
 use host::guest::Result;
+use host::ic::frame::Message;
 use host::ic::vss;
 use host::ic::E_FAIL;
 use host::ic::E_INVALID_ARGUMENT;
@@ -37,6 +38,17 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .same_transcript(),
     Scenario::new("vss_operations", operations).once().daemons(),
+    Scenario::new("vss_unknown_operations", unknown_operations)
+        .once()
+        .daemons()
+        .rust_only(),
+    Scenario::new("vss_backup_flag", backup_flag)
+        .once()
+        .daemons()
+        .rust_only(),
+    Scenario::new("vss_queued_requests", queued_requests)
+        .daemons()
+        .rust_only(),
     Scenario::new("vss_log_is_limited", log_is_limited)
         .once()
         .daemons()
@@ -175,7 +187,7 @@ fn backs_up(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// What Linux has nothing to do for succeeds; what it does not know, it says so.
+/// What Linux has nothing to do for succeeds.
 fn operations(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for operation in [vss::CREATE, vss::DELETE, vss::BU_COMPLETE, vss::GET_DM_INFO] {
@@ -185,25 +197,57 @@ fn operations(t: &Context<'_>) -> Result<()> {
             S_OK,
         )?;
     }
+    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()
+}
+
+/// What it does not know, it says so.
+fn unknown_operations(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
     for operation in [vss::AUTO_RECOVER, 8, 128, 129, 255] {
-        // C claims success.
-        let status = match t.module() {
-            Module::Rust => E_NOT_SUPPORTED,
-            Module::C => S_OK,
-        };
         talk.expect(
             &format!("operation {operation}"),
             vss::body(operation),
-            status,
+            E_NOT_SUPPORTED,
         )?;
     }
-    if t.module() == Module::Rust {
-        for length in [0, 1, 8] {
-            let body = vss::body(vss::FREEZE)[..length].to_vec();
-            talk.expect(&format!("{length} bytes"), body, E_INVALID_ARGUMENT)?;
-        }
+    for length in [0, 1, 8] {
+        let body = vss::body(vss::FREEZE)[..length].to_vec();
+        talk.expect(&format!("{length} bytes"), body, E_INVALID_ARGUMENT)?;
     }
     talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()
+}
+
+/// The answer to HOT_BACKUP says that what is backed up needs no recovery.
+fn backup_flag(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    let reply = talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    t.equal(
+        "flags",
+        vss::flags(&reply.body),
+        Some(vss::NO_AUTO_RECOVERY),
+    )?;
+    talk.finish()
+}
+
+/// What comes while a request is in work is answered after it, and neither is taken for the other.
+fn queued_requests(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    let info = || talk.channel.request(vss::body(vss::GET_DM_INFO));
+    for _ in 0..20 {
+        let backup = talk.channel.request(vss::body(vss::HOT_BACKUP))?;
+        let info = info()?;
+        talk.channel.send_together(&[&backup, &info])?;
+        talk.channel.signal()?;
+        talk.promptly("HOT_BACKUP", &backup, S_OK)?;
+        talk.promptly("GET_DM_INFO", &info, S_OK)?;
+    }
+    let offer = Message::negotiation(&[(3, 0)], &[(5, 0)], 99);
+    let info = info()?;
+    talk.channel.send_together(&[&offer, &info])?;
+    talk.promptly("the negotiation", &offer, S_OK)?;
+    talk.promptly("GET_DM_INFO", &info, S_OK)?;
     talk.finish()
 }
 
