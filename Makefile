@@ -87,7 +87,7 @@ build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) tests/guest/
 	@echo "[4/6] the inner guest, $*"
 	@tests/guest/images.sh inner-$*
 
-build/guest/daemons-%.cpio: $(images) $(wildcard tests/selftests/hv_utils/*.c) | build/kdir/%/.ready
+build/guest/daemons-%.cpio: $(images) $(wildcard tests/selftests/hv_utils/*.c) tests/guest/register-by-netlink.c | build/kdir/%/.ready
 	@echo "[4/6] the distribution's daemons, $*"
 	@tests/guest/images.sh daemons-$*
 
@@ -131,9 +131,10 @@ check: guests host
 bench: root guest-$(FLAVOUR) host
 	@$(enter) env OUTER_TIMEOUT=1200 build/host/scenarios --flavour $(FLAVOUR) bench
 
-## faults               what C and this module make of the faults of Documentation/faults.rst, which it writes
-faults: root guest-$(FLAVOUR) host
-	@$(enter) env HV_SLOW=1 OUTER_TIMEOUT=3600 build/host/scenarios --flavour $(FLAVOUR) faults
+## faults               what C and this module make of the faults of Documentation/faults.rst, which it writes (15 min)
+faults: root guest-amd64 guest-debug host
+	@$(enter) env HV_SLOW=waits OUTER_TIMEOUT=1800 build/host/scenarios faults
+	@$(enter) env HV_SLOW=waits OUTER_TIMEOUT=1800 build/host/scenarios --flavour debug faults
 	@cp build/results/faults.rst Documentation/faults.rst
 
 ## check-debug          the scenarios and KUnit on a kernel that looks for faults, built for that (17 min once)

@@ -9,44 +9,73 @@ pub struct Fault {
     /// What happens, and what comes of it in C.
     text: &'static str,
     /// The scenarios in which it does.
-    scenarios: &'static [&'static str],
+    shown: &'static [Shown],
 }
 
-const fn fault(text: &'static str, scenarios: &'static [&'static str]) -> Fault {
-    Fault { text, scenarios }
+/// A scenario, and the kernel on which it shows most.
+pub struct Shown {
+    scenario: &'static str,
+    kernel: Kernel,
 }
 
-/// All of them, by what they are about.
+/// What the scenarios of the table run on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// The kernel that most guests have, with one processor.
+    Stock,
+    /// The one that looks for faults, with two.
+    Debug,
+}
+
+const fn fault(text: &'static str, shown: &'static [Shown]) -> Fault {
+    Fault { text, shown }
+}
+
+const fn stock(scenario: &'static str) -> Shown {
+    Shown {
+        scenario,
+        kernel: Kernel::Stock,
+    }
+}
+
+const fn debug(scenario: &'static str) -> Shown {
+    Shown {
+        scenario,
+        kernel: Kernel::Debug,
+    }
+}
+
+/// All of them, by what they are about. Their numbers in the document are their places here.
 pub const FAULTS: &[(&str, &[Fault])] = &[
     (
         "Life cycle",
         &[
             fault(
-                "The host refuses to open the channel, or a device can't be registered: C cleans up what was never \
-                 set up",
-                &["open_refused", "allocations_fail"],
+                "The host refuses to open the channel: C cleans up what was never set up",
+                &[stock("open_refused")],
             ),
             fault(
-                "The device goes while a daemon has its file open: C frees what the file still uses, or waits for \
-                 the daemon, with all of VMBus behind it",
+                "The device goes while a daemon has its file open: C frees what the file still uses",
+                &[stock("chardev"), debug("vss_unbound_under_packets")],
+            ),
+            fault(
+                "The device goes under a daemon that hangs: C waits for the daemon, with all of VMBus behind it",
                 &[
-                    "kvp_unbound_under_its_daemon",
-                    "kvp_rescinded_under_its_daemon",
-                    "chardev",
+                    stock("kvp_unbound_under_its_daemon"),
+                    stock("kvp_rescinded_under_its_daemon"),
                 ],
             ),
             fault(
-                "Work is left over: in C that of time synchronisation and shutdown can run when the module has gone",
-                &[
-                    "insert_and_remove",
-                    "reload_under_beats",
-                    "leaks",
-                    "leaks_with_daemons",
-                ],
+                "A packet comes while the device goes: C may work on it when its memory is gone",
+                &[debug("vss_unbound_under_packets")],
             ),
             fault(
-                "The guest hibernates without a daemon: C takes the service for ready, and refuses the next daemon",
-                &["hibernation_devices"],
+                "Work is left over: in C it can run when the module has gone",
+                &[stock("work_left_at_removal"), debug("work_left_at_removal")],
+            ),
+            fault(
+                "A step of the registration fails: C leaves the device there with freed memory behind it",
+                &[debug("allocations_fail")],
             ),
         ],
     ),
@@ -55,24 +84,16 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         &[
             fault(
                 "There is no daemon: C's timer of 55 s does nothing, and the host waits for ever",
-                &["kvp_waits_for_its_daemon", "daemon_timeouts"],
+                &[stock("kvp_times_out_without_a_daemon")],
             ),
             fault(
                 "No version is common: C keeps one, and says that all is well",
-                &["framing_renegotiation", "framing_bad_counts"],
-            ),
-            fault(
-                "The host negotiates amid a request",
-                &[
-                    "kvp_negotiates_amid_a_request",
-                    "fcopy_negotiates_amid_a_copy",
-                    "vss_negotiates_while_frozen",
-                ],
+                &[stock("framing_no_common_version")],
             ),
             fault(
                 "Any local user is the daemon: C takes registrations over netlink. Here there is the device, which \
                  root opens",
-                &["chardev"],
+                &[stock("kvp_registration_over_netlink")],
             ),
         ],
     ),
@@ -80,41 +101,52 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Requests",
         &[
             fault(
-                "Packets queue up: C takes one each time it is called, and may not be called again; or takes them \
-                 as long as there are any, in a softirq",
-                &["heartbeat_flood"],
+                "Packets queue up: C takes one each time it is called, and may not be called again",
+                &[stock("framing_queued_requests"), stock("kvp_queued_requests")],
             ),
             fault(
                 "A message is short, or of an unknown type: C drops it, and the host waits",
-                &[
-                    "framing_short_bodies",
-                    "framing_unknown_type",
-                    "framing_no_header",
-                ],
+                &[stock("framing_short_bodies"), stock("framing_no_header")],
             ),
             fault(
-                "The ring is full: C loses the reply",
-                &["framing_whole_ring"],
+                "The ring is full, as the host does not read: C loses replies",
+                &[stock("framing_unread_replies")],
             ),
             fault(
                 "An allocation fails: C loses the request. Here nothing is allocated once a device is bound",
-                &["allocations_fail"],
+                &[debug("allocations_fail_at_work")],
             ),
             fault(
-                "The daemon answers late, or after another has come: C takes it for the answer to the next request",
-                &["daemon_timeouts", "kvp_daemon_killed", "fcopy_daemon_killed"],
+                "The daemon answers before the timer runs: C discards that, and fails the request after 30 s",
+                &[stock("kvp_quick_answers")],
             ),
             fault(
-                "The daemon does not read",
-                &["vss_daemon_that_does_not_read", "fcopy_unread_start"],
+                "The daemon answers late: C takes it for the answer to the next request; or has not read the last \
+                 request: C cannot send the next",
+                &[stock("kvp_late_answer"), stock("daemon_timeouts")],
             ),
             fault(
-                "File systems stay frozen: C tells nobody",
+                "The daemon goes while it is asked: C waits for its answer, and takes the next one's registration for it",
                 &[
-                    "vss_daemon_killed_while_frozen",
-                    "vss_unbound_while_frozen",
-                    "vss_rescinded_while_frozen",
-                    "vss_daemon_fails_to_thaw",
+                    stock("kvp_daemon_killed"),
+                    stock("kvp_daemon_restarted_under_load"),
+                ],
+            ),
+            fault(
+                "A second VSS request comes while one is in work: C has it overwrite the first",
+                &[stock("vss_queued_requests")],
+            ),
+            fault(
+                "The guest hibernates without a daemon: C takes the service for ready, and refuses the next daemon",
+                &[stock("hibernation_without_a_daemon")],
+            ),
+            fault(
+                "The daemon goes while file systems are frozen: C tells nobody",
+                &[
+                    stock("vss_daemon_killed_while_frozen"),
+                    stock("vss_unbound_while_frozen"),
+                    stock("vss_rescinded_while_frozen"),
+                    stock("vss_daemon_fails_to_thaw"),
                 ],
             ),
         ],
@@ -123,59 +155,137 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Data",
         &[
             fault(
-                "Sizes, pools and types that are wrong: C uses what the host says",
-                &[
-                    "kvp_refuses",
-                    "kvp_any_text",
-                    "kvp_value_types",
-                    "framing_size_beyond_packet",
-                ],
+                "Sizes are wrong: C uses what the host says",
+                &[stock("kvp_sizes"), stock("framing_size_beyond_packet")],
             ),
-            fault("GET of a value: C answers that it is empty", &["kvp_gets_values"]),
-            fault("HOT_BACKUP's flag: C never sets it", &["vss_backs_up"]),
+            fault(
+                "GET of a value: C answers that it is empty",
+                &[stock("kvp_gets_values")],
+            ),
+            fault("HOT_BACKUP's flag: C never sets it", &[stock("vss_backup_flag")]),
             fault(
                 "A VSS daemon of before 2013: in C it never becomes ready",
-                &["vss_old_daemon"],
+                &[stock("vss_old_daemon")],
+            ),
+            fault(
+                "SET of other types: C stores an empty value; unknown operations succeed, pools are not checked",
+                &[stock("kvp_value_types"), stock("kvp_refuses")],
+            ),
+            fault(
+                "A daemon's text does not end: C reads on",
+                &[debug("kvp_endless_answers")],
+            ),
+            fault(
+                "The host floods the ring: C holds the processor for as long as there is a packet",
+                &[stock("heartbeat_flood_leaves_the_processor")],
             ),
             fault(
                 "Unknown VSS operations: C says that they succeeded",
-                &["vss_operations"],
+                &[stock("vss_unknown_operations")],
             ),
-            fault("Anything else", &["fuzz", "fuzz_with_daemons"]),
+        ],
+    ),
+    (
+        "Hosts",
+        &[
+            fault(
+                "The host negotiates amid a request",
+                &[
+                    stock("kvp_negotiates_amid_a_request"),
+                    stock("fcopy_negotiates_amid_a_copy"),
+                    stock("vss_negotiates_while_frozen"),
+                ],
+            ),
+            fault(
+                "It says nothing, or reads nothing, when the module is removed",
+                &[stock("silent_host")],
+            ),
+            fault(
+                "It says everything twice, or answers what it was not asked",
+                &[stock("host_says_it_twice"), stock("framing_responses")],
+            ),
+            fault(
+                "It has a ring full of what are no packets",
+                &[stock("framing_whole_ring"), stock("framing_other_packets")],
+            ),
+            fault("Its clock jumps", &[stock("clock_jumps")]),
+            fault("It sends anything", &[stock("fuzz"), stock("fuzz_with_daemons")]),
+        ],
+    ),
+    (
+        "Guests",
+        &[
+            fault(
+                "The device, or the module, goes at any step of a request",
+                &[stock("removal_at_every_step"), stock("reload_under_beats")],
+            ),
+            fault(
+                "The guest hibernates at any step of a request",
+                &[stock("hibernation_at_every_step")],
+            ),
+            fault(
+                "The daemon does not read",
+                &[
+                    stock("vss_daemon_that_does_not_read"),
+                    stock("fcopy_unread_start"),
+                ],
+            ),
+            fault(
+                "The daemon answers what it was not asked, while the host asks",
+                &[stock("daemon_and_host_at_once")],
+            ),
+            fault(
+                "Memory is forgotten",
+                &[debug("leaks"), debug("leaks_with_daemons")],
+            ),
         ],
     ),
 ];
 
-/// Whether a fault names the scenario.
-pub fn names(scenario: &str) -> bool {
+/// Whether a fault names the scenario for the kernel.
+pub fn names(scenario: &str, kernel: Kernel) -> bool {
     FAULTS
         .iter()
         .flat_map(|(_, faults)| *faults)
-        .any(|fault| fault.scenarios.contains(&scenario))
+        .flat_map(|fault| fault.shown)
+        .any(|shown| shown.scenario == scenario && shown.kernel == kernel)
 }
 
 /// The document, with what `verdict` knows of the scenarios' last runs.
-pub fn document(verdict: impl Fn(&str, Module) -> Option<String>) -> String {
-    let cell = |name: &str, module| verdict(name, module).unwrap_or_else(|| "not run".to_owned());
+pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> String {
     let mut text = INTRODUCTION.to_owned();
+    let mut number = 0;
     for (title, faults) in FAULTS {
         text.push_str(&format!(
             "\n{title}\n{}\n\n{TABLE}",
             "=".repeat(title.len())
         ));
-        text.push_str(&row(["Fault", "Scenario", "C driver", "This module"]));
+        text.push_str(&row(["", "Fault", "Scenario", "C driver", "This module"]));
         for fault in *faults {
-            for (index, name) in fault.scenarios.iter().enumerate() {
-                let what = if index == 0 { fault.text } else { "" };
-                let (c, rust) = (cell(name, Module::C), cell(name, Module::Rust));
-                text.push_str(&row([what, &format!("``{name}``"), &c, &rust]));
+            number += 1;
+            for (index, shown) in fault.shown.iter().enumerate() {
+                let (number, what) = match index {
+                    0 => (number.to_string(), fault.text),
+                    _ => (String::new(), ""),
+                };
+                let kernel = match shown.kernel {
+                    Kernel::Stock => "",
+                    Kernel::Debug => " (debug)",
+                };
+                let cell = |module| {
+                    verdict(shown.scenario, module, shown.kernel)
+                        .unwrap_or_else(|| "not run".to_owned())
+                };
+                let name = format!("``{}``{kernel}", shown.scenario);
+                let (c, rust) = (cell(Module::C), cell(Module::Rust));
+                text.push_str(&row([&number, what, &name, &c, &rust]));
             }
         }
     }
     text
 }
 
-fn row(cells: [&str; 4]) -> String {
+fn row(cells: [&str; 5]) -> String {
     let mut text = String::new();
     for (index, cell) in cells.iter().enumerate() {
         let bullet = if index == 0 { "* -" } else { "  -" };
@@ -189,7 +299,7 @@ fn row(cells: [&str; 4]) -> String {
 const TABLE: &str = "\
 .. list-table::
    :header-rows: 1
-   :widths: 30 20 35 15
+   :widths: 5 30 20 30 15
 
 ";
 
@@ -204,6 +314,8 @@ Faults
 
 What the C driver of 7.3 does not survive, or gets wrong, by reading it; and what came of it when both
 drivers ran the scenario. ``make faults`` runs the scenarios with both and writes this document. What C is
-said to fail with is the first thing that the host, or the kernel's log, noticed; where it passes, the
-scenario does not meet the fault in the stock kernel of the run, or C does not have it any more.
+said to fail with is the first thing that the host, or the kernel's log, noticed: where it never answers, the
+host waits for some seconds. Where C passes, the scenario does not meet the fault in the kernel of the run, or
+C does not have it any more. *debug* is the kernel of ``make check-debug``, with two processors; the other one
+is Debian's, with one.
 ";

@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use std::time::Instant;
 
 use host::guest::Error;
 use host::guest::Guest;
 use host::guest::Module;
 use host::guest::Result;
+use host::guest::TIMEOUT;
 use host::images;
 use host::images::build_folder;
 use host::machine::Config;
@@ -23,6 +25,7 @@ use host::snapshot::Snapshot;
 
 use crate::daemon;
 use crate::faults;
+use crate::faults::Kernel;
 use crate::log;
 use crate::scenario::skip;
 use crate::scenario::skip_reason;
@@ -41,6 +44,13 @@ const CLOUD: &str = "cloud-amd64";
 /// The one that looks for faults.
 const DEBUG: &str = "debug";
 
+/// The kernels that the table of faults is from, with how many processors, and for how long C may take for anything
+/// there: it would mostly be waited for in vain.
+const KERNELS: [(&str, u32, Duration); 2] = [
+    (FLAVOUR, 1, Duration::from_secs(5)),
+    (DEBUG, 2, Duration::from_secs(20)),
+];
+
 /// What the command line says.
 pub struct Options {
     /// Only scenarios with this in their line.
@@ -57,8 +67,8 @@ pub struct Options {
     repeat: u32,
     /// Stands for all that C's results depend on: those that a former run got with the same are kept.
     peer: Option<String>,
-    /// What the table of faults names, with both modules; C may fail.
-    faults: bool,
+    /// What the table of faults names, with both modules; C may fail, and is waited for that long.
+    faults: Option<Duration>,
 }
 
 impl Default for Options {
@@ -73,7 +83,7 @@ impl Default for Options {
             whole: true,
             repeat: 1,
             peer: None,
-            faults: false,
+            faults: None,
         }
     }
 }
@@ -287,11 +297,18 @@ pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
     }
 }
 
-/// Runs the scenarios that the table of faults names, with both modules, and writes the table.
+/// Runs the scenarios that the table of faults names for the options' kernel, with both modules, and writes the table.
 pub fn check_faults(scenarios: &[&'static Scenario], options: Options) -> ExitCode {
+    let kernel = KERNELS
+        .into_iter()
+        .find(|(flavour, ..)| *flavour == options.flavour);
+    let Some((_, vcpus, patience)) = kernel else {
+        println!("# the table of faults is not from {}", options.flavour);
+        return ExitCode::FAILURE;
+    };
     let options = Options {
-        faults: true,
-        vcpus: vec![1],
+        faults: Some(patience),
+        vcpus: vec![vcpus],
         versions: vec![(6, 0)],
         ..options
     };
@@ -329,21 +346,18 @@ fn verdict(result: &Result<()>) -> String {
     format!("fails: ``{}``", what.replace('`', "'"))
 }
 
-/// What a scenario came to when it ran last: on the kernel that most guests have, else on the one that looks for faults.
-fn last_verdict(scenario: &str, module: Module) -> Option<String> {
+/// What a scenario came to when it ran last, on the kernel that the table has it on.
+fn last_verdict(scenario: &str, module: Module, kernel: Kernel) -> Option<String> {
     if module == Module::C && scenario.starts_with("fcopy_") {
         return Some("has no such device".to_owned());
     }
-    [(FLAVOUR, 1), (DEBUG, 2)]
-        .into_iter()
-        .find_map(|(flavour, vcpus)| {
-            let place = Place {
-                module,
-                vcpus,
-                vmbus: (6, 0),
-            };
-            std::fs::read_to_string(with_suffix(&place.file(scenario, flavour), VERDICT)).ok()
-        })
+    let (flavour, vcpus, _) = KERNELS[kernel as usize];
+    let place = Place {
+        module,
+        vcpus,
+        vmbus: (6, 0),
+    };
+    std::fs::read_to_string(with_suffix(&place.file(scenario, flavour), VERDICT)).ok()
 }
 
 /// How often a scenario is run where the emulation breaks down.
@@ -428,8 +442,11 @@ impl<'a> Group<'a> {
         let everywhere = self.options.full || self.options.flavour != CLOUD;
         sorted.retain(|scenario| everywhere || scenario.is_everywhere());
         sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.options.filter);
-        sorted.retain(|scenario| !self.options.faults || faults::names(scenario.name()));
         let debug = self.options.flavour == DEBUG;
+        let kernel = if debug { Kernel::Debug } else { Kernel::Stock };
+        sorted.retain(|scenario| {
+            self.options.faults.is_none() || faults::names(scenario.name(), kernel)
+        });
         sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
         sorted.retain(|scenario| whole || scenario.depends_on_place());
         let (vcpus, vmbus) = (self.config.vcpus, self.config.vmbus_max);
@@ -454,7 +471,7 @@ impl<'a> Group<'a> {
             let here = whole || place.module == Module::Rust;
             let for_module = match (self.options.faults, place.module) {
                 // File copy has no character device in C any more.
-                (true, Module::C) => !scenario.name().starts_with("fcopy_"),
+                (Some(_), Module::C) => !scenario.name().starts_with("fcopy_"),
                 _ => scenario.is_for(place.module),
             };
             here && for_module && line.contains(&self.options.filter)
@@ -584,6 +601,11 @@ impl<'a> Group<'a> {
                 return Ok(());
             }
         };
+        let patience = match place.module {
+            Module::C => self.options.faults,
+            Module::Rust => None,
+        };
+        shared.guest.set_patience(patience.unwrap_or(TIMEOUT));
         let guest = &shared.guest;
         let file = place.file(scenario.name(), &self.options.flavour);
         let from = guest.transcript_length();
@@ -629,7 +651,7 @@ impl<'a> Group<'a> {
             println!("# {}: {error}", shown(&file));
         }
         match (self.options.faults, place.module) {
-            (true, Module::C) => println!("# {} with C: {verdict}", scenario.name()),
+            (Some(_), Module::C) => println!("# {} with C: {verdict}", scenario.name()),
             _ => self.report.line(scenario.name(), &place.label(), result),
         }
     }
@@ -723,6 +745,7 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()
         }
     }
     guest.note(&format!("{} with {}", scenario.name(), module.name()));
+    let console = guest.console().len();
     if scenario.needs_daemons() {
         daemon::prepare(guest)?;
     }
@@ -768,8 +791,20 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()
         true => Ok(()),
         false => context.unload(),
     };
-    // What is in the log is often the reason, so it comes first.
-    let log = guest.sh_ok("dmesg -r")?;
+    let log = match guest.sh_ok("dmesg -r") {
+        Ok(log) => log,
+        // Where nothing can be asked any more, its beginning is on the console.
+        Err(error) => {
+            let said = guest.console();
+            let said = said.get(console..).unwrap_or_default();
+            let error = result.and(cleaned).err().unwrap_or(error);
+            return Err(match said.lines().find(|line| log::is_splat(line)) {
+                Some(line) => Error(format!("{error}\nthe console says: {line}")),
+                None => error,
+            });
+        }
+    };
+    // What is in the log is often the reason.
     match (result, log::first_bad_line(&log, scenario.expected_log())) {
         (Err(error), Some(line)) => Err(Error(format!("{error}\nthe kernel's log says: {line}"))),
         (Err(error), None) => Err(error),
