@@ -46,7 +46,7 @@ const EXPECTED: &[&str] = &[
 ];
 
 /// Suspends and resumes, channels included.
-fn hibernate(t: &Context<'_>) -> Result<()> {
+pub fn hibernate(t: &Context<'_>) -> Result<()> {
     if t.sh("[ -e /sys/power/pm_test ]")?.status != 0 {
         return t.skip("this kernel has no pm_test (CONFIG_PM_DEBUG)");
     }

@@ -87,6 +87,18 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)
         .daemons()
         .rust_only(),
+    Scenario::new(
+        "kvp_negotiates_twice_without_a_daemon",
+        negotiates_twice_without_a_daemon,
+    )
+    .daemons()
+    .rust_only(),
+    Scenario::new(
+        "kvp_negotiates_as_its_daemon_dies",
+        negotiates_as_its_daemon_dies,
+    )
+    .daemons()
+    .rust_only(),
     Scenario::new("kvp_unbound_under_its_daemon", unbound_under_its_daemon)
         .daemons()
         .rust_only(),
@@ -640,6 +652,41 @@ fn negotiates_amid_a_request(t: &Context<'_>) -> Result<()> {
         talk.channel.expect_silence(QUIET)?;
     }
     talk.expect("the next", kvp::enumerate(kvp::AUTO, 0), S_OK)?;
+    talk.finish()
+}
+
+/// A host that negotiates again before it was answered wants an answer to the last of its offers only.
+fn negotiates_twice_without_a_daemon(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::with(t, Service::Kvp);
+    let offer = |id| Message::negotiation(&[(3, 0)], &[(4, 0)], id);
+    talk.channel.send(&offer(1))?;
+    talk.channel.expect_silence(QUIET)?;
+    talk.channel.send(&offer(2))?;
+    talk.channel.expect_silence(QUIET)?;
+    daemon::KVP.start(t)?;
+    talk.promptly("the negotiation", &offer(2), S_OK)?;
+    talk.finish()
+}
+
+/// A host negotiates at the moment at which the daemon dies over a request: behind the negotiation's answer comes none
+/// to what was before.
+fn negotiates_as_its_daemon_dies(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    for number in 0..20 {
+        daemon::KVP.stop(t)?;
+        talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
+        let offer = Message::negotiation(&[(3, 0)], &[(4, 0)], 100 + number);
+        t.sh_ok(&format!(
+            "{{ usleep {}; killall -KILL hv_kvp_daemon; }} &",
+            u32::from(number) * 200
+        ))?;
+        talk.channel.send(&offer)?;
+        daemon::KVP.wait_gone(t)?;
+        daemon::KVP.start(t)?;
+        while talk.channel.receive_within(PROMPT)?.transaction_id != offer.transaction_id {}
+        talk.channel.expect_silence(QUIET)?;
+        talk.expect("the next", kvp::enumerate(kvp::AUTO, 0), S_OK)?;
+    }
     talk.finish()
 }
 

@@ -31,6 +31,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("timesync_unanswered", unanswered)
         .once()
         .unloaded(),
+    Scenario::new("timesync_ptp_of_a_host_that_starts_over", ptp_starts_over)
+        .once()
+        .scripted(&[Service::TimeSync])
+        .rust_only(),
 ];
 
 /// What the log says of a time that the kernel refuses.
@@ -187,4 +191,26 @@ fn ptp(t: &Context<'_>) -> Result<()> {
         (host - clock).abs() < 2.0,
         &format!("the PTP clock ({clock}) shows the host's time ({host})"),
     )
+}
+
+/// Between a negotiation and the first sample after it the clock has no time: that of before may be another host's.
+fn ptp_starts_over(t: &Context<'_>) -> Result<()> {
+    if t.sh("command -v phc_ctl")?.status != 0 {
+        return t.skip("the initramfs has no phc_ctl");
+    }
+    let channel = t.channel(Service::TimeSync);
+    let get =
+        "phc_ctl /dev/$(basename $(dirname $(grep -l hyperv /sys/class/ptp/*/clock_name))) get";
+    for _ in 0..2 {
+        channel.negotiate_all()?;
+        let none = t.sh(get)?;
+        t.check(
+            none.status != 0 && none.text.contains("No data available"),
+            &format!("there is no time: {none:?}"),
+        )?;
+        let body = timesync::body((4, 0), &t.moment(), timesync::SAMPLE);
+        channel.transact(&channel.request(body)?)?;
+        t.sh_ok(get)?;
+    }
+    Ok(())
 }

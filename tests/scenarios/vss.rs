@@ -2,6 +2,8 @@
 
 //! Backups with the distribution's `hv_vss_daemon`, of an ext4 that is written to all the time.
 
+use std::time::Duration;
+
 use host::guest::Module;
 use host::guest::Result;
 use host::ic::frame::Message;
@@ -17,6 +19,7 @@ use crate::daemon::wait_for;
 use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
+use crate::hibernation;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
@@ -79,6 +82,22 @@ pub const SCENARIOS: &[Scenario] = &[
     .daemons()
     .rust_only()
     .expects_log(&[HELP, THAWS, NO_ANSWER]),
+    Scenario::new(
+        "vss_daemon_killed_before_a_freeze",
+        daemon_killed_before_a_freeze,
+    )
+    .daemons()
+    .rust_only()
+    .expects_log(&[NO_ANSWER]),
+    Scenario::new("vss_next_daemon_is_told_again", next_daemon_is_told_again)
+        .daemons()
+        .rust_only()
+        .expects_log(&[HELP, THAWS]),
+    Scenario::new("vss_hibernates_over_a_thaw", hibernates_over_a_thaw)
+        .once()
+        .daemons()
+        .rust_only()
+        .expects_log(&[HELP, THAWS, NO_ANSWER]),
     Scenario::new("vss_negotiates_while_frozen", negotiates_while_frozen)
         .daemons()
         .rust_only()
@@ -310,9 +329,8 @@ fn old_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon that freezes and does not manage to thaw: host and administrator are told, the latter also where the host
-/// does not ask.
-fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
+/// Starts a daemon that freezes and does not manage to thaw.
+fn start_failing_to_thaw(t: &Context<'_>) -> Result<ShellDaemon> {
     let script = format!(
         "while operation=$(dd bs=12 count=1 2>/dev/null | od -An -tu1 -N1 | tr -d \" \"); do \
              [ \"$operation\" = 5 ] && status=000 || status=001; printf \"\\\\$status{ZEROES}\" >&0; \
@@ -320,6 +338,13 @@ fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
     );
     let daemon = ShellDaemon::start(t, "hv_vss", &hello(128), &script)?;
     t.log_has("VSS: userspace daemon ver. 128 connected")?;
+    Ok(daemon)
+}
+
+/// A daemon that freezes and does not manage to thaw: host and administrator are told, the latter also where the host
+/// does not ask.
+fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
+    let daemon = start_failing_to_thaw(t)?;
     let talk = Talk::with(t, Service::Vss);
     talk.channel.negotiate_all()?;
     talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
@@ -369,13 +394,15 @@ fn daemon_killed_while_frozen(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The daemon dies over a FREEZE: nobody knows how far it came.
+/// The daemon dies over a FREEZE that it has read: nobody knows how far it came.
 fn daemon_killed_over_a_freeze(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
-    let talk = begin(t)?;
-    daemon::VSS.stop(t)?;
+    let hung = ShellDaemon::registered(t, Service::Vss, ShellDaemon::ANSWERS_NOTHING)?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
     let request = talk.pend(vss::body(vss::FREEZE))?;
-    daemon::VSS.kill(t)?;
+    wait_for(t, "[ -e /tmp/read ]")?;
+    hung.kill(t)?;
     talk.promptly("FREEZE", &request, E_FAIL)?;
     wait_for(t, &format!("dmesg | grep -q '{HELP}'"))?;
     daemon::VSS.start(t)?;
@@ -384,6 +411,67 @@ fn daemon_killed_over_a_freeze(t: &Context<'_>) -> Result<()> {
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     talk.finish()?;
     disk.finish()
+}
+
+/// One that it has not read is not a freeze.
+fn daemon_killed_before_a_freeze(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    daemon::VSS.stop(t)?;
+    let request = talk.pend(vss::body(vss::FREEZE))?;
+    daemon::VSS.kill(t)?;
+    talk.promptly("FREEZE", &request, E_FAIL)?;
+    daemon::VSS.start(t)?;
+    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    let log = t.kernel_log()?;
+    for text in [HELP, THAWS] {
+        t.check(
+            !log.contains(text),
+            &format!("the log does not say {text:?}"),
+        )?;
+    }
+    talk.finish()
+}
+
+/// A daemon that was told to thaw, and did not manage: the next one is told again.
+fn next_daemon_is_told_again(t: &Context<'_>) -> Result<()> {
+    let daemon = start_failing_to_thaw(t)?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+    talk.channel.negotiate_all()?;
+    wait_for(t, &format!("dmesg | grep -q '{FAILED}'"))?;
+    daemon.kill(t)?;
+    daemon::VSS.start(t)?;
+    wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()
+}
+
+/// A daemon hangs over what it was told, and the guest hibernates: the host's requests fail until there is another one,
+/// and none stays unanswered.
+fn hibernates_over_a_thaw(t: &Context<'_>) -> Result<()> {
+    t.is_patient()?;
+    let answer = ShellDaemon::write("/tmp/success");
+    let script = format!(
+        "dd bs=12 count=1; {answer}; {}",
+        ShellDaemon::ANSWERS_NOTHING
+    );
+    let daemon = ShellDaemon::registered(t, Service::Vss, &script)?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+    talk.channel.negotiate_all()?;
+    wait_for(t, "[ -e /tmp/read ]")?;
+    hibernation::hibernate(t)?;
+    talk.channel.wait_open()?;
+    talk.channel.negotiate_all()?;
+    let backup = talk.channel.request(vss::body(vss::HOT_BACKUP))?;
+    talk.channel.send(&backup)?;
+    talk.within("HOT_BACKUP", &backup, E_FAIL, Duration::from_secs(35))?;
+    daemon.kill(t)?;
+    daemon::VSS.start(t)?;
+    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()
 }
 
 /// A host that starts over has forgotten that file systems are frozen.
