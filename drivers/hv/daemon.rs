@@ -38,6 +38,7 @@ use hyperv::{
         Taken, //
     },
     new_delayed_work,
+    ratelimit::RateLimit,
     time::Deadline,
     work::{
         DelayedWork,
@@ -129,8 +130,6 @@ pub(crate) struct Session {
     message: KVec<u8>,
     /// What was agreed on with the host, if anything.
     version: Option<Version>,
-    /// Until when a negotiation waits for a daemon, if one does.
-    patient_until: Option<Deadline>,
     /// Until when a request waits for the way to the daemon to be free, if one does.
     blocked_until: Option<Deadline>,
     /// `None` only while it is being changed.
@@ -141,6 +140,8 @@ pub(crate) struct Session {
 enum Job {
     /// There is none.
     None(Buffer),
+    /// The host has offered versions. The answer waits for a daemon, until then.
+    Offered(Taken, Deadline),
     /// The daemon has been asked, and has until then to answer.
     Asked(Taken, Deadline),
     /// The daemon has been told something that the host didn't request, and takes until then to
@@ -168,7 +169,6 @@ impl Session {
             armed: None,
             message: info.protocol.new_message()?,
             version: None,
-            patient_until: None,
             blocked_until: None,
             job: Some(Job::None(Buffer::new(info.ring)?)),
         })
@@ -190,18 +190,14 @@ impl Session {
         }
         self.armed = None;
         let (asked, told) = match self.job {
-            Some(Job::Asked(_, until)) => (Some(until), None),
+            Some(Job::Asked(_, until) | Job::Offered(_, until)) => (Some(until), None),
             Some(Job::Told(_, until)) => (None, Some(until)),
             _ => (None, None),
         };
         // Of these, what is over ends now, as packets come in next.
         let until_packets = |until: Option<Deadline>| until.filter(|until| !until.is_over());
-        let (told, patient, blocked) = (
-            until_packets(told),
-            until_packets(self.patient_until),
-            until_packets(self.blocked_until),
-        );
-        for until in [asked, told, patient, blocked].into_iter().flatten() {
+        let waits = [asked, until_packets(told), until_packets(self.blocked_until)];
+        for until in waits.into_iter().flatten() {
             self.wake_at(until);
         }
     }
@@ -215,24 +211,6 @@ impl Session {
         self.daemon = daemon;
     }
 
-    /// Whether a negotiation has to wait for a daemon.
-    fn is_patient(&mut self) -> bool {
-        let Some(patience) = self.info.patience else {
-            return false;
-        };
-        if self.daemon.is_none() {
-            let until = *self
-                .patient_until
-                .get_or_insert_with(|| Deadline::after(patience));
-            self.wake_at(until);
-            if !until.is_over() {
-                return true;
-            }
-        }
-        self.patient_until = None;
-        false
-    }
-
     /// Forgets the host's request, without an answer, and what was agreed on.
     fn restart(&mut self) {
         self.job = self.job.take().map(|job| match job {
@@ -243,7 +221,7 @@ impl Session {
                 }
                 Job::None(taken.abandon())
             }
-            Job::Answered(taken) => Job::None(taken.abandon()),
+            Job::Offered(taken, _) | Job::Answered(taken) => Job::None(taken.abandon()),
             job @ (Job::None(_) | Job::Told(..)) => job,
         });
         self.version = None;
@@ -282,25 +260,42 @@ impl Session {
     }
 
     fn negotiate(&mut self, mut packet: Packet<'_>) -> Handled {
-        // The host doesn't wait for anything from before, however long it has to wait for this.
-        if self.patient_until.is_none() {
-            self.restart();
+        let limit = packet.limit();
+        if matches!(self.job, Some(Job::Offered(..))) && limit.allows() {
+            pr_info!("{}: the host offers versions again\n", self.info.name);
         }
-        if self.is_patient() {
-            return packet.leave();
-        }
+        // It doesn't wait for anything from before: an answer would be taken for one to this.
+        self.restart();
+        self.job = match (self.job.take(), self.info.patience) {
+            (Some(Job::None(buffer)), Some(patience)) if self.daemon.is_none() => {
+                let (handled, taken) = packet.take(buffer);
+                let until = Deadline::after(patience);
+                self.wake_at(until);
+                self.job = Some(Job::Offered(taken, until));
+                return handled;
+            }
+            (job, _) => job,
+        };
         let request = match Request::new(packet.payload()) {
             Ok(request) => request,
             Err(unanswerable) => return packet.ignore(unanswerable),
         };
         let version = request.negotiate(self.info.frameworks, self.info.versions);
-        let limit = packet.limit();
         let (handled, has_left) = packet.reply();
         if has_left {
             self.version = version;
             log_negotiation(self.info.name, version, limit);
         }
         handled
+    }
+
+    /// Answers the host's offer of versions.
+    fn accept(&mut self, mut taken: Taken, limit: Pin<&RateLimit>) -> Job {
+        if let Ok(request) = Request::new(taken.payload()) {
+            self.version = request.negotiate(self.info.frameworks, self.info.versions);
+            log_negotiation(self.info.name, self.version, limit);
+        }
+        Job::Answered(taken)
     }
 
     /// Starts work on a request, or answers it.
@@ -386,6 +381,12 @@ impl Handler for Session {
         };
         // Behind what the last daemon has or hasn't answered.
         self.look_for_daemon();
+        let job = match job {
+            Some(Job::Offered(taken, until)) if self.daemon.is_some() || until.is_over() => {
+                Some(self.accept(taken, sender.limit()))
+            }
+            job => job,
+        };
         self.job = match job {
             Some(Job::Answered(taken)) => Some(match sender.reply(taken) {
                 Ok(buffer) => Job::None(buffer),
@@ -436,7 +437,6 @@ impl Handler for Session {
 
     fn closed(&mut self) {
         self.restart();
-        self.patient_until = None;
         self.look_for_daemon();
     }
 }

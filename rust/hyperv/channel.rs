@@ -121,7 +121,7 @@ pub struct Sender<'a> {
 impl<'a> Packet<'a> {
     /// The limit of what the channel's host may have logged.
     pub fn limit(&self) -> Pin<&'a RateLimit> {
-        self.channel.limit
+        self.channel.limit()
     }
 
     /// Returns whether the packet is one of plain data, which all requests of hosts are.
@@ -442,7 +442,12 @@ impl PinnedDrop for Channel {
     }
 }
 
-impl Sender<'_> {
+impl<'a> Sender<'a> {
+    /// The limit of what the channel's host may have logged.
+    pub fn limit(&self) -> Pin<&'a RateLimit> {
+        self.limit
+    }
+
     /// Sends the payload of a packet that was taken back as its answer, if there is room for it.
     ///
     /// If there is none, the packet is returned, and [`Handler::woken`] called when there is.
