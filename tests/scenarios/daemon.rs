@@ -164,8 +164,8 @@ impl ShellDaemon {
 
 /// Waits until a command succeeds in the guest.
 pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
-    // With what it takes to look, that is within the guest's patience.
-    let times = t.patience().as_millis() / 40;
+    // To look takes as long again, or longer: all of it is within the patience.
+    let times = t.patience().as_millis() / 100;
     let output = t.sh(&format!(
         "i=0; until {command}; do i=$((i + 1)); [ $i -lt {times} ] || exit; sleep 0.02; done"
     ))?;

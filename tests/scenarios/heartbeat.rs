@@ -151,16 +151,10 @@ fn flood(t: &Context<'_>) -> Result<()> {
 fn flood_leaves_the_processor(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.negotiate_all()?;
+    // It ends before the beats do: what it does afterwards says nothing.
     t.sh_ok(
-        ": >/tmp/steps; setsid sh -c 'while :; do echo >>/tmp/steps; done' & echo $! >/tmp/stepper",
+        ": >/tmp/steps; setsid timeout 1 sh -c 'while :; do echo >>/tmp/steps; done' >/dev/null 2>&1 &",
     )?;
-    let steps = || -> Result<u64> {
-        let text = t.sh_ok("wc -l </tmp/steps")?;
-        text.trim()
-            .parse()
-            .map_err(|_| format!("steps: {text:?}").into())
-    };
-    let before = steps()?;
     let end = Instant::now() + Duration::from_secs(2);
     let mut sequence = 0;
     while Instant::now() < end {
@@ -172,13 +166,13 @@ fn flood_leaves_the_processor(t: &Context<'_>) -> Result<()> {
         }
         heartbeat.configure(|device| while device.take_received().is_some() {})?;
     }
-    let during = steps()? - before;
+    let text = t.sh_ok("wc -l </tmp/steps")?;
+    let steps: u64 = text.trim().parse().unwrap_or_default();
     println!(
-        "# {}: {sequence} beats, {during} steps of a program",
+        "# {}: {sequence} beats, {steps} steps of a program",
         t.module().name()
     );
-    t.sh_ok("kill $(cat /tmp/stepper)")?;
-    Ok(())
+    t.check(steps > 50, "programs get on")
 }
 
 /// After a restore the host negotiates again on the open channel, and goes on.

@@ -9,6 +9,7 @@ use host::guest::Result;
 use host::ic::fcopy;
 use host::ic::frame::Message;
 use host::ic::kvp;
+use host::ic::shutdown;
 use host::ic::shutdown::HIBERNATE;
 use host::ic::vss;
 use host::ic::S_OK;
@@ -211,9 +212,7 @@ fn work_left(t: &Context<'_>) -> Result<()> {
             Service::Shutdown.instance()
         ))?;
         wait_for(t, "[ -e /tmp/hog ]")?;
-        let replies = shutdown.statistics()?.replies;
-        shutdown.request_shutdown(HIBERNATE, "asked by a test")?;
-        shutdown.wait_replies(replies + 1)?;
+        shutdown.ask(shutdown::body(HIBERNATE, "asked by a test"))?;
         t.rmmod()?;
         t.sh_ok("rm /tmp/hog; : >/tmp/go; sleep 0.1")?;
         t.load()?;

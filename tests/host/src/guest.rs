@@ -674,19 +674,11 @@ impl ChannelHandle<'_> {
 
     /// Sends messages so that the guest finds all of them when it looks for the first.
     pub fn send_together(&self, messages: &[&Message]) -> Result<()> {
-        let packets: Vec<Packet> = messages
+        let packets = messages
             .iter()
             .map(|message| Packet::inband(message.encode()))
             .collect();
-        self.guest
-            .with_bus(|bus| {
-                bus.with_open(self.service, |open, link| {
-                    packets
-                        .into_iter()
-                        .for_each(|packet| open.send(link, packet));
-                })
-            })
-            .ok_or_else(|| self.not_open())
+        self.send_packets(packets)
     }
 
     /// Sends packets until the ring is full; gives how many went in. The guest had better not be reading.
