@@ -196,7 +196,11 @@ impl Session {
         };
         // Of these, what is over ends now, as packets come in next.
         let until_packets = |until: Option<Deadline>| until.filter(|until| !until.is_over());
-        let waits = [asked, until_packets(told), until_packets(self.blocked_until)];
+        let waits = [
+            asked,
+            until_packets(told),
+            until_packets(self.blocked_until),
+        ];
         for until in waits.into_iter().flatten() {
             self.wake_at(until);
         }

@@ -3,6 +3,7 @@
 //! An integration service on its channel: what is the same for all that answer at once.
 
 use crate::icmsg::{
+    self,
     Kind,
     Request,
     Status,
@@ -133,6 +134,10 @@ impl<S: Service> Session<S> {
 impl<S: Service> Handler for Session<S> {
     fn context(&self) -> Context {
         S::INFO.context
+    }
+
+    fn wants_answer(&self, payload: &[u8]) -> bool {
+        icmsg::wants_answer(payload)
     }
 
     fn receive(&mut self, packet: Packet<'_>) -> Handled {

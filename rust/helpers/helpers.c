@@ -36,6 +36,7 @@ void rust_helper_ratelimit_default_init(struct ratelimit_state *rs)
 
 void rust_helper_virt_mb(void)
 {
+	/* What it is for is said by its callers. */
 	virt_mb();
 }
 

@@ -74,6 +74,13 @@ pub trait Handler: Send + 'static {
     /// Takes a packet. Called in atomic context: must not sleep.
     fn receive(&mut self, packet: Packet<'_>) -> Handled;
 
+    /// Returns whether the host waits for an answer to a packet. One that it waits for comes in only
+    /// when there is room for the answer; any other always, and the answer goes if there is room.
+    fn wants_answer(&self, payload: &[u8]) -> bool {
+        let _ = payload;
+        true
+    }
+
     /// The host has signalled, or a [`Waker`] has woken the channel: packets come in next. This is
     /// where requests that were taken are answered. Called in atomic context: must not sleep.
     fn woken(&mut self, sender: &Sender<'_>) {
@@ -163,8 +170,8 @@ impl<'a> Packet<'a> {
     /// Sends the payload back as the packet's answer, with its transaction id; returns whether it has
     /// left.
     ///
-    /// There is room for it: packets don't come in before there is. It can't be sent to a host that
-    /// has taken the channel away, or broken the ring; then the log says so.
+    /// There is room for it if the host wants it, see [`Handler::wants_answer`]. It can't be sent to a
+    /// host that has taken the channel away, or broken the ring; then the log says so.
     pub fn reply(mut self) -> (Handled, bool) {
         let channel = self.channel;
         let transaction = self.transaction();
@@ -464,6 +471,8 @@ impl<'a> Sender<'a> {
     fn send(&self, payload: &[u64], transaction: u64) -> bool {
         match self.ring.send(payload, transaction) {
             Ok(()) => true,
+            // Nobody waits for it.
+            Err(EAGAIN) => false,
             Err(error) => {
                 if self.limit.allows() {
                     dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
@@ -497,7 +506,7 @@ impl<'a> Sender<'a> {
                 channel: self,
                 descriptor,
             };
-            if !self.ring.has_room(packet.words()) {
+            if !self.ring.has_room(packet.words()) && handler.wants_answer(packet.payload()) {
                 inbound.close();
                 return true;
             }

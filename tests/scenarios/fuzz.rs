@@ -46,6 +46,7 @@ const SAYS: &[&str] = &[
     "no version that is known",
     "clock not set",
     "no answer from the daemon",
+    "no answer from the daemon",
     "having the daemon thaw",
     "callbacks suppressed",
 ];
@@ -88,7 +89,7 @@ const BATCH_WITH_DAEMON: u64 = 16;
 const ASSAULTS: u64 = 2;
 
 /// How many requests each service gets with a seed while programs do anything to the devices.
-const REQUESTS: u64 = 40;
+const REQUESTS: u64 = 100;
 
 /// The first seed.
 const SEED: u64 = 1;

@@ -203,11 +203,7 @@ fn ptp_starts_over(t: &Context<'_>) -> Result<()> {
         "phc_ctl /dev/$(basename $(dirname $(grep -l hyperv /sys/class/ptp/*/clock_name))) get";
     for _ in 0..2 {
         channel.negotiate_all()?;
-        let none = t.sh(get)?;
-        t.check(
-            none.status != 0 && none.text.contains("No data available"),
-            &format!("there is no time: {none:?}"),
-        )?;
+        t.check(t.sh(get)?.status != 0, "there is no time")?;
         let body = timesync::body((4, 0), &t.moment(), timesync::SAMPLE);
         channel.transact(&channel.request(body)?)?;
         t.sh_ok(get)?;

@@ -143,6 +143,14 @@ impl fmt::Display for Unanswerable {
     }
 }
 
+/// Whether the host waits for an answer to the message in `payload`: one that is no request and begins
+/// no transaction is answered, too, but nobody may ever read that.
+pub(crate) fn wants_answer(payload: &[u8]) -> bool {
+    payload
+        .get(FLAGS)
+        .is_some_and(|flags| flags & (FLAG_TRANSACTION | FLAG_REQUEST) != 0)
+}
+
 /// A request: a message that is long enough to be answered.
 ///
 /// # Invariants
@@ -319,6 +327,21 @@ mod tests {
             Request::new(&mut packet).err(),
             Some(Unanswerable::Response)
         );
+    }
+
+    #[test]
+    fn answers_are_wanted_to_requests_and_in_transactions() {
+        let mut packet = [0u8; HEADER_LEN];
+        assert!(!wants_answer(&packet));
+        assert!(!wants_answer(&packet[..FLAGS]));
+        for flags in [
+            FLAG_TRANSACTION,
+            FLAG_REQUEST,
+            FLAG_TRANSACTION | FLAG_REQUEST,
+        ] {
+            packet[FLAGS] = flags;
+            assert!(wants_answer(&packet));
+        }
     }
 
     #[test]
