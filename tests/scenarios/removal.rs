@@ -36,7 +36,8 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(&["VSS: no answer from the daemon"]),
     Scenario::new("work_left_at_removal", work_left)
         .machine(TWO_PROCESSORS)
-        .daemons(),
+        .daemons()
+        .rust_only(),
 ];
 
 /// One can be kept busy while the other one works.
