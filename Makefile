@@ -70,6 +70,7 @@ build/kdir/%/.ready:
 	@rust/kdir/kdir.sh $*
 
 build/kdir/debug/.ready: rust/kdir/debug-kernel.config
+	@echo "[2/6] a kernel that looks for faults, from Debian's source (10 to 20 min)"
 	@rust/kdir/debug-kernel.sh
 
 # ---- What the virtual machines need
@@ -124,7 +125,7 @@ demo: root guest-$(FLAVOUR) host
 	@$(enter) build/host/scenarios --flavour $(FLAVOUR) demo
 
 ## check                all tests; T=word runs those with the word in their names
-check: guests host
+check: guests $(if $(T),,guest-debug) host
 	@tests/check.sh $(T)
 
 ## bench                what this module and the kernel's own cost a guest, in instructions (2 min)
@@ -137,7 +138,7 @@ faults: root guest-amd64 guest-debug host
 	@$(enter) env HV_SLOW=waits OUTER_TIMEOUT=1800 build/host/scenarios --flavour debug faults
 	@cp build/results/faults.rst Documentation/faults.rst
 
-## check-debug          the scenarios and KUnit on a kernel that looks for faults, built for that (17 min once)
+## check-debug          all scenarios on the kernel that looks for faults (30 min)
 check-debug: root guest-debug host
 	@tests/check.sh debug
 

@@ -178,7 +178,8 @@ scenarios()
 }
 
 # Two machines at a time. Everything, with both modules, on the kernel of most guests; with two
-# processors and an old VMBus this module in what these matter to; some of that on the cloud kernel.
+# processors and an old VMBus this module in what these matter to; some of that on the cloud kernel, and on
+# the one that looks for faults, which is not built for single tests.
 step_scenarios()
 {
 	local status=0 first key
@@ -187,6 +188,7 @@ step_scenarios()
 	first=$!
 	scenarios amd64 --whole no --vcpus 2 --vmbus 4.0 || status=$?
 	scenarios cloud-amd64 --whole no --vcpus 2 --vmbus 5.3 || status=$?
+	[ -n "$pattern" ] || scenarios debug --whole no --module rust --vcpus 2 --vmbus 6.0 || status=$?
 	wait "$first" || status=$?
 	return $status
 }
@@ -199,8 +201,7 @@ step_bench()
 	remembered bench "$key" build/host/scenarios bench check
 }
 
-# Not among the steps of make check, as building that kernel takes longer than all of them: make check-debug
-# builds it and calls this one.
+# All of it on the kernel that looks for faults, which takes half an hour: make check-debug.
 step_debug()
 {
 	OUTER_TIMEOUT=5400 scenarios debug --module rust --vcpus 2 --vmbus 6.0
@@ -228,15 +229,15 @@ step_soak()
 		HV_FUZZ_SECONDS=$((seconds / 20)) step_properties
 		HV_FUZZ_SECONDS=$seconds OUTER_TIMEOUT=$((seconds + 1800)) \
 			scenarios debug --module rust --vcpus 2 --vmbus 6.0
-	} | awk -v seed="$HV_FUZZ_SEED" '
-	{ print; fflush() }
+	} | tee "$logs/soak.said"
+	awk -v seed="$HV_FUZZ_SEED" '
 	/^# properties: / { inputs = $3 }
 	/^# fuzz: .*, the last seed/ { messages += $3 }
 	/^not ok/ { failed++ }
 	END {
 		printf "# soak: %d messages through the guest, %d inputs to the pure code, %d failures, seeds from %d\n",
 			messages, inputs, failed, seed
-	}'
+	}' "$logs/soak.said"
 }
 
 passed=0 failed=0 skipped=0

@@ -51,7 +51,7 @@ logged debug-config kmake KCONFIG_ALLCONFIG="$config" tinyconfig
 lost=$(grep '^CONFIG_' "$config" | grep -vxFf "$kdir/.config" || true)
 [ -z "$lost" ] || die "the configuration lacks: $(echo "$lost" | tr '\n' ' ')" "see what those depend on"
 
-step "building $release (about 17 min)"
+step "building $release (10 to 20 min)"
 logged debug-build kmake bzImage modules
 
 step "installing $release"

@@ -108,19 +108,23 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fuzz", messages)
         .scripted(&AT_ONCE)
         .expects_log(SAYS)
+        .everywhere()
         .rust_only(),
     Scenario::new("fuzz_with_daemons", messages_with_daemons)
         .daemons()
         .expects_log(SAYS)
+        .everywhere()
         .rust_only(),
     Scenario::new("fuzz_rings", rings)
         .daemons()
         .scripted(&AT_ONCE)
         .expects_log(SAYS_OF_OTHERS)
+        .everywhere()
         .rust_only(),
     Scenario::new("fuzz_devices", devices)
         .daemons()
         .expects_log(SAYS_OF_OTHERS)
+        .everywhere()
         .rust_only(),
 ];
 

@@ -20,7 +20,7 @@
 //! services acting as on Windows, the kernel's log empty; afterwards the module is removed. What the scenario needs
 //! otherwise is said in the table, see [`scenario::Scenario`]: services led by the scenario from the start
 //! (`scripted`), a module not yet inserted (`unloaded`), another machine (`machine`), a guest that is gone afterwards
-//! (`ends_guest`), the distribution's daemons (`daemons`), the cloud kernel too (`everywhere`), one processor and
+//! (`ends_guest`), the distribution's daemons (`daemons`), each kernel (`everywhere`), one processor and
 //! version only (`once`), not for C (`rust_only`), log lines that belong to the case (`expects_log`), and transcripts
 //! that must be the same for both modules (`same_transcript`).
 //!

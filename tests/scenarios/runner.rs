@@ -439,10 +439,14 @@ impl<'a> Group<'a> {
         };
         let mut sorted = scenarios.to_vec();
         sorted.sort_by_key(|scenario| order(scenario));
-        let everywhere = self.options.full || self.options.flavour != CLOUD;
-        sorted.retain(|scenario| everywhere || scenario.is_everywhere());
-        sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.options.filter);
         let debug = self.options.flavour == DEBUG;
+        let all = match self.options.flavour.as_str() {
+            DEBUG => whole,
+            CLOUD => self.options.full,
+            _ => true,
+        };
+        sorted.retain(|scenario| all || scenario.is_everywhere() || scenario.needs_debug_kernel());
+        sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.options.filter);
         let kernel = if debug { Kernel::Debug } else { Kernel::Stock };
         sorted.retain(|scenario| {
             self.options.faults.is_none() || faults::names(scenario.name(), kernel)

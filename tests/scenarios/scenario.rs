@@ -76,7 +76,7 @@ impl Scenario {
         }
     }
 
-    /// It is for the cloud kernel too, not only for the one that most guests have.
+    /// It is for each kernel in `make check`, not only for the one that most guests have.
     pub const fn everywhere(mut self) -> Self {
         self.everywhere = true;
         self
