@@ -121,9 +121,8 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 &[stock("kvp_quick_answers")],
             ),
             fault(
-                "The daemon answers late: C takes it for the answer to the next request; or has not read the last \
-                 request: C cannot send the next",
-                &[stock("kvp_late_answer"), stock("daemon_timeouts")],
+                "The daemon answers late: C takes it for the answer to the next request",
+                &[stock("kvp_late_answer")],
             ),
             fault(
                 "The daemon goes while it is asked: C waits for its answer, and takes the next one's registration for it",

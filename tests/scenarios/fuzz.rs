@@ -46,7 +46,6 @@ const SAYS: &[&str] = &[
     "no version that is known",
     "clock not set",
     "no answer from the daemon",
-    "no answer from the daemon",
     "having the daemon thaw",
     "callbacks suppressed",
 ];

@@ -33,7 +33,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_unbound_under_packets", unbound_under_packets)
         .daemons()
         .rust_only()
-        .expects_log(&["VSS: no answer from the daemon"]),
+        .expects_log(&[
+            "VSS: no answer from the daemon",
+            "VSS: failed to communicate to the daemon",
+        ]),
     Scenario::new("work_left_at_removal", work_left)
         .machine(TWO_PROCESSORS)
         .daemons()
@@ -177,7 +180,7 @@ fn unbind_meanwhile(t: &Context<'_>, mut act: impl FnMut() -> Result<()>) -> Res
 /// Packets come until the channel is closed, negotiations too.
 fn unbound_under_packets(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::Vss);
-    for _ in 0..8 {
+    for _ in 0..20 {
         Talk::begin(t, Service::Vss, daemon::VSS)?;
         let offer = Message::negotiation(&[(3, 0)], &[(5, 0)], 99);
         let backup = channel.request(vss::body(vss::HOT_BACKUP))?;

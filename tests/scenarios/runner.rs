@@ -337,13 +337,19 @@ fn verdict(result: &Result<()>) -> String {
     }
     let mut lines = error.0.lines();
     let first = lines.next().unwrap_or_default();
-    let mut what = first.to_owned();
-    if let Some((log, said)) = lines.find_map(|line| line.split_once(" says: ")) {
-        // Without level and time, which are others each time.
-        let said = said.split_once("] ").map_or(said, |(_, said)| said);
-        what.push_str(&format!("; {log} says: {said}"));
+    let mut what = said(first).unwrap_or_else(|| first.to_owned());
+    if let Some(said) = lines.find_map(said) {
+        what.push_str(&format!("; {said}"));
     }
     format!("fails: ``{}``", what.replace('`', "'"))
+}
+
+/// What a log says, if that is what the line is about, without level and time: these are others each time.
+fn said(line: &str) -> Option<String> {
+    let (log, said) = line.split_once(" says: ")?;
+    let said = said.split_once("] ").map_or(said, |(_, said)| said);
+    let said = said.trim_start_matches(|c| "<0123456789>".contains(c));
+    Some(format!("{log} says: {said}"))
 }
 
 /// What a scenario came to when it ran last, on the kernel that the table has it on.
