@@ -354,6 +354,8 @@ impl Channel {
         // - The channel is valid as long as its device, and closed.
         // - The callback gets `self`, which is pinned; the channel is closed in `drop()`, or below.
         let result = to_result(unsafe {
+            // `uio_hv_generic` leaves its own behind, to be called when it may have gone.
+            bindings::vmbus_set_chn_rescind_callback(channel, None);
             (*channel).callback_mode = match self.context {
                 Context::Softirq => bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT,
                 Context::Interrupt => bindings::vmbus_channel_hv_callback_mode_HV_CALL_ISR,

@@ -500,6 +500,11 @@ fn left_to_uio(t: &Context<'_>) -> Result<()> {
     // The parameter counts for what is bound from now on.
     t.sh_ok("echo 1 >/sys/module/hv_utils/parameters/fcopy_chardev")?;
     daemon::rebind(t, "bind", Service::FCopy)?;
+    channel.wait_open()?;
+    // uio_hv_generic has left a function on the channel that was to be called now.
+    channel.rescind()?;
+    channel.wait_released()?;
+    channel.reoffer()?;
     channel.wait_open()
 }
 
