@@ -97,10 +97,11 @@ unsafe fn copy(from: *const u64, to: *mut u64, words: usize) {
 ///
 /// # Invariants
 ///
-/// `info` is that of an open channel, for as long as `'a`.
+/// `info` is that of `channel`, which is open for as long as `'a`.
 struct Ring<'a> {
-    info: NonNull<bindings::hv_ring_buffer_info>,
-    _channel: PhantomData<&'a ()>,
+    channel: *mut bindings::vmbus_channel,
+    info: *mut bindings::hv_ring_buffer_info,
+    _open: PhantomData<&'a ()>,
 }
 
 /// What the first words of a ring say, which guest and host share.
@@ -118,7 +119,7 @@ impl Ring<'_> {
         // SAFETY: By the type invariant, the ring is mapped; it begins with these words, which
         // everybody accesses atomically.
         unsafe {
-            let header = (*self.info.as_ptr()).ring_buffer.cast::<u32>();
+            let header = (*self.info).ring_buffer.cast::<u32>();
             Atomic::from_ptr(header.add(word as usize))
         }
     }
@@ -128,7 +129,7 @@ impl Ring<'_> {
     fn read(&self, word: Word) -> u32 {
         // SAFETY: As for `word()`. A call of `Atomic::load()` costs more than all around it.
         unsafe {
-            let header = (*self.info.as_ptr()).ring_buffer.cast::<u32>();
+            let header = (*self.info).ring_buffer.cast::<u32>();
             header.add(word as usize).read_volatile()
         }
     }
@@ -137,7 +138,7 @@ impl Ring<'_> {
     #[inline]
     fn size(&self) -> u32 {
         // SAFETY: By the type invariant, `info` is valid; the size doesn't change.
-        unsafe { (*self.info.as_ptr()).ring_datasize }
+        unsafe { (*self.info).ring_datasize }
     }
 
     /// The word at a byte offset into the ring's data.
@@ -150,17 +151,14 @@ impl Ring<'_> {
         // SAFETY: By the type invariant, the ring is mapped, and its data twice, behind the header;
         // the rest by the safety requirements of this function.
         unsafe {
-            let header = (*self.info.as_ptr()).ring_buffer;
+            let header = (*self.info).ring_buffer;
             header.add(1).cast::<u8>().add(offset as usize).cast()
         }
     }
 }
 
 /// The ring that the host reads.
-pub(crate) struct Outbound<'a> {
-    ring: Ring<'a>,
-    channel: NonNull<bindings::vmbus_channel>,
-}
+pub(crate) struct Outbound<'a>(Ring<'a>);
 
 impl Outbound<'_> {
     /// The outbound ring of a channel.
@@ -170,25 +168,23 @@ impl Outbound<'_> {
     /// The channel must be open for as long as `'_`, and nobody else may write to the ring.
     #[inline]
     pub(crate) unsafe fn new(channel: NonNull<bindings::vmbus_channel>) -> Self {
-        // SAFETY: The channel is valid.
-        let info = unsafe { NonNull::new_unchecked(&raw mut (*channel.as_ptr()).outbound) };
-        Self {
-            // INVARIANT: The channel is open.
-            ring: Ring {
-                info,
-                _channel: PhantomData,
-            },
+        let channel = channel.as_ptr();
+        // INVARIANT: The channel is open.
+        Self(Ring {
             channel,
-        }
+            // SAFETY: The channel is valid.
+            info: unsafe { &raw mut (*channel).outbound },
+            _open: PhantomData,
+        })
     }
 
     /// Where the next packet goes, and how many bytes are free from there on, one of which stays so;
     /// `None` if the host has spoilt the indices.
     #[inline]
     fn room(&self) -> Option<(u32, u32)> {
-        let size = self.ring.size();
-        let read = self.ring.read(Word::ReadIndex);
-        let write = self.ring.read(Word::WriteIndex);
+        let size = self.0.size();
+        let read = self.0.read(Word::ReadIndex);
+        let write = self.0.read(Word::WriteIndex);
         if read >= size || write >= size || write % 8 != 0 {
             return None;
         }
@@ -207,7 +203,7 @@ impl Outbound<'_> {
         let needed = (DESCRIPTOR + size_of_val(payload) + TRAILER) as u32;
         // Nothing can be sent where the indices are spoilt; sending says so.
         let is_free = || self.room().is_none_or(|(_, free)| free > needed);
-        let pending = self.ring.word(Word::PendingSendSize);
+        let pending = self.0.word(Word::PendingSendSize);
         if !is_free() {
             pending.store(needed, Relaxed);
             // The host moves its read index, then reads the wish.
@@ -218,7 +214,7 @@ impl Outbound<'_> {
             }
         }
         // A longer packet may wait still.
-        let wish = self.ring.read(Word::PendingSendSize);
+        let wish = self.0.read(Word::PendingSendSize);
         if wish != 0 && wish <= needed {
             pending.store(0, Relaxed);
         }
@@ -230,7 +226,7 @@ impl Outbound<'_> {
     /// Fails with `ENODEV` if the host has taken the channel away, `EIO` if it has spoilt the
     /// ring's indices, `EAGAIN` if there is no room.
     pub(crate) fn send(&self, payload: &[u64], transaction: u64) -> Result {
-        let channel = self.channel.as_ptr();
+        let channel = self.0.channel;
         // SAFETY: The channel is valid; the flag may be set at any time.
         if unsafe { (&raw const (*channel).rescind).read_volatile() } {
             return Err(ENODEV);
@@ -245,7 +241,7 @@ impl Outbound<'_> {
         // - `write` lies in the ring, in whole words, and what is written is shorter than the ring.
         // - All of that is free: the host doesn't read it before the index says that it is there.
         unsafe {
-            let at = self.ring.at(write);
+            let at = self.0.at(write);
             // Type, offset of the payload and length, both in units of 8 bytes; no flags.
             let descriptor =
                 u64::from(IN_BAND) | (DESCRIPTOR as u64 / 8) << 16 | (len as u64 / 8) << 32;
@@ -258,14 +254,14 @@ impl Outbound<'_> {
 
         // CAST: Less than the ring's size.
         let next = write + (len + TRAILER) as u32;
-        let next = next.checked_sub(self.ring.size()).unwrap_or(next);
-        self.ring.word(Word::WriteIndex).store(next, Release);
+        let next = next.checked_sub(self.0.size()).unwrap_or(next);
+        self.0.word(Word::WriteIndex).store(next, Release);
 
         // The host has read all, then masks no more interrupts, then looks at the index again.
         // SAFETY: Has no requirements.
         unsafe { bindings::rust_helper_virt_mb() };
-        let is_masked = self.ring.word(Word::InterruptMask).load(Acquire) != 0;
-        if !is_masked && self.ring.read(Word::ReadIndex) == write {
+        let is_masked = self.0.word(Word::InterruptMask).load(Acquire) != 0;
+        if !is_masked && self.0.read(Word::ReadIndex) == write {
             // SAFETY: The channel is open. Only its callback counts.
             unsafe {
                 (*channel).intr_out_empty += 1;
@@ -277,10 +273,7 @@ impl Outbound<'_> {
 }
 
 /// The ring that the host writes.
-pub(crate) struct Inbound<'a> {
-    ring: Ring<'a>,
-    channel: NonNull<bindings::vmbus_channel>,
-}
+pub(crate) struct Inbound<'a>(Ring<'a>);
 
 impl Inbound<'_> {
     /// The inbound ring of a channel.
@@ -290,16 +283,14 @@ impl Inbound<'_> {
     /// The channel must be open for as long as `'_`, and nobody else may read from the ring.
     #[inline]
     pub(crate) unsafe fn new(channel: NonNull<bindings::vmbus_channel>) -> Self {
-        // SAFETY: The channel is valid.
-        let info = unsafe { NonNull::new_unchecked(&raw mut (*channel.as_ptr()).inbound) };
-        Self {
-            // INVARIANT: The channel is open.
-            ring: Ring {
-                info,
-                _channel: PhantomData,
-            },
+        let channel = channel.as_ptr();
+        // INVARIANT: The channel is open.
+        Self(Ring {
             channel,
-        }
+            // SAFETY: The channel is valid.
+            info: unsafe { &raw mut (*channel).inbound },
+            _open: PhantomData,
+        })
     }
 
     /// Copies the packet that is next out of the ring, to where the host can't change it any more.
@@ -308,16 +299,16 @@ impl Inbound<'_> {
     /// offset that can't be the least.
     #[inline]
     pub(crate) fn peek(&self) -> Option<NonNull<bindings::vmpacket_descriptor>> {
-        let info = self.ring.info.as_ptr();
+        let info = self.0.info;
         // SAFETY: By `Ring`'s invariant; these are the callback's own.
         let (read, copied, room) = unsafe {
             let info = &*info;
             (info.priv_read_index, info.pkt_buffer, info.pkt_buffer_size)
         };
-        let write = self.ring.word(Word::WriteIndex).load(Acquire);
+        let write = self.0.word(Word::WriteIndex).load(Acquire);
         let available = match write.checked_sub(read) {
             Some(available) => available,
-            None => self.ring.size() - read + write,
+            None => self.0.size() - read + write,
         };
         let available = available.min(room) as usize;
         if available < DESCRIPTOR {
@@ -330,7 +321,7 @@ impl Inbound<'_> {
         //   ring.
         // - The copy has room for so many bytes.
         unsafe {
-            let at = self.ring.at(read);
+            let at = self.0.at(read);
             let first = u64::from_le(at.read_volatile());
             let len = match (first >> 32 & 0xffff) as usize * 8 {
                 len if (DESCRIPTOR..=available).contains(&len) => len,
@@ -352,13 +343,13 @@ impl Inbound<'_> {
     /// Goes on to the packet behind the one of that descriptor, which [`Self::peek`] has returned.
     #[inline]
     pub(crate) fn advance(&self, descriptor: NonNull<bindings::vmpacket_descriptor>) {
-        let info = self.ring.info.as_ptr();
+        let info = self.0.info;
         // SAFETY: By `Ring`'s invariant; the index is the callback's own, and the descriptor in the
         // callback's copy.
         unsafe {
             let len = u32::from((*descriptor.as_ptr()).len8) * 8;
             let next = (*info).priv_read_index + len + TRAILER as u32;
-            (*info).priv_read_index = next.checked_sub(self.ring.size()).unwrap_or(next);
+            (*info).priv_read_index = next.checked_sub(self.0.size()).unwrap_or(next);
         }
     }
 
@@ -366,6 +357,6 @@ impl Inbound<'_> {
     #[inline]
     pub(crate) fn close(&self) {
         // SAFETY: The channel is open, and nobody else reads from the ring.
-        unsafe { bindings::hv_pkt_iter_close(self.channel.as_ptr()) };
+        unsafe { bindings::hv_pkt_iter_close(self.0.channel) };
     }
 }
