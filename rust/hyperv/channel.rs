@@ -168,7 +168,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Sends the payload back as the packet's answer, with its transaction id; returns whether it has
-    /// left.
+    /// left, or need not.
     ///
     /// There is room for it if the host wants it, see [`Handler::wants_answer`]. It can't be sent to a
     /// host that has taken the channel away, or broken the ring; then the log says so.
@@ -469,12 +469,13 @@ impl<'a> Sender<'a> {
         Ok(taken.abandon())
     }
 
-    /// Sends in-band data; returns whether it has left. If not, the log says why.
+    /// Sends in-band data; returns whether it has left, or nobody waits for it. If not, the log says
+    /// why.
     fn send(&self, payload: &[u64], transaction: u64) -> bool {
         match self.ring.send(payload, transaction) {
             Ok(()) => true,
-            // Nobody waits for it.
-            Err(EAGAIN) => false,
+            // There would be room if the host waited for it.
+            Err(EAGAIN) => true,
             Err(error) => {
                 if self.limit.allows() {
                     dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
