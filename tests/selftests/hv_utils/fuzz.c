@@ -122,7 +122,10 @@ static void stop(int signal)
 	__atomic_store_n(&shared->stop, 1, __ATOMIC_RELAXED);
 }
 
-/* Signals end what waits, without anything else coming of it. */
+/*
+ * Signals end what waits, without anything else coming of it. Of a process' threads the first one
+ * gets them all, unless it blocks them.
+ */
 static void interrupt_often(void)
 {
 	struct sigaction action = { .sa_handler = nothing };
@@ -401,8 +404,15 @@ static void live(int device)
 	/* At times while the other one is at it. */
 	if (one_in(2))
 		close(fd);
-	if (has_thread)
+	if (has_thread) {
+		sigset_t alarm;
+
+		sigemptyset(&alarm);
+		sigaddset(&alarm, SIGALRM);
+		pthread_sigmask(SIG_BLOCK, &alarm, NULL);
 		pthread_join(thread, NULL);
+		pthread_sigmask(SIG_UNBLOCK, &alarm, NULL);
+	}
 	close(fd);
 	if (child > 0 && one_in(4))
 		kill(child, SIGKILL);
