@@ -35,7 +35,8 @@ pub const SCENARIOS: &[Scenario] = &[
         "heartbeat_flood_leaves_the_processor",
         flood_leaves_the_processor,
     )
-    .scripted(&[Service::Heartbeat]),
+    .scripted(&[Service::Heartbeat])
+    .rust_only(),
     Scenario::new("heartbeat_round_trips", round_trips),
     Scenario::new("heartbeat_restore", restore),
 ];

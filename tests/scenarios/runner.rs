@@ -232,8 +232,9 @@ impl Report {
                 Some(reason) => format!("ok {number} {name} {label} # SKIP {reason}\n"),
                 None => {
                     self.failed += 1;
-                    let reason = error.0.replace('\n', "\n# ");
-                    format!("# {reason}\nnot ok {number} {name} {label}\n")
+                    let all = error.0.replace('\n', "\n# ");
+                    let first = error.0.lines().next().unwrap_or_default();
+                    format!("# {all}\nnot ok {number} {name} {label} # {first}\n")
                 }
             },
         };
