@@ -16,11 +16,12 @@ use hyperv::{
 };
 use kernel::{
     fs::File,
-    new_mutex, new_poll_condvar, new_spinlock_irq,
+    new_mutex, new_spinlock_irq,
     prelude::*,
+    static_lock_class,
     sync::{
         poll::{
-            PollCondVar,
+            PollCondVarBox,
             PollTable, //
         },
         Arc,
@@ -64,9 +65,8 @@ pub(crate) struct Transport {
     /// Wakes the service when there's something for it; `None` once the device went away.
     #[pin]
     waker: Mutex<Option<Waker>>,
-    /// Notified when there's something for the daemon.
-    #[pin]
-    changed: PollCondVar,
+    /// Notified when there's something for the daemon. Whoever removes it doesn't wait for RCU.
+    changed: PollCondVarBox,
     /// Where a message from the daemon goes first. Locked before `state`.
     #[pin]
     inbox: Mutex<KVec<u8>>,
@@ -161,10 +161,11 @@ impl Transport {
         waker: Waker,
     ) -> Result<impl PinInit<Self, Error>> {
         let (inbox, message) = (protocol.new_message()?, protocol.new_message()?);
+        let changed = PollCondVarBox::new(c"Transport::changed", static_lock_class!())?;
         Ok(try_pin_init!(Self {
             protocol,
             waker <- new_mutex!(Some(waker), "Transport::waker"),
-            changed <- new_poll_condvar!("Transport::changed"),
+            changed,
             inbox <- new_mutex!(inbox, "Transport::inbox"),
             state <- new_spinlock_irq!(State {
                 end: End::Absent,
