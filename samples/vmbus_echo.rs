@@ -55,7 +55,7 @@ struct EchoDriver;
 
 impl vmbus::Driver for EchoDriver {
     type IdInfo = ();
-    type Data<'bound> = Channel;
+    type Data<'bound> = Pin<KBox<Channel>>;
     const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &ID_TABLE;
 
     fn probe<'bound>(
@@ -65,14 +65,15 @@ impl vmbus::Driver for EchoDriver {
         let ring = RingSize::with_data(12 * 1024);
         dev_info!(dev.as_ref(), "Rust VMBus driver sample probed\n");
 
-        Channel::open(dev, ring, ring, Echo)
+        let channel = Channel::open(dev, ring, ring, KBox::new(Echo, GFP_KERNEL)?);
+        KBox::pin_init(channel, GFP_KERNEL)
     }
 
     fn suspend<'bound>(
         _: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        this.suspend();
+        this.get_ref().as_ref().suspend();
         Ok(())
     }
 
@@ -80,7 +81,7 @@ impl vmbus::Driver for EchoDriver {
         _: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        this.resume()
+        this.get_ref().as_ref().resume()
     }
 }
 

@@ -216,8 +216,8 @@ impl Session {
     }
 
     /// Forgets the host's request, without an answer, and what was agreed on.
-    fn restart(&mut self) {
-        self.job = self.job.take().map(|job| match job {
+    fn restart(&mut self, job: Option<Job>) -> Option<Job> {
+        let job = job.map(|job| match job {
             Job::Asked(mut taken, _) => {
                 let lost = self.transport.abandon();
                 if let Ok(mut request) = Request::new(taken.payload()) {
@@ -231,26 +231,25 @@ impl Session {
         self.version = None;
         self.blocked_until = None;
         self.service.restarted();
-        self.tell();
+        self.tell(job)
     }
 
     /// Tells the daemon what it has to be told, if it isn't working on something.
-    fn tell(&mut self) {
-        if !self.transport.is_free() {
-            return;
-        }
-        self.job = match self.job.take() {
-            Some(Job::None(buffer)) => Some(match self.service.tell(&mut self.message) {
-                Some(len) => {
-                    let until = Deadline::after(ANSWER_TIMEOUT);
-                    self.transport.ask(&mut self.message, len, None);
-                    self.wake_at(until);
-                    Job::Told(buffer, until)
-                }
-                None => Job::None(buffer),
-            }),
+    fn tell(&mut self, job: Option<Job>) -> Option<Job> {
+        match job {
+            Some(Job::None(buffer)) if self.transport.is_free() => {
+                Some(match self.service.tell(&mut self.message) {
+                    Some(len) => {
+                        let until = Deadline::after(ANSWER_TIMEOUT);
+                        self.transport.ask(&mut self.message, len, None);
+                        self.wake_at(until);
+                        Job::Told(buffer, until)
+                    }
+                    None => Job::None(buffer),
+                })
+            }
             job => job,
-        };
+        }
     }
 
     /// Passes on what the daemon has answered to what it was told.
@@ -263,26 +262,24 @@ impl Session {
         Job::None(buffer)
     }
 
-    fn negotiate(&mut self, mut packet: Packet<'_>) -> Handled {
+    fn negotiate(&mut self, mut packet: Packet<'_>, job: Option<Job>) -> (Handled, Option<Job>) {
         let limit = packet.limit();
-        if matches!(self.job, Some(Job::Offered(..))) && limit.allows() {
+        if matches!(job, Some(Job::Offered(..))) && limit.allows() {
             pr_info!("{}: the host offers versions again\n", self.info.name);
         }
         // It doesn't wait for anything from before: an answer would be taken for one to this.
-        self.restart();
-        self.job = match (self.job.take(), self.info.patience) {
+        let job = match (self.restart(job), self.info.patience) {
             (Some(Job::None(buffer)), Some(patience)) if self.daemon.is_none() => {
                 let (handled, taken) = packet.take(buffer);
                 let until = Deadline::after(patience);
                 self.wake_at(until);
-                self.job = Some(Job::Offered(taken, until));
-                return handled;
+                return (handled, Some(Job::Offered(taken, until)));
             }
             (job, _) => job,
         };
         let request = match Request::new(packet.payload()) {
             Ok(request) => request,
-            Err(unanswerable) => return packet.ignore(unanswerable),
+            Err(unanswerable) => return (packet.ignore(&unanswerable), job),
         };
         let version = request.negotiate(self.info.frameworks, self.info.versions);
         let (handled, has_left) = packet.reply();
@@ -290,7 +287,7 @@ impl Session {
             self.version = version;
             log_negotiation(self.info.name, version, limit);
         }
-        handled
+        (handled, job)
     }
 
     /// Answers the host's offer of versions.
@@ -321,7 +318,7 @@ impl Session {
                 }
                 asked
             }
-            Err(unanswerable) => return (packet.ignore(unanswerable), Job::None(buffer)),
+            Err(unanswerable) => return (packet.ignore(&unanswerable), Job::None(buffer)),
         };
         match asked {
             Asked::Question { len, timeout } => {
@@ -371,7 +368,7 @@ impl Session {
 fn fail(mut packet: Packet<'_>) -> Handled {
     match Request::new(packet.payload()) {
         Ok(request) => request.answer(Status::FAIL),
-        Err(unanswerable) => return packet.ignore(unanswerable),
+        Err(unanswerable) => return packet.ignore(&unanswerable),
     }
     packet.reply().0
 }
@@ -391,56 +388,47 @@ impl Handler for Session {
             }
             job => job,
         };
-        self.job = match job {
+        let job = match job {
             Some(Job::Answered(taken)) => Some(match sender.reply(taken) {
                 Ok(buffer) => Job::None(buffer),
                 Err(taken) => Job::Answered(taken),
             }),
             job => job,
         };
-        self.tell();
+        self.job = self.tell(job);
         self.rearm();
     }
 
     fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
         if !packet.is_in_band() {
-            return packet.ignore("not in-band data");
+            return packet.ignore(&"not in-band data");
         }
         let kind: Result<Kind, Unanswerable> =
             Request::new(packet.payload()).map(|request| request.kind());
-        match (kind, self.version, self.job.take()) {
-            (Err(unanswerable), _, job) => {
-                self.job = job;
-                packet.ignore(unanswerable)
-            }
-            (Ok(Kind::NEGOTIATE), _, job) => {
-                self.job = job;
-                self.negotiate(packet)
-            }
+        let (handled, job) = match (kind, self.version, self.job.take()) {
+            (Err(unanswerable), _, job) => (packet.ignore(&unanswerable), job),
+            (Ok(Kind::NEGOTIATE), _, job) => self.negotiate(packet, job),
             (Ok(kind), Some(_), Some(Job::None(buffer))) if kind == self.info.kind => {
                 let (handled, job) = self.request(packet, buffer);
-                self.job = Some(job);
-                handled
+                (handled, Some(job))
             }
             (Ok(kind), _, job @ Some(Job::None(_))) => {
-                self.job = job;
                 log_unexpected(self.info.name, kind, packet.limit());
-                fail(packet)
+                (fail(packet), job)
             }
             (Ok(_), _, Some(Job::Told(buffer, until))) if until.is_over() => {
-                self.job = Some(Job::Told(buffer, until));
-                fail(packet)
+                (fail(packet), Some(Job::Told(buffer, until)))
             }
             // One request at a time.
-            (Ok(_), _, job) => {
-                self.job = job;
-                packet.leave()
-            }
-        }
+            (Ok(_), _, job) => (packet.leave(), job),
+        };
+        self.job = job;
+        handled
     }
 
     fn closed(&mut self) {
-        self.restart();
+        let job = self.job.take();
+        self.job = self.restart(job);
         self.look_for_daemon();
     }
 }

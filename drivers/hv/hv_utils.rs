@@ -24,6 +24,7 @@ use heartbeat::Heartbeat;
 use hyperv::{
     channel::{
         Channel,
+        Handler,
         RingSize,
         Waker, //
     },
@@ -120,7 +121,12 @@ struct BoundService {
 
 /// Has the service serve the device.
 fn open<S: Service>(dev: &vmbus::Device<Bound>, service: S) -> Result<BoundService> {
-    let channel = Channel::open(dev, RING, RING, Session::new(service));
+    open_session(dev, KBox::new(Session::new(service), GFP_KERNEL)?)
+}
+
+/// What that is for all services.
+fn open_session(dev: &vmbus::Device<Bound>, session: KBox<dyn Handler>) -> Result<BoundService> {
+    let channel = Channel::open(dev, RING, RING, session);
     Ok(BoundService {
         _device: None,
         channel: KBox::pin_init(channel, GFP_KERNEL)?,
@@ -136,6 +142,7 @@ fn open_daemon(
     let transport = Transport::new(&info.protocol, Waker::from(&**dev))?;
     let transport = Arc::pin_init(transport, GFP_KERNEL)?;
     let session = daemon::Session::new(info, service, transport.clone())?;
+    let session = KBox::new(session, GFP_KERNEL)?;
     let channel = Channel::open(dev, info.ring, info.ring, session);
     let channel = KBox::pin_init(channel, GFP_KERNEL)?;
     Ok(BoundService {

@@ -87,12 +87,12 @@ impl State {
         answer: &mut dyn FnMut(Version, &mut [u8]) -> Status,
     ) -> (Handled, Option<Answered>) {
         if !packet.is_in_band() {
-            return (packet.ignore("not in-band data"), None);
+            return (packet.ignore(&"not in-band data"), None);
         }
         let limit = packet.limit();
         let mut request = match Request::new(packet.payload()) {
             Ok(request) => request,
-            Err(unanswerable) => return (packet.ignore(unanswerable), None),
+            Err(unanswerable) => return (packet.ignore(&unanswerable), None),
         };
         let kind = request.kind();
         if kind == Kind::NEGOTIATE {
@@ -164,6 +164,7 @@ impl<S: Service> Handler for Session<S> {
 }
 
 /// Says what the service of that name and the host have agreed on.
+#[cold]
 pub(crate) fn log_negotiation(name: &str, version: Option<Version>, limit: Pin<&RateLimit>) {
     if !limit.allows() {
         return;
@@ -175,6 +176,7 @@ pub(crate) fn log_negotiation(name: &str, version: Option<Version>, limit: Pin<&
 }
 
 /// Says that the service of that name got a message that isn't one of its requests, or too early.
+#[cold]
 pub(crate) fn log_unexpected(name: &str, Kind(kind): Kind, limit: Pin<&RateLimit>) {
     if limit.allows() {
         pr_warn!("{}: unexpected message of type {}\n", name, kind);

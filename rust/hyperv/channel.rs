@@ -206,7 +206,9 @@ impl<'a> Packet<'a> {
     }
 
     /// Drops the packet unanswered, and says why in the log.
-    pub fn ignore(self, reason: impl core::fmt::Display) -> Handled {
+    #[cold]
+    #[inline(never)]
+    pub fn ignore(self, reason: &dyn core::fmt::Display) -> Handled {
         if self.channel.limit.allows() {
             dev_warn!(
                 self.channel.device.as_ref(),
@@ -320,7 +322,7 @@ impl Channel {
         device: &vmbus::Device<device::Bound>,
         send: RingSize,
         receive: RingSize,
-        handler: impl Handler,
+        handler: KBox<dyn Handler>,
     ) -> impl PinInit<Self, Error> {
         let device = ARef::<vmbus::Device>::from(&**device);
         let context = handler.context();
@@ -332,7 +334,7 @@ impl Channel {
             calls: Atomic::new(1),
             limit <- RateLimit::new(),
             context,
-            handler: UnsafeCell::new(KBox::new(handler, GFP_KERNEL)?),
+            handler: UnsafeCell::new(handler),
         })
         .pin_chain(|this| this.as_ref().resume())
     }
