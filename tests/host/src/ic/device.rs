@@ -603,11 +603,17 @@ mod tests {
 
     const ZERO: Duration = Duration::ZERO;
 
+    /// A device whose channel was opened, with these versions agreed on.
+    fn ready(service: Service, message: Version) -> Device {
+        let mut device = Device::new(service);
+        device.opened();
+        negotiate(&mut device, message, ZERO);
+        device
+    }
+
     #[test]
     fn heartbeat_beats_every_two_seconds_and_counts() {
-        let mut device = Device::new(Service::Heartbeat);
-        device.opened();
-        negotiate(&mut device, (3, 0), ZERO);
+        let mut device = ready(Service::Heartbeat, (3, 0));
         for beat in 1..4u64 {
             let now = heartbeat::INTERVAL * (beat as u32 - 1);
             device.tick(&moment(now));
@@ -633,9 +639,7 @@ mod tests {
 
     #[test]
     fn a_surplus_reply_answers_the_next_request() {
-        let mut device = Device::new(Service::Heartbeat);
-        device.opened();
-        negotiate(&mut device, (3, 0), ZERO);
+        let mut device = ready(Service::Heartbeat, (3, 0));
         device.tick(&moment(ZERO));
         let mut reply = sent(&mut device).reply(0);
         reply.body = heartbeat::body(2, heartbeat::RESERVED);
@@ -653,9 +657,7 @@ mod tests {
 
     #[test]
     fn a_replys_type_is_all_the_same() {
-        let mut device = Device::new(Service::Heartbeat);
-        device.opened();
-        negotiate(&mut device, (3, 0), ZERO);
+        let mut device = ready(Service::Heartbeat, (3, 0));
         device.tick(&moment(ZERO));
         let mut reply = sent(&mut device).reply(0);
         reply.body = heartbeat::body(2, heartbeat::RESERVED);
@@ -666,9 +668,7 @@ mod tests {
 
     #[test]
     fn a_missing_reply_stops_the_service() {
-        let mut device = Device::new(Service::Heartbeat);
-        device.opened();
-        negotiate(&mut device, (3, 0), ZERO);
+        let mut device = ready(Service::Heartbeat, (3, 0));
         device.tick(&moment(ZERO));
         sent(&mut device);
         device.tick(&moment(heartbeat::INTERVAL * 10));
@@ -677,9 +677,7 @@ mod tests {
 
     #[test]
     fn a_rejected_reply_kills_the_service_until_reopened() {
-        let mut device = Device::new(Service::Heartbeat);
-        device.opened();
-        negotiate(&mut device, (3, 0), ZERO);
+        let mut device = ready(Service::Heartbeat, (3, 0));
         device.tick(&moment(ZERO));
         let mut reply = sent(&mut device).reply(0);
         reply.transaction_id ^= 1;
@@ -698,9 +696,7 @@ mod tests {
 
     #[test]
     fn timesync_syncs_once_and_samples_after_replies() {
-        let mut device = Device::new(Service::TimeSync);
-        device.opened();
-        negotiate(&mut device, (4, 0), ZERO);
+        let mut device = ready(Service::TimeSync, (4, 0));
         let flags = |device: &mut Device, at| {
             device.tick(&moment(at));
             let request = sent(device);
@@ -749,9 +745,7 @@ mod tests {
 
     #[test]
     fn a_restore_keeps_versions_but_time_syncs() {
-        let mut device = Device::new(Service::Heartbeat);
-        device.opened();
-        negotiate(&mut device, (3, 0), ZERO);
+        let mut device = ready(Service::Heartbeat, (3, 0));
         device.tick(&moment(ZERO));
         let request = sent(&mut device);
         device.restored(moment(ZERO).instant);
@@ -797,9 +791,7 @@ mod tests {
 
     #[test]
     fn after_a_restore_an_old_reply_is_not_the_negotiations() {
-        let mut device = Device::new(Service::Heartbeat);
-        device.opened();
-        negotiate(&mut device, (3, 0), ZERO);
+        let mut device = ready(Service::Heartbeat, (3, 0));
         device.tick(&moment(ZERO));
         let old = sent(&mut device).reply(0);
         device.renegotiate();
@@ -841,9 +833,7 @@ mod tests {
 
     #[test]
     fn kvp_starts_over_after_a_restore() {
-        let mut device = Device::new(Service::Kvp);
-        device.opened();
-        negotiate(&mut device, (4, 0), ZERO);
+        let mut device = ready(Service::Kvp, (4, 0));
         let ask = |device: &mut Device| {
             let body = kvp::enumerate(kvp::AUTO, 0);
             device.request(body, &moment(ZERO)).unwrap();
