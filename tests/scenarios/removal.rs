@@ -43,10 +43,13 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only(),
 ];
 
-/// One can be kept busy while the other one works.
+/// One can be kept busy while the other one works, and channels can move from one to the other.
 const TWO_PROCESSORS: Machine = Machine {
     name: "two processors",
-    change: |config| config.vcpus = 2,
+    change: |config| {
+        config.vcpus = 2;
+        config.vmbus_max = (6, 0);
+    },
 };
 
 /// How far a request has come.
