@@ -128,7 +128,7 @@ demo: root guest-$(FLAVOUR) host
 check: guests $(if $(T),,guest-debug) host
 	@tests/check.sh $(T)
 
-## bench                what this module and the kernel's own cost a guest, in instructions (2 min)
+## bench                what this module and the kernel's own cost a guest, in instructions, and in memory (6 min)
 bench: root guest-$(FLAVOUR) host
 	@$(enter) env OUTER_TIMEOUT=1200 build/host/scenarios --flavour $(FLAVOUR) bench
 

@@ -44,6 +44,7 @@ mod hibernation;
 mod kvp;
 mod lifecycle;
 mod log;
+mod memory;
 mod plot;
 mod profile;
 mod reload;
