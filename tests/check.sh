@@ -146,6 +146,9 @@ retell()
 step_host()
 {
 	tests/host/build.sh --test 2>&1 | retell host
+	{ rustc --edition 2021 --test -A dead_code --crate-name scenarios --extern "host=$build/host/libhost.rlib" \
+		-o "$logs/scenarios-unit" tests/scenarios/main.rs &&
+	  "$logs/scenarios-unit" ${pattern:+"$pattern"}; } 2>&1 | retell host
 }
 
 # The services' pure code, on this machine.
