@@ -56,6 +56,15 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// The one that does a service's work.
+    pub fn of(service: Service) -> Self {
+        match service {
+            Service::Vss => VSS,
+            Service::FCopy => FCOPY,
+            _ => KVP,
+        }
+    }
+
     /// Starts it, without waiting for its registration.
     pub fn launch(self, t: &Guest) -> Result<()> {
         t.sh_ok(&format!(": >{LOG}; {}", self.program)).map(|_| ())
@@ -87,6 +96,18 @@ impl Daemon {
     pub fn kill(self, t: &Guest) -> Result<()> {
         self.signal(t, "KILL")?;
         self.wait_gone(t)
+    }
+
+    /// Has it killed and started again that often in the background, after pauses of any length up to 40 ms; then there
+    /// is the file `/tmp/over`.
+    pub fn restart_often(self, t: &Guest, times: u64) -> Result<()> {
+        let program = self.program;
+        t.sh_ok(&format!(
+            "rm -f /tmp/over; setsid sh -c 'i=0; while [ $i -lt {times} ]; do i=$((i + 1)); \
+             usleep $((i * 7919 % 40000)); killall -KILL {program}; \
+             while pidof {program}; do :; done; {program}; done; : >/tmp/over' >/dev/null 2>&1 &"
+        ))
+        .map(|_| ())
     }
 
     /// Waits until it has ended.

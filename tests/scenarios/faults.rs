@@ -129,6 +129,8 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 &[
                     stock("kvp_daemon_killed"),
                     stock("kvp_daemon_restarted_under_load"),
+                    stock("vss_daemon_restarted_under_load"),
+                    stock("fcopy_daemon_restarted_under_load"),
                 ],
             ),
             fault(

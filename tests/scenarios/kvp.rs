@@ -78,12 +78,6 @@ pub const SCENARIOS: &[Scenario] = &[
         .same_transcript(),
     Scenario::new("kvp_daemon_killed", daemon_killed).daemons(),
     Scenario::new("kvp_restore", restore).daemons(),
-    Scenario::new(
-        "kvp_daemon_restarted_under_load",
-        daemon_restarted_under_load,
-    )
-    .daemons()
-    .rust_only(),
     Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)
         .daemons()
         .rust_only(),
@@ -584,43 +578,6 @@ fn daemon_killed(t: &Context<'_>) -> Result<()> {
     daemon::KVP.start(t)?;
     let reply = talk.expect("with a new daemon", kvp::enumerate(kvp::AUTO, 1), S_OK)?;
     t.check(kvp::pair(&reply.body).is_some(), "the reply has a pair")?;
-    talk.finish()
-}
-
-/// How many daemons are killed under load; as many as the second number where `HV_SLOW=1` is set.
-const KILLED: (u64, u64) = (30, 1000);
-
-/// Daemons are killed at any moment while the host asks, before they have registered, too: it gets one reply to each
-/// request, and the last daemon serves.
-fn daemon_restarted_under_load(t: &Context<'_>) -> Result<()> {
-    let talk = begin(t)?;
-    let cycles = t.often(KILLED);
-    t.sh_ok(&format!(
-        "rm -f /tmp/over; setsid sh -c 'i=0; while [ $i -lt {cycles} ]; do i=$((i + 1)); \
-         usleep $((i * 7919 % 40000)); killall -KILL hv_kvp_daemon; \
-         while pidof hv_kvp_daemon; do :; done; hv_kvp_daemon; done; : >/tmp/over' >/dev/null 2>&1 &"
-    ))?;
-    let (mut served, mut failed) = (0, 0);
-    loop {
-        let request = talk.channel.request(kvp::enumerate(kvp::AUTO, 1))?;
-        talk.channel.send(&request)?;
-        match talk.channel.receive_within(PROMPT)? {
-            reply if reply.transaction_id != request.transaction_id => {
-                return Err("a reply to another request".into())
-            }
-            reply if reply.status == S_OK => served += 1,
-            reply if reply.status == E_FAIL => failed += 1,
-            reply => return Err(format!("status {:#x}", reply.status).into()),
-        }
-        if (served + failed) % 64 == 0 && t.sh("[ -e /tmp/over ]")?.status == 0 {
-            break;
-        }
-    }
-    println!("# of the requests under {cycles} daemons {served} were served, {failed} failed");
-    t.check(served > 0 && failed > 0, "some are served, some are not")?;
-    daemon::KVP.kill(t)?;
-    daemon::KVP.start(t)?;
-    talk.expect("with the last daemon", kvp::enumerate(kvp::AUTO, 1), S_OK)?;
     talk.finish()
 }
 

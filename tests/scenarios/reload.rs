@@ -1,22 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module inserted and removed over and over, under beats that never pause.
+//! The module inserted and removed, or its daemons killed and started, over and over while the host never pauses.
 
 use std::time::Duration;
 
 use host::guest::Result;
+use host::ic::E_FAIL;
+use host::ic::S_OK;
 use host::service::Service;
 
+use crate::daemon::Daemon;
+use crate::daemon::Talk;
+use crate::daemon::PROMPT;
+use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
 /// How often; as often as the second number where `HV_SLOW=1` is set.
 const CYCLES: (u64, u64) = (10, 100);
 
+/// How many daemons are killed; as many as the second number where `HV_SLOW=1` is set.
+const KILLED: (u64, u64) = (30, 1000);
+
 /// The scenarios of this file.
-pub const SCENARIOS: &[Scenario] = &[Scenario::new("reload_under_beats", reload_under_beats)
-    .unloaded()
-    .rust_only()];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("reload_under_beats", reload_under_beats)
+        .unloaded()
+        .rust_only(),
+    Scenario::new("kvp_daemon_restarted_under_load", |t| {
+        daemon_restarted_under_load(t, Service::Kvp)
+    })
+    .daemons()
+    .rust_only(),
+    Scenario::new("vss_daemon_restarted_under_load", |t| {
+        daemon_restarted_under_load(t, Service::Vss)
+    })
+    .daemons()
+    .rust_only()
+    .expects_log(&["VSS: no answer from the daemon", "callbacks suppressed"]),
+    Scenario::new("fcopy_daemon_restarted_under_load", |t| {
+        daemon_restarted_under_load(t, Service::FCopy)
+    })
+    .daemons()
+    .rust_only(),
+];
 
 /// No beat is lost but one that was on its way when the guest closed the channel.
 fn reload_under_beats(t: &Context<'_>) -> Result<()> {
@@ -45,4 +72,35 @@ fn reload_under_beats(t: &Context<'_>) -> Result<()> {
         heartbeat.opens()? - opens,
         cycles,
     )
+}
+
+/// Daemons are killed at any moment while the host asks, before they have registered, too: it gets one reply to each
+/// request, and the last daemon serves.
+fn daemon_restarted_under_load(t: &Context<'_>, service: Service) -> Result<()> {
+    let daemon = Daemon::of(service);
+    let talk = Talk::begin(t, service, daemon)?;
+    let daemons = t.often(KILLED);
+    daemon.restart_often(t, daemons)?;
+    let (mut served, mut failed) = (0, 0);
+    loop {
+        let request = talk.channel.request(removal::request(service))?;
+        talk.channel.send(&request)?;
+        match talk.channel.receive_within(PROMPT)? {
+            reply if reply.transaction_id != request.transaction_id => {
+                return Err("a reply to another request".into())
+            }
+            reply if reply.status == S_OK => served += 1,
+            reply if reply.status == E_FAIL => failed += 1,
+            reply => return Err(format!("status {:#x}", reply.status).into()),
+        }
+        if (served + failed) % 64 == 0 && t.sh("[ -e /tmp/over ]")?.status == 0 {
+            break;
+        }
+    }
+    println!(
+        "# {service}: of the requests under {daemons} daemons {served} were served, {failed} failed"
+    );
+    t.check(served > 0 && failed > 0, "some are served, some are not")?;
+    daemon.kill(t)?;
+    removal::serves(t, service)
 }

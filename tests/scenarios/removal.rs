@@ -17,6 +17,7 @@ use host::service::Service;
 
 use crate::daemon;
 use crate::daemon::wait_for;
+use crate::daemon::Daemon;
 use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
@@ -109,11 +110,7 @@ pub fn services(t: &Context<'_>) -> &'static [Service] {
 
 /// The distribution's daemon serves a service whose channel is open.
 pub fn serves(t: &Context<'_>, service: Service) -> Result<()> {
-    let daemon = match service {
-        Service::Vss => daemon::VSS,
-        Service::FCopy => daemon::FCOPY,
-        _ => daemon::KVP,
-    };
+    let daemon = Daemon::of(service);
     let talk = Talk::begin(t, service, daemon)?;
     talk.expect("a request", request(service), S_OK)?;
     daemon.kill(t)?;
