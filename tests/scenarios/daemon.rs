@@ -110,6 +110,20 @@ impl Daemon {
         .map(|_| ())
     }
 
+    /// Has its allocation of that number fail, in whatever the kernel does for it from now on.
+    pub fn fail_allocation(self, t: &Guest, number: u32) -> Result<()> {
+        let program = self.program;
+        t.sh_ok(&format!("echo {number} >/proc/$(pidof {program})/fail-nth"))
+            .map(|_| ())
+    }
+
+    /// How many allocations more it takes until one fails; 0 once one has.
+    pub fn allocations_to_fail(self, t: &Guest) -> Result<u32> {
+        let left = t.sh_ok(&format!("cat /proc/$(pidof {})/fail-nth", self.program))?;
+        left.parse()
+            .map_err(|error| format!("fail-nth {left:?}: {error}").into())
+    }
+
     /// Waits until it has ended.
     pub fn wait_gone(self, t: &Guest) -> Result<()> {
         wait_for(t, &format!("! pidof {} >/dev/null", self.program))

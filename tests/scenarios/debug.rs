@@ -3,17 +3,25 @@
 //! What only a kernel that looks for faults can tell (`rust/kdir/debug-kernel.config`). Its reports are splats in the
 //! log, which fail any scenario.
 
+use std::time::Duration;
+
 use host::guest::Result;
+use host::ic::fcopy::write;
+use host::ic::fcopy::OVERWRITE;
 use host::ic::kvp;
+use host::ic::shutdown::HIBERNATE;
 use host::ic::vss;
 use host::ic::S_OK;
 use host::service::Service;
 
 use crate::daemon;
-use crate::daemon::ShellDaemon;
+use crate::daemon::Daemon;
 use crate::daemon::Talk;
+use crate::fcopy;
+use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
+use crate::shutdown;
 
 /// The scenarios of this file. The leaks come last, after all that could have left one.
 pub const SCENARIOS: &[Scenario] = &[
@@ -26,13 +34,19 @@ pub const SCENARIOS: &[Scenario] = &[
             "FAULT_INJECTION",
             "failed",
             "cannot register PTP clock",
+            "AE_NO_MEMORY",
             "kmemleak: Cannot allocate",
         ]),
     Scenario::new("allocations_fail_at_work", allocations_fail_at_work)
         .daemons()
         .rust_only()
         .debug_kernel()
-        .expects_log(&["FAULT_INJECTION"]),
+        .expects_log(&[
+            "FAULT_INJECTION",
+            "hibernation uevent not sent",
+            "VSS: no answer from the daemon",
+            "teardown gpadl return",
+        ]),
     Scenario::new("leaks", leaks).debug_kernel(),
     Scenario::new("leaks_with_daemons", leaks_with_daemons)
         .daemons()
@@ -68,95 +82,165 @@ fn fail_any(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
+/// Has a command fail to allocate memory again and again: first its first allocation fails, then its second, until it
+/// has no more of them. `before` and `after` each time are other commands; the latter finds the command's status in
+/// `$status`. All are the shell's own: to start programs would take many times as long. Gives how many allocations have
+/// failed.
+fn each_allocation_fails(t: &Context<'_>, before: &str, command: &str, after: &str) -> Result<u32> {
+    // What is left of the number in the end is how many allocations more there would have to be.
+    let output = t.sh_within(
+        &format!(
+            "number=0 left=0; while [ $left = 0 ]; do \
+                 {{ {before}; }} || exit; \
+                 number=$((number + 1)); exec 4<>/proc/self/fail-nth; echo $number >&4; \
+                 {command}; status=$?; read left <&4; echo 0 >&4; \
+                 {{ {after}; }} || exit; \
+             done 2>/tmp/errors; echo $((number - 1))"
+        ),
+        5 * t.patience(),
+    )?;
+    output.text.parse().map_err(|_| {
+        let failed = t.sh_ok("tail -n 1 /tmp/errors").unwrap_or_default();
+        format!("`{command}`, `{after}`: {failed}").into()
+    })
+}
+
+/// The shell's command that writes to the driver's `bind` or `unbind`.
+fn rebinding(file: &str, service: Service) -> String {
+    let id = service.instance();
+    format!("echo {id} >/sys/bus/vmbus/drivers/hv_utils/{file}")
+}
+
+/// The service does what it is for.
+fn works(t: &Context<'_>, service: Service) -> Result<()> {
+    let channel = t.channel(service);
+    match service {
+        Service::Heartbeat | Service::TimeSync => {
+            channel.configure(|device| device.set_interval(Duration::from_millis(100)))?;
+            channel.wait_negotiated()?;
+            channel
+                .wait_replies(channel.statistics()?.replies + 1)
+                .map(|_| ())
+        }
+        Service::Shutdown => shutdown::request(t, HIBERNATE, S_OK),
+        _ => removal::serves(t, service),
+    }
+}
+
 /// Each allocation of a probe fails once: the device stays without a driver, or does with what it has, and works
 /// when there is memory again.
 fn allocations_fail(t: &Context<'_>) -> Result<()> {
     fail_any(t)?;
-    // One with a clock, and one with a character device.
-    for service in [Service::TimeSync, Service::Kvp] {
-        let channel = t.channel(service);
-        let (mut failed, mut succeeded) = (0, 0);
-        for number in 1.. {
-            daemon::rebind(t, "unbind", service)?;
-            channel.wait_closed()?;
-            let bound = t.sh(&format!(
-                "sh -c 'echo {number} >/proc/self/fail-nth; echo {} >/sys/bus/vmbus/drivers/hv_utils/bind'",
-                service.instance()
-            ))?;
-            if bound.status == 0 {
-                succeeded += 1;
-                channel.wait_open()?;
-            } else {
-                failed += 1;
-                succeeded = 0;
-                t.check(!channel.is_open(), "the channel is not open")?;
-                daemon::rebind(t, "bind", service)?;
-            }
-            channel.wait_open()?;
-            // Some allocations can be done without, so one success is not the end.
-            if succeeded == 10 {
-                break;
-            }
-        }
-        println!("# {service}: {failed} allocations failed");
+    for &service in &t.config().services {
+        let (bind, unbind) = (rebinding("bind", service), rebinding("unbind", service));
+        let again = format!("[ $status = 0 ] || {bind}");
+        let failed = each_allocation_fails(t, &unbind, &bind, &again)?;
+        println!("# {service}: {failed} allocations of its probe failed");
         t.check(failed > 0, "allocations have failed")?;
+        works(t, service)?;
     }
     t.unload()?;
     finds_nothing(t)
 }
 
 /// There is no memory to work on requests with: they are answered as if there were, as none is needed. Nor is it to
-/// take what a daemon writes, and to let a device go.
+/// be a daemon, and to let a device go.
 fn allocations_fail_at_work(t: &Context<'_>) -> Result<()> {
-    let failslab = "/sys/kernel/debug/failslab";
     fail_any(t)?;
-    // Whoever needs memory of the size of a message, which nobody but the module does meanwhile.
-    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
-    t.sh_ok(&format!(
-        "cd {failslab} && echo 1 >/sys/kernel/slab/kmalloc-8k/failslab && echo 1 >cache-filter && \
-         echo -1 >times && echo 100 >probability"
-    ))?;
-    let served = (0..5).try_for_each(|_| {
-        talk.expect("SET", kvp::set(kvp::EXTERNAL, "key", "value"), S_OK)?;
-        talk.expect("GET", kvp::enumerate(kvp::EXTERNAL, 0), S_OK)
-            .map(|_| ())
-    });
-    t.sh_ok(&format!(
-        "cd {failslab} && echo 0 >probability && echo 0 >cache-filter && echo 0 >/sys/kernel/slab/kmalloc-8k/failslab"
-    ))?;
-    served?;
-    talk.finish()?;
-
-    // A daemon, each allocation of whose answer fails once.
-    let script =
-        "i=0; while dd bs=12 count=1 2>/dev/null; do i=$((i + 1)); echo $i >/proc/self/fail-nth; \
-                  printf \"\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\" >&0; \
-                  echo 0 >/proc/self/fail-nth; done";
-    let daemon = ShellDaemon::registered(t, Service::Vss, script)?;
-    let vss = Talk::with(t, Service::Vss);
-    vss.channel.negotiate_all()?;
-    for _ in 0..10 {
-        vss.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    requests_without_memory(t)?;
+    for service in daemon::SERVICES {
+        daemon_without_memory(t, service)?;
     }
-    daemon.kill(t)?;
-    vss.finish()?;
-
-    for number in 1..10 {
-        let unbound = t.sh(&format!(
-            "sh -c 'echo {number} >/proc/self/fail-nth; echo {} >/sys/bus/vmbus/drivers/hv_utils/unbind'",
-            Service::Kvp.instance()
-        ))?;
-        // It may not have come so far as to ask for it.
-        if unbound.status != 0 {
-            daemon::rebind(t, "unbind", Service::Kvp)?;
-        }
-        talk.channel.wait_closed()?;
-        daemon::KVP.wait_gone(t)?;
-        daemon::rebind(t, "bind", Service::Kvp)?;
-        talk.channel.wait_open()?;
-        Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    for &service in &t.config().services {
+        device_without_memory(t, service)?;
     }
     Ok(())
+}
+
+/// No `kmalloc()` succeeds, whoever calls it: each service answers.
+fn requests_without_memory(t: &Context<'_>) -> Result<()> {
+    t.sh_ok("rm -rf /tmp/in /tmp/never; mkdir /tmp/in; mkfifo /tmp/never")?;
+    for &service in removal::services(t) {
+        Talk::begin(t, service, Daemon::of(service))?;
+    }
+    let [kvp, vss, files] = daemon::SERVICES.map(|service| Talk::with(t, service));
+    // What the kernel notes to find faults has caches of its own, and works. No program can be started: it is a file
+    // from the host that ends this, and a daemon's end that says so.
+    t.sh_ok(
+        "cd /sys/kernel/debug/failslab && for cache in /sys/kernel/slab/kmalloc-*; do echo 1 >$cache/failslab; done; \
+         echo 1 >cache-filter && echo -1 >times && vss=$(pidof hv_vss_daemon) && exec 3>probability <>/tmp/never && \
+         { { until [ -e /tmp/in/over ]; do read -t 1 line; done; echo 0 >&3; kill -KILL $vss; } >&2 & } && \
+         echo 100 >&3",
+    )?;
+    for _ in 0..5 {
+        for service in [Service::Heartbeat, Service::TimeSync, Service::Shutdown] {
+            works(t, service)?;
+        }
+        kvp.expect("SET", kvp::set(kvp::EXTERNAL, "key", "value"), S_OK)?;
+        kvp.expect("GET", kvp::enumerate(kvp::EXTERNAL, 0), S_OK)?;
+        vss.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+        fcopy::copy(files, "/tmp/in/", "file", OVERWRITE, b"content")?;
+    }
+    fcopy::copy(files, "/tmp/in/", "over", 0, b"")?;
+    let mut asked = 0;
+    while vss.ask(vss::body(vss::HOT_BACKUP))?.status == S_OK {
+        asked += 1;
+        t.check(asked < 1000, "there is memory again")?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    t.sh_ok("echo 0 >/sys/kernel/debug/failslab/cache-filter")?;
+    // The event for user space is the kernel's to allocate: there was no memory indeed.
+    t.log_has("hibernation uevent not sent")?;
+    daemon::end(t)
+}
+
+/// Each allocation of a daemon fails once, while it reads a request, works on it and answers.
+fn daemon_without_memory(t: &Context<'_>, service: Service) -> Result<()> {
+    let daemon = Daemon::of(service);
+    let talk = Talk::begin(t, service, daemon)?;
+    let body = match service {
+        // Where a file is opened, or grows, the daemon needs memory indeed.
+        Service::FCopy => {
+            talk.expect("START", removal::request(service), S_OK)?;
+            write(0, b"content")
+        }
+        _ => removal::request(service),
+    };
+    talk.expect("a request", body.clone(), S_OK)?;
+    let mut number = 1;
+    loop {
+        daemon.fail_allocation(t, number)?;
+        talk.expect("a request", body.clone(), S_OK)?;
+        if daemon.allocations_to_fail(t)? > 0 {
+            break;
+        }
+        number += 1;
+    }
+    println!(
+        "# {service}: {} allocations of its daemon failed",
+        number - 1
+    );
+    daemon.kill(t)?;
+    talk.finish()
+}
+
+/// Each allocation of whoever opens a device fails once, and of whoever unbinds it: it goes, also where a file is open.
+fn device_without_memory(t: &Context<'_>, service: Service) -> Result<()> {
+    let (bind, unbind) = (rebinding("bind", service), rebinding("unbind", service));
+    // It may not have come so far as to ask for it.
+    let again = format!("{{ [ $status = 0 ] || {unbind}; }} && {bind}");
+    let mut before = ":".to_owned();
+    if daemon::SERVICES.contains(&service) {
+        let device = format!("/dev/vmbus/hv_{service}");
+        let failed = each_allocation_fails(t, ":", &format!("true <>{device}"), ":")?;
+        println!("# {service}: {failed} allocations failed to open its device");
+        t.check(failed > 0, "allocations have failed")?;
+        before = format!("exec 5<>{device}");
+    }
+    let failed = each_allocation_fails(t, &before, &unbind, &again)?;
+    println!("# {service}: {failed} allocations failed to unbind it");
+    t.check(failed > 0, "allocations have failed")?;
+    works(t, service)
 }
 
 /// Nothing that was allocated has been forgotten.

@@ -46,7 +46,8 @@ fn versions(t: &Context<'_>) -> Result<()> {
     shutdown.expect_silence(Duration::from_millis(50))
 }
 
-fn request(t: &Context<'_>, flags: u32, status: u32) -> Result<()> {
+/// Has the guest shut down in a way, which it answers with `status`.
+pub fn request(t: &Context<'_>, flags: u32, status: u32) -> Result<()> {
     let channel = t.channel(Service::Shutdown);
     channel.wait_negotiated()?;
     let reply = channel.ask(shutdown::body(flags, "asked by a test"))?;
