@@ -87,7 +87,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// A well-formed request of a service that does no harm.
-fn request(t: &Context<'_>, service: Service) -> Result<Message> {
+pub fn request(t: &Context<'_>, service: Service) -> Result<Message> {
     let body = match service {
         Service::Shutdown => shutdown::body(8, ""),
         Service::TimeSync => timesync::body((4, 0), &t.moment(), timesync::SAMPLE),
@@ -97,7 +97,7 @@ fn request(t: &Context<'_>, service: Service) -> Result<Message> {
 }
 
 /// The service works as after a fresh start, and nothing was left over.
-fn works(t: &Context<'_>, service: Service) -> Result<()> {
+pub fn works(t: &Context<'_>, service: Service) -> Result<()> {
     let channel = t.channel(service);
     channel.expect_silence(Duration::from_millis(30))?;
     channel.negotiate_all()?;
@@ -207,24 +207,26 @@ fn queued_requests(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Stops reading, and sends as many requests as fill both rings; gives how many. They are numbered from 0.
+pub fn fill_unread(t: &Context<'_>, service: Service) -> Result<usize> {
+    let channel = t.channel(service);
+    let mut request = request(t, service)?;
+    let count = 2 * channel.ring_size()? as usize / request.encode().len() + 1;
+    channel.set_reading(false)?;
+    for number in 0..count {
+        request.transaction_id = number as u8;
+        channel.send(&request)?;
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    Ok(count)
+}
+
 /// A host that does not read gets all replies when it does, and keeps nobody from removing the device.
 fn unread_replies(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
         channel.negotiate_all()?;
-        let mut request = request(t, service)?;
-        // As many as fill both rings.
-        let count = 2 * channel.ring_size()? as usize / request.encode().len() + 1;
-        let mut fill = || -> Result<()> {
-            channel.set_reading(false)?;
-            for number in 0..count {
-                request.transaction_id = number as u8;
-                channel.send(&request)?;
-            }
-            std::thread::sleep(Duration::from_millis(300));
-            Ok(())
-        };
-        fill()?;
+        let count = fill_unread(t, service)?;
         channel.set_reading(true)?;
         for number in 0..count {
             let reply = channel.receive()?;
@@ -232,7 +234,7 @@ fn unread_replies(t: &Context<'_>) -> Result<()> {
         }
         works(t, service)?;
 
-        fill()?;
+        fill_unread(t, service)?;
         let took = daemon::rebind(t, "unbind", service)?;
         t.check(took < PROMPT, &format!("unbinding took {took:?}"))?;
         channel.set_reading(true)?;

@@ -6,10 +6,15 @@
 use std::time::Duration;
 
 use host::guest::Result;
+use host::ic::frame::Message;
+use host::ic::vss;
 use host::ic::S_OK;
 use host::service::Service;
 
+use crate::daemon;
 use crate::daemon::Talk;
+use crate::daemon::QUIET;
+use crate::framing;
 use crate::removal;
 use crate::removal::Step;
 use crate::scenario::Context;
@@ -33,6 +38,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(EXPECTED),
     Scenario::new("hibernation_at_every_step", at_every_step)
         .daemons()
+        .scripted(&SERVICES)
         .rust_only()
         .expects_log(EXPECTED),
 ];
@@ -43,6 +49,7 @@ const EXPECTED: &[&str] = &[
     "WARNING: kernel/smp.c",
     "Call Trace",
     "VSS: no answer from the daemon",
+    "VSS: having the daemon thaw",
 ];
 
 /// Suspends and resumes, channels included.
@@ -57,8 +64,12 @@ pub fn hibernate(t: &Context<'_>) -> Result<()> {
     t.sh_ok("echo none >/sys/power/pm_test").map(|_| ())
 }
 
-/// A service whose daemon comes only after the guest has hibernated waits for it as before.
+/// A service whose daemon comes only after the guest has hibernated waits for it as before, and not for what the host
+/// had asked.
 fn without_a_daemon(t: &Context<'_>) -> Result<()> {
+    let kvp = t.channel(Service::Kvp);
+    kvp.send(&Message::negotiation(&[(3, 0)], &[(4, 0)], 9))?;
+    kvp.expect_silence(QUIET)?;
     hibernate(t)?;
     let services = removal::services(t);
     services
@@ -68,21 +79,54 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
 
 /// At each step of a request the guest can hibernate: the host starts over, the daemon is still there.
 fn at_every_step(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        answered_at_once(t, service).map_err(|error| format!("{service}: {error}"))?;
+    }
     for &service in removal::services(t) {
         for step in Step::ALL {
-            let daemon = step.reach(t, service)?;
-            hibernate(t)?;
-            t.channel(service).wait_open()?;
-            t.channel(service).negotiate_all()?;
-            if step == Step::Answered {
-                let talk = Talk::with(t, service);
-                talk.expect("the next request", removal::request(service), S_OK)?;
-            }
-            daemon.kill(t)?;
+            answered_by_a_daemon(t, service, step)
+                .map_err(|error| format!("{service}, {step:?}: {error}"))?;
         }
         removal::serves(t, service)?;
     }
     Ok(())
+}
+
+/// Of a service without a daemon: some requests are answered, and the host has not read that; others lie in the ring,
+/// as there is no room for their replies.
+fn answered_at_once(t: &Context<'_>, service: Service) -> Result<()> {
+    let channel = t.channel(service);
+    channel.negotiate_all()?;
+    framing::fill_unread(t, service)?;
+    hibernate(t)?;
+    channel.wait_open()?;
+    channel.set_reading(true)?;
+    framing::works(t, service)
+}
+
+fn answered_by_a_daemon(t: &Context<'_>, service: Service, step: Step) -> Result<()> {
+    let daemon = step.reach(t, service)?;
+    let talk = Talk::with(t, service);
+    let is_over = step == Step::Answered;
+    let is_frozen = is_over && service == Service::Vss;
+    if is_frozen {
+        talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+    }
+    if !is_over {
+        // The next one waits in the ring.
+        talk.pend(removal::request(service))?;
+    }
+    hibernate(t)?;
+    talk.channel.wait_open()?;
+    talk.channel.negotiate_all()?;
+    if is_frozen {
+        daemon::wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+    }
+    if is_over {
+        talk.expect("the next request", removal::request(service), S_OK)?;
+    }
+    talk.finish()?;
+    daemon.kill(t)
 }
 
 /// Each level closes the channels and opens them again; the services negotiate anew and go on.
