@@ -72,7 +72,7 @@ enum FileSystems {
     Frozen,
     /// Frozen, or about to be, and the host won't have them thawed any more.
     Orphaned,
-    /// Frozen, and the daemon that is there has failed to thaw them.
+    /// Frozen, and the daemon that is there has failed to thaw them: the next one may not.
     Stuck,
 }
 
@@ -84,7 +84,8 @@ impl Vss {
         })
     }
 
-    fn failed_to_thaw(&self) {
+    fn failed_to_thaw(&mut self) {
+        self.file_systems = FileSystems::Stuck;
         if self.limit.as_ref().allows() {
             pr_err!("VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT\n");
         }
@@ -156,16 +157,13 @@ impl DaemonService for Vss {
     }
 
     fn told(&mut self, answer: &[u8]) {
-        self.file_systems = match vss::status(answer) {
+        match vss::status(answer) {
             Status::OK => {
                 pr_info!("VSS: the daemon has thawed the file systems\n");
-                FileSystems::Thawed
+                self.file_systems = FileSystems::Thawed;
             }
-            _ => {
-                self.failed_to_thaw();
-                FileSystems::Stuck
-            }
-        };
+            _ => self.failed_to_thaw(),
+        }
     }
 
     fn daemon_gone(&mut self) {
@@ -181,7 +179,7 @@ impl DaemonService for Vss {
     }
 
     fn restarted(&mut self) {
-        if self.file_systems == FileSystems::Frozen {
+        if self.file_systems != FileSystems::Thawed {
             self.file_systems = FileSystems::Orphaned;
         }
     }

@@ -110,6 +110,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .rust_only()
         .expects_log(&[HELP]),
+    Scenario::new("vss_unbound_over_a_freeze", unbound_over_a_freeze)
+        .daemons()
+        .rust_only()
+        .expects_log(&[HELP, NO_ANSWER]),
 ];
 
 /// An ext4 on a disk, and a program that appends numbers to a file on it, one after another.
@@ -434,17 +438,26 @@ fn daemon_killed_before_a_freeze(t: &Context<'_>) -> Result<()> {
 
 /// A daemon that was told to thaw, and did not manage: the next one is told again.
 fn next_daemon_is_told_again(t: &Context<'_>) -> Result<()> {
-    let daemon = start_failing_to_thaw(t)?;
-    let talk = Talk::with(t, Service::Vss);
-    talk.channel.negotiate_all()?;
-    talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
-    talk.channel.negotiate_all()?;
-    wait_for(t, &format!("dmesg | grep -q '{FAILED}'"))?;
-    daemon.kill(t)?;
-    daemon::VSS.start(t)?;
-    wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
-    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
-    talk.finish()
+    for host_asks in [false, true] {
+        let daemon = start_failing_to_thaw(t)?;
+        let talk = Talk::with(t, Service::Vss);
+        talk.channel.negotiate_all()?;
+        talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+        if host_asks {
+            talk.expect("THAW", vss::body(vss::THAW), 1)?;
+        } else {
+            talk.channel.negotiate_all()?;
+        }
+        wait_for(t, &format!("dmesg | grep -q '{FAILED}'"))?;
+        daemon.kill(t)?;
+        daemon::VSS.start(t)?;
+        wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+        talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+        talk.finish()?;
+        daemon::VSS.kill(t)?;
+        t.clear_kernel_log()?;
+    }
+    Ok(())
 }
 
 /// A daemon hangs over what it was told, and the guest hibernates: the host's requests fail until there is another one,
@@ -522,4 +535,18 @@ fn unbound_while_frozen(t: &Context<'_>) -> Result<()> {
     daemon::rebind(t, "bind", Service::Vss)?;
     talk.channel.wait_open()?;
     disk.finish()
+}
+
+/// A daemon that has read a FREEZE may have done so, whatever comes of the device then.
+fn unbound_over_a_freeze(t: &Context<'_>) -> Result<()> {
+    let daemon = ShellDaemon::registered(t, Service::Vss, ShellDaemon::ANSWERS_NOTHING)?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    talk.pend(vss::body(vss::FREEZE))?;
+    wait_for(t, "[ -e /tmp/read ]")?;
+    daemon::rebind(t, "unbind", Service::Vss)?;
+    t.log_has(HELP)?;
+    daemon.kill(t)?;
+    daemon::rebind(t, "bind", Service::Vss)?;
+    talk.channel.wait_open()
 }
