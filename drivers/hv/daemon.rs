@@ -241,7 +241,8 @@ impl Session {
                 Some(match self.service.tell(&mut self.message) {
                     Some(len) => {
                         let until = Deadline::after(ANSWER_TIMEOUT);
-                        self.transport.ask(&mut self.message, len, None);
+                        self.transport
+                            .ask(self.daemon, &mut self.message, len, None);
                         self.wake_at(until);
                         Job::Told(buffer, until)
                     }
@@ -324,7 +325,8 @@ impl Session {
             Asked::Question { len, timeout } => {
                 let (handled, taken) = packet.take(buffer);
                 let until = Deadline::after(timeout);
-                self.transport.ask(&mut self.message, len, Some(until));
+                self.transport
+                    .ask(self.daemon, &mut self.message, len, Some(until));
                 self.wake_at(until);
                 (handled, Job::Asked(taken, until))
             }

@@ -190,19 +190,25 @@ impl Transport {
         state.daemon().is_some() && state.phase == Phase::Idle && state.message.is_some()
     }
 
-    /// Asks the daemon what the first `len` bytes of `message` say; leaves other memory in its
+    /// Asks that daemon, if it is there still, what the first `len` bytes of `message` say; leaves other memory in its
     /// place. The way must be free.
     ///
     /// The service waits for the answer until the deadline, or else for as long as the daemon has
     /// the device open.
-    pub(crate) fn ask(&self, message: &mut KVec<u8>, len: usize, deadline: Option<Deadline>) {
+    pub(crate) fn ask(
+        &self,
+        daemon: Option<Daemon>,
+        message: &mut KVec<u8>,
+        len: usize,
+        deadline: Option<Deadline>,
+    ) {
         let mut state = self.state.lock();
         state.lost = None;
-        if state.daemon().is_some() && state.put(message, What::Question, len) {
+        if daemon.is_some() && state.daemon() == daemon && state.put(message, What::Question, len) {
             state.deadline = deadline;
             self.changed.notify_all();
         } else {
-            // The daemon has just gone, of which the service is being told.
+            // It has just gone, of which the service is being told; another may have come.
             state.lost = Some(Lost::Unread);
         }
     }
@@ -259,6 +265,7 @@ impl Transport {
         drop(waker);
 
         let mut state = self.state.lock();
+        state.fail();
         state.end = End::Revoked;
         state.phase = Phase::Idle;
         self.changed.notify_all();
