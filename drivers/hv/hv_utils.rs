@@ -35,10 +35,7 @@ use hyperv::{
     },
 };
 use kernel::{
-    device::{
-        Bound,
-        Core, //
-    },
+    device::Core,
     driver,
     module::this_module,
     prelude::*,
@@ -120,13 +117,13 @@ struct BoundService {
 }
 
 /// Has the service serve the device.
-fn open<S: Service>(dev: &vmbus::Device<Bound>, service: S) -> Result<BoundService> {
+fn open<S: Service>(dev: &vmbus::Device<Core<'_>>, service: S) -> Result<BoundService> {
     open_session(dev, KBox::new(Session::new(service), GFP_KERNEL)?)
 }
 
 /// What that is for all services.
-fn open_session(dev: &vmbus::Device<Bound>, session: KBox<dyn Handler>) -> Result<BoundService> {
-    let channel = Channel::open(dev, RING, RING, session);
+fn open_session(dev: &vmbus::Device<Core<'_>>, session: KBox<dyn Handler>) -> Result<BoundService> {
+    let channel = Channel::open(dev, RING, session);
     Ok(BoundService {
         _device: None,
         channel: KBox::pin_init(channel, GFP_KERNEL)?,
@@ -135,15 +132,15 @@ fn open_session(dev: &vmbus::Device<Bound>, session: KBox<dyn Handler>) -> Resul
 
 /// Has the service and its daemon serve the device.
 fn open_daemon(
-    dev: &vmbus::Device<Bound>,
+    dev: &vmbus::Device<Core<'_>>,
     info: &'static Info,
     service: KBox<dyn DaemonService>,
 ) -> Result<BoundService> {
-    let transport = Transport::new(&info.protocol, Waker::from(&**dev))?;
+    let transport = Transport::new(&info.protocol, Waker::from(&***dev))?;
     let transport = Arc::pin_init(transport, GFP_KERNEL)?;
     let session = daemon::Session::new(info, service, transport.clone())?;
     let session = KBox::new(session, GFP_KERNEL)?;
-    let channel = Channel::open(dev, info.ring, info.ring, session);
+    let channel = Channel::open(dev, info.ring, session);
     let channel = KBox::pin_init(channel, GFP_KERNEL)?;
     Ok(BoundService {
         // A daemon finds a channel that is open.
@@ -192,6 +189,7 @@ impl vmbus::Driver for HvUtils {
 
 #[pin_data]
 struct Module {
+    _farewell: Farewell,
     #[pin]
     _driver: driver::Registration<vmbus::Adapter<HvUtils>>,
 }
@@ -200,8 +198,18 @@ impl InPlaceModule for Module {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         pr_info!("Registering HyperV Utility Driver\n");
         try_pin_init!(Self {
+            _farewell: Farewell,
             _driver <- driver::Registration::new(c"hv_utils", module),
         })
+    }
+}
+
+/// Says that the module goes.
+struct Farewell;
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        pr_info!("De-Registered HyperV Utility Driver\n");
     }
 }
 

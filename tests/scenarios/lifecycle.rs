@@ -50,7 +50,8 @@ fn insert_and_remove(t: &Context<'_>) -> Result<()> {
             t.check(!t.channel(service).is_open(), "the channel is closed")?;
         }
     }
-    Ok(())
+    t.log_has("Registering HyperV Utility Driver")?;
+    t.log_has("De-Registered HyperV Utility Driver")
 }
 
 /// A device that is unplugged and plugged in again works again.
