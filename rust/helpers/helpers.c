@@ -19,6 +19,17 @@ bool rust_helper_in_hardirq(void)
 	return in_hardirq();
 }
 
+/* Functions in the header where the kernel has no PTP clocks. */
+struct ptp_clock *rust_helper_ptp_clock_register(struct ptp_clock_info *info, struct device *parent)
+{
+	return ptp_clock_register(info, parent);
+}
+
+void rust_helper_ptp_clock_unregister(struct ptp_clock *clock)
+{
+	ptp_clock_unregister(clock);
+}
+
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts)
 {
 	ptp_read_system_postts(sts);

@@ -9,12 +9,18 @@
 
 #include <linux/types.h>
 
+struct device;
+struct ptp_clock;
+struct ptp_clock_info;
 struct ptp_system_timestamp;
 struct ratelimit_state;
 struct vmbus_channel;
 
 u64 rust_helper_hv_read_reference_counter(void);
 bool rust_helper_in_hardirq(void);
+struct ptp_clock *rust_helper_ptp_clock_register(struct ptp_clock_info *info,
+						 struct device *parent);
+void rust_helper_ptp_clock_unregister(struct ptp_clock *clock);
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts);
 void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts);
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs);

@@ -65,7 +65,7 @@ impl<T: Clock> Registration<T> {
             // SAFETY: `info` is complete, and stays where it is until the clock is unregistered in
             // `drop()`.
             let clock = from_err_ptr(unsafe {
-                bindings::ptp_clock_register(this.info.get(), core::ptr::null_mut())
+                bindings::rust_helper_ptp_clock_register(this.info.get(), core::ptr::null_mut())
             })?;
             this.clock.set(NonNull::new(clock));
             Ok(())
@@ -132,7 +132,7 @@ impl<T: Clock> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
         if let Some(clock) = self.clock.get() {
             // SAFETY: `clock` was registered and is unregistered once.
-            unsafe { bindings::ptp_clock_unregister(clock.as_ptr()) };
+            unsafe { bindings::rust_helper_ptp_clock_unregister(clock.as_ptr()) };
         }
     }
 }
