@@ -41,7 +41,8 @@ pub struct RingSize(usize);
 impl RingSize {
     const HEADER: usize = size_of::<bindings::hv_ring_buffer>();
 
-    /// The ring with room for `data` bytes of packets; as `VMBUS_RING_SIZE()`.
+    /// The ring that `VMBUS_RING_SIZE()` makes: it has room for `data` bytes of packets, or where that
+    /// is large, eight pages or more, for a page less.
     pub const fn with_data(data: usize) -> Self {
         let page = kernel::page::PAGE_SIZE;
         // A ring that is large anyway takes its header out of the data.
@@ -71,7 +72,7 @@ impl RingSize {
     }
 }
 
-/// Copies 8-byte words: each is read once and written once.
+/// Copies 8-byte words, which may change meanwhile where they come from.
 ///
 /// # Safety
 ///
@@ -196,27 +197,21 @@ impl Outbound<'_> {
     }
 
     /// Returns whether there is room for a packet with a payload as long as this. If not, the host
-    /// will signal when there is.
+    /// will signal when there is, unless one as long is sent before.
     #[inline]
     pub(crate) fn has_room(&self, payload: &[u64]) -> bool {
         // CAST: Packets are at most 0xffff * 8 bytes long.
         let needed = (DESCRIPTOR + size_of_val(payload) + TRAILER) as u32;
         // Nothing can be sent where the indices are spoilt; sending says so.
         let is_free = || self.room().is_none_or(|(_, free)| free > needed);
-        let pending = self.0.word(Word::PendingSendSize);
         if !is_free() {
-            pending.store(needed, Relaxed);
+            self.0.word(Word::PendingSendSize).store(needed, Relaxed);
             // The host moves its read index, then reads the wish.
             // SAFETY: Has no requirements.
             unsafe { bindings::rust_helper_virt_mb() };
             if !is_free() {
                 return false;
             }
-        }
-        // A longer packet may wait still.
-        let wish = self.0.read(Word::PendingSendSize);
-        if wish != 0 && wish <= needed {
-            pending.store(0, Relaxed);
         }
         true
     }
@@ -256,6 +251,12 @@ impl Outbound<'_> {
         let next = write + (len + TRAILER) as u32;
         let next = next.checked_sub(self.0.size()).unwrap_or(next);
         self.0.word(Word::WriteIndex).store(next, Release);
+
+        // Whoever has waited for room has sent what it was for, but a longer packet may wait still.
+        let wish = self.0.read(Word::PendingSendSize);
+        if wish != 0 && wish as usize <= len + TRAILER {
+            self.0.word(Word::PendingSendSize).store(0, Relaxed);
+        }
 
         // The host has read all, then masks no more interrupts, then looks at the index again.
         // SAFETY: Has no requirements.
