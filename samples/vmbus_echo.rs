@@ -65,7 +65,7 @@ impl vmbus::Driver for EchoDriver {
         let ring = RingSize::with_data(12 * 1024);
         dev_info!(dev.as_ref(), "Rust VMBus driver sample probed\n");
 
-        let channel = Channel::open(dev, ring, ring, KBox::new(Echo, GFP_KERNEL)?);
+        let channel = Channel::open(dev, ring, KBox::new(Echo, GFP_KERNEL)?);
         KBox::pin_init(channel, GFP_KERNEL)
     }
 

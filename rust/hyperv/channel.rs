@@ -180,6 +180,10 @@ impl<'a> Packet<'a> {
     }
 
     /// Takes the packet off the channel, to be answered later.
+    ///
+    /// # Panics
+    ///
+    /// If `buffer` is for smaller rings, and too short for the packet.
     pub fn take(mut self, buffer: Buffer) -> (Handled, Taken) {
         let transaction = self.transaction();
         let payload = self.words();
@@ -260,12 +264,13 @@ fn bytes_of(words: &mut [u64]) -> &mut [u8] {
     unsafe { slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }
 }
 
-/// Calls a channel's callback from any context, for as long as somebody may want to.
+/// Calls a channel's callback, for as long as somebody may want to.
 #[derive(Clone)]
 pub struct Waker(ARef<vmbus::Device>);
 
 impl Waker {
-    /// Has the callback called soon, if the channel is open. Interrupts must be enabled.
+    /// Has the callback called, if the channel is open; it has been when this returns, unless it is
+    /// running elsewhere. In process context only.
     pub fn wake(&self) {
         // SAFETY: A channel lives as long as its device.
         unsafe { bindings::rust_helper_vmbus_wake(self.0.channel().as_ptr()) };
@@ -291,8 +296,7 @@ enum State {
 #[pin_data(PinnedDrop)]
 pub struct Channel {
     device: ARef<vmbus::Device>,
-    send: RingSize,
-    receive: RingSize,
+    ring: RingSize,
     #[pin]
     state: Mutex<State>,
     /// How often the callback was called since it was entered. Whoever finds it not zero leaves
@@ -314,22 +318,22 @@ unsafe impl Send for Channel {}
 unsafe impl Sync for Channel {}
 
 impl Channel {
-    /// Opens the channel of `device` with rings of the given sizes.
+    /// Opens the channel of `device` with two rings of that size.
     ///
     /// The host may have sent the first packets before this is done, and `handler` may have
     /// answered them.
+    ///
+    /// Fails with `EBUSY` if it is open, else as [`Channel::resume`] does.
     pub fn open(
-        device: &vmbus::Device<device::Bound>,
-        send: RingSize,
-        receive: RingSize,
+        device: &vmbus::Device<device::Core<'_>>,
+        ring: RingSize,
         handler: KBox<dyn Handler>,
     ) -> impl PinInit<Self, Error> {
         let device = ARef::<vmbus::Device>::from(&**device);
         let context = handler.context();
         try_pin_init!(Self {
             device,
-            send,
-            receive,
+            ring,
             state <- new_mutex!(State::Closed, "Channel::state"),
             calls: Atomic::new(1),
             limit <- RateLimit::new(),
@@ -352,8 +356,14 @@ impl Channel {
         let channel = self.device.channel().as_ptr();
         let context = core::ptr::from_ref(self.get_ref()).cast_mut().cast();
 
+        // SAFETY: The channel is valid as long as its device. Nobody else opens or closes it now: the
+        // device's lock is held where a `Self` is made, and where its bus suspends or resumes it.
+        if unsafe { (*channel).onchannel_callback.is_some() } {
+            return Err(EBUSY);
+        }
+
         // SAFETY:
-        // - The channel is valid as long as its device, and closed.
+        // - The channel is valid as long as its device, and closed: it has no callback.
         // - The callback gets `self`, which is pinned; the channel is closed in `drop()`, or below.
         let result = to_result(unsafe {
             // `uio_hv_generic` leaves its own behind, to be called when it may have gone.
@@ -363,14 +373,14 @@ impl Channel {
                 Context::Interrupt => bindings::vmbus_channel_hv_callback_mode_HV_CALL_ISR,
             };
             // Whatever fits into the ring fits into the copy: nothing is ever cut.
-            (*channel).max_pkt_size = self.receive.largest_packet();
+            (*channel).max_pkt_size = self.ring.largest_packet();
             // `vmbus_open()` sets it behind the callback, which an event may call in between.
             (*channel).channel_callback_context = context;
             smp_mb(Write);
             bindings::vmbus_open(
                 channel,
-                self.send.bytes(),
-                self.receive.bytes(),
+                self.ring.bytes(),
+                self.ring.bytes(),
                 core::ptr::null_mut(),
                 0,
                 Some(Self::callback),
@@ -380,8 +390,8 @@ impl Channel {
         if result.is_err() {
             // A failed open leaves the callback set. Of a channel that isn't open, this takes
             // nothing but the callback away, and waits for it.
-            // SAFETY: The channel is valid as long as its device.
-            unsafe { bindings::vmbus_close(channel) };
+            // SAFETY: `channel` is that of the device.
+            unsafe { close(channel) };
             return result;
         }
         *state = State::Open;
@@ -400,8 +410,8 @@ impl Channel {
             return;
         }
 
-        // SAFETY: The channel is valid as long as its device, and open.
-        unsafe { bindings::vmbus_close(self.device.channel().as_ptr()) };
+        // SAFETY: `channel()` is that of the device.
+        unsafe { close(self.device.channel().as_ptr()) };
         self.calls.store(1, Release);
         *state = State::Closed;
 
@@ -443,6 +453,21 @@ impl Channel {
             // SAFETY: The channel is valid; one that is closed meanwhile ignores this.
             unsafe { bindings::rust_helper_vmbus_schedule(raw.as_ptr()) };
         }
+    }
+}
+
+/// Closes a channel, open or not. Its callback is not called any more when this returns.
+///
+/// # Safety
+///
+/// `channel` must be valid.
+unsafe fn close(channel: *mut bindings::vmbus_channel) {
+    // SAFETY: The channel is valid.
+    unsafe {
+        bindings::vmbus_close(channel);
+        // `vmbus_open()` sets the next driver's callback before its context. The channel is what
+        // drivers in C have there, and outlives this driver.
+        (*channel).channel_callback_context = channel.cast();
     }
 }
 
