@@ -7,12 +7,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use host::fuzz::Random;
 use host::guest::Guest;
 use host::guest::Result;
 use host::meter::Meter;
 
-/// How far samples are apart, about.
-const INTERVAL: Duration = Duration::from_micros(20);
+/// How far samples are apart, in microseconds: it must not go in step with what is sampled.
+const INTERVALS: std::ops::Range<usize> = 10..40;
 
 /// So many instructions of the guest show in which functions it is,
 pub const FUNCTIONS: u64 = 100_000_000;
@@ -37,8 +38,10 @@ impl Profile {
         std::thread::scope(|scope| {
             // Each of this thread's timers is an interrupt, and most come while the guest runs.
             scope.spawn(|| {
+                let mut random = Random::new(1);
                 while !done.load(Ordering::Relaxed) {
-                    std::thread::sleep(INTERVAL);
+                    let interval = INTERVALS.start + random.below(INTERVALS.len());
+                    std::thread::sleep(Duration::from_micros(interval as u64));
                 }
             });
             let result = repeat(meter, length, act);
