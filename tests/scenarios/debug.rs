@@ -34,7 +34,9 @@ pub const SCENARIOS: &[Scenario] = &[
             "FAULT_INJECTION",
             "failed",
             "cannot register PTP clock",
-            "AE_NO_MEMORY",
+            "unable to add device",
+            "debugfs: out of free dentries",
+            "ACPI Error",
             "kmemleak: Cannot allocate",
         ]),
     Scenario::new("allocations_fail_at_work", allocations_fail_at_work)
@@ -93,7 +95,7 @@ fn each_allocation_fails(t: &Context<'_>, before: &str, command: &str, after: &s
             "number=0 left=0; while [ $left = 0 ]; do \
                  {{ {before}; }} || exit; \
                  number=$((number + 1)); exec 4<>/proc/self/fail-nth; echo $number >&4; \
-                 {command}; status=$?; read left <&4; echo 0 >&4; \
+                 {command}; status=$?; read left <&4 || exit; echo 0 >&4; \
                  {{ {after}; }} || exit; \
              done 2>/tmp/errors; echo $((number - 1))"
         ),

@@ -36,6 +36,7 @@ use host::vmbus::packet::DATA_INBAND;
 
 use crate::daemon;
 use crate::daemon::Daemon;
+use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
@@ -143,13 +144,14 @@ fn messages(t: &Context<'_>) -> Result<()> {
 
 /// With the distribution's daemons, which get whatever is valid enough.
 fn messages_with_daemons(t: &Context<'_>) -> Result<()> {
-    for (_, daemon) in WITH_DAEMON {
-        daemon.start(t)?;
+    let services = removal::services(t);
+    for &service in services {
+        Daemon::of(service).start(t)?;
     }
     run(0.25, |random, tallies| {
         // What the daemons keep would become more and more.
         t.sh_ok("rm -rf /tmp/in; mkdir /tmp/in; for pool in /var/lib/hyperv/.kvp_pool_*; do : >$pool; done")?;
-        for (service, _) in WITH_DAEMON {
+        for &service in services {
             let tally = tallies.entry(service).or_default();
             let size = (MESSAGES_WITH_DAEMON, BATCH_WITH_DAEMON);
             rounds(t, service, random, size, tally)?;

@@ -79,15 +79,15 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
 
 /// At each step of a request the guest can hibernate: the host starts over, the daemon is still there.
 fn at_every_step(t: &Context<'_>) -> Result<()> {
-    for service in SERVICES {
-        answered_at_once(t, service).map_err(|error| format!("{service}: {error}"))?;
-    }
     for &service in removal::services(t) {
         for step in Step::ALL {
             answered_by_a_daemon(t, service, step)
                 .map_err(|error| format!("{service}, {step:?}: {error}"))?;
         }
         removal::serves(t, service)?;
+    }
+    for service in SERVICES {
+        answered_at_once(t, service).map_err(|error| format!("{service}: {error}"))?;
     }
     Ok(())
 }
