@@ -327,14 +327,17 @@ impl Bus {
             self.note("a message is refused: no buffers".to_owned());
             return Status::InsufficientBuffers;
         }
-        if self.link.hypervisor.is_congested() {
+        let message = FromGuest::parse(payload);
+        // A crashed guest's successor does not have to take what that one has left.
+        let begins_anew = matches!(message, Ok(FromGuest::InitiateContact { .. }));
+        if self.link.hypervisor.is_congested() && !begins_anew {
             return Status::InsufficientBuffers;
         }
         if kind != 1 {
             self.error(format!("message of type {kind} instead of 1"), payload);
             return Status::Success;
         }
-        match FromGuest::parse(payload) {
+        match message {
             Ok(message) => {
                 let text = format!("{} {}", message::name(payload), self.details(&message));
                 self.link
@@ -586,6 +589,7 @@ impl Bus {
             // A guest that crashed or was booted by kexec begins anew without a word.
             self.note("contact while connected: everything is closed".to_owned());
             self.disconnect();
+            self.link.hypervisor.forget_messages();
         }
         let version = ((requested >> 16) as u16, requested as u16);
         let supported = VERSIONS.contains(&version) && version <= self.max_version;

@@ -30,6 +30,8 @@ struct Seen {
     sint: u32,
     /// The guest does not take its messages.
     congested: bool,
+    /// How many messages were forgotten.
+    forgotten: usize,
 }
 
 struct Fake(Arc<Mutex<Seen>>);
@@ -58,7 +60,10 @@ impl Hypervisor for Fake {
     }
 
     fn forget_messages(&mut self) {
-        self.0.lock().unwrap().messages.clear();
+        let mut seen = self.0.lock().unwrap();
+        seen.forgotten += seen.messages.len();
+        seen.messages.clear();
+        seen.congested = false;
     }
 }
 
@@ -101,10 +106,11 @@ impl TestGuest {
     }
 
     fn post_to(&mut self, connection: u32, bytes: &[u8]) -> Vec<u32> {
-        let before = self.seen.lock().unwrap().messages.len();
+        let sent = |seen: &Seen| seen.forgotten + seen.messages.len();
+        let before = sent(&self.seen.lock().unwrap());
         assert_eq!(self.bus.post(connection, 1, bytes), Status::Success);
         let seen = self.seen.lock().unwrap();
-        seen.messages[before..]
+        seen.messages[before.saturating_sub(seen.forgotten)..]
             .iter()
             .map(|(_, message)| u32_at(message, 0).unwrap())
             .collect()
@@ -241,6 +247,11 @@ fn a_guest_that_takes_no_messages_posts_none() {
     let offers = [3, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(guest.bus.post(1, 1, &offers), Status::InsufficientBuffers);
     guest.seen.lock().unwrap().congested = false;
+    assert_eq!(guest.post(3, &[]), [1, 1, 4]);
+    // Nor did one that has crashed.
+    guest.seen.lock().unwrap().congested = true;
+    assert!(guest.contact(4, 0));
+    assert_eq!(guest.seen.lock().unwrap().messages.len(), 1);
     assert_eq!(guest.post(3, &[]), [1, 1, 4]);
 }
 
