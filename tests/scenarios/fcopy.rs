@@ -493,10 +493,9 @@ fn left_to_uio(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::FCopy);
     t.check(!channel.is_open(), "the channel is not open")?;
     t.sh_ok("[ ! -e /dev/vmbus/hv_fcopy ] && [ -e /dev/vmbus/hv_kvp ]")?;
-    t.sh_ok("insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio_hv_generic.ko")?;
+    insert_uio(t)?;
     copies_over_uio(t)?;
-    daemon::FCOPY_UIO.kill(t)?;
-    t.sh_ok("rmmod uio_hv_generic uio")?;
+    remove_uio(t)?;
     // The parameter counts for what is bound from now on.
     t.sh_ok("echo 1 >/sys/module/hv_utils/parameters/fcopy_chardev")?;
     daemon::rebind(t, "bind", Service::FCopy)?;
@@ -505,7 +504,33 @@ fn left_to_uio(t: &Context<'_>) -> Result<()> {
     channel.rescind()?;
     channel.wait_released()?;
     channel.reoffer()?;
+    channel.wait_open()?;
+
+    // The way without the parameter.
+    insert_uio(t)?;
+    let id = Service::FCopy.instance();
+    let give = format!(
+        "cd /sys/bus/vmbus/devices/{id} && echo {id} >driver/unbind && echo {id} >/sys/bus/vmbus/drivers_probe"
+    );
+    t.sh_ok(&format!(
+        "echo uio_hv_generic >/sys/bus/vmbus/devices/{id}/driver_override && {give}"
+    ))?;
+    copies_over_uio(t)?;
+    remove_uio(t)?;
+    t.sh_ok(&format!(
+        "echo >/sys/bus/vmbus/devices/{id}/driver_override && echo {id} >/sys/bus/vmbus/drivers_probe"
+    ))?;
     channel.wait_open()
+}
+
+fn insert_uio(t: &Context<'_>) -> Result<()> {
+    t.sh_ok("insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio_hv_generic.ko")
+        .map(|_| ())
+}
+
+fn remove_uio(t: &Context<'_>) -> Result<()> {
+    daemon::FCOPY_UIO.kill(t)?;
+    t.sh_ok("rmmod uio_hv_generic uio").map(|_| ())
 }
 
 fn copies_over_uio(t: &Context<'_>) -> Result<()> {
