@@ -62,6 +62,9 @@ pub enum Restore {
 /// How many packets wait for a scenario at most; then it is as if it stopped reading.
 const INBOX: usize = 4096;
 
+/// How many round trips are timed at most.
+const LATENCIES: usize = 1 << 20;
+
 /// The IC transaction id of all that a device in [`Mode::Auto`] sends.
 const TRANSACTION_ID: u8 = 0;
 
@@ -98,7 +101,7 @@ pub struct Statistics {
     pub application_state: Option<u32>,
     /// Heartbeats that answered another number than the beat's plus one.
     pub wrong_sequence: u64,
-    /// From each request to its reply.
+    /// From each request to its reply, of the first million.
     pub latencies: Vec<Duration>,
 }
 
@@ -512,7 +515,9 @@ impl Device {
     fn accept(&mut self, reply: &Message, since: Instant, moment: &Moment) -> Option<Remark> {
         self.statistics.replies += 1;
         self.statistics.last_status = Some(reply.status);
-        self.statistics.latencies.push(moment.instant - since);
+        if self.statistics.latencies.len() < LATENCIES {
+            self.statistics.latencies.push(moment.instant - since);
+        }
         self.state = State::Ready;
         self.reply = Some(reply.clone());
         match self.service {
