@@ -125,7 +125,8 @@ demo: root guest-$(FLAVOUR) host
 	@$(enter) build/host/scenarios --flavour $(FLAVOUR) demo
 
 ## check                all tests; T=word runs those with the word in their names
-check: guests $(if $(T),,guest-debug) host
+check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \
+		$(if $(filter systemd,$(T)),build/guest/systemd-$(FLAVOUR).cpio) host
 	@tests/check.sh $(T)
 
 ## bench                what this module and the kernel's own cost a guest, in instructions, and in memory (6 min)

@@ -12,7 +12,7 @@ set -eu
 what=outer-run
 [ $# -gt 0 ] || die "no command given" "usage: $0 'SHELL LINE'"
 for file in guest/outer.cpio kernel/amd64/vmlinux; do
-	[ -e "$build/$file" ] || die "there is no build/$file" "make guest creates it"
+	[ -e "$build/$file" ] || die "there is no build/$file" "make guests creates it"
 done
 
 # As many guests at a time as there are processors here: each keeps about one busy.
