@@ -121,7 +121,7 @@ impl DaemonService for Fcopy {
     }
 
     fn daemon_gone(&mut self) {
-        // A daemon that goes takes back what it has of a file.
+        // Nobody is left to take back what there is of a file.
         self.progress = Progress::None;
     }
 
