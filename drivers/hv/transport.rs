@@ -190,8 +190,8 @@ impl Transport {
         state.daemon().is_some() && state.phase == Phase::Idle && state.message.is_some()
     }
 
-    /// Asks that daemon, if it is there still, what the first `len` bytes of `message` say; leaves other memory in its
-    /// place. The way must be free.
+    /// Asks that daemon, if it is there still, what the first `len` bytes of `message` say; leaves
+    /// other memory in its place. The way must be free.
     ///
     /// The service waits for the answer until the deadline, or else for as long as the daemon has
     /// the device open.
