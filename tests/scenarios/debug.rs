@@ -133,7 +133,7 @@ fn works(t: &Context<'_>, service: Service) -> Result<()> {
 /// when there is memory again.
 fn allocations_fail(t: &Context<'_>) -> Result<()> {
     fail_any(t)?;
-    for &service in &t.config().services {
+    for service in services(t) {
         let (bind, unbind) = (rebinding("bind", service), rebinding("unbind", service));
         let again = format!("[ $status = 0 ] || {bind}");
         let failed = each_allocation_fails(t, &unbind, &bind, &again)?;
@@ -153,10 +153,25 @@ fn allocations_fail_at_work(t: &Context<'_>) -> Result<()> {
     for service in daemon::SERVICES {
         daemon_without_memory(t, service)?;
     }
-    for &service in &t.config().services {
+    for service in services(t) {
         device_without_memory(t, service)?;
     }
-    Ok(())
+    // Where hv_vmbus has no memory to tell the host that a ring goes, it leaves the ring for good.
+    t.unload()?;
+    for object in found(t)?.split("unreferenced object").skip(1) {
+        t.check(object.contains("hv_ringbuffer_init"), object)?;
+    }
+    t.sh_ok("echo clear >/sys/kernel/debug/kmemleak")
+        .map(|_| ())
+}
+
+/// The services to look at: all of them take minutes, so without `HV_SLOW` one that has a clock, and one that has a
+/// character device.
+fn services(t: &Context<'_>) -> Vec<Service> {
+    match t.is_patient() {
+        Ok(()) => t.config().services.clone(),
+        Err(_) => vec![Service::TimeSync, Service::Kvp],
+    }
 }
 
 /// No `kmalloc()` succeeds, whoever calls it: each service answers.
@@ -247,12 +262,16 @@ fn device_without_memory(t: &Context<'_>, service: Service) -> Result<()> {
 
 /// Nothing that was allocated has been forgotten.
 fn finds_nothing(t: &Context<'_>) -> Result<()> {
+    t.equal("what kmemleak found", found(t)?.as_str(), "")
+}
+
+/// What kmemleak has found.
+fn found(t: &Context<'_>) -> Result<String> {
     // What is younger than five seconds is left out; the second scan sees what the first took for reachable.
     t.sh_ok(
         "sleep 6; echo scan >/sys/kernel/debug/kmemleak; echo scan >/sys/kernel/debug/kmemleak",
     )?;
-    let found = t.sh_ok("cat /sys/kernel/debug/kmemleak")?;
-    t.equal("what kmemleak found", found.as_str(), "")
+    t.sh_ok("cat /sys/kernel/debug/kmemleak")
 }
 
 fn leaks(t: &Context<'_>) -> Result<()> {
