@@ -187,10 +187,13 @@ step_scenarios()
 {
 	local status=0 first key
 	key=$(peer)
-	scenarios amd64 --vcpus 1 --vmbus 6.0 --peer "$key" &
+	{
+		scenarios amd64 --whole no --vcpus 2 --vmbus 4.0 || status=$?
+		scenarios cloud-amd64 --whole no --vcpus 2 --vmbus 5.3 || status=$?
+		exit $status
+	} &
 	first=$!
-	scenarios amd64 --whole no --vcpus 2 --vmbus 4.0 || status=$?
-	scenarios cloud-amd64 --whole no --vcpus 2 --vmbus 5.3 || status=$?
+	scenarios amd64 --vcpus 1 --vmbus 6.0 --peer "$key" || status=$?
 	[ -n "$pattern" ] || scenarios debug --whole no --module rust --vcpus 2 --vmbus 6.0 || status=$?
 	wait "$first" || status=$?
 	return $status
