@@ -328,10 +328,12 @@ impl Bus {
             return Status::InsufficientBuffers;
         }
         let message = FromGuest::parse(payload);
-        // A crashed guest's successor does not have to take what that one has left.
-        let begins_anew = matches!(message, Ok(FromGuest::InitiateContact { .. }));
-        if self.link.hypervisor.is_congested() && !begins_anew {
-            return Status::InsufficientBuffers;
+        if self.link.hypervisor.is_congested() {
+            if !matches!(message, Ok(FromGuest::InitiateContact { .. })) {
+                return Status::InsufficientBuffers;
+            }
+            // A crashed guest's successor does not have to take what that one has left; and no guest makes it more.
+            self.link.hypervisor.forget_messages();
         }
         if kind != 1 {
             self.error(format!("message of type {kind} instead of 1"), payload);

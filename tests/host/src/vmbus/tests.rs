@@ -253,6 +253,12 @@ fn a_guest_that_takes_no_messages_posts_none() {
     assert!(guest.contact(4, 0));
     assert_eq!(guest.seen.lock().unwrap().messages.len(), 1);
     assert_eq!(guest.post(3, &[]), [1, 1, 4]);
+    // What is refused leaves no more than one answer either.
+    for _ in 0..2 {
+        guest.seen.lock().unwrap().congested = true;
+        assert!(!guest.contact(9, 0));
+        assert_eq!(guest.seen.lock().unwrap().messages.len(), 1);
+    }
 }
 
 #[test]
