@@ -19,6 +19,7 @@ use crate::{
 };
 use core::{
     cell::UnsafeCell,
+    ops::Range,
     ptr::NonNull,
     slice, //
 };
@@ -99,7 +100,7 @@ pub trait Handler: Send + 'static {
 pub struct Handled(Next);
 
 enum Next {
-    /// The packet is done with, or was taken.
+    /// The packet is done with, or was taken; the channel has gone on.
     Advance,
     /// The packet comes in again.
     Stay,
@@ -120,7 +121,8 @@ pub struct Packet<'a> {
 
 /// The way out of a channel, for as long as its callback runs.
 pub struct Sender<'a> {
-    ring: Outbound<'a>,
+    inbound: Inbound<'a>,
+    outbound: Outbound<'a>,
     device: &'a vmbus::Device,
     limit: Pin<&'a RateLimit>,
 }
@@ -146,25 +148,29 @@ impl<'a> Packet<'a> {
         bytes_of(self.words())
     }
 
+    /// Which words of the copy are the payload.
     #[inline]
-    fn words(&mut self) -> &mut [u64] {
+    fn range(&self) -> Range<usize> {
         let descriptor = self.descriptor.as_ptr();
 
         // SAFETY: By the type invariant, the descriptor is valid.
-        let (offset, len) = unsafe {
-            (
-                usize::from((*descriptor).offset8),
-                usize::from((*descriptor).len8),
-            )
-        };
+        unsafe { usize::from((*descriptor).offset8)..usize::from((*descriptor).len8) }
+    }
+
+    #[inline]
+    fn words(&mut self) -> &mut [u64] {
+        let Range { start, end } = self.range();
 
         // SAFETY:
-        // - `Inbound::peek()` has made sure that `offset <= len`, and that `len` words, which are
+        // - `Inbound::peek()` has made sure that `start <= end`, and that `end` words, which are
         //   aligned, are in the copy.
         // - Nothing but this packet refers to what is behind the descriptor in the copy until the
         //   next one is copied, which is after `self` is gone.
         // - The copy was written in full.
-        unsafe { slice::from_raw_parts_mut(descriptor.cast::<u64>().add(offset), len - offset) }
+        unsafe {
+            let words = self.descriptor.as_ptr().cast::<u64>();
+            slice::from_raw_parts_mut(words.add(start), end - start)
+        }
     }
 
     /// Sends the payload back as the packet's answer, with its transaction id; returns whether it has
@@ -176,26 +182,27 @@ impl<'a> Packet<'a> {
         let channel = self.channel;
         let transaction = self.transaction();
         let has_left = channel.send(self.words(), transaction);
-        (Handled(Next::Advance), has_left)
+        (self.advance(), has_left)
     }
 
-    /// Takes the packet off the channel, to be answered later.
+    /// Takes the packet off the channel, to be answered later: its memory becomes the caller's, and
+    /// `buffer` the channel's.
     ///
     /// # Panics
     ///
-    /// If `buffer` is for smaller rings, and too short for the packet.
-    pub fn take(mut self, buffer: Buffer) -> (Handled, Taken) {
+    /// If `buffer` is for smaller rings.
+    pub fn take(self, buffer: Buffer) -> (Handled, Taken) {
         let transaction = self.transaction();
-        let payload = self.words();
-        let len = payload.len();
-        let Buffer(mut words) = buffer;
-        words[..len].copy_from_slice(payload);
+        let payload = self.range();
+        let channel = self.channel;
+        let handled = self.advance();
         let taken = Taken {
             transaction,
-            words,
-            len,
+            // SAFETY: The packet is gone.
+            words: unsafe { channel.inbound.exchange(buffer.0) },
+            payload,
         };
-        (Handled(Next::Advance), taken)
+        (handled, taken)
     }
 
     /// Leaves the packet in the ring. It, and whatever follows it, comes in again with the next
@@ -220,6 +227,13 @@ impl<'a> Packet<'a> {
                 format_args!("{reason}")
             );
         }
+        self.advance()
+    }
+
+    /// Has the channel go on to the next packet.
+    #[inline]
+    fn advance(self) -> Handled {
+        self.channel.inbound.advance(self.descriptor);
         Handled(Next::Advance)
     }
 }
@@ -242,13 +256,14 @@ impl Buffer {
 pub struct Taken {
     transaction: u64,
     words: KVec<u64>,
-    len: usize,
+    /// Which of the words are the payload.
+    payload: Range<usize>,
 }
 
 impl Taken {
     /// The payload.
     pub fn payload(&mut self) -> &mut [u8] {
-        bytes_of(&mut self.words[..self.len])
+        bytes_of(&mut self.words[self.payload.clone()])
     }
 
     /// Drops the packet unanswered: the host doesn't wait for the answer any more.
@@ -440,14 +455,15 @@ impl Channel {
             )
         };
         let sender = Sender {
-            ring: outbound,
+            inbound,
+            outbound,
             device: &this.get_ref().device,
             // SAFETY: `this` is pinned.
             limit: unsafe { this.map_unchecked(|this| &this.limit) },
         };
 
         handler.woken(&sender);
-        let is_empty = sender.poll(&inbound, handler);
+        let is_empty = sender.poll(handler);
 
         if this.calls.xchg(0, Release) != 1 || !is_empty {
             // SAFETY: The channel is valid; one that is closed meanwhile ignores this.
@@ -488,8 +504,8 @@ impl<'a> Sender<'a> {
     ///
     /// If there is none, the packet is returned, and [`Handler::woken`] called when there is.
     pub fn reply(&self, taken: Taken) -> Result<Buffer, Taken> {
-        let payload = &taken.words[..taken.len];
-        if !self.ring.has_room(payload) {
+        let payload = &taken.words[taken.payload.clone()];
+        if !self.outbound.has_room(payload) {
             return Err(taken);
         }
         self.send(payload, taken.transaction);
@@ -499,7 +515,7 @@ impl<'a> Sender<'a> {
     /// Sends in-band data; returns whether it has left, or nobody waits for it. If not, the log says
     /// why.
     fn send(&self, payload: &[u64], transaction: u64) -> bool {
-        match self.ring.send(payload, transaction) {
+        match self.outbound.send(payload, transaction) {
             Ok(()) => true,
             // There would be room if the host waited for it.
             Err(EAGAIN) => true,
@@ -514,7 +530,8 @@ impl<'a> Sender<'a> {
 
     /// Has `handler` take what's in the ring, as long as there's room to answer it. Returns whether
     /// that was all for now.
-    fn poll(&self, inbound: &Inbound<'_>, handler: &mut dyn Handler) -> bool {
+    fn poll(&self, handler: &mut dyn Handler) -> bool {
+        let inbound = &self.inbound;
         for done in 0..BUDGET {
             // The host signals only when it finds the ring empty, so it has to see how far the ring
             // was read before that counts as empty.
@@ -531,17 +548,17 @@ impl<'a> Sender<'a> {
                 break;
             }
 
-            // INVARIANT: `peek()` has returned `descriptor`, and the ring goes on only below.
+            // INVARIANT: `peek()` has returned `descriptor`, and only the packet has the ring go on.
             let mut packet = Packet {
                 channel: self,
                 descriptor,
             };
-            if !self.ring.has_room(packet.words()) && handler.wants_answer(packet.payload()) {
+            if !self.outbound.has_room(packet.words()) && handler.wants_answer(packet.payload()) {
                 inbound.close();
                 return true;
             }
             match handler.receive(packet).0 {
-                Next::Advance => inbound.advance(descriptor),
+                Next::Advance => {}
                 Next::Stay => {
                     inbound.close();
                     return true;

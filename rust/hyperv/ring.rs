@@ -354,6 +354,36 @@ impl Inbound<'_> {
         }
     }
 
+    /// Copies packets to that memory from now on; gives back the memory with the last one.
+    ///
+    /// # Panics
+    ///
+    /// If it is less than the longest packet of a ring as large needs.
+    ///
+    /// # Safety
+    ///
+    /// Nothing may refer to the last packet's copy any more.
+    #[inline]
+    pub(crate) unsafe fn exchange(&self, memory: KVec<u64>) -> KVec<u64> {
+        let info = self.0.info;
+        // SAFETY: By `Ring`'s invariant; these are the callback's own while the channel is open.
+        let (last, words) = unsafe {
+            let words = (*info).pkt_buffer_size as usize / size_of::<u64>();
+            (&raw mut (*info).pkt_buffer, words)
+        };
+        assert!(memory.len() >= words);
+        let (memory, ..) = memory.into_raw_parts();
+        // SAFETY:
+        // - What was there is from `kzalloc()`, or from a `KVec`, which is from `kmalloc()`, too;
+        //   it has as many words, all of them written. Nothing else refers to it, by the safety
+        //   requirements of this function.
+        // - What gets there has as many, and `kfree()` is what ends either.
+        unsafe {
+            let last = last.replace(memory.cast());
+            KVec::from_raw_parts(last.cast(), words, words)
+        }
+    }
+
     /// Lets the host see how far the ring was read, and signals if it waits for that.
     #[inline]
     pub(crate) fn close(&self) {
