@@ -98,11 +98,17 @@ impl<T: Clock> Registration<T> {
         // SAFETY: `info` is the field of a valid `Self`: `drop()` unregisters the clock.
         let this = unsafe { &*container_of!(info.cast::<Opaque<_>>(), Self, info) };
 
-        // SAFETY: `system` is valid or null.
-        unsafe { bindings::rust_helper_ptp_read_system_prets(system) };
+        // Few want it.
+        let has_system = !system.is_null();
+        if has_system {
+            // SAFETY: `system` is valid or null.
+            unsafe { bindings::rust_helper_ptp_read_system_prets(system) };
+        }
         let now = this.inner.now();
-        // SAFETY: As above.
-        unsafe { bindings::rust_helper_ptp_read_system_postts(system) };
+        if has_system {
+            // SAFETY: As above.
+            unsafe { bindings::rust_helper_ptp_read_system_postts(system) };
+        }
 
         from_result(|| {
             // SAFETY: `time` is valid for writes.
