@@ -49,10 +49,7 @@ pub const SCENARIOS: &[Scenario] = &[
             "VSS: no answer from the daemon",
             "teardown gpadl return",
         ]),
-    Scenario::new("leaks", leaks).debug_kernel(),
-    Scenario::new("leaks_with_daemons", leaks_with_daemons)
-        .daemons()
-        .debug_kernel(),
+    Scenario::new("leaks", leaks).daemons().debug_kernel(),
 ];
 
 /// The module's KUnit suites, run by hand: with each insertion would take too long. Each test is a result of its own.
@@ -274,17 +271,12 @@ fn found(t: &Context<'_>) -> Result<String> {
     t.sh_ok("cat /sys/kernel/debug/kmemleak")
 }
 
+/// Nothing is left of a module that has served hosts and daemons.
 fn leaks(t: &Context<'_>) -> Result<()> {
-    let heartbeat = t.channel(Service::Heartbeat);
-    heartbeat.wait_replies(1)?;
-    t.unload()?;
-    finds_nothing(t)
-}
-
-fn leaks_with_daemons(t: &Context<'_>) -> Result<()> {
-    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
-    talk.finish()?;
-    daemon::end(t)?;
+    t.channel(Service::Heartbeat).wait_replies(1)?;
+    for &service in removal::services(t) {
+        removal::serves(t, service)?;
+    }
     t.unload()?;
     finds_nothing(t)
 }

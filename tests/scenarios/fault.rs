@@ -44,6 +44,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only(),
     Scenario::new("daemon_and_host_at_once", daemon_and_host_at_once)
         .daemons()
+        .race()
         .rust_only(),
 ];
 

@@ -237,7 +237,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             ),
             fault(
                 "Memory is forgotten",
-                &[debug("leaks"), debug("leaks_with_daemons")],
+                &[debug("leaks")],
             ),
         ],
     ),

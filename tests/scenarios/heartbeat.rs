@@ -41,9 +41,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("heartbeat_restore", restore),
 ];
 
-/// As on Windows: a beat every two seconds, each answered with its number plus one.
+/// As on Windows, but faster: one beat after the other, each answered with its number plus one.
 fn beats(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.configure(|device| device.set_interval(Duration::from_millis(200)))?;
     let versions = heartbeat.wait_negotiated()?;
     t.equal(
         "versions",
@@ -100,7 +101,10 @@ fn replies(t: &Context<'_>) -> Result<()> {
 /// A host may send fewer reserved bytes than the structure has.
 fn short_reserved(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
-    heartbeat.configure(|device| device.set_heartbeat_reserved(4))?;
+    heartbeat.configure(|device| {
+        device.set_heartbeat_reserved(4);
+        device.set_interval(Duration::from_millis(200));
+    })?;
     let statistics = heartbeat.wait_replies(heartbeat.statistics()?.replies + 2)?;
     t.equal("answers with a wrong number", statistics.wrong_sequence, 0)
 }

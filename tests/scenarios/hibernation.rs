@@ -38,6 +38,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(EXPECTED),
     Scenario::new("hibernation_at_every_step", at_every_step)
         .daemons()
+        .race()
         .scripted(&SERVICES)
         .rust_only()
         .expects_log(EXPECTED),

@@ -92,6 +92,7 @@ pub const SCENARIOS: &[Scenario] = &[
         negotiates_as_its_daemon_dies,
     )
     .daemons()
+    .race()
     .rust_only(),
     Scenario::new("kvp_unbound_under_its_daemon", unbound_under_its_daemon)
         .daemons()

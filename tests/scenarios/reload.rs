@@ -31,17 +31,20 @@ pub const SCENARIOS: &[Scenario] = &[
         daemon_restarted_under_load(t, Service::Kvp)
     })
     .daemons()
+    .race()
     .rust_only(),
     Scenario::new("vss_daemon_restarted_under_load", |t| {
         daemon_restarted_under_load(t, Service::Vss)
     })
     .daemons()
+    .race()
     .rust_only()
     .expects_log(&["VSS: no answer from the daemon", "callbacks suppressed"]),
     Scenario::new("fcopy_daemon_restarted_under_load", |t| {
         daemon_restarted_under_load(t, Service::FCopy)
     })
     .daemons()
+    .race()
     .rust_only(),
 ];
 

@@ -29,10 +29,12 @@ use crate::scenario::Scenario;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("removal_at_every_step", at_every_step)
         .daemons()
+        .race()
         .rust_only()
         .expects_log(&["VSS: no answer from the daemon"]),
     Scenario::new("vss_unbound_under_packets", unbound_under_packets)
         .daemons()
+        .race()
         .rust_only()
         .expects_log(&[
             "VSS: no answer from the daemon",

@@ -461,6 +461,9 @@ impl<'a> Group<'a> {
         sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
         sorted.retain(|scenario| whole || scenario.depends_on_place());
         let (vcpus, vmbus) = (self.config.vcpus, self.config.vmbus_max);
+        let asked_for =
+            self.options.full || self.options.faults.is_some() || !self.options.filter.is_empty();
+        sorted.retain(|scenario| vcpus > 1 || asked_for || !scenario.is_race());
         let places = |scenario: &'static Scenario| {
             self.options.modules.iter().map(move |&module| {
                 let place = Place {

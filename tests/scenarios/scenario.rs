@@ -53,6 +53,7 @@ pub struct Scenario {
     debug_kernel: bool,
     apart: bool,
     once: bool,
+    race: bool,
 }
 
 impl Scenario {
@@ -73,6 +74,7 @@ impl Scenario {
             debug_kernel: false,
             apart: false,
             once: false,
+            race: false,
         }
     }
 
@@ -85,6 +87,12 @@ impl Scenario {
     /// Neither the number of processors nor VMBus's version matters to it: it runs with the first of them.
     pub const fn once(mut self) -> Self {
         self.once = true;
+        self
+    }
+
+    /// It is about what happens at the same time, of which one processor shows less: in `make check` it has two.
+    pub const fn race(mut self) -> Self {
+        self.race = true;
         self
     }
 
@@ -208,6 +216,11 @@ impl Scenario {
     /// Whether what its places differ in matters to it: see [`Scenario::once`] and [`Scenario::machine`].
     pub fn depends_on_place(&self) -> bool {
         !self.once && self.machine.is_none()
+    }
+
+    /// See [`Scenario::race`].
+    pub fn is_race(&self) -> bool {
+        self.race
     }
 
     /// See [`Scenario::debug_kernel`].

@@ -681,15 +681,6 @@ impl ChannelHandle<'_> {
         self.send_packets(packets)
     }
 
-    /// Sends packets until the ring is full; gives how many went in. The guest had better not be reading.
-    pub fn fill(&self, packet: &Packet) -> Result<usize> {
-        let mut count = 0;
-        while self.try_send_packet(packet)?.is_ok() {
-            count += 1;
-        }
-        Ok(count)
-    }
-
     /// Sends `count` packets as fast as the ring takes them; `make` gives each, numbered from 0.
     pub fn flood(&self, count: usize, mut make: impl FnMut(usize) -> Packet) -> Result<()> {
         for number in 0..count {

@@ -246,8 +246,10 @@ impl Device {
         self.flags & REQUEST != 0
     }
 
-    /// Sends beats or samples in this interval instead of a host's.
+    /// Sends beats or samples in this interval instead of a host's. The next is due as if it had always been so.
     pub fn set_interval(&mut self, interval: Duration) {
+        let last = self.due.and_then(|due| due.checked_sub(self.interval));
+        self.due = last.map(|last| last + interval).or(self.due);
         self.interval = interval;
     }
 
@@ -640,6 +642,18 @@ mod tests {
         }
         assert_eq!(device.statistics().replies, 3);
         assert_eq!(device.statistics().application_state, Some(1));
+    }
+
+    #[test]
+    fn another_interval_counts_from_the_last_beat() {
+        let mut device = ready(Service::Heartbeat, (3, 0));
+        device.tick(&moment(ZERO));
+        let mut reply = sent(&mut device).reply(0);
+        reply.body = heartbeat::body(2, heartbeat::RESERVED);
+        assert_eq!(answer(&mut device, &reply, ZERO), None);
+        let interval = Duration::from_millis(200);
+        device.set_interval(interval);
+        assert_eq!(device.due(), Some(moment(interval).instant));
     }
 
     #[test]
