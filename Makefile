@@ -84,7 +84,7 @@ build/guest/outer.cpio: $(images) tests/guest/outer/init | build/kdir/amd64/.rea
 	@echo "[3/6] the outer guest"
 	@tests/guest/images.sh outer
 
-build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) tests/guest/agent.c | build/kdir/%/.ready
+build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) tests/guest/agent.c tests/guest/ptp-reads.c | build/kdir/%/.ready
 	@echo "[4/6] the inner guest, $*"
 	@tests/guest/images.sh inner-$*
 
@@ -129,7 +129,7 @@ check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \
 		$(if $(filter systemd,$(T)),build/guest/systemd-$(FLAVOUR).cpio) host
 	@tests/check.sh $(T)
 
-## bench                what this module and the kernel's own cost a guest, in instructions, and in memory (6 min)
+## bench                what this module and the kernel's own cost a guest, in instructions, and in memory (10 min)
 bench: root guest-$(FLAVOUR) host
 	@$(enter) env OUTER_TIMEOUT=1200 build/host/scenarios --flavour $(FLAVOUR) bench
 

@@ -224,6 +224,7 @@ inner-*)
 	# Real clients of the PTP clock.
 	program /usr/sbin/phc_ctl
 	gcc-14 -O2 -static -o "$tree/bin/testptp" "$build/linux-source/tools/testing/selftests/ptp/testptp.c"
+	gcc-14 -O2 -Wall -static -o "$tree/bin/ptp-reads" "$here/ptp-reads.c"
 	;;
 esac
 pack

@@ -4,7 +4,9 @@
 //!
 //! It runs in a QEMU guest that counts ([`host::nested::ensure_counted`]): the same program executes the same
 //! instructions, however fast or busy the machine is. [`Meter`] counts those of the inner guest only. One measurement
-//! lasts from when the host acts until the guest rests again, after its reply; each figure is the median of many.
+//! lasts from when the host acts until the guest rests again, after its reply. Where the host acts several times, it
+//! waits for the guest to rest in between, too: else it would be chance whether the next request meets a guest that is
+//! awake. Each figure is the lower quartile of many: what comes in by chance, such as ticks of the timer, only adds.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -29,9 +31,9 @@ use host::vmbus::packet::Packet;
 
 use crate::daemon;
 use crate::daemon::Talk;
+use crate::fcopy::copy_watched;
 use crate::memory::Memory;
 use crate::plot;
-use crate::profile;
 use crate::profile::Profile;
 use crate::runner::Options;
 use crate::scenario::Context;
@@ -53,7 +55,7 @@ pub const ROWS: &[&str] = &[
     "VSS hot backup",
     "VSS freeze and thaw",
     "file of 10 MB",
-    "shutdown until off",
+    "shutdown",
 ];
 
 /// How many guests are measured for each module: where timer ticks and the like fall differs a little between them.
@@ -63,21 +65,28 @@ const BOOTS: u32 = 3;
 const KEPT: &[&str] = &["heartbeat", "KVP get", "KVP set"];
 const TOLERANCE: u64 = 5;
 
-/// How often what is cheap is measured, and what takes longer.
+/// How often what is cheap is measured, what takes longer, and what takes long.
 const MANY: usize = 200;
 const SOME: usize = 100;
 const FEW: usize = 9;
+const FILES: usize = 3;
 
-/// How often a program reads the PTP clock, which it does some times at once: it takes long to start.
-const READERS: usize = 40;
+/// How many programs read the PTP clock, and how often each does: to start takes long.
+const READERS: usize = 10;
+const READS: usize = 10_000;
 
-/// At least so many beats make a flood: as many as the ring takes, all at once, and again.
+/// How many beats make a flood, so many of them at once: the ring has room for these, and for the replies.
 const FLOOD: usize = 10_000;
+const BURST: usize = 100;
 /// How many floods there are.
 const FLOODS: usize = 3;
 
 /// The file that is copied, in bytes.
 const FILE: usize = 10_000_000;
+
+/// What has the bench's guests always execute the same: addresses, and that nothing waits for ticks of the timer until RCU
+/// has come round.
+const COMMAND_LINE: &str = " nokaslr norandmaps rcupdate.rcu_expedited=1";
 
 /// As many keys as are enumerated.
 const KEYS: usize = 100;
@@ -97,10 +106,10 @@ pub const SERVICES: [Service; 5] = [
 /// A name for whose instructions they are.
 const ECHO: &str = "echo";
 
-/// One line of the table for one module: the median of many, and how far they lie apart.
+/// One line of the table for one module: the lower quartile of many, and how far they lie apart.
 #[derive(Clone, Copy)]
 struct Figure {
-    /// Median.
+    /// Lower quartile.
     count: Count,
     /// From the 10th to the 90th percentile of the instructions.
     spread: (u64, u64),
@@ -339,27 +348,60 @@ fn measure(
     for (boot, module) in modules {
         let mut config = options.config();
         config.services.push(Service::Echo);
-        config.command_line.push_str(" nokaslr norandmaps");
+        config.command_line.push_str(COMMAND_LINE);
         let guest = Guest::boot(&config)?;
         println!("# booted in {:.1} s", guest.boot_time().as_secs_f64());
-        let mut bench = Bench::new(
-            options,
-            &guest,
+        let meter = meter(&guest)?;
+        println!("# not counted at each stay: {}", meter.overhead());
+        let mut bench = Bench {
+            guest: &guest,
             module,
-            boots > 1 && boot == 0,
-            &mut figures,
-        )?;
-        println!("# not counted at each stay: {}", bench.meter.overhead());
+            meter: &meter,
+            profiled: &options.filter,
+            shares: boots > 1 && boot == 0,
+            figures: &mut figures,
+        };
         take(&mut bench, &Context::new(&guest, module))?;
     }
     Ok(figures)
+}
+
+/// Has a guest do nothing by itself, and starts to count.
+fn meter(guest: &Guest) -> Result<Meter> {
+    for &service in &guest.config().services {
+        let channel = guest.channel(service);
+        channel.reset()?;
+        channel.script()?;
+    }
+    Meter::new(|| (0..COMMANDS).try_for_each(|_| guest.sh_ok("true").map(|_| ())))
+}
+
+/// Has the host wait for the guest between two of its acts, unless samples are taken of what is no figure then.
+fn rest(meter: &Meter) -> Result<()> {
+    match meter.is_sampling() {
+        true => Ok(()),
+        false => settle(meter).map(|_| ()),
+    }
+}
+
+/// Waits until the guest has nothing more to do, and gives what it has executed until then.
+fn settle(meter: &Meter) -> Result<Count> {
+    let mut last = meter.read()?;
+    loop {
+        std::thread::sleep(Duration::from_micros(300));
+        let now = meter.read()?;
+        if now == last {
+            return Ok(now);
+        }
+        last = now;
+    }
 }
 
 /// Measures one guest.
 struct Bench<'a> {
     guest: &'a Guest,
     module: Module,
-    meter: Meter,
+    meter: &'a Meter,
     /// The row of which a profile is wanted, if any.
     profiled: &'a str,
     /// Whether to look what part of them is the kernel's.
@@ -367,43 +409,7 @@ struct Bench<'a> {
     figures: &'a mut Figures,
 }
 
-impl<'a> Bench<'a> {
-    fn new(
-        options: &'a Options,
-        guest: &'a Guest,
-        module: Module,
-        shares: bool,
-        figures: &'a mut Figures,
-    ) -> Result<Self> {
-        for &service in &guest.config().services {
-            let channel = guest.channel(service);
-            channel.reset()?;
-            channel.script()?;
-        }
-        let meter = Meter::new(|| (0..COMMANDS).try_for_each(|_| guest.sh_ok("true").map(|_| ())))?;
-        Ok(Self {
-            guest,
-            module,
-            meter,
-            profiled: &options.filter,
-            shares,
-            figures,
-        })
-    }
-
-    /// Waits until the guest has nothing more to do, and gives what it has executed until then.
-    fn settle(&self) -> Result<Count> {
-        let mut last = self.meter.read()?;
-        loop {
-            std::thread::sleep(Duration::from_micros(300));
-            let now = self.meter.read()?;
-            if now == last {
-                return Ok(now);
-            }
-            last = now;
-        }
-    }
-
+impl Bench<'_> {
     /// What the guest executes when the host acts, several times.
     fn times(
         &self,
@@ -412,13 +418,13 @@ impl<'a> Bench<'a> {
         mut act: impl FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Count>> {
         if self.profiled == row {
-            Profile::take(&self.meter, profile::FUNCTIONS, &mut act)?.print(self.guest)?;
+            Profile::take(self.meter, &mut act)?.print(self.guest)?;
         }
         let mut counts = Vec::new();
         for number in 0..count {
-            let before = self.settle()?;
+            let before = settle(self.meter)?;
             act(number)?;
-            counts.push(self.settle()? - before);
+            counts.push(settle(self.meter)? - before);
         }
         Ok(counts)
     }
@@ -444,7 +450,7 @@ impl<'a> Bench<'a> {
     ) -> Result<()> {
         let mut figure = figure(self.times(name, count, &mut act)?);
         if self.shares {
-            let profile = Profile::take(&self.meter, profile::SHARES, act)?;
+            let profile = Profile::take(self.meter, act)?;
             figure.kernel = Some(profile.kernel_share());
         }
         self.figures.add(name, self.module.name(), figure);
@@ -456,7 +462,7 @@ fn figure(mut counts: Vec<Count>) -> Figure {
     counts.sort_unstable_by_key(|count| count.instructions);
     let at = |percent: usize| counts[(counts.len() - 1) * percent / 100];
     Figure {
-        count: at(50),
+        count: at(25),
         spread: (at(10).instructions, at(90).instructions),
         kernel: None,
     }
@@ -540,27 +546,28 @@ fn beats(bench: &mut Bench<'_>) -> Result<()> {
     })
 }
 
-/// Ten thousand at once.
+/// Ten thousand, as many at once as the ring takes. The host reads the replies when the guest rests.
 fn flood(bench: &mut Bench<'_>) -> Result<()> {
     let channel = bench.guest.channel(Service::Heartbeat);
-    let mut beats_sent = 0;
     let beat = channel.request(heartbeat::body(0, heartbeat::RESERVED))?;
     let packet = Packet::inband(beat.encode());
     let flood = bench.times("heartbeat in a flood", FLOODS, |_| {
-        let mut sent = 0;
-        while sent < FLOOD {
-            let filled = channel.fill(&packet)?;
+        for _ in 0..FLOOD / BURST {
+            channel.set_reading(false)?;
+            for _ in 0..BURST {
+                channel.try_send_packet(&packet)??;
+            }
             channel.signal()?;
-            for _ in 0..filled {
+            settle(bench.meter)?;
+            channel.set_reading(true)?;
+            for _ in 0..BURST {
                 channel.receive_packet()?;
             }
-            sent += filled;
         }
-        beats_sent = sent as u64;
         Ok(())
     })?;
     let each = flood.into_iter().map(|count| Count {
-        instructions: count.instructions / beats_sent,
+        instructions: count.instructions / FLOOD as u64,
         ..count
     });
     let whose = bench.module.name();
@@ -572,8 +579,6 @@ fn flood(bench: &mut Bench<'_>) -> Result<()> {
 
 /// Samples of the host's time, and the clock that they feed.
 fn clock(bench: &mut Bench<'_>) -> Result<()> {
-    /// As many times as `testptp` reads the clock at once.
-    const READS: u64 = 25;
     let guest = bench.guest;
     let channel = guest.channel(Service::TimeSync);
     channel.wait_open()?;
@@ -584,13 +589,13 @@ fn clock(bench: &mut Bench<'_>) -> Result<()> {
     })?;
     let name = guest.sh_ok("grep -l hyperv /sys/class/ptp/*/clock_name")?;
     let device = name.split('/').nth(4).ok_or("there is no PTP clock")?;
-    let read = |times: u64| {
-        let line = format!("testptp -d /dev/{device} -k {times}");
+    let read = |times: usize| {
+        let line = format!("ptp-reads /dev/{device} {times}");
         let counts = bench.times("PTP read", READERS, |_| guest.sh_ok(&line).map(|_| ()))?;
         Ok::<_, host::guest::Error>(figure(counts))
     };
     let (one, all) = (read(1)?, read(READS)?);
-    let each = |last: u64, first: u64| last.saturating_sub(first) / (READS - 1);
+    let each = |last: u64, first: u64| last.saturating_sub(first) / (READS as u64 - 1);
     let figure = Figure {
         count: Count {
             instructions: each(all.count.instructions, one.count.instructions),
@@ -628,10 +633,12 @@ fn enumeration(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
         let set = kvp::set(kvp::EXTERNAL, &format!("Key{number}"), "Value");
         talk.expect("SET", set, S_OK)?;
     }
+    let meter = bench.meter;
     bench.row_with_programs("KVP 100 keys", FEW, |_| {
         for index in 0..KEYS {
             let next = kvp::enumerate(kvp::EXTERNAL, index as u32);
             talk.expect("ENUMERATE", next, S_OK)?;
+            rest(meter)?;
         }
         Ok(())
     })
@@ -646,8 +653,10 @@ fn backup(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
         talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)
             .map(|_| ())
     })?;
+    let meter = bench.meter;
     bench.row_with_programs("VSS freeze and thaw", SOME, |_| {
         talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+        rest(meter)?;
         talk.expect("THAW", vss::body(vss::THAW), S_OK).map(|_| ())
     })
 }
@@ -670,20 +679,25 @@ fn copy(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     talk.channel.wait_open()?;
     talk.channel.negotiate_all()?;
     let bytes = crate::fcopy::content(FILE);
-    bench.row_with_programs("file of 10 MB", 1, |_| {
-        crate::fcopy::copy(talk, "/tmp/in/", "file", fcopy::OVERWRITE, &bytes)
+    let meter = bench.meter;
+    bench.row_with_programs("file of 10 MB", FILES, |_| {
+        let mut watched = Ok(());
+        let copied = copy_watched(talk, "/tmp/in/", "file", fcopy::OVERWRITE, &bytes, |_| {
+            watched = rest(meter);
+        });
+        copied.and(watched)
     })
 }
 
-/// From the request until the guest is off; the last that it does.
+/// From the request until the kernel has run the command that powers the guest off; that is another one here.
 fn power_off(bench: &mut Bench<'_>) -> Result<()> {
     let guest = bench.guest;
+    guest.sh_ok("echo /bin/true >/proc/sys/kernel/poweroff_cmd")?;
     let channel = guest.channel(Service::Shutdown);
     channel.negotiate_all()?;
-    bench.row("shutdown until off", 1, |_| {
+    bench.row("shutdown", SOME, |_| {
         let body = shutdown::body(shutdown::FORCE, "the end");
-        channel.transact(&channel.request(body)?)?;
-        guest.wait_exit(Duration::from_secs(60)).map(|_| ())
+        channel.transact(&channel.request(body)?).map(|_| ())
     })
 }
 

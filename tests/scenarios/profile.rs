@@ -15,11 +15,8 @@ use host::meter::Meter;
 /// How far samples are apart, in microseconds: it must not go in step with what is sampled.
 const INTERVALS: std::ops::Range<usize> = 10..40;
 
-/// So many instructions of the guest show in which functions it is,
-pub const FUNCTIONS: u64 = 100_000_000;
-
-/// and these are enough for what its kernel and its programs have of them.
-pub const SHARES: u64 = 40_000_000;
+/// So many instructions of the guest show where it is.
+const LENGTH: u64 = 60_000_000;
 
 /// As many functions are shown.
 const SHOWN: usize = 40;
@@ -31,8 +28,8 @@ const KERNEL: u64 = 1 << 63;
 pub struct Profile(Vec<(u64, u64)>);
 
 impl Profile {
-    /// Runs `act` again and again until the guest has executed `length` instructions, and looks where it is meanwhile.
-    pub fn take(meter: &Meter, length: u64, act: impl FnMut(usize) -> Result<()>) -> Result<Self> {
+    /// Runs `act` again and again until the guest has executed [`LENGTH`] instructions, and looks where it is meanwhile.
+    pub fn take(meter: &Meter, act: impl FnMut(usize) -> Result<()>) -> Result<Self> {
         let samples = meter.sample()?;
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -44,7 +41,7 @@ impl Profile {
                     std::thread::sleep(Duration::from_micros(interval as u64));
                 }
             });
-            let result = repeat(meter, length, act);
+            let result = repeat(meter, act);
             done.store(true, Ordering::Relaxed);
             result
         })?;
@@ -84,10 +81,10 @@ impl Profile {
     }
 }
 
-fn repeat(meter: &Meter, length: u64, mut act: impl FnMut(usize) -> Result<()>) -> Result<()> {
+fn repeat(meter: &Meter, mut act: impl FnMut(usize) -> Result<()>) -> Result<()> {
     let start = meter.read()?.instructions;
     let mut number = 0;
-    while meter.read()?.instructions - start < length {
+    while meter.read()?.instructions - start < LENGTH {
         act(number)?;
         number += 1;
     }
