@@ -558,7 +558,7 @@ fn flood(bench: &mut Bench<'_>) -> Result<()> {
                 channel.try_send_packet(&packet)??;
             }
             channel.signal()?;
-            settle(bench.meter)?;
+            rest(bench.meter)?;
             channel.set_reading(true)?;
             for _ in 0..BURST {
                 channel.receive_packet()?;

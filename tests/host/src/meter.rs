@@ -67,6 +67,7 @@ pub struct Meter {
     /// What each stay seems to take beyond what the guest executes: KVM's own instructions between the events and the
     /// guest.
     overhead: u64,
+    /// Whether there are [`Samples`].
     sampling: Cell<bool>,
 }
 
