@@ -119,7 +119,7 @@ pub struct Packet<'a> {
     descriptor: NonNull<bindings::vmpacket_descriptor>,
 }
 
-/// The way out of a channel, for as long as its callback runs.
+/// The way out of a channel, for as long as its callback runs, which is when it has its rings.
 pub struct Sender<'a> {
     inbound: Inbound<'a>,
     outbound: Outbound<'a>,
@@ -557,12 +557,9 @@ impl<'a> Sender<'a> {
                 inbound.close();
                 return true;
             }
-            match handler.receive(packet).0 {
-                Next::Advance => {}
-                Next::Stay => {
-                    inbound.close();
-                    return true;
-                }
+            if let Next::Stay = handler.receive(packet).0 {
+                inbound.close();
+                return true;
             }
         }
         inbound.close();

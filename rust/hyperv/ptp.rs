@@ -98,10 +98,10 @@ impl<T: Clock> Registration<T> {
         // SAFETY: `info` is the field of a valid `Self`: `drop()` unregisters the clock.
         let this = unsafe { &*container_of!(info.cast::<Opaque<_>>(), Self, info) };
 
-        // Few want it.
+        // Few callers want it, and the helpers are calls.
         let has_system = !system.is_null();
         if has_system {
-            // SAFETY: `system` is valid or null.
+            // SAFETY: `system` is valid where it isn't null.
             unsafe { bindings::rust_helper_ptp_read_system_prets(system) };
         }
         let now = this.inner.now();
