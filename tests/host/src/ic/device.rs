@@ -618,6 +618,15 @@ mod tests {
         device
     }
 
+    /// Has a heartbeat device send its first beat, and answers it; gives the answer.
+    fn first_beat(device: &mut Device) -> Message {
+        device.tick(&moment(ZERO));
+        let mut reply = sent(device).reply(0);
+        reply.body = heartbeat::body(2, heartbeat::RESERVED);
+        assert_eq!(answer(device, &reply, ZERO), None);
+        reply
+    }
+
     #[test]
     fn heartbeat_beats_every_two_seconds_and_counts() {
         let mut device = ready(Service::Heartbeat, (3, 0));
@@ -647,10 +656,7 @@ mod tests {
     #[test]
     fn another_interval_counts_from_the_last_beat() {
         let mut device = ready(Service::Heartbeat, (3, 0));
-        device.tick(&moment(ZERO));
-        let mut reply = sent(&mut device).reply(0);
-        reply.body = heartbeat::body(2, heartbeat::RESERVED);
-        assert_eq!(answer(&mut device, &reply, ZERO), None);
+        first_beat(&mut device);
         let interval = Duration::from_millis(200);
         device.set_interval(interval);
         assert_eq!(device.due(), Some(moment(interval).instant));
@@ -659,10 +665,7 @@ mod tests {
     #[test]
     fn a_surplus_reply_answers_the_next_request() {
         let mut device = ready(Service::Heartbeat, (3, 0));
-        device.tick(&moment(ZERO));
-        let mut reply = sent(&mut device).reply(0);
-        reply.body = heartbeat::body(2, heartbeat::RESERVED);
-        assert_eq!(answer(&mut device, &reply, ZERO), None);
+        let reply = first_beat(&mut device);
         // It came twice.
         device.tick(&moment(heartbeat::INTERVAL));
         assert_eq!(heartbeat::sequence(&sent(&mut device).body), Some(2));
