@@ -180,8 +180,8 @@ scenarios()
 		sed -u ''
 }
 
-# Two machines at a time. Everything, with both modules, on the kernel of most guests; with two
-# processors and an old VMBus this module in what these matter to; some of that on the cloud kernel, and on
+# Two machines at a time. With both modules everything but races, on the kernel of most guests; with two
+# processors and an old VMBus this module in what these matter to, races too; some of that on the cloud kernel, and on
 # the one that looks for faults, which is not built for single tests.
 step_scenarios()
 {

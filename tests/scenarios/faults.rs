@@ -235,10 +235,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 "The daemon answers what it was not asked, while the host asks",
                 &[stock("daemon_and_host_at_once")],
             ),
-            fault(
-                "Memory is forgotten",
-                &[debug("leaks")],
-            ),
+            fault("Memory is forgotten", &[debug("leaks")]),
         ],
     ),
 ];

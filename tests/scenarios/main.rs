@@ -21,8 +21,8 @@
 //! otherwise is said in the table, see [`scenario::Scenario`]: services led by the scenario from the start
 //! (`scripted`), a module not yet inserted (`unloaded`), another machine (`machine`), a guest that is gone afterwards
 //! (`ends_guest`), the distribution's daemons (`daemons`), each kernel (`everywhere`), one processor and
-//! version only (`once`), two processors (`race`), not for C (`rust_only`), log lines that belong to the case (`expects_log`), and transcripts
-//! that must be the same for both modules (`same_transcript`).
+//! version only (`once`), two processors (`race`), not for C (`rust_only`), log lines that belong to the case
+//! (`expects_log`), and transcripts that must be the same for both modules (`same_transcript`).
 //!
 //! A scenario fails if it returns an error, and also if the kernel's log has a splat or a warning that it does not
 //! expect. What was said is then in `build/results`, in a file that the result's line names.
