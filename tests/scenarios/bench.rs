@@ -351,57 +351,27 @@ fn measure(
         config.command_line.push_str(COMMAND_LINE);
         let guest = Guest::boot(&config)?;
         println!("# booted in {:.1} s", guest.boot_time().as_secs_f64());
-        let meter = meter(&guest)?;
-        println!("# not counted at each stay: {}", meter.overhead());
-        let mut bench = Bench {
-            guest: &guest,
+        let mut bench = Bench::new(
+            options,
+            &guest,
             module,
-            meter: &meter,
-            profiled: &options.filter,
-            shares: boots > 1 && boot == 0,
-            figures: &mut figures,
-        };
+            boots > 1 && boot == 0,
+            &mut figures,
+        )?;
+        println!("# not counted at each stay: {}", bench.meter.overhead());
         take(&mut bench, &Context::new(&guest, module))?;
     }
     Ok(figures)
 }
 
-/// Has a guest do nothing by itself, and starts to count.
-fn meter(guest: &Guest) -> Result<Meter> {
-    for &service in &guest.config().services {
-        let channel = guest.channel(service);
-        channel.reset()?;
-        channel.script()?;
-    }
-    Meter::new(|| (0..COMMANDS).try_for_each(|_| guest.sh_ok("true").map(|_| ())))
-}
-
-/// Has the host wait for the guest between two of its acts, unless samples are taken of what is no figure then.
-fn rest(meter: &Meter) -> Result<()> {
-    match meter.is_sampling() {
-        true => Ok(()),
-        false => settle(meter).map(|_| ()),
-    }
-}
-
-/// Waits until the guest has nothing more to do, and gives what it has executed until then.
-fn settle(meter: &Meter) -> Result<Count> {
-    let mut last = meter.read()?;
-    loop {
-        std::thread::sleep(Duration::from_micros(300));
-        let now = meter.read()?;
-        if now == last {
-            return Ok(now);
-        }
-        last = now;
-    }
-}
+/// Has the host wait for the guest to rest between two of its acts.
+type Rest<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Measures one guest.
 struct Bench<'a> {
     guest: &'a Guest,
     module: Module,
-    meter: &'a Meter,
+    meter: Meter,
     /// The row of which a profile is wanted, if any.
     profiled: &'a str,
     /// Whether to look what part of them is the kernel's.
@@ -409,22 +379,63 @@ struct Bench<'a> {
     figures: &'a mut Figures,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    fn new(
+        options: &'a Options,
+        guest: &'a Guest,
+        module: Module,
+        shares: bool,
+        figures: &'a mut Figures,
+    ) -> Result<Self> {
+        for &service in &guest.config().services {
+            let channel = guest.channel(service);
+            channel.reset()?;
+            channel.script()?;
+        }
+        let meter = Meter::new(|| (0..COMMANDS).try_for_each(|_| guest.sh_ok("true").map(|_| ())))?;
+        Ok(Self {
+            guest,
+            module,
+            meter,
+            profiled: &options.filter,
+            shares,
+            figures,
+        })
+    }
+
+    /// Waits until the guest has nothing more to do, and gives what it has executed until then.
+    fn settle(&self) -> Result<Count> {
+        let mut last = self.meter.read()?;
+        loop {
+            std::thread::sleep(Duration::from_micros(300));
+            let now = self.meter.read()?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+    }
+
+    /// Takes a profile. To look whether the guest rests takes long meanwhile, so the host does not.
+    fn profile(&self, mut act: impl FnMut(Rest<'_>) -> Result<()>) -> Result<Profile> {
+        Profile::take(&self.meter, || act(&|| Ok(())))
+    }
+
     /// What the guest executes when the host acts, several times.
     fn times(
         &self,
         row: &str,
         count: usize,
-        mut act: impl FnMut(usize) -> Result<()>,
+        mut act: impl FnMut(Rest<'_>) -> Result<()>,
     ) -> Result<Vec<Count>> {
         if self.profiled == row {
-            Profile::take(self.meter, &mut act)?.print(self.guest)?;
+            self.profile(&mut act)?.print(self.guest)?;
         }
         let mut counts = Vec::new();
-        for number in 0..count {
-            let before = settle(self.meter)?;
-            act(number)?;
-            counts.push(settle(self.meter)? - before);
+        for _ in 0..count {
+            let before = self.settle()?;
+            act(&|| self.settle().map(|_| ()))?;
+            counts.push(self.settle()? - before);
         }
         Ok(counts)
     }
@@ -434,7 +445,7 @@ impl Bench<'_> {
         &mut self,
         name: &'static str,
         count: usize,
-        act: impl FnMut(usize) -> Result<()>,
+        act: impl FnMut(Rest<'_>) -> Result<()>,
     ) -> Result<()> {
         let figure = figure(self.times(name, count, act)?);
         self.figures.add(name, self.module.name(), figure);
@@ -446,12 +457,11 @@ impl Bench<'_> {
         &mut self,
         name: &'static str,
         count: usize,
-        mut act: impl FnMut(usize) -> Result<()>,
+        mut act: impl FnMut(Rest<'_>) -> Result<()>,
     ) -> Result<()> {
         let mut figure = figure(self.times(name, count, &mut act)?);
         if self.shares {
-            let profile = Profile::take(self.meter, act)?;
-            figure.kernel = Some(profile.kernel_share());
+            figure.kernel = Some(self.profile(act)?.kernel_share());
         }
         self.figures.add(name, self.module.name(), figure);
         Ok(())
@@ -540,8 +550,8 @@ fn beats(bench: &mut Bench<'_>) -> Result<()> {
     let channel = guest.channel(Service::Heartbeat);
     channel.wait_open()?;
     channel.negotiate_all()?;
-    bench.row("heartbeat", MANY, |number| {
-        let body = heartbeat::body(number as u64, heartbeat::RESERVED);
+    bench.row("heartbeat", MANY, |_| {
+        let body = heartbeat::body(0, heartbeat::RESERVED);
         channel.transact(&channel.request(body)?).map(|_| ())
     })
 }
@@ -551,14 +561,14 @@ fn flood(bench: &mut Bench<'_>) -> Result<()> {
     let channel = bench.guest.channel(Service::Heartbeat);
     let beat = channel.request(heartbeat::body(0, heartbeat::RESERVED))?;
     let packet = Packet::inband(beat.encode());
-    let flood = bench.times("heartbeat in a flood", FLOODS, |_| {
+    let flood = bench.times("heartbeat in a flood", FLOODS, |rest| {
         for _ in 0..FLOOD / BURST {
             channel.set_reading(false)?;
             for _ in 0..BURST {
                 channel.try_send_packet(&packet)??;
             }
             channel.signal()?;
-            rest(bench.meter)?;
+            rest()?;
             channel.set_reading(true)?;
             for _ in 0..BURST {
                 channel.receive_packet()?;
@@ -633,12 +643,11 @@ fn enumeration(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
         let set = kvp::set(kvp::EXTERNAL, &format!("Key{number}"), "Value");
         talk.expect("SET", set, S_OK)?;
     }
-    let meter = bench.meter;
-    bench.row_with_programs("KVP 100 keys", FEW, |_| {
+    bench.row_with_programs("KVP 100 keys", FEW, |rest| {
         for index in 0..KEYS {
             let next = kvp::enumerate(kvp::EXTERNAL, index as u32);
             talk.expect("ENUMERATE", next, S_OK)?;
-            rest(meter)?;
+            rest()?;
         }
         Ok(())
     })
@@ -653,10 +662,9 @@ fn backup(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
         talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)
             .map(|_| ())
     })?;
-    let meter = bench.meter;
-    bench.row_with_programs("VSS freeze and thaw", SOME, |_| {
+    bench.row_with_programs("VSS freeze and thaw", SOME, |rest| {
         talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
-        rest(meter)?;
+        rest()?;
         talk.expect("THAW", vss::body(vss::THAW), S_OK).map(|_| ())
     })
 }
@@ -679,13 +687,14 @@ fn copy(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     talk.channel.wait_open()?;
     talk.channel.negotiate_all()?;
     let bytes = crate::fcopy::content(FILE);
-    let meter = bench.meter;
-    bench.row_with_programs("file of 10 MB", FILES, |_| {
-        let mut watched = Ok(());
+    bench.row_with_programs("file of 10 MB", FILES, |rest| {
+        let mut rested = Ok(());
         let copied = copy_watched(talk, "/tmp/in/", "file", fcopy::OVERWRITE, &bytes, |_| {
-            watched = rest(meter);
+            if rested.is_ok() {
+                rested = rest();
+            }
         });
-        copied.and(watched)
+        copied.and(rested)
     })
 }
 

@@ -29,7 +29,7 @@ pub struct Profile(Vec<(u64, u64)>);
 
 impl Profile {
     /// Runs `act` again and again until the guest has executed [`LENGTH`] instructions, and looks where it is meanwhile.
-    pub fn take(meter: &Meter, act: impl FnMut(usize) -> Result<()>) -> Result<Self> {
+    pub fn take(meter: &Meter, act: impl FnMut() -> Result<()>) -> Result<Self> {
         let samples = meter.sample()?;
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -81,12 +81,10 @@ impl Profile {
     }
 }
 
-fn repeat(meter: &Meter, mut act: impl FnMut(usize) -> Result<()>) -> Result<()> {
+fn repeat(meter: &Meter, mut act: impl FnMut() -> Result<()>) -> Result<()> {
     let start = meter.read()?.instructions;
-    let mut number = 0;
     while meter.read()?.instructions - start < LENGTH {
-        act(number)?;
-        number += 1;
+        act()?;
     }
     Ok(())
 }

@@ -4,7 +4,6 @@
 //! sums the times up; where the machine is emulated with QEMU's `-icount shift=0`, its time stamp counter counts
 //! instructions, and so do these sums. What host and KVM do in between is not in them.
 
-use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::io::Write;
@@ -67,8 +66,6 @@ pub struct Meter {
     /// What each stay seems to take beyond what the guest executes: KVM's own instructions between the events and the
     /// guest.
     overhead: u64,
-    /// Whether there are [`Samples`].
-    sampling: Cell<bool>,
 }
 
 impl Meter {
@@ -77,10 +74,7 @@ impl Meter {
     pub fn new<E: From<io::Error>>(act: impl FnOnce() -> Result<(), E>) -> Result<Self, E> {
         write("trace_clock", "x86-tsc")?;
         // From here on, drop() takes away what is there.
-        let mut meter = Self {
-            overhead: 0,
-            sampling: Cell::new(false),
-        };
+        let mut meter = Self { overhead: 0 };
         for (file, text) in TRIGGERS {
             write(file, text)?;
         }
@@ -114,13 +108,7 @@ impl Meter {
     /// Starts to sample.
     pub fn sample(&self) -> io::Result<Samples<'_>> {
         write(STAY, &self.sampling())?;
-        self.sampling.set(true);
         Ok(Samples(self))
-    }
-
-    /// Whether samples are taken: then [`Meter::read`] takes long.
-    pub fn is_sampling(&self) -> bool {
-        self.sampling.get()
     }
 
     /// An interrupt that came before the entry ends the stay at once, or nearly so: that is no sample.
@@ -158,7 +146,6 @@ impl Samples<'_> {
 
 impl Drop for Samples<'_> {
     fn drop(&mut self) {
-        self.0.sampling.set(false);
         // There is nothing to do about one that stays.
         let _ = write(STAY, &format!("!{}", self.0.sampling()));
     }
