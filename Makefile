@@ -84,7 +84,7 @@ build/guest/outer.cpio: $(images) tests/guest/outer/init | build/kdir/amd64/.rea
 	@echo "[3/6] the outer guest"
 	@tests/guest/images.sh outer
 
-build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) tests/guest/agent.c tests/guest/ptp-reads.c | build/kdir/%/.ready
+build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) tests/guest/agent.c $(wildcard tests/guest/ptp-*.c) | build/kdir/%/.ready
 	@echo "[4/6] the inner guest, $*"
 	@tests/guest/images.sh inner-$*
 

@@ -224,7 +224,9 @@ inner-*)
 	# Real clients of the PTP clock.
 	program /usr/sbin/phc_ctl
 	gcc-14 -O2 -static -o "$tree/bin/testptp" "$build/linux-source/tools/testing/selftests/ptp/testptp.c"
-	gcc-14 -O2 -Wall -static -o "$tree/bin/ptp-reads" "$here/ptp-reads.c"
+	for program in ptp-now ptp-reads; do
+		gcc-14 -O2 -Wall -static -o "$tree/bin/$program" "$here/$program.c"
+	done
 	;;
 esac
 pack

@@ -25,6 +25,7 @@ use crate::kvp;
 use crate::log;
 use crate::runner::Options;
 use crate::scenario::Context;
+use crate::timesync;
 use crate::vss;
 
 /// How large the file is that is copied, in bytes.
@@ -191,17 +192,16 @@ fn show(options: &Options) -> Result<()> {
 
 /// What the PTP clock says, by a real client.
 fn ptp(guest: &Guest) -> Result<String> {
-    let name =
-        guest.sh_ok("for c in /sys/class/ptp/ptp*; do grep -l hyperv $c/clock_name; done")?;
-    let device = name
-        .split('/')
-        .nth(4)
-        .ok_or("there is no PTP clock named hyperv")?
-        .to_owned();
-    let text = guest.sh_ok(&format!("phc_ctl /dev/{device} cmp"))?;
+    let device = timesync::ptp_device(guest)?;
+    let text = guest.sh_ok(&format!("phc_ctl {device} cmp"))?;
     let offset = text.rsplit("is ").next().unwrap_or(&text).trim();
+    let off = timesync::ptp_offset(guest)?;
+    let doubt = (off.end() - off.start()) / 2;
+    let middle = off.start() + doubt;
     Ok(format!(
-        "/dev/{device} (hyperv), from the guest's clock: {offset}"
+        "{device} (hyperv), from the guest's clock: {offset}; from the host's: {}us, give or take {}us",
+        middle / 1000,
+        doubt / 1000
     ))
 }
 

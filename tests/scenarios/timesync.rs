@@ -2,8 +2,11 @@
 
 //! Time synchronisation.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
+use std::time::SystemTime;
 
+use host::guest::Guest;
 use host::guest::Result;
 use host::ic::device::Restore;
 use host::ic::timesync;
@@ -173,13 +176,7 @@ fn ptp(t: &Context<'_>) -> Result<()> {
     if t.sh("command -v phc_ctl")?.status != 0 {
         return t.skip("the initramfs has no phc_ctl");
     }
-    let name = t.sh_ok("grep -l hyperv /sys/class/ptp/*/clock_name")?;
-    let device = name
-        .split('/')
-        .nth(4)
-        .ok_or("there is no PTP clock named hyperv")?
-        .to_owned();
-    let text = t.sh_ok(&format!("phc_ctl /dev/{device} get"))?;
+    let text = t.sh_ok(&format!("phc_ctl {} get", ptp_device(t)?))?;
     let host = (t.moment().wall - UNIX_EPOCH_1601) as f64 / 1e7;
     // "phc_ctl[6.1]: clock time is 1795405369.123456789 or Mon ..."
     let words = text
@@ -192,7 +189,36 @@ fn ptp(t: &Context<'_>) -> Result<()> {
     t.check(
         (host - clock).abs() < 2.0,
         &format!("the PTP clock ({clock}) shows the host's time ({host})"),
+    )?;
+    let off = ptp_offset(t)?;
+    // The host's clock may have been slewed since the last sample.
+    t.check(
+        *off.start() < 10_000_000 && *off.end() > -10_000_000,
+        &format!("it does so to 10 ms: it is off by {off:?} ns"),
     )
+}
+
+/// The path of the PTP clock.
+pub fn ptp_device(guest: &Guest) -> Result<String> {
+    let name = guest.sh_ok("grep -l hyperv /sys/class/ptp/*/clock_name")?;
+    let name = name.split('/').nth(4);
+    let name = name.ok_or("there is no PTP clock named hyperv")?;
+    Ok(format!("/dev/{name}"))
+}
+
+/// How far the PTP clock is before the host's, in nanoseconds: at least, and at most. The host looks at its own right
+/// before and after the guest reads the other.
+pub fn ptp_offset(guest: &Guest) -> Result<RangeInclusive<i128>> {
+    let text = guest.sh_ok(&format!("ptp-now {}", ptp_device(guest)?))?;
+    let ptp: i128 = text
+        .trim()
+        .parse()
+        .map_err(|_| format!("ptp-now says {text:?}"))?;
+    let [before, after] = guest.looks().map(|look| {
+        let since = look.duration_since(SystemTime::UNIX_EPOCH);
+        since.unwrap_or_default().as_nanos() as i128
+    });
+    Ok(ptp - after..=ptp - before)
 }
 
 /// Between a negotiation and the first sample after it the clock has no time: that of before may be another host's.
@@ -201,14 +227,13 @@ fn ptp_starts_over(t: &Context<'_>) -> Result<()> {
         return t.skip("the initramfs has no phc_ctl");
     }
     let channel = t.channel(Service::TimeSync);
-    let get =
-        "phc_ctl /dev/$(basename $(dirname $(grep -l hyperv /sys/class/ptp/*/clock_name))) get";
+    let get = format!("phc_ctl {} get", ptp_device(t)?);
     for _ in 0..2 {
         channel.negotiate_all()?;
-        t.check(t.sh(get)?.status != 0, "there is no time")?;
+        t.check(t.sh(&get)?.status != 0, "there is no time")?;
         let body = timesync::body((4, 0), &t.moment(), timesync::SAMPLE);
         channel.transact(&channel.request(body)?)?;
-        t.sh_ok(get)?;
+        t.sh_ok(&get)?;
     }
     Ok(())
 }

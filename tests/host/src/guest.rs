@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
 
 use crate::ic::device::Device;
 use crate::ic::device::Mode;
@@ -356,6 +357,12 @@ impl Guest {
     /// Host time and guest reference time, now.
     pub fn moment(&self) -> Moment {
         Moment::now(self.reference_time())
+    }
+
+    /// When the guest last had the host look at its clock by [`Ports`](crate::ports::Ports), and when the time before
+    /// that: that one first.
+    pub fn looks(&self) -> [SystemTime; 2] {
+        self.machine.shared().ports().looks()
     }
 
     /// Looks at (or changes) the bus directly.

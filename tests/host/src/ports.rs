@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The machine's I/O ports: two serial ports, the clock, and the ways to switch the machine off.
+//! The machine's I/O ports: two serial ports, the clock, the ways to switch the machine off, and one that no other
+//! machine has.
+
+use std::time::SystemTime;
 
 use crate::acpi;
 use crate::acpi::PowerManagement;
@@ -11,6 +14,8 @@ use crate::serial::Serial;
 
 const COM1: u16 = 0x3f8;
 const COM2: u16 = 0x2f8;
+/// Whatever is written there has the host look at its clock.
+const LOOK: u16 = 0x560;
 /// So many bytes of each port's output are kept at least, and twice as many at most.
 const KEPT: usize = 4 << 20;
 /// Interrupt lines of the serial ports.
@@ -26,6 +31,7 @@ pub struct Ports {
     power: PowerManagement,
     console: Vec<u8>,
     agent: Vec<u8>,
+    looks: [SystemTime; 2],
 }
 
 impl Ports {
@@ -38,6 +44,7 @@ impl Ports {
             power: PowerManagement::new(),
             console: Vec::new(),
             agent: Vec::new(),
+            looks: [SystemTime::UNIX_EPOCH; 2],
         }
     }
 
@@ -49,6 +56,11 @@ impl Ports {
     /// What came out of the agent's port (ttyS1), for the reader to take from.
     pub fn agent(&mut self) -> &mut Vec<u8> {
         &mut self.agent
+    }
+
+    /// When the guest last had the host look at its clock, and when the time before that: that one first.
+    pub fn looks(&self) -> [SystemTime; 2] {
+        self.looks
     }
 
     /// Sends bytes to the agent's port.
@@ -98,6 +110,7 @@ impl Ports {
                 self.serial[1].write(port - COM2, bytes[0]);
                 keep(&mut self.agent, self.serial[1].take_output());
             }
+            LOOK => self.looks = [self.looks[1], SystemTime::now()],
             0x70 => self.rtc.select(bytes[0]),
             // The keyboard controller's pulse on the reset line.
             0x64 if bytes[0] == 0xfe => return Some(Exit::Reset),
