@@ -6,10 +6,12 @@
 //! instructions, however fast or busy the machine is. [`Meter`] counts those of the inner guest only. One measurement
 //! lasts from when the host acts until the guest rests again, after its reply. Where the host acts several times, it
 //! waits for the guest to rest in between, too: else it would be chance whether the next request meets a guest that is
-//! awake. Each figure is the lower quartile of many: what comes in by chance, such as ticks of the timer, only adds.
+//! awake. Each figure is one of many, [`PERCENTILE`] of which are less.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -34,9 +36,12 @@ use crate::daemon::Talk;
 use crate::fcopy::copy_watched;
 use crate::memory::Memory;
 use crate::plot;
+use crate::profile::Prepare;
 use crate::profile::Profile;
 use crate::runner::Options;
 use crate::scenario::Context;
+use crate::timesync::ptp_device;
+use crate::timesync::ptp_offset;
 
 /// The figures of a former run, in the form of [`Figures::text`].
 const BASELINE: &str = include_str!("baseline.txt");
@@ -58,8 +63,13 @@ pub const ROWS: &[&str] = &[
     "shutdown",
 ];
 
-/// How many guests are measured for each module: where timer ticks and the like fall differs a little between them.
+/// How many guests are measured for each module: where timer ticks and the like fall differs a little between them, so
+/// that the one in the middle counts.
 const BOOTS: u32 = 3;
+
+/// Where in the order of many of the same a figure is taken. What comes in by chance adds to most of them, such as ticks
+/// of the timer; at times it saves a quarter of them something, such as to wait. What is between these stays.
+const PERCENTILE: usize = 35;
 
 /// What `make check` looks at, and by how many percent it may grow.
 const KEPT: &[&str] = &["heartbeat", "KVP get", "KVP set"];
@@ -81,6 +91,10 @@ const BURST: usize = 100;
 /// How many floods there are.
 const FLOODS: usize = 3;
 
+/// How long a guest is left alone after a thaw, until RCU lets its file systems' locks go: a freeze before that would find
+/// part of its work done.
+const AFTER_THAW: Duration = Duration::from_millis(200);
+
 /// The file that is copied, in bytes.
 const FILE: usize = 10_000_000;
 
@@ -92,7 +106,7 @@ const COMMAND_LINE: &str = " nokaslr norandmaps rcupdate.rcu_expedited=1";
 const KEYS: usize = 100;
 
 /// So many commands give the [`Meter`] enough stays to look at for the shortest that there is to be among them.
-const COMMANDS: usize = 10;
+const COMMANDS: usize = 30;
 
 /// What both modules serve in the same way when they are inserted: in C, file copy has moved to a daemon over uio.
 pub const SERVICES: [Service; 5] = [
@@ -106,10 +120,10 @@ pub const SERVICES: [Service; 5] = [
 /// A name for whose instructions they are.
 const ECHO: &str = "echo";
 
-/// One line of the table for one module: the lower quartile of many, and how far they lie apart.
+/// One line of the table for one module: one of many, and how far they lie apart.
 #[derive(Clone, Copy)]
 struct Figure {
-    /// Lower quartile.
+    /// [`PERCENTILE`] of a hundred are less.
     count: Count,
     /// From the 10th to the 90th percentile of the instructions.
     spread: (u64, u64),
@@ -117,18 +131,19 @@ struct Figure {
     kernel: Option<f64>,
 }
 
-/// All of them, by row and whose they are.
+/// Those of all guests.
 #[derive(Default)]
-struct Figures(BTreeMap<(&'static str, &'static str), Figure>);
+struct Figures {
+    /// By row and whose they are.
+    rows: BTreeMap<(&'static str, &'static str), Vec<Figure>>,
+    /// By whose PTP clock it is, how far that was before the host's in each guest, in nanoseconds: at least, and at most.
+    offsets: BTreeMap<&'static str, Vec<RangeInclusive<i128>>>,
+}
 
 impl Figures {
-    /// Adds one of a boot. A boot may have what costs each measurement some more in it, never less: the least counts.
+    /// Adds one of a guest.
     fn add(&mut self, row: &'static str, whose: &'static str, figure: Figure) {
-        let former = self.0.get(&(row, whose));
-        if former.is_none_or(|former| figure.count.instructions < former.count.instructions) {
-            let kernel = figure.kernel.or(former.and_then(|former| former.kernel));
-            self.0.insert((row, whose), Figure { kernel, ..figure });
-        }
+        self.rows.entry((row, whose)).or_default().push(figure);
         let Count {
             instructions,
             exits,
@@ -136,9 +151,18 @@ impl Figures {
         println!("# {row}, {whose}: {instructions} instructions, {exits} exits");
     }
 
+    /// The one in the middle, if it was measured.
+    fn of(&self, row: &'static str, whose: &'static str) -> Option<Figure> {
+        let mut guests = self.rows.get(&(row, whose))?.clone();
+        let kernel = guests.iter().find_map(|figure| figure.kernel);
+        guests.sort_unstable_by_key(|figure| figure.count.instructions);
+        let middle = guests.get(guests.len() / 2)?;
+        Some(Figure { kernel, ..*middle })
+    }
+
     /// Those of this module and of its peer, if both were measured.
-    fn both(&self, row: &'static str) -> Option<(&Figure, &Figure)> {
-        let of = |module: Module| self.0.get(&(row, module.name()));
+    fn both(&self, row: &'static str) -> Option<(Figure, Figure)> {
+        let of = |module: Module| self.of(row, module.name());
         Some((of(Module::Rust)?, of(Module::C)?))
     }
 
@@ -194,11 +218,19 @@ impl Figures {
                 100.0 * spread
             );
         }
-        if let Some(echo) = self.0.get(&("round trip", ECHO)) {
+        if let Some(echo) = self.of("round trip", ECHO) {
             let _ = writeln!(
                 text,
                 "the cheapest round trip (samples/vmbus_echo.rs): {}",
                 echo.count.instructions
+            );
+        }
+        for (whose, offsets) in &self.offsets {
+            let offsets: Vec<_> = offsets.iter().map(|off| format!("{off:?}")).collect();
+            let _ = writeln!(
+                text,
+                "nanoseconds that the PTP clock is before the host's, {whose}: {}",
+                offsets.join(", ")
             );
         }
         text
@@ -417,25 +449,38 @@ impl<'a> Bench<'a> {
     }
 
     /// Takes a profile. To look whether the guest rests takes long meanwhile, so the host does not.
-    fn profile(&self, mut act: impl FnMut(Rest<'_>) -> Result<()>) -> Result<Profile> {
-        Profile::take(&self.meter, || act(&|| Ok(())))
+    fn profile(
+        &self,
+        instructions: u64,
+        prepare: Prepare<'_>,
+        mut act: impl FnMut(Rest<'_>) -> Result<()>,
+    ) -> Result<Profile> {
+        Profile::take(&self.meter, instructions, prepare, || act(&|| Ok(())))
     }
 
-    /// What the guest executes when the host acts, several times.
+    /// What the guest executes when the host acts, several times; before each time `prepare`, which does not count.
     fn times(
         &self,
         row: &str,
         count: usize,
+        prepare: Prepare<'_>,
         mut act: impl FnMut(Rest<'_>) -> Result<()>,
     ) -> Result<Vec<Count>> {
-        if self.profiled == row {
-            self.profile(&mut act)?.print(self.guest)?;
-        }
+        let ready = || prepare.map_or(Ok(()), |prepare| prepare());
         let mut counts = Vec::new();
         for _ in 0..count {
+            ready()?;
             let before = self.settle()?;
             act(&|| self.settle().map(|_| ()))?;
             counts.push(self.settle()? - before);
+        }
+        if self.profiled == row {
+            let instructions = counts.iter().map(|count| count.instructions).min();
+            let profile = self.profile(instructions.unwrap_or(0), prepare, &mut act)?;
+            // The functions of a module that is gone have no names.
+            ready()?;
+            profile.print(self.guest)?;
+            act(&|| Ok(()))?;
         }
         Ok(counts)
     }
@@ -445,9 +490,10 @@ impl<'a> Bench<'a> {
         &mut self,
         name: &'static str,
         count: usize,
+        prepare: Prepare<'_>,
         act: impl FnMut(Rest<'_>) -> Result<()>,
     ) -> Result<()> {
-        let figure = figure(self.times(name, count, act)?);
+        let figure = figure(self.times(name, count, prepare, act)?);
         self.figures.add(name, self.module.name(), figure);
         Ok(())
     }
@@ -457,13 +503,25 @@ impl<'a> Bench<'a> {
         &mut self,
         name: &'static str,
         count: usize,
+        prepare: Prepare<'_>,
         mut act: impl FnMut(Rest<'_>) -> Result<()>,
     ) -> Result<()> {
-        let mut figure = figure(self.times(name, count, &mut act)?);
+        let mut figure = figure(self.times(name, count, prepare, &mut act)?);
         if self.shares {
-            figure.kernel = Some(self.profile(act)?.kernel_share());
+            let profile = self.profile(figure.count.instructions, prepare, act)?;
+            figure.kernel = Some(profile.kernel_share());
         }
         self.figures.add(name, self.module.name(), figure);
+        Ok(())
+    }
+}
+
+/// Leaves the guest alone for that long, and for a bit longer each time: so it is in all places that the ticks of the
+/// timer come, where what is measured is long enough for these to matter.
+fn longer_each_time(pause: Duration) -> impl Fn() -> Result<()> {
+    let pause = Cell::new(pause);
+    move || {
+        std::thread::sleep(pause.replace(pause.get() + Duration::from_micros(100)));
         Ok(())
     }
 }
@@ -472,7 +530,7 @@ fn figure(mut counts: Vec<Count>) -> Figure {
     counts.sort_unstable_by_key(|count| count.instructions);
     let at = |percent: usize| counts[(counts.len() - 1) * percent / 100];
     Figure {
-        count: at(25),
+        count: at(PERCENTILE),
         spread: (at(10).instructions, at(90).instructions),
         kernel: None,
     }
@@ -508,7 +566,7 @@ fn floor(bench: &mut Bench<'_>) -> Result<()> {
     guest.sh_ok("insmod /modules/samples/vmbus_echo.ko")?;
     let echo = guest.channel(Service::Echo);
     echo.wait_open()?;
-    let counts = bench.times("round trip", MANY, |_| {
+    let counts = bench.times("round trip", MANY, None, |_| {
         echo.send_packet(Packet::inband(vec![0; 100]))?;
         echo.receive_packet().map(|_| ())
     })?;
@@ -519,29 +577,26 @@ fn floor(bench: &mut Bench<'_>) -> Result<()> {
 
 /// Insertion, until what needs no daemon is negotiated; removal.
 fn load(bench: &mut Bench<'_>) -> Result<()> {
-    let guest = bench.guest;
-    let parameters = match bench.module {
+    let (guest, module) = (bench.guest, bench.module);
+    let parameters = match module {
         Module::Rust => "fcopy_chardev=0",
         Module::C => "",
     };
-    let (mut inserted, mut removed) = (Vec::new(), Vec::new());
-    for _ in 0..FEW {
-        inserted.extend(bench.times("insmod", 1, |_| {
-            guest.insmod_with(bench.module, parameters)?;
-            for service in SERVICES {
-                guest.channel(service).wait_open()?;
-            }
-            for service in [Service::Heartbeat, Service::Shutdown, Service::TimeSync] {
-                guest.channel(service).negotiate_all()?;
-            }
-            Ok(())
-        })?);
-        removed.extend(bench.times("rmmod", 1, |_| guest.rmmod())?);
-    }
-    let whose = bench.module.name();
-    bench.figures.add("insmod", whose, figure(inserted));
-    bench.figures.add("rmmod", whose, figure(removed));
-    Ok(())
+    let insert = || {
+        guest.insmod_with(module, parameters)?;
+        for service in SERVICES {
+            guest.channel(service).wait_open()?;
+        }
+        for service in [Service::Heartbeat, Service::Shutdown, Service::TimeSync] {
+            guest.channel(service).negotiate_all()?;
+        }
+        Ok(())
+    };
+    let remove = || guest.rmmod();
+    insert()?;
+    bench.row("insmod", FEW, Some(&remove), |_| insert())?;
+    remove()?;
+    bench.row("rmmod", FEW, Some(&insert), |_| remove())
 }
 
 /// One beat.
@@ -550,7 +605,7 @@ fn beats(bench: &mut Bench<'_>) -> Result<()> {
     let channel = guest.channel(Service::Heartbeat);
     channel.wait_open()?;
     channel.negotiate_all()?;
-    bench.row("heartbeat", MANY, |_| {
+    bench.row("heartbeat", MANY, None, |_| {
         let body = heartbeat::body(0, heartbeat::RESERVED);
         channel.transact(&channel.request(body)?).map(|_| ())
     })
@@ -561,7 +616,7 @@ fn flood(bench: &mut Bench<'_>) -> Result<()> {
     let channel = bench.guest.channel(Service::Heartbeat);
     let beat = channel.request(heartbeat::body(0, heartbeat::RESERVED))?;
     let packet = Packet::inband(beat.encode());
-    let flood = bench.times("heartbeat in a flood", FLOODS, |rest| {
+    let flood = bench.times("heartbeat in a flood", FLOODS, None, |rest| {
         for _ in 0..FLOOD / BURST {
             channel.set_reading(false)?;
             for _ in 0..BURST {
@@ -593,15 +648,19 @@ fn clock(bench: &mut Bench<'_>) -> Result<()> {
     let channel = guest.channel(Service::TimeSync);
     channel.wait_open()?;
     let versions = channel.negotiate_all()?;
-    bench.row("time sample", MANY, |_| {
+    bench.row("time sample", MANY, None, |_| {
         let body = timesync::body(versions.message, &guest.moment(), timesync::SAMPLE);
         channel.transact(&channel.request(body)?).map(|_| ())
     })?;
-    let name = guest.sh_ok("grep -l hyperv /sys/class/ptp/*/clock_name")?;
-    let device = name.split('/').nth(4).ok_or("there is no PTP clock")?;
+    let whose = bench.module.name();
+    let offsets = bench.figures.offsets.entry(whose).or_default();
+    offsets.push(ptp_offset(guest)?);
+    let device = ptp_device(guest)?;
     let read = |times: usize| {
-        let line = format!("ptp-reads /dev/{device} {times}");
-        let counts = bench.times("PTP read", READERS, |_| guest.sh_ok(&line).map(|_| ()))?;
+        let line = format!("ptp-reads {device} {times}");
+        let counts = bench.times("PTP read", READERS, None, |_| {
+            guest.sh_ok(&line).map(|_| ())
+        })?;
         Ok::<_, host::guest::Error>(figure(counts))
     };
     let (one, all) = (read(1)?, read(READS)?);
@@ -617,7 +676,6 @@ fn clock(bench: &mut Bench<'_>) -> Result<()> {
         ),
         kernel: None,
     };
-    let whose = bench.module.name();
     bench.figures.add("PTP read", whose, figure);
     Ok(())
 }
@@ -627,11 +685,11 @@ fn key_values(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     daemon::prepare(bench.guest)?;
     let talk = Talk::begin(context, Service::Kvp, daemon::KVP)?;
     let set = kvp::set(kvp::EXTERNAL, "Key0", "Value");
-    bench.row_with_programs("KVP set", SOME, |_| {
+    bench.row_with_programs("KVP set", SOME, None, |_| {
         talk.expect("SET", set.clone(), S_OK).map(|_| ())
     })?;
     let get = kvp::get(kvp::EXTERNAL, "Key0");
-    bench.row_with_programs("KVP get", SOME, |_| {
+    bench.row_with_programs("KVP get", SOME, None, |_| {
         talk.expect("GET", get.clone(), S_OK).map(|_| ())
     })
 }
@@ -643,7 +701,7 @@ fn enumeration(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
         let set = kvp::set(kvp::EXTERNAL, &format!("Key{number}"), "Value");
         talk.expect("SET", set, S_OK)?;
     }
-    bench.row_with_programs("KVP 100 keys", FEW, |rest| {
+    bench.row_with_programs("KVP 100 keys", FEW, None, |rest| {
         for index in 0..KEYS {
             let next = kvp::enumerate(kvp::EXTERNAL, index as u32);
             talk.expect("ENUMERATE", next, S_OK)?;
@@ -658,11 +716,12 @@ fn backup(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     let guest = bench.guest;
     guest.sh_ok("mkfs.ext4 -q -F /dev/ram0 4M && mkdir -p /mnt && mount -t ext4 /dev/ram0 /mnt")?;
     let talk = Talk::begin(context, Service::Vss, daemon::VSS)?;
-    bench.row_with_programs("VSS hot backup", SOME, |_| {
+    bench.row_with_programs("VSS hot backup", SOME, None, |_| {
         talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)
             .map(|_| ())
     })?;
-    bench.row_with_programs("VSS freeze and thaw", SOME, |rest| {
+    let wait = longer_each_time(AFTER_THAW);
+    bench.row_with_programs("VSS freeze and thaw", MANY, Some(&wait), |rest| {
         talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
         rest()?;
         talk.expect("THAW", vss::body(vss::THAW), S_OK).map(|_| ())
@@ -687,7 +746,7 @@ fn copy(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     talk.channel.wait_open()?;
     talk.channel.negotiate_all()?;
     let bytes = crate::fcopy::content(FILE);
-    bench.row_with_programs("file of 10 MB", FILES, |rest| {
+    bench.row_with_programs("file of 10 MB", FILES, None, |rest| {
         let mut rested = Ok(());
         let copied = copy_watched(talk, "/tmp/in/", "file", fcopy::OVERWRITE, &bytes, |_| {
             if rested.is_ok() {
@@ -704,7 +763,8 @@ fn power_off(bench: &mut Bench<'_>) -> Result<()> {
     guest.sh_ok("echo /bin/true >/proc/sys/kernel/poweroff_cmd")?;
     let channel = guest.channel(Service::Shutdown);
     channel.negotiate_all()?;
-    bench.row("shutdown", SOME, |_| {
+    let wait = longer_each_time(Duration::ZERO);
+    bench.row("shutdown", MANY, Some(&wait), |_| {
         let body = shutdown::body(shutdown::FORCE, "the end");
         channel.transact(&channel.request(body)?).map(|_| ())
     })

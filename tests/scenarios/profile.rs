@@ -3,11 +3,14 @@
 //! Where in its kernel a guest spends its instructions, by samples.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use host::fuzz::Random;
+use host::guest::Error;
 use host::guest::Guest;
 use host::guest::Result;
 use host::meter::Meter;
@@ -15,8 +18,8 @@ use host::meter::Meter;
 /// How far samples are apart, in microseconds: it must not go in step with what is sampled.
 const INTERVALS: std::ops::Range<usize> = 10..40;
 
-/// So many instructions of the guest show where it is.
-const LENGTH: u64 = 60_000_000;
+/// So many instructions of the guest show where it is: there are thousands of samples in them.
+const LENGTH: u64 = 200_000_000;
 
 /// As many functions are shown.
 const SHOWN: usize = 40;
@@ -24,26 +27,56 @@ const SHOWN: usize = 40;
 /// Where the kernel's half of the addresses begins.
 const KERNEL: u64 = 1 << 63;
 
+/// What has to be done before each time that something is looked at, if anything.
+pub type Prepare<'a> = Option<&'a dyn Fn() -> Result<()>>;
+
 /// Addresses at which the guest was seen, and how often at each.
 pub struct Profile(Vec<(u64, u64)>);
 
 impl Profile {
-    /// Runs `act` again and again until the guest has executed [`LENGTH`] instructions, and looks where it is meanwhile.
-    pub fn take(meter: &Meter, act: impl FnMut() -> Result<()>) -> Result<Self> {
+    /// Runs `act`, which takes about so many `instructions` of the guest, again and again, and looks where the guest is
+    /// meanwhile; before each time `prepare`, which is not looked at.
+    pub fn take(
+        meter: &Meter,
+        instructions: u64,
+        prepare: Prepare<'_>,
+        mut act: impl FnMut() -> Result<()>,
+    ) -> Result<Self> {
         let samples = meter.sample()?;
-        let done = AtomicBool::new(false);
+        let (paused, done) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
             // Each of this thread's timers is an interrupt, and most come while the guest runs.
-            scope.spawn(|| {
+            let timers = scope.spawn(|| {
+                no_slack()?;
                 let mut random = Random::new(1);
                 while !done.load(Ordering::Relaxed) {
+                    while paused.load(Ordering::Relaxed) {
+                        std::thread::park();
+                    }
                     let interval = INTERVALS.start + random.below(INTERVALS.len());
                     std::thread::sleep(Duration::from_micros(interval as u64));
                 }
+                Ok(())
             });
-            let result = repeat(meter, act);
+            let result = (0..=LENGTH / instructions.max(1)).try_for_each(|_| {
+                if let Some(prepare) = prepare {
+                    paused.store(true, Ordering::Relaxed);
+                    let prepared = samples
+                        .pause()
+                        .map_err(Error::from)
+                        .and_then(|()| prepare());
+                    paused.store(false, Ordering::Relaxed);
+                    timers.thread().unpark();
+                    prepared?;
+                    samples.go_on()?;
+                }
+                act()
+            });
             done.store(true, Ordering::Relaxed);
-            result
+            let timers = timers
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a panic")));
+            result.and(timers.map_err(Error::from))
         })?;
         Ok(Self(samples.read()?))
     }
@@ -81,12 +114,11 @@ impl Profile {
     }
 }
 
-fn repeat(meter: &Meter, mut act: impl FnMut() -> Result<()>) -> Result<()> {
-    let start = meter.read()?.instructions;
-    while meter.read()?.instructions - start < LENGTH {
-        act()?;
-    }
-    Ok(())
+/// Has this thread's timers end when they are over: the kernel may be late by 50 microseconds else.
+fn no_slack() -> io::Result<()> {
+    let thread = std::fs::read_link("/proc/thread-self")?;
+    let number = thread.file_name().unwrap_or_default();
+    std::fs::write(Path::new("/proc").join(number).join("timerslack_ns"), "1")
 }
 
 /// The functions of the kernel, and of the modules that the guest has.

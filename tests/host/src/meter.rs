@@ -107,14 +107,14 @@ impl Meter {
 
     /// Starts to sample.
     pub fn sample(&self) -> io::Result<Samples<'_>> {
-        write(STAY, &self.sampling())?;
+        write(STAY, &self.sampling(":size=65536"))?;
         Ok(Samples(self))
     }
 
     /// An interrupt that came before the entry ends the stay at once, or nearly so: that is no sample.
-    fn sampling(&self) -> String {
+    fn sampling(&self, attribute: &str) -> String {
         let least = self.overhead + AT_ONCE;
-        format!("hist:keys=rip.hex:size=65536 if reason == 0x60 && ticks > {least}")
+        format!("hist:keys=rip.hex{attribute} if reason == 0x60 && ticks > {least}")
     }
 }
 
@@ -134,6 +134,16 @@ impl Drop for Meter {
 pub struct Samples<'a>(&'a Meter);
 
 impl Samples<'_> {
+    /// Takes none until [`Samples::go_on`].
+    pub fn pause(&self) -> io::Result<()> {
+        write(STAY, &self.0.sampling(":pause"))
+    }
+
+    /// Takes samples again.
+    pub fn go_on(&self) -> io::Result<()> {
+        write(STAY, &self.0.sampling(":continue"))
+    }
+
     /// The addresses so far, with the number of samples at each.
     pub fn read(&self) -> io::Result<Vec<(u64, u64)>> {
         let tables = fs::read_to_string(path("events/synthetic/stay/hist"))?;
@@ -147,7 +157,7 @@ impl Samples<'_> {
 impl Drop for Samples<'_> {
     fn drop(&mut self) {
         // There is nothing to do about one that stays.
-        let _ = write(STAY, &format!("!{}", self.0.sampling()));
+        let _ = write(STAY, &format!("!{}", self.0.sampling("")));
     }
 }
 
