@@ -100,7 +100,7 @@ impl Service for TimeSync {
         self.host.set(sample);
 
         let is_behind = || {
-            let host = self.host.now();
+            let host = self.host.at(time::reference());
             host.is_ok_and(|host| host.saturating_sub(time::wall_clock()) >= BEHIND)
         };
         if sync || (timesync_implicit.get() && is_behind()) {
@@ -157,9 +157,9 @@ impl HostClock {
 impl ptp::Clock for HostClock {
     /// Fails with `ENODATA` if the host has not told its time yet, `ESTALE` if that was too long
     /// ago.
-    fn now(&self) -> Result<i64> {
+    fn at(&self, reference: u64) -> Result<i64> {
         let sample = self.sample().ok_or(ENODATA)?;
-        sample.at(time::reference()).map_err(|_| ESTALE)
+        sample.at(reference).map_err(|_| ESTALE)
     }
 }
 
@@ -171,7 +171,8 @@ struct StepClock {
 
 impl Run for StepClock {
     fn run(&self) {
-        let result = self.host.now().and_then(time::set_wall_clock);
+        let host = self.host.at(time::reference());
+        let result = host.and_then(time::set_wall_clock);
         if let Err(error) = result {
             if self.limit.as_ref().allows() {
                 pr_warn!("TimeSync: clock not set: {:?}\n", error);

@@ -4,10 +4,22 @@
 #include <linux/interrupt.h>
 #include <linux/ptp_clock_kernel.h>
 #include <linux/ratelimit.h>
+#include <linux/timekeeping.h>
 #include <asm/mshyperv.h>
 #include <clocksource/hyperv_timer.h>
 
 #include "helpers.h"
+
+/*
+ * Reads both at one moment. False where the hypervisor does not say how they go
+ * together, which on arm64 the kernel does not ask it.
+ */
+bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference)
+{
+	processor->cs_id = CSID_X86_TSC;
+	processor->use_nsecs = false;
+	return hv_read_tsc_page_tsc(hv_get_tsc_page(), &processor->cycles, reference);
+}
 
 u64 rust_helper_hv_read_reference_counter(void)
 {

@@ -14,8 +14,10 @@ struct ptp_clock;
 struct ptp_clock_info;
 struct ptp_system_timestamp;
 struct ratelimit_state;
+struct system_counterval_t;
 struct vmbus_channel;
 
+bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference);
 u64 rust_helper_hv_read_reference_counter(void);
 bool rust_helper_in_hardirq(void);
 struct ptp_clock *rust_helper_ptp_clock_register(struct ptp_clock_info *info,

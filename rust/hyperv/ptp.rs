@@ -4,7 +4,10 @@
 //!
 //! C header: [`include/linux/ptp_clock_kernel.h`](srctree/include/linux/ptp_clock_kernel.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    time, //
+};
 use core::{
     cell::Cell,
     ptr::NonNull, //
@@ -21,15 +24,16 @@ use kernel::{
     ThisModule, //
 };
 
-/// A source of time.
+/// A source of time that goes with the hypervisor's reference time.
 pub trait Clock: Send + Sync + 'static {
-    /// The time now, as Unix time in nanoseconds. Called in process context.
-    fn now(&self) -> Result<i64>;
+    /// The time at the reference time `reference` (units of 100 ns), which is about now, as Unix time
+    /// in nanoseconds. Must not sleep.
+    fn at(&self, reference: u64) -> Result<i64>;
 }
 
 impl<T: Clock> Clock for Arc<T> {
-    fn now(&self) -> Result<i64> {
-        T::now(self)
+    fn at(&self, reference: u64) -> Result<i64> {
+        T::at(self, reference)
     }
 }
 
@@ -78,6 +82,7 @@ impl<T: Clock> Registration<T> {
         let mut info: bindings::ptp_clock_info = unsafe { core::mem::zeroed() };
         info.owner = module.as_ptr();
         info.gettimex64 = Some(Self::gettimex);
+        info.getcrosststamp = Some(Self::getcrosststamp);
         // The PTP core insists on the first, and calls the others without looking.
         info.settime64 = Some(Self::settime);
         info.adjtime = Some(Self::adjtime);
@@ -89,14 +94,23 @@ impl<T: Clock> Registration<T> {
         info
     }
 
+    /// # Safety
+    ///
+    /// `info` must be what the PTP core passes to its functions: it is the field of a valid `Self`, as
+    /// `drop()` unregisters the clock.
+    unsafe fn from_info<'a>(info: *mut bindings::ptp_clock_info) -> &'a Self {
+        // CAST: `Opaque` is transparent.
+        // SAFETY: By the above.
+        unsafe { &*container_of!(info.cast::<Opaque<_>>(), Self, info) }
+    }
+
     extern "C" fn gettimex(
         info: *mut bindings::ptp_clock_info,
-        time: *mut bindings::timespec64,
+        to: *mut bindings::timespec64,
         system: *mut bindings::ptp_system_timestamp,
     ) -> c_int {
-        // CAST: `Opaque` is transparent.
-        // SAFETY: `info` is the field of a valid `Self`: `drop()` unregisters the clock.
-        let this = unsafe { &*container_of!(info.cast::<Opaque<_>>(), Self, info) };
+        // SAFETY: It's the PTP core that calls.
+        let this = unsafe { Self::from_info(info) };
 
         // Few callers want it, and the helpers are calls.
         let has_system = !system.is_null();
@@ -104,15 +118,53 @@ impl<T: Clock> Registration<T> {
             // SAFETY: `system` is valid where it isn't null.
             unsafe { bindings::rust_helper_ptp_read_system_prets(system) };
         }
-        let now = this.inner.now();
+        let now = this.inner.at(time::reference());
         if has_system {
             // SAFETY: As above.
             unsafe { bindings::rust_helper_ptp_read_system_postts(system) };
         }
 
         from_result(|| {
+            // SAFETY: `to` is valid for writes.
+            unsafe { *to = bindings::ns_to_timespec64(now?) };
+            Ok(0)
+        })
+    }
+
+    /// Tells this clock's and the system's time of one moment. Fails with `ENODEV` where the system's
+    /// clock is not the processor's counter, `EOPNOTSUPP` where it's not known how that and the
+    /// reference time go together.
+    extern "C" fn getcrosststamp(
+        info: *mut bindings::ptp_clock_info,
+        to: *mut bindings::system_device_crosststamp,
+    ) -> c_int {
+        // SAFETY: `to` is valid, and `info` is what `read_counters()` wants. There is no history.
+        unsafe {
+            bindings::get_device_system_crosststamp(
+                Some(Self::read_counters),
+                info.cast(),
+                core::ptr::null_mut(),
+                to,
+            )
+        }
+    }
+
+    /// Reads this clock and the processor's counter at one moment.
+    extern "C" fn read_counters(
+        time: *mut bindings::ktime_t,
+        processor: *mut bindings::system_counterval_t,
+        info: *mut c_void,
+    ) -> c_int {
+        // SAFETY: `getcrosststamp()` has passed on what the PTP core has.
+        let this = unsafe { Self::from_info(info.cast()) };
+        let mut reference = 0;
+        // SAFETY: Both are valid for writes.
+        if !unsafe { bindings::rust_helper_hv_read_counters(processor, &mut reference) } {
+            return EOPNOTSUPP.to_errno();
+        }
+        from_result(|| {
             // SAFETY: `time` is valid for writes.
-            unsafe { *time = bindings::ns_to_timespec64(now?) };
+            unsafe { *time = this.inner.at(reference)? };
             Ok(0)
         })
     }

@@ -31,6 +31,9 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&[Service::TimeSync])
         .unloaded(),
     Scenario::new("timesync_ptp", ptp),
+    Scenario::new("timesync_ptp_cross_timestamps", ptp_cross_timestamps)
+        .once()
+        .rust_only(),
     Scenario::new("timesync_unanswered", unanswered)
         .once()
         .unloaded(),
@@ -196,6 +199,51 @@ fn ptp(t: &Context<'_>) -> Result<()> {
         *off.start() < 10_000_000 && *off.end() > -10_000_000,
         &format!("it does so to 10 ms: it is off by {off:?} ns"),
     )
+}
+
+/// Where the system's clock is the processor's counter, both clocks' times are told of one moment.
+fn ptp_cross_timestamps(t: &Context<'_>) -> Result<()> {
+    const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let source = t.sh_ok(&format!("cat {SOURCE}"))?;
+    if source.trim() != "tsc" {
+        return t.skip(&format!("the guest's clock source is {}", source.trim()));
+    }
+    t.channel(Service::TimeSync).wait_replies(1)?;
+    let device = ptp_device(t)?;
+    let stamp = || -> Result<(i128, i128)> {
+        let text = t.sh_ok(&format!("testptp -d {device} -X"))?;
+        Ok((
+            nanoseconds(&text, "device time: ")?,
+            nanoseconds(&text, "monoraw time: ")?,
+        ))
+    };
+    let (first, second) = (stamp()?, stamp()?);
+    let (device_time, system_time) = (second.0 - first.0, second.1 - first.1);
+    t.check(device_time > 0, "the clock runs")?;
+    // They need not agree on how long a second is.
+    t.check(
+        (device_time - system_time).abs() < 1_000 + device_time / 1_000,
+        &format!("{device_time} ns of the PTP clock are {system_time} ns of the system's"),
+    )?;
+
+    t.sh_ok(&format!("echo hyperv_clocksource_tsc_page >{SOURCE}"))?;
+    let text = t.sh_ok(&format!(
+        "testptp -d {device} -X 2>&1; phc_ctl {device} get"
+    ));
+    t.sh_ok(&format!("echo tsc >{SOURCE}"))?;
+    let text = text?;
+    t.check(
+        text.contains("No such device") && text.contains("clock time is"),
+        &format!("with another clock only the PTP clock's is told: {text}"),
+    )
+}
+
+/// What follows `name` in a text, such as 12.000000345, in nanoseconds.
+fn nanoseconds(text: &str, name: &str) -> Result<i128> {
+    let digits = text.split(name).nth(1).and_then(|rest| rest.lines().next());
+    let digits = digits.map(|digits| digits.replace('.', ""));
+    let number = digits.and_then(|digits| digits.trim().parse().ok());
+    number.ok_or_else(|| format!("there is no \"{name}\" in {text:?}").into())
 }
 
 /// The path of the PTP clock.
