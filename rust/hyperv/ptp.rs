@@ -26,8 +26,8 @@ use kernel::{
 
 /// A source of time that goes with the hypervisor's reference time.
 pub trait Clock: Send + Sync + 'static {
-    /// The time at the reference time `reference` (units of 100 ns), which is about now, as Unix time
-    /// in nanoseconds. Must not sleep.
+    /// The time at the reference time `reference` (units of 100 ns), which is about now, as Unix
+    /// time in nanoseconds. Must not sleep.
     fn at(&self, reference: u64) -> Result<i64>;
 }
 
@@ -96,11 +96,11 @@ impl<T: Clock> Registration<T> {
 
     /// # Safety
     ///
-    /// `info` must be what the PTP core passes to its functions: it is the field of a valid `Self`, as
-    /// `drop()` unregisters the clock.
+    /// `info` must be what the PTP core passes to its functions: the field of a valid `Self`, as
+    /// that unregisters its clock before it goes.
     unsafe fn from_info<'a>(info: *mut bindings::ptp_clock_info) -> &'a Self {
         // CAST: `Opaque` is transparent.
-        // SAFETY: By the above.
+        // SAFETY: `info` is the field of a valid `Self`.
         unsafe { &*container_of!(info.cast::<Opaque<_>>(), Self, info) }
     }
 
@@ -109,10 +109,10 @@ impl<T: Clock> Registration<T> {
         to: *mut bindings::timespec64,
         system: *mut bindings::ptp_system_timestamp,
     ) -> c_int {
-        // SAFETY: It's the PTP core that calls.
+        // SAFETY: The PTP core has passed `info`.
         let this = unsafe { Self::from_info(info) };
 
-        // Few callers want it, and the helpers are calls.
+        // clock_gettime() has none, and the helpers are calls.
         let has_system = !system.is_null();
         if has_system {
             // SAFETY: `system` is valid where it isn't null.
@@ -131,9 +131,9 @@ impl<T: Clock> Registration<T> {
         })
     }
 
-    /// Tells this clock's and the system's time of one moment. Fails with `ENODEV` where the system's
-    /// clock is not the processor's counter, `EOPNOTSUPP` where it's not known how that and the
-    /// reference time go together.
+    /// Tells this clock's and the system's time of one moment. Fails with `ENODEV` where the
+    /// system's clock is not the processor's counter, `EOPNOTSUPP` where it's not known how that
+    /// and the reference time go together.
     extern "C" fn getcrosststamp(
         info: *mut bindings::ptp_clock_info,
         to: *mut bindings::system_device_crosststamp,
