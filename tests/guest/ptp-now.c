@@ -12,28 +12,27 @@
 
 int main(int argc, char **argv)
 {
-	struct timespec time;
-	int clock, ports, failed = 0;
+	struct timespec now;
+	int fd, ports;
 
 	if (argc != 2)
 		return 2;
-	clock = open(argv[1], O_RDONLY);
+	fd = open(argv[1], O_RDONLY);
 	ports = open("/dev/port", O_WRONLY);
-	if (clock < 0 || ports < 0) {
-		perror(clock < 0 ? argv[1] : "/dev/port");
+	if (fd < 0 || ports < 0) {
+		perror(fd < 0 ? argv[1] : "/dev/port");
 		return 1;
 	}
-	/* The first time is to have all pages there. */
+	/* The first round has all pages there for the second, which counts. */
 	for (int i = 0; i < 2; i++) {
-		failed |= pwrite(ports, "", 1, LOOK) != 1;
 		/* The clock of a file, see clock_getres(2). */
-		failed |= clock_gettime((~(clockid_t)clock << 3) | 3, &time) != 0;
-		failed |= pwrite(ports, "", 1, LOOK) != 1;
+		if (pwrite(ports, "", 1, LOOK) != 1 ||
+		    clock_gettime((~(clockid_t)fd << 3) | 3, &now) ||
+		    pwrite(ports, "", 1, LOOK) != 1) {
+			perror("ptp-now");
+			return 1;
+		}
 	}
-	if (failed) {
-		perror("ptp-now");
-		return 1;
-	}
-	printf("%lld%09ld\n", (long long)time.tv_sec, time.tv_nsec);
+	printf("%lld%09ld\n", (long long)now.tv_sec, now.tv_nsec);
 	return 0;
 }

@@ -193,15 +193,20 @@ fn show(options: &Options) -> Result<()> {
 /// What the PTP clock says, by a real client.
 fn ptp(guest: &Guest) -> Result<String> {
     let device = timesync::ptp_device(guest)?;
+    // The guest's clock less this one, such as "offset from CLOCK_REALTIME is -91015ns".
     let text = guest.sh_ok(&format!("phc_ctl {device} cmp"))?;
-    let offset = text.rsplit("is ").next().unwrap_or(&text).trim();
-    let off = timesync::ptp_offset(guest)?;
-    let doubt = (off.end() - off.start()) / 2;
-    let middle = off.start() + doubt;
+    let behind = text.rsplit("is ").next().unwrap_or(&text).trim();
+    let behind: i128 = behind
+        .trim_end_matches("ns")
+        .parse()
+        .map_err(|_| format!("phc_ctl says {text:?}"))?;
+    let ahead = timesync::ptp_offset(guest)?;
+    let doubt = (ahead.end() - ahead.start()) / 2;
     Ok(format!(
-        "{device} (hyperv), from the guest's clock: {offset}; from the host's: {}us, give or take {}us",
-        middle / 1000,
-        doubt / 1000
+        "{device} (hyperv) is {} us ahead of the guest's clock, {} of the host's, give or take {}",
+        -behind / 1000,
+        (ahead.start() + doubt) / 1000,
+        doubt / 1000 + 1
     ))
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The machine's I/O ports: two serial ports, the clock, the ways to switch the machine off, and one that no other
-//! machine has.
+//! The machine's I/O ports: two serial ports, the clock, the ways to switch the machine off, and one at which
+//! the guest has the host look at its clock.
 
 use std::time::SystemTime;
 
@@ -14,7 +14,7 @@ use crate::serial::Serial;
 
 const COM1: u16 = 0x3f8;
 const COM2: u16 = 0x2f8;
-/// Whatever is written there has the host look at its clock.
+/// Whatever is written there, as by `tests/guest/ptp-now.c`, has the host look at its clock. No other machine has it.
 const LOOK: u16 = 0x560;
 /// So many bytes of each port's output are kept at least, and twice as many at most.
 const KEPT: usize = 4 << 20;
