@@ -6,7 +6,7 @@
 //! instructions, however fast or busy the machine is. [`Meter`] counts those of the inner guest only. One measurement
 //! lasts from when the host acts until the guest rests again, after its reply. Where the host acts several times, it
 //! waits for the guest to rest in between, too: else it would be chance whether the next request meets a guest that is
-//! awake. Each figure is one of many, [`PERCENTILE`] of which are less.
+//! awake. Each figure is a percentile of many, see [`PERCENTILE`].
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -38,6 +38,7 @@ use crate::memory::Memory;
 use crate::plot;
 use crate::profile::Prepare;
 use crate::profile::Profile;
+use crate::profile::Symbols;
 use crate::runner::Options;
 use crate::scenario::Context;
 use crate::timesync::ptp_device;
@@ -67,15 +68,16 @@ pub const ROWS: &[&str] = &[
 /// that the one in the middle counts.
 const BOOTS: u32 = 3;
 
-/// Where in the order of many of the same a figure is taken. What comes in by chance adds to most of them, such as ticks
-/// of the timer; at times it saves a quarter of them something, such as to wait. What is between these stays.
+/// Which percentile of many measurements of the same is the figure. What comes in by chance, such as ticks of the
+/// timer, adds to many of them; in some rows up to a quarter find something done that the others wait for. Between
+/// these, runs agree. Of very few it is the least.
 const PERCENTILE: usize = 35;
 
 /// What `make check` looks at, and by how many percent it may grow.
 const KEPT: &[&str] = &["heartbeat", "KVP get", "KVP set"];
 const TOLERANCE: u64 = 5;
 
-/// How often what is cheap is measured, what takes longer, and what takes long.
+/// How often something is measured: more often what differs more from time to time, less often what takes long.
 const MANY: usize = 200;
 const SOME: usize = 100;
 const FEW: usize = 9;
@@ -91,15 +93,15 @@ const BURST: usize = 100;
 /// How many floods there are.
 const FLOODS: usize = 3;
 
-/// How long a guest is left alone after a thaw, until RCU lets its file systems' locks go: a freeze before that would find
-/// part of its work done.
+/// How long a guest is left alone after a thaw, until RCU lets its file systems' locks go: a freeze before that would
+/// find part of its work done.
 const AFTER_THAW: Duration = Duration::from_millis(200);
 
 /// The file that is copied, in bytes.
 const FILE: usize = 10_000_000;
 
-/// What has the bench's guests always execute the same: addresses, and that nothing waits for ticks of the timer until RCU
-/// has come round.
+/// What has the bench's guests always execute the same: addresses, and that nothing waits for ticks of the timer until
+/// RCU has come round.
 const COMMAND_LINE: &str = " nokaslr norandmaps rcupdate.rcu_expedited=1";
 
 /// As many keys as are enumerated.
@@ -120,10 +122,10 @@ pub const SERVICES: [Service; 5] = [
 /// A name for whose instructions they are.
 const ECHO: &str = "echo";
 
-/// One line of the table for one module: one of many, and how far they lie apart.
+/// One line of the table for one module: a percentile of many, and how far they lie apart.
 #[derive(Clone, Copy)]
 struct Figure {
-    /// [`PERCENTILE`] of a hundred are less.
+    /// The [`PERCENTILE`]th percentile.
     count: Count,
     /// From the 10th to the 90th percentile of the instructions.
     spread: (u64, u64),
@@ -136,7 +138,8 @@ struct Figure {
 struct Figures {
     /// By row and whose they are.
     rows: BTreeMap<(&'static str, &'static str), Vec<Figure>>,
-    /// By whose PTP clock it is, how far that was before the host's in each guest, in nanoseconds: at least, and at most.
+    /// By whose PTP clock it is, how far that was ahead of the host's in each guest, in nanoseconds: at least, and at
+    /// most.
     offsets: BTreeMap<&'static str, Vec<RangeInclusive<i128>>>,
 }
 
@@ -196,7 +199,7 @@ impl Figures {
             "spread",
             "baseline"
         );
-        let of = |all: u64, share: f64| (all as f64 * share) as u64;
+        let part = |all: u64, share: f64| (all as f64 * share) as u64;
         for row in ROWS {
             let Some((rust, c)) = self.both(row) else {
                 continue;
@@ -204,7 +207,7 @@ impl Figures {
             let (all, all_of_c) = (rust.count.instructions, c.count.instructions);
             let kernel = match (rust.kernel, c.kernel) {
                 (Some(share), Some(share_of_c)) => {
-                    let (rust, c) = (of(all, share), of(all_of_c, share_of_c));
+                    let (rust, c) = (part(all, share), part(all_of_c, share_of_c));
                     format!("{rust:>12}{c:>12}{:>8}", ratio(rust, c))
                 }
                 _ => format!("{:>32}", ""),
@@ -226,10 +229,13 @@ impl Figures {
             );
         }
         for (whose, offsets) in &self.offsets {
-            let offsets: Vec<_> = offsets.iter().map(|off| format!("{off:?}")).collect();
+            let offsets: Vec<_> = offsets
+                .iter()
+                .map(|off| format!("{} to {}", off.start(), off.end()))
+                .collect();
             let _ = writeln!(
                 text,
-                "nanoseconds that the PTP clock is before the host's, {whose}: {}",
+                "nanoseconds that the PTP clock is ahead of the host's, {whose}: {}",
                 offsets.join(", ")
             );
         }
@@ -406,7 +412,7 @@ struct Bench<'a> {
     meter: Meter,
     /// The row of which a profile is wanted, if any.
     profiled: &'a str,
-    /// Whether to look what part of them is the kernel's.
+    /// Whether to look what part of the figures is the kernel's: it takes long, so in one guest of several.
     shares: bool,
     figures: &'a mut Figures,
 }
@@ -435,7 +441,8 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Waits until the guest has nothing more to do, and gives what it has executed until then.
+    /// Waits until the guest has nothing more to do, and gives what it has executed until then: so it is if it has not
+    /// been entered for a while. It does not run while this does, as the machine below has one processor.
     fn settle(&self) -> Result<Count> {
         let mut last = self.meter.read()?;
         loop {
@@ -448,14 +455,22 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Takes a profile. To look whether the guest rests takes long meanwhile, so the host does not.
+    /// Takes a profile of what takes so many `instructions`. To look whether the guest rests takes long meanwhile: the
+    /// host takes that for granted after some time.
     fn profile(
         &self,
         instructions: u64,
         prepare: Prepare<'_>,
         mut act: impl FnMut(Rest<'_>) -> Result<()>,
     ) -> Result<Profile> {
-        Profile::take(&self.meter, instructions, prepare, || act(&|| Ok(())))
+        let rest = || {
+            std::thread::sleep(Duration::from_micros(100));
+            Ok(())
+        };
+        Profile::take(&self.meter, instructions, prepare, || {
+            act(&rest)?;
+            rest()
+        })
     }
 
     /// What the guest executes when the host acts, several times; before each time `prepare`, which does not count.
@@ -475,11 +490,14 @@ impl<'a> Bench<'a> {
             counts.push(self.settle()? - before);
         }
         if self.profiled == row {
-            let instructions = counts.iter().map(|count| count.instructions).min();
-            let profile = self.profile(instructions.unwrap_or(0), prepare, &mut act)?;
-            // The functions of a module that is gone have no names.
+            let instructions = figure(counts.clone()).count.instructions;
+            let profile = self.profile(instructions, prepare, &mut act)?;
+            // The functions of a module have names while it is there: after the act, or before it.
+            let mut symbols = Symbols::read(self.guest)?;
             ready()?;
-            profile.print(self.guest)?;
+            symbols.extend(self.guest)?;
+            profile.print(&symbols);
+            // So all is as it was before.
             act(&|| Ok(()))?;
         }
         Ok(counts)
@@ -516,8 +534,8 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Leaves the guest alone for that long, and for a bit longer each time: so it is in all places that the ticks of the
-/// timer come, where what is measured is long enough for these to matter.
+/// Leaves the guest alone for that long, and for a bit longer each time, so that the ticks of the timer come at all
+/// places of what is measured: for what is long enough to have them matter.
 fn longer_each_time(pause: Duration) -> impl Fn() -> Result<()> {
     let pause = Cell::new(pause);
     move || {
@@ -619,10 +637,7 @@ fn flood(bench: &mut Bench<'_>) -> Result<()> {
     let flood = bench.times("heartbeat in a flood", FLOODS, None, |rest| {
         for _ in 0..FLOOD / BURST {
             channel.set_reading(false)?;
-            for _ in 0..BURST {
-                channel.try_send_packet(&packet)??;
-            }
-            channel.signal()?;
+            channel.send_packets(vec![packet.clone(); BURST])?;
             rest()?;
             channel.set_reading(true)?;
             for _ in 0..BURST {
@@ -633,7 +648,7 @@ fn flood(bench: &mut Bench<'_>) -> Result<()> {
     })?;
     let each = flood.into_iter().map(|count| Count {
         instructions: count.instructions / FLOOD as u64,
-        ..count
+        exits: count.exits / FLOOD as u64,
     });
     let whose = bench.module.name();
     bench
@@ -656,14 +671,12 @@ fn clock(bench: &mut Bench<'_>) -> Result<()> {
     let offsets = bench.figures.offsets.entry(whose).or_default();
     offsets.push(ptp_offset(guest)?);
     let device = ptp_device(guest)?;
-    let read = |times: usize| {
+    let read = |row: &str, times: usize| {
         let line = format!("ptp-reads {device} {times}");
-        let counts = bench.times("PTP read", READERS, None, |_| {
-            guest.sh_ok(&line).map(|_| ())
-        })?;
+        let counts = bench.times(row, READERS, None, |_| guest.sh_ok(&line).map(|_| ()))?;
         Ok::<_, host::guest::Error>(figure(counts))
     };
-    let (one, all) = (read(1)?, read(READS)?);
+    let (one, all) = (read("one PTP read", 1)?, read("PTP read", READS)?);
     let each = |last: u64, first: u64| last.saturating_sub(first) / (READS as u64 - 1);
     let figure = Figure {
         count: Count {

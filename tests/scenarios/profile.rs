@@ -45,7 +45,8 @@ impl Profile {
         let samples = meter.sample()?;
         let (paused, done) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
-            // Each of this thread's timers is an interrupt, and most come while the guest runs.
+            // Each of this thread's timers is an interrupt, and most come while the guest runs. They only take time
+            // where no samples are taken.
             let timers = scope.spawn(|| {
                 no_slack()?;
                 let mut random = Random::new(1);
@@ -92,13 +93,11 @@ impl Profile {
         kernel as f64 / self.total().max(1) as f64
     }
 
-    /// Prints in which functions that was. It needs a guest that has its kernel where the outer one has its own, as it
-    /// is the same: `nokaslr`.
-    pub fn print(&self, guest: &Guest) -> Result<()> {
-        let symbols = symbols(guest)?;
+    /// Prints in which functions that was.
+    pub fn print(&self, symbols: &Symbols) {
         let mut hits: BTreeMap<&str, u64> = BTreeMap::new();
         for (address, count) in &self.0 {
-            let symbol = symbols.range(..=address).next_back();
+            let symbol = symbols.0.range(..=address).next_back();
             let name = symbol.map_or("programs", |(_, name)| name);
             *hits.entry(name).or_default() += count;
         }
@@ -110,7 +109,6 @@ impl Profile {
             let percent = 100.0 * *count as f64 / total.max(1) as f64;
             println!("# {percent:5.1} %  {name}");
         }
-        Ok(())
     }
 }
 
@@ -121,21 +119,37 @@ fn no_slack() -> io::Result<()> {
     std::fs::write(Path::new("/proc").join(number).join("timerslack_ns"), "1")
 }
 
-/// The functions of the kernel, and of the modules that the guest has.
-fn symbols(guest: &Guest) -> Result<BTreeMap<u64, String>> {
-    let kernel = std::fs::read_to_string("/proc/kallsyms")?;
-    let modules = guest.sh_ok("grep ']$' /proc/kallsyms")?;
-    let mut symbols = BTreeMap::new();
-    let kernel = kernel.lines().filter(|line| !line.ends_with(']'));
-    for line in kernel.chain(modules.lines()) {
-        let mut words = line.splitn(3, ' ');
-        let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next())
-        else {
-            continue;
-        };
-        if let (Ok(address), "t" | "T" | "w" | "W") = (u64::from_str_radix(address, 16), kind) {
-            symbols.insert(address, name.replace('\t', " "));
+/// The functions of the kernel and of modules, by address.
+pub struct Symbols(BTreeMap<u64, String>);
+
+impl Symbols {
+    /// Those of the kernel, and of the modules that the guest has now. It needs a guest that has its kernel where the
+    /// outer one has its own, as it is the same: `nokaslr`.
+    pub fn read(guest: &Guest) -> Result<Self> {
+        let kernel = std::fs::read_to_string("/proc/kallsyms")?;
+        let mut symbols = Self(BTreeMap::new());
+        symbols.add(kernel.lines().filter(|line| !line.ends_with(']')));
+        symbols.extend(guest)?;
+        Ok(symbols)
+    }
+
+    /// Adds those of modules that the guest has now.
+    pub fn extend(&mut self, guest: &Guest) -> Result<()> {
+        self.add(guest.sh_ok("sed -n '/]$/p' /proc/kallsyms")?.lines());
+        Ok(())
+    }
+
+    fn add<'a>(&mut self, lines: impl Iterator<Item = &'a str>) {
+        for line in lines {
+            let mut words = line.splitn(3, ' ');
+            let (Some(address), Some(kind), Some(name)) =
+                (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            if let (Ok(address), "t" | "T" | "w" | "W") = (u64::from_str_radix(address, 16), kind) {
+                self.0.insert(address, name.replace('\t', " "));
+            }
         }
     }
-    Ok(symbols)
 }

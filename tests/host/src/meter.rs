@@ -55,7 +55,7 @@ const TRIGGERS: [(&str, &str); 4] = [
 /// Where what is made of the stays is said.
 const STAY: &str = "events/synthetic/stay/trigger";
 
-/// Lists how long stays were that an interrupt ended.
+/// Lists how long stays were that an interrupt ended, of which AMD's number is 0x60 (`SVM_EXIT_INTR`).
 const LENGTHS: &str = "hist:keys=ticks:size=65536 if reason == 0x60";
 
 /// In how many instructions a stay is over that an interrupt ends that was there before it.
@@ -112,6 +112,7 @@ impl Meter {
     }
 
     /// An interrupt that came before the entry ends the stay at once, or nearly so: that is no sample.
+    /// The size is no part of what tells one such list from another.
     fn sampling(&self, attribute: &str) -> String {
         let least = self.overhead + AT_ONCE;
         format!("hist:keys=rip.hex{attribute} if reason == 0x60 && ticks > {least}")
