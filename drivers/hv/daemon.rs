@@ -83,8 +83,8 @@ pub(crate) trait DaemonService: Send {
     /// Answers the request in `body`, about which the daemon was asked, with what it has answered.
     fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Status;
 
-    /// The daemon was asked about the request in `body`, but has gone, or took too long; or the host
-    /// doesn't wait any more.
+    /// The daemon was asked about the request in `body`, but has gone, or took too long; or the
+    /// host doesn't wait any more.
     fn unanswered(&mut self, body: &[u8], lost: Lost) {
         let _ = (body, lost);
     }
@@ -334,8 +334,8 @@ impl Session {
         }
     }
 
-    /// Whether a request goes on waiting for the way to the daemon to be free. A daemon may never end
-    /// a read.
+    /// Whether a request goes on waiting for the way to the daemon to be free. A daemon may never
+    /// end a read.
     fn is_blocked(&mut self) -> bool {
         let until = *self
             .blocked_until

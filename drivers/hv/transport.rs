@@ -230,8 +230,8 @@ impl Transport {
         }
     }
 
-    /// Gives up the question, if there is one: nobody waits for its answer any more. Returns how far
-    /// it came.
+    /// Gives up the question, if there is one: nobody waits for its answer any more. Returns how
+    /// far it came.
     pub(crate) fn abandon(&self) -> Lost {
         let mut state = self.state.lock();
         state.fail();
@@ -380,8 +380,8 @@ impl State {
         }
     }
 
-    /// Has the daemon read `message`, if the last one isn't being read still. Leaves other memory in
-    /// its place.
+    /// Has the daemon read `message`, if the last one isn't being read still. Leaves other memory
+    /// in its place.
     fn put(&mut self, message: &mut KVec<u8>, what: What, len: usize) -> bool {
         let Some(ours) = &mut self.message else {
             return false;

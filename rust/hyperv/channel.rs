@@ -75,8 +75,9 @@ pub trait Handler: Send + 'static {
     /// Takes a packet. Called in atomic context: must not sleep.
     fn receive(&mut self, packet: Packet<'_>) -> Handled;
 
-    /// Returns whether the host waits for an answer to a packet. One that it waits for comes in only
-    /// when there is room for the answer; any other always, and the answer goes if there is room.
+    /// Returns whether the host waits for an answer to a packet. One that it waits for comes in
+    /// only when there is room for the answer; any other always, and the answer goes if there is
+    /// room.
     fn wants_answer(&self, payload: &[u8]) -> bool {
         let _ = payload;
         true
@@ -108,8 +109,8 @@ enum Next {
 
 /// An inbound packet.
 ///
-/// It was copied out of the ring into memory that the host can't write to, so what was checked in it
-/// stays as it was.
+/// It was copied out of the ring into memory that the host can't write to, so what was checked in
+/// it stays as it was.
 ///
 /// # Invariants
 ///
@@ -119,7 +120,7 @@ pub struct Packet<'a> {
     descriptor: NonNull<bindings::vmpacket_descriptor>,
 }
 
-/// The way out of a channel, for as long as its callback runs, which is when it has its rings.
+/// A channel's rings, which its callback has for as long as it runs: the way that answers go.
 pub struct Sender<'a> {
     inbound: Inbound<'a>,
     outbound: Outbound<'a>,
@@ -173,11 +174,11 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// Sends the payload back as the packet's answer, with its transaction id; returns whether it has
-    /// left, or need not.
+    /// Sends the payload back as the packet's answer, with its transaction id; returns whether it
+    /// has left, or need not.
     ///
-    /// There is room for it if the host wants it, see [`Handler::wants_answer`]. It can't be sent to a
-    /// host that has taken the channel away, or broken the ring; then the log says so.
+    /// There is room for it if the host wants it, see [`Handler::wants_answer`]. It can't be sent
+    /// to a host that has taken the channel away, or broken the ring; then the log says so.
     pub fn reply(mut self) -> (Handled, bool) {
         let channel = self.channel;
         let transaction = self.transaction();
@@ -371,8 +372,9 @@ impl Channel {
         let channel = self.device.channel().as_ptr();
         let context = core::ptr::from_ref(self.get_ref()).cast_mut().cast();
 
-        // SAFETY: The channel is valid as long as its device. Nobody else opens or closes it now: the
-        // device's lock is held where a `Self` is made, and where its bus suspends or resumes it.
+        // SAFETY: The channel is valid as long as its device. Nobody else opens or closes it now:
+        // the device's lock is held where a `Self` is made, and where its bus suspends or resumes
+        // it.
         if unsafe { (*channel).onchannel_callback.is_some() } {
             return Err(EBUSY);
         }
@@ -512,8 +514,8 @@ impl<'a> Sender<'a> {
         Ok(taken.abandon())
     }
 
-    /// Sends in-band data; returns whether it has left, or nobody waits for it. If not, the log says
-    /// why.
+    /// Sends in-band data; returns whether it has left, or nobody waits for it. If not, the log
+    /// says why.
     fn send(&self, payload: &[u64], transaction: u64) -> bool {
         match self.outbound.send(payload, transaction) {
             Ok(()) => true,
@@ -548,7 +550,8 @@ impl<'a> Sender<'a> {
                 break;
             }
 
-            // INVARIANT: `peek()` has returned `descriptor`, and only the packet has the ring go on.
+            // INVARIANT: `peek()` has returned `descriptor`, and only the packet has the ring go
+            // on.
             let mut packet = Packet {
                 channel: self,
                 descriptor,

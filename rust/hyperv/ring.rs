@@ -41,8 +41,8 @@ pub struct RingSize(usize);
 impl RingSize {
     const HEADER: usize = size_of::<bindings::hv_ring_buffer>();
 
-    /// The ring that `VMBUS_RING_SIZE()` makes: it has room for `data` bytes of packets, or where that
-    /// is large, eight pages or more, for a page less.
+    /// The ring that `VMBUS_RING_SIZE()` makes: it has room for `data` bytes of packets, or where
+    /// that is large, eight pages or more, for a page less.
     pub const fn with_data(data: usize) -> Self {
         let page = kernel::page::PAGE_SIZE;
         // A ring that is large anyway takes its header out of the data.
@@ -179,8 +179,8 @@ impl Outbound<'_> {
         })
     }
 
-    /// Where the next packet goes, and how many bytes are free from there on, one of which stays so;
-    /// `None` if the host has spoilt the indices.
+    /// Where the next packet goes, and how many bytes are free from there on, one of which stays
+    /// so; `None` if the host has spoilt the indices.
     #[inline]
     fn room(&self) -> Option<(u32, u32)> {
         let size = self.0.size();

@@ -74,8 +74,8 @@ impl Operation {
     }
 }
 
-/// The version of its protocol that a daemon registers with, and that is confirmed to it. The one of
-/// before had no number, and expects no confirmation.
+/// The version of its protocol that a daemon registers with, and that is confirmed to it. The one
+/// of before had no number, and expects no confirmation.
 const VERSION: u32 = 1;
 
 /// Reads a daemon's first message; `None` if it is no registration that is known.

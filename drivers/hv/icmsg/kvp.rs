@@ -258,8 +258,8 @@ fn decimal(mut number: u64, to: &mut [u8]) -> usize {
     len + 1
 }
 
-/// Writes the daemon's `answer` into the host's `body`, which [`to_daemon`] has accepted, and returns
-/// the status.
+/// Writes the daemon's `answer` into the host's `body`, which [`to_daemon`] has accepted, and
+/// returns the status.
 pub(crate) fn from_daemon(
     daemon: Registration,
     answer: &[u8; DAEMON_LEN],

@@ -143,8 +143,8 @@ impl fmt::Display for Unanswerable {
     }
 }
 
-/// Whether the host waits for an answer to the message in `payload`: one that is no request and begins
-/// no transaction is answered, too, but nobody may ever read that.
+/// Whether the host waits for an answer to the message in `payload`: one that is no request and
+/// begins no transaction is answered, too, but nobody may ever read that.
 pub(crate) fn wants_answer(payload: &[u8]) -> bool {
     payload
         .get(FLAGS)
