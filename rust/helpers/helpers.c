@@ -11,8 +11,9 @@
 #include "helpers.h"
 
 /*
- * Reads both at one moment. False where the hypervisor does not say how they go
- * together, which on arm64 the kernel does not ask it.
+ * Reads the processor's counter and the reference time at one moment. False where
+ * the hypervisor does not say how they go together, which on arm64 the kernel does
+ * not ask it.
  */
 bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference)
 {
