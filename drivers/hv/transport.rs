@@ -81,8 +81,9 @@ struct State {
     phase: Phase,
     /// The one message on its way. `None` while it is being read.
     message: Option<KVec<u8>>,
-    /// Answers that the daemon owes to questions that nobody asks any more.
-    owed: u32,
+    /// The next answer is one to a question that nobody asks any more. A daemon that reads a new
+    /// question owes nothing for older ones: it may have skipped an answer.
+    owes_answer: bool,
     /// The service's question gets no answer, which it has yet to be told: whatever has come after
     /// the question does not change that.
     lost: Option<Lost>,
@@ -172,7 +173,7 @@ impl Transport {
                 opened: 0,
                 phase: Phase::Idle,
                 message: Some(message),
-                owed: 0,
+                owes_answer: false,
                 lost: None,
                 deadline: None,
             }, "Transport::state"),
@@ -310,6 +311,7 @@ impl Transport {
                     true,
                 ) => {
                     state.phase = Phase::Asked;
+                    state.owes_answer = false;
                     return;
                 }
                 (
@@ -327,7 +329,7 @@ impl Transport {
                 // Another one may read it.
                 (Phase::Unread { .. }, false) => self.changed.notify_all(),
                 // Nobody waits for it any more, but the daemon can't know.
-                (_, true) => state.owed = state.owed.saturating_add(1),
+                (_, true) => state.owes_answer = true,
                 (_, false) => {}
             }
         }
@@ -393,8 +395,7 @@ impl State {
 
     /// Takes an answer out of `inbox`: daemons answer in the order in which they are asked.
     fn answer(&mut self, inbox: &mut KVec<u8>) -> Result {
-        if self.owed > 0 {
-            self.owed -= 1;
+        if mem::take(&mut self.owes_answer) {
             return Ok(());
         }
         match (&mut self.message, self.phase) {
@@ -411,7 +412,7 @@ impl State {
     fn fail(&mut self) {
         let lost = match self.phase {
             Phase::Asked => {
-                self.owed = self.owed.saturating_add(1);
+                self.owes_answer = true;
                 Lost::Read
             }
             Phase::Answered => Lost::Read,
@@ -460,7 +461,7 @@ impl chardev::Device for Transport {
             }
             state.end = End::Absent;
             state.fail();
-            state.owed = 0;
+            state.owes_answer = false;
             if let Phase::Unread { .. } = state.phase {
                 state.phase = Phase::Idle;
             }
