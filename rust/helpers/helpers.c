@@ -10,6 +10,16 @@
 
 #include "helpers.h"
 
+void rust_helper_device_lock(struct device *dev)
+{
+	device_lock(dev);
+}
+
+void rust_helper_device_unlock(struct device *dev)
+{
+	device_unlock(dev);
+}
+
 /*
  * Reads the processor's counter and the reference time at one moment. False where
  * the hypervisor does not say how they go together, which on arm64 the kernel does

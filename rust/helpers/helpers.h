@@ -17,6 +17,8 @@ struct ratelimit_state;
 struct system_counterval_t;
 struct vmbus_channel;
 
+void rust_helper_device_lock(struct device *dev);
+void rust_helper_device_unlock(struct device *dev);
 bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference);
 u64 rust_helper_hv_read_reference_counter(void);
 bool rust_helper_in_hardirq(void);

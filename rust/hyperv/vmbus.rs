@@ -58,15 +58,14 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
-        // SAFETY: It's safe to set the fields of `struct hv_driver` on initialization.
-        unsafe {
-            (*hdrv.get()).name = name.as_char_ptr();
-            (*hdrv.get()).id_table = T::ID_TABLE.as_ptr();
-            (*hdrv.get()).probe = Some(Self::probe_callback);
-            (*hdrv.get()).suspend = Some(Self::suspend_callback);
-            (*hdrv.get()).resume = Some(Self::resume_callback);
-            (*hdrv.get()).driver.probe_type = bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
-        }
+        // SAFETY: `hdrv` is valid, and nobody else refers to it before it is registered.
+        let fields = unsafe { &mut *hdrv.get() };
+        fields.name = name.as_char_ptr();
+        fields.id_table = T::ID_TABLE.as_ptr();
+        fields.probe = Some(Self::probe_callback);
+        fields.suspend = Some(Self::suspend_callback);
+        fields.resume = Some(Self::resume_callback);
+        fields.driver.probe_type = bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
 
         // SAFETY: `hdrv` is guaranteed to be a valid `DriverType`.
         to_result(unsafe {
@@ -108,41 +107,61 @@ impl<T: Driver> Adapter<T> {
         })
     }
 
-    /// Calls `f` with the device and its private data.
+    /// Calls `f` with the device and its private data, if the device is still bound.
+    ///
+    /// hv_vmbus suspends and resumes in the `noirq` phases, in which the PM core does not hold the
+    /// device's lock, and handles rescinds until its own turn. So this takes the lock: it waits for an
+    /// unbind that is under way. An unbind needs nothing of what is suspended by then.
     ///
     /// # Safety
     ///
-    /// `hdev` must be a valid pointer to a `struct hv_device` that is bound to this driver, and
-    /// must stay so for the duration of the call.
-    unsafe fn with_data<R>(
+    /// `hdev` must be a valid pointer to a `struct hv_device` whose driver is or was this one, and no
+    /// other driver may be bound to it during the call.
+    unsafe fn with_data(
         hdev: *mut bindings::hv_device,
-        f: impl for<'bound> FnOnce(&'bound Device<device::Core<'_>>, Pin<&'bound T::Data<'bound>>) -> R,
-    ) -> R {
+        f: impl for<'bound> FnOnce(
+            &'bound Device<device::Core<'_>>,
+            Pin<&'bound T::Data<'bound>>,
+        ) -> Result,
+    ) -> c_int {
         // SAFETY: Guaranteed by the safety requirements of this function.
         //
         // INVARIANT: `hdev` is valid for the duration of the call.
         let hdev = unsafe { &*hdev.cast::<Device<device::CoreInternal<'_>>>() };
+        let dev = hdev.as_device();
 
-        // SAFETY: The device is bound, so `Device::set_drvdata()` has been called in
-        // `probe_callback()` and stored a `Pin<KBox<T::Data<'_>>>`.
-        let data = unsafe { hdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+        from_result(|| {
+            // SAFETY: `dev` is valid for the duration of the call.
+            unsafe { bindings::rust_helper_device_lock(dev) };
 
-        f(hdev, data)
+            // SAFETY: `dev` is valid, and the driver does not change while its lock is held.
+            let result = match unsafe { (*dev).driver }.is_null() {
+                true => Ok(()),
+                false => {
+                    // SAFETY: The device is bound to this driver, and stays so while its lock is
+                    // held. So `Device::set_drvdata()` has been called in `probe_callback()` and
+                    // stored a `Pin<KBox<T::Data<'_>>>`.
+                    let data = unsafe { hdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+                    f(hdev, data)
+                }
+            };
+
+            // SAFETY: `dev` is valid, and this has locked it.
+            unsafe { bindings::rust_helper_device_unlock(dev) };
+            result.map(|()| 0)
+        })
     }
 
     extern "C" fn suspend_callback(hdev: *mut bindings::hv_device) -> c_int {
-        // SAFETY: The VMBus only ever calls the suspend callback with a valid pointer to a
-        // `struct hv_device` that is bound to this driver.
-        let result = unsafe { Self::with_data(hdev, |dev, data| T::suspend(dev, data)) };
-
-        from_result(|| result.map(|()| 0))
+        // SAFETY: hv_vmbus calls this with a valid pointer to a `struct hv_device` on which it has
+        // seen this driver. The PM core blocks probing from before the first phase of a suspend to
+        // behind the last of the resume: no other driver is bound in between.
+        unsafe { Self::with_data(hdev, |dev, data| T::suspend(dev, data)) }
     }
 
     extern "C" fn resume_callback(hdev: *mut bindings::hv_device) -> c_int {
         // SAFETY: As for `suspend_callback()`.
-        let result = unsafe { Self::with_data(hdev, |dev, data| T::resume(dev, data)) };
-
-        from_result(|| result.map(|()| 0))
+        unsafe { Self::with_data(hdev, |dev, data| T::resume(dev, data)) }
     }
 }
 
@@ -242,7 +261,8 @@ pub trait Driver {
         info: &'bound Self::IdInfo,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound;
 
-    /// Called before the system hibernates, with user space frozen.
+    /// Called before the system hibernates, with user space frozen and the device's lock held. May
+    /// sleep, but cannot do I/O: other devices are suspended already.
     ///
     /// The channel has to be closed here: the host forgets it.
     fn suspend<'bound>(
@@ -250,7 +270,8 @@ pub trait Driver {
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result;
 
-    /// Called after the system has resumed from hibernation, or has failed to hibernate.
+    /// Called after the system has resumed from hibernation, or has failed to hibernate, with the
+    /// device's lock held.
     fn resume<'bound>(
         dev: &'bound Device<device::Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
@@ -274,16 +295,24 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
         self.0.get()
     }
 
+    fn as_device(&self) -> *mut bindings::device {
+        // SAFETY: By the type invariant of `Self`, `self.as_raw()` is valid.
+        unsafe { &raw mut (*self.as_raw()).device }
+    }
+
     /// Sends a change event with one variable, `KEY=value`, to user space. May sleep.
     pub fn uevent_change(&self, variable: &'static CStr) -> Result {
         let mut environment = [variable.as_char_ptr().cast_mut(), core::ptr::null_mut()];
 
+        // SAFETY: By the type invariant of `Self`, the device is valid.
+        let kobject = unsafe { &raw mut (*self.as_device()).kobj };
+
         // SAFETY:
-        // - By the type invariant of `Self`, `self.as_raw()` is valid, and so is its kobject.
+        // - The kobject of a valid device is valid.
         // - `environment` is an array of valid C strings, ended by NULL, that is only read.
         to_result(unsafe {
             bindings::kobject_uevent_env(
-                &raw mut (*self.as_raw()).device.kobj,
+                kobject,
                 bindings::kobject_action_KOBJ_CHANGE,
                 environment.as_mut_ptr(),
             )
@@ -294,9 +323,13 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 impl Device {
     /// The device's primary channel. It is there for as long as the device is.
     pub(crate) fn channel(&self) -> NonNull<bindings::vmbus_channel> {
-        // SAFETY: By the type invariant of `Self`, `self.as_raw()` is valid; a device is created
-        // for a channel, and its release is what frees the channel.
-        unsafe { NonNull::new_unchecked((*self.as_raw()).channel) }
+        // SAFETY: By the type invariant of `Self`, `self.as_raw()` is valid. The field is set before
+        // the device is registered, and never changes.
+        let channel = unsafe { (*self.as_raw()).channel };
+
+        // SAFETY: hv_vmbus creates a device for a channel. Only the device's release, which waits for
+        // the last reference, frees a channel that has a device.
+        unsafe { NonNull::new_unchecked(channel) }
     }
 }
 
@@ -328,12 +361,8 @@ unsafe impl AlwaysRefCounted for Device {
 
 impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
     fn as_ref(&self) -> &device::Device<Ctx> {
-        // SAFETY: By the type invariant of `Self`, `self.as_raw()` is a pointer to a valid
-        // `struct hv_device`.
-        let dev = unsafe { &raw mut (*self.as_raw()).device };
-
-        // SAFETY: `dev` points to a valid `struct device`.
-        unsafe { device::Device::from_raw(dev) }
+        // SAFETY: By the type invariant of `Self`, that is a valid `struct device`.
+        unsafe { device::Device::from_raw(self.as_device()) }
     }
 }
 
