@@ -55,7 +55,7 @@ struct EchoDriver;
 
 impl vmbus::Driver for EchoDriver {
     type IdInfo = ();
-    type Data<'bound> = Pin<KBox<Channel>>;
+    type Data<'bound> = Channel<'bound>;
     const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &ID_TABLE;
 
     fn probe<'bound>(
@@ -65,23 +65,21 @@ impl vmbus::Driver for EchoDriver {
         let ring = RingSize::with_data(12 * 1024);
         dev_info!(dev.as_ref(), "Rust VMBus driver sample probed\n");
 
-        let channel = Channel::open(dev, ring, KBox::new(Echo, GFP_KERNEL)?);
-        KBox::pin_init(channel, GFP_KERNEL)
+        Channel::open(dev, ring, KBox::new(Echo, GFP_KERNEL)?, None)
     }
 
     fn suspend<'bound>(
-        _: &'bound vmbus::Device<Core<'_>>,
+        dev: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        this.get_ref().as_ref().suspend();
-        Ok(())
+        Channel::suspend(&this, dev)
     }
 
     fn resume<'bound>(
-        _: &'bound vmbus::Device<Core<'_>>,
+        dev: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        this.get_ref().as_ref().resume()
+        Channel::resume(&this, dev)
     }
 }
 

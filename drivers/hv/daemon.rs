@@ -8,11 +8,11 @@
 
 use crate::{
     icmsg::{
+        self,
         Kind,
         Registration,
         Request,
         Status,
-        Unanswerable,
         Version, //
     },
     service::{
@@ -32,18 +32,15 @@ use hyperv::{
         Buffer,
         Handled,
         Handler,
+        Job as ChannelJob,
         Packet,
         RingSize,
         Sender,
         Taken, //
     },
-    new_delayed_work,
     ratelimit::RateLimit,
     time::Deadline,
-    work::{
-        DelayedWork,
-        Run, //
-    },
+    work::Run, //
 };
 use kernel::{
     prelude::*,
@@ -122,9 +119,7 @@ pub(crate) struct Session {
     transport: Arc<Transport>,
     /// The daemon that was there last time.
     daemon: Option<Daemon>,
-    /// Has the service woken when it has waited for long enough.
-    expiry: Pin<KBox<DelayedWork<Expiry>>>,
-    /// When that will be, or was.
+    /// When the channel's job runs, or ran last.
     armed: Option<Deadline>,
     /// Where questions are written, and answers read.
     message: KVec<u8>,
@@ -152,58 +147,58 @@ enum Job {
 }
 
 impl Session {
+    /// The conversation, and the job of its channel.
     pub(crate) fn new(
         info: &'static Info,
         service: KBox<dyn DaemonService>,
         transport: Arc<Transport>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, ChannelJob)> {
         let expiry = Expiry {
             transport: transport.clone(),
         };
-        Ok(Self {
+        let session = Self {
             info,
             service,
             transport,
             daemon: None,
-            expiry: KBox::pin_init(new_delayed_work!("hv_utils::expiry", expiry), GFP_KERNEL)?,
             armed: None,
             message: info.protocol.new_message()?,
             version: None,
             blocked_until: None,
             job: Some(Job::None(Buffer::new(info.ring)?)),
-        })
+        };
+        Ok((session, Some(KBox::new(expiry, GFP_KERNEL)?)))
     }
 
-    /// Has the service woken when `deadline` is over, if it isn't before.
-    fn wake_at(&mut self, deadline: Deadline) {
-        if self.armed.is_some_and(|armed| armed.min(deadline) == armed) {
-            return;
-        }
-        self.armed = Some(deadline);
-        self.expiry.as_ref().schedule_at(deadline);
-    }
-
-    /// Has the service woken again for what it waits for still.
-    fn rearm(&mut self) {
-        if !self.armed.is_some_and(Deadline::is_over) {
-            return;
-        }
-        self.armed = None;
+    /// The time at which the service has to be woken next.
+    fn next_deadline(&self) -> Option<Deadline> {
         let (asked, told) = match self.job {
             Some(Job::Asked(_, until) | Job::Offered(_, until)) => (Some(until), None),
             Some(Job::Told(_, until)) => (None, Some(until)),
             _ => (None, None),
         };
-        // Of these, what is over ends now, as packets come in next.
-        let until_packets = |until: Option<Deadline>| until.filter(|until| !until.is_over());
-        let waits = [
-            asked,
-            until_packets(told),
-            until_packets(self.blocked_until),
-        ];
-        for until in waits.into_iter().flatten() {
-            self.wake_at(until);
+        // Skip these two once they are over: the packets that come in next end them.
+        let told = told.filter(|until| !until.is_over());
+        let blocked = self.blocked_until.filter(|until| !until.is_over());
+        [asked, told, blocked]
+            .into_iter()
+            .flatten()
+            .reduce(Deadline::min)
+    }
+
+    /// Has the channel's job wake the service in time, if it does not run before that anyway.
+    fn arm(&mut self, sender: &Sender<'_>) {
+        let Some(next) = self.next_deadline() else {
+            return;
+        };
+        if self
+            .armed
+            .is_some_and(|armed| !armed.is_over() && armed.min(next) == armed)
+        {
+            return;
         }
+        self.armed = Some(next);
+        sender.defer_until(next);
     }
 
     /// Notices that the daemon is another one.
@@ -243,7 +238,6 @@ impl Session {
                         let until = Deadline::after(ANSWER_TIMEOUT);
                         self.transport
                             .ask(self.daemon, &mut self.message, len, None);
-                        self.wake_at(until);
                         Job::Told(buffer, until)
                     }
                     None => Job::None(buffer),
@@ -264,21 +258,22 @@ impl Session {
     }
 
     fn negotiate(&mut self, mut packet: Packet<'_>, job: Option<Job>) -> (Handled, Option<Job>) {
-        let limit = packet.limit();
+        let limit = packet.sender().limit();
         if matches!(job, Some(Job::Offered(..))) && limit.allows() {
             pr_info!("{}: the host offers versions again\n", self.info.name);
         }
         // It doesn't wait for anything from before: an answer would be taken for one to this.
         let job = match (self.restart(job), self.info.patience) {
             (Some(Job::None(buffer)), Some(patience)) if self.daemon.is_none() => {
-                let (handled, taken) = packet.take(buffer);
                 let until = Deadline::after(patience);
-                self.wake_at(until);
-                return (handled, Some(Job::Offered(taken, until)));
+                return match packet.take(buffer) {
+                    Ok((handled, taken)) => (handled, Some(Job::Offered(taken, until))),
+                    Err((packet, buffer)) => (fail(packet), Some(Job::None(buffer))),
+                };
             }
             (job, _) => job,
         };
-        let request = match Request::new(packet.payload()) {
+        let request = match Request::new(packet.payload_mut()) {
             Ok(request) => request,
             Err(unanswerable) => return (packet.ignore(&unanswerable), job),
         };
@@ -311,7 +306,7 @@ impl Session {
         }
         self.blocked_until = None;
         let daemon = self.daemon.map(|daemon| daemon.registration);
-        let asked = match Request::new(packet.payload()) {
+        let asked = match Request::new(packet.payload_mut()) {
             Ok(mut request) => {
                 let asked = self.service.ask(request.body(), daemon, &mut self.message);
                 if let Asked::Answered(status) = asked {
@@ -323,11 +318,13 @@ impl Session {
         };
         match asked {
             Asked::Question { len, timeout } => {
-                let (handled, taken) = packet.take(buffer);
+                let (handled, taken) = match packet.take(buffer) {
+                    Ok(taken) => taken,
+                    Err((packet, buffer)) => return (fail(packet), Job::None(buffer)),
+                };
                 let until = Deadline::after(timeout);
                 self.transport
                     .ask(self.daemon, &mut self.message, len, Some(until));
-                self.wake_at(until);
                 (handled, Job::Asked(taken, until))
             }
             Asked::Answered(_) => (packet.reply().0, Job::None(buffer)),
@@ -340,7 +337,6 @@ impl Session {
         let until = *self
             .blocked_until
             .get_or_insert_with(|| Deadline::after(ANSWER_TIMEOUT));
-        self.wake_at(until);
         !until.is_over()
     }
 
@@ -368,7 +364,7 @@ impl Session {
 
 /// Answers a request that nothing can be done about.
 fn fail(mut packet: Packet<'_>) -> Handled {
-    match Request::new(packet.payload()) {
+    match Request::new(packet.payload_mut()) {
         Ok(request) => request.answer(Status::FAIL),
         Err(unanswerable) => return packet.ignore(&unanswerable),
     }
@@ -398,15 +394,15 @@ impl Handler for Session {
             job => job,
         };
         self.job = self.tell(job);
-        self.rearm();
+        self.arm(sender);
     }
 
-    fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
+    fn receive(&mut self, packet: Packet<'_>) -> Handled {
         if !packet.is_in_band() {
             return packet.ignore(&"not in-band data");
         }
-        let kind: Result<Kind, Unanswerable> =
-            Request::new(packet.payload()).map(|request| request.kind());
+        let sender = packet.sender();
+        let kind = icmsg::kind(packet.payload());
         let (handled, job) = match (kind, self.version, self.job.take()) {
             (Err(unanswerable), _, job) => (packet.ignore(&unanswerable), job),
             (Ok(Kind::NEGOTIATE), _, job) => self.negotiate(packet, job),
@@ -415,7 +411,7 @@ impl Handler for Session {
                 (handled, Some(job))
             }
             (Ok(kind), _, job @ Some(Job::None(_))) => {
-                log_unexpected(self.info.name, kind, packet.limit());
+                log_unexpected(self.info.name, kind, sender.limit());
                 (fail(packet), job)
             }
             (Ok(_), _, Some(Job::Told(buffer, until))) if until.is_over() => {
@@ -425,6 +421,7 @@ impl Handler for Session {
             (Ok(_), _, job) => (packet.leave(), job),
         };
         self.job = job;
+        self.arm(sender);
         handled
     }
 
@@ -432,6 +429,8 @@ impl Handler for Session {
         let job = self.job.take();
         self.job = self.restart(job);
         self.look_for_daemon();
+        // The channel has cancelled its job.
+        self.armed = None;
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
 use hyperv::channel::RingSize;
 
 /// What is fixed about the file copy service.
-pub(crate) const INFO: &Info = &Info {
+pub(crate) static INFO: Info = Info {
     name: "FCopy",
     kind: Kind::FCOPY,
     frameworks: &[Version::new(3, 0)],

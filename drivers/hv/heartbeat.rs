@@ -17,7 +17,10 @@ use crate::{
         Service, //
     },
 };
-use hyperv::channel::Context;
+use hyperv::channel::{
+    Context,
+    Sender, //
+};
 
 /// The heartbeat service. A kernel that answers has its system up, so it reports it healthy.
 pub(crate) struct Heartbeat;
@@ -41,7 +44,7 @@ impl Service for Heartbeat {
         (status, None)
     }
 
-    fn act(&mut self, action: Self::Action) {
+    fn act(&mut self, action: Self::Action, _: &Sender<'_>) {
         match action {}
     }
 }

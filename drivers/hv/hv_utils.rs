@@ -25,9 +25,11 @@ use hyperv::{
     channel::{
         Channel,
         Handler,
+        Job,
         RingSize,
         Waker, //
     },
+    chardev,
     vmbus::{
         self,
         DeviceId,
@@ -48,7 +50,10 @@ use service::{
     Session, //
 };
 use shutdown::Shutdown;
-use timesync::TimeSync;
+use timesync::{
+    PtpClock,
+    TimeSync, //
+};
 use transport::Transport;
 use vss::Vss;
 
@@ -109,43 +114,64 @@ hyperv::module_param_bool!(
     "If not set leave file copy to uio_hv_generic and its daemon"
 );
 
-/// A service that is bound to its device. The daemon's device goes first: then no answer comes any
-/// more.
-struct BoundService {
-    _device: Option<transport::Device>,
-    channel: Pin<KBox<Channel>>,
+/// A service that is bound to its device.
+///
+/// The end, in this order: the daemon's device goes, so that no answer comes any more; the channel is
+/// closed, and its job cancelled; the PTP clock goes. The device
+/// is unbound only after that, also where this is leaked.
+struct BoundService<'bound> {
+    _device: Option<chardev::Registration<Transport>>,
+    channel: Channel<'bound>,
+    _ptp: Option<PtpClock>,
 }
 
 /// Has the service serve the device.
-fn open<S: Service>(dev: &vmbus::Device<Core<'_>>, service: S) -> Result<BoundService> {
-    open_session(dev, KBox::new(Session::new(service), GFP_KERNEL)?)
+fn open<'bound, S: Service>(
+    dev: &'bound vmbus::Device<Core<'_>>,
+    service: S,
+    job: Job,
+    ptp: Option<PtpClock>,
+) -> Result<BoundService<'bound>> {
+    let session = KBox::new(Session::new(service), GFP_KERNEL)?;
+    open_session(dev, session, job, ptp)
 }
 
 /// What that is for all services.
-fn open_session(dev: &vmbus::Device<Core<'_>>, session: KBox<dyn Handler>) -> Result<BoundService> {
-    let channel = Channel::open(dev, RING, session);
+fn open_session<'bound>(
+    dev: &'bound vmbus::Device<Core<'_>>,
+    session: KBox<dyn Handler>,
+    job: Job,
+    ptp: Option<PtpClock>,
+) -> Result<BoundService<'bound>> {
     Ok(BoundService {
         _device: None,
-        channel: KBox::pin_init(channel, GFP_KERNEL)?,
+        channel: Channel::open(dev, RING, session, job)?,
+        _ptp: ptp,
     })
 }
 
+/// Has the time service serve the device.
+fn open_timesync<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>> {
+    let (service, job) = TimeSync::new()?;
+    let ptp = service.register_ptp(dev.as_ref(), this_module::<Module>());
+    open(dev, service, job, ptp)
+}
+
 /// Has the service and its daemon serve the device.
-fn open_daemon(
-    dev: &vmbus::Device<Core<'_>>,
+fn open_daemon<'bound>(
+    dev: &'bound vmbus::Device<Core<'_>>,
     info: &'static Info,
     service: KBox<dyn DaemonService>,
-) -> Result<BoundService> {
+) -> Result<BoundService<'bound>> {
     let transport = Transport::new(&info.protocol, Waker::from(&***dev))?;
     let transport = Arc::pin_init(transport, GFP_KERNEL)?;
-    let session = daemon::Session::new(info, service, transport.clone())?;
-    let session = KBox::new(session, GFP_KERNEL)?;
-    let channel = Channel::open(dev, info.ring, session);
-    let channel = KBox::pin_init(channel, GFP_KERNEL)?;
+    let (session, job) = daemon::Session::new(info, service, transport.clone())?;
+    let channel = Channel::open(dev, info.ring, KBox::new(session, GFP_KERNEL)?, job)?;
     Ok(BoundService {
         // A daemon finds a channel that is open.
-        _device: Some(transport::Device::new(transport)?),
+        _device: Some(chardev::Registration::new(dev.as_ref(), transport)?),
         channel,
+        _ptp: None,
     })
 }
 
@@ -153,7 +179,7 @@ struct HvUtils;
 
 impl vmbus::Driver for HvUtils {
     type IdInfo = Class;
-    type Data<'bound> = BoundService;
+    type Data<'bound> = BoundService<'bound>;
     const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &ID_TABLE;
 
     fn probe<'bound>(
@@ -162,28 +188,30 @@ impl vmbus::Driver for HvUtils {
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         match class {
             Class::Fcopy if !fcopy_chardev.get() => Err(ENODEV),
-            Class::Fcopy => open_daemon(dev, fcopy::INFO, KBox::new(Fcopy::new(), GFP_KERNEL)?),
-            Class::Heartbeat => open(dev, Heartbeat),
-            Class::Kvp => open_daemon(dev, kvp::INFO, KBox::new(Kvp, GFP_KERNEL)?),
-            Class::Shutdown => open(dev, Shutdown::new(dev)?),
-            Class::TimeSync => open(dev, TimeSync::new(this_module::<Module>())?),
-            Class::Vss => open_daemon(dev, vss::INFO, KBox::new(Vss::new()?, GFP_KERNEL)?),
+            Class::Fcopy => open_daemon(dev, &fcopy::INFO, KBox::new(Fcopy::new(), GFP_KERNEL)?),
+            Class::Heartbeat => open(dev, Heartbeat, None, None),
+            Class::Kvp => open_daemon(dev, &kvp::INFO, KBox::new(Kvp, GFP_KERNEL)?),
+            Class::Shutdown => {
+                let (service, job) = Shutdown::new(dev)?;
+                open(dev, service, job, None)
+            }
+            Class::TimeSync => open_timesync(dev),
+            Class::Vss => open_daemon(dev, &vss::INFO, KBox::new(Vss::new()?, GFP_KERNEL)?),
         }
     }
 
     fn suspend<'bound>(
-        _: &'bound vmbus::Device<Core<'_>>,
+        dev: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        this.get_ref().channel.as_ref().suspend();
-        Ok(())
+        this.channel.suspend(dev)
     }
 
     fn resume<'bound>(
-        _: &'bound vmbus::Device<Core<'_>>,
+        dev: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        this.get_ref().channel.as_ref().resume()
+        this.channel.resume(dev)
     }
 }
 

@@ -20,12 +20,12 @@ use crate::{
         Status,
         Version, //
     },
-    transport::Protocol, //
+    transport::Protocol,
 };
 use kernel::time::Delta;
 
 /// What is fixed about the KVP service.
-pub(crate) const INFO: &Info = &Info {
+pub(crate) static INFO: Info = Info {
     name: "KVP",
     kind: Kind::KVP,
     frameworks: &[Version::new(3, 0), Version::new(1, 0)],

@@ -14,7 +14,8 @@ use hyperv::{
         Context,
         Handled,
         Handler,
-        Packet, //
+        Packet,
+        Sender, //
     },
     ratelimit::RateLimit, //
 };
@@ -30,7 +31,7 @@ pub(crate) struct Info {
     pub(crate) frameworks: &'static [Version],
     /// The message versions that the service knows, best first.
     pub(crate) versions: &'static [Version],
-    /// In which context the service's methods are called.
+    /// The context in which the service's methods are called.
     pub(crate) context: Context,
 }
 
@@ -45,14 +46,11 @@ pub(crate) trait Service: Send + 'static {
     /// Answers a request by changing its body in place. Must not sleep.
     fn answer(&mut self, version: Version, body: &mut [u8]) -> (Status, Option<Self::Action>);
 
-    /// Does what the request asked for; its answer has left. Must not sleep.
-    fn act(&mut self, action: Self::Action);
+    /// Does what the request asked for; its answer has left. Must not sleep: the channel's job may.
+    fn act(&mut self, action: Self::Action, sender: &Sender<'_>);
 
     /// The host has started over: nothing that it has said before counts any more. Must not sleep.
     fn restarted(&mut self) {}
-
-    /// The channel was closed. May sleep.
-    fn closed(&mut self) {}
 }
 
 /// The conversation with the host on a service's channel.
@@ -89,8 +87,8 @@ impl State {
         if !packet.is_in_band() {
             return (packet.ignore(&"not in-band data"), None);
         }
-        let limit = packet.limit();
-        let mut request = match Request::new(packet.payload()) {
+        let limit = packet.sender().limit();
+        let mut request = match Request::new(packet.payload_mut()) {
             Ok(request) => request,
             Err(unanswerable) => return (packet.ignore(&unanswerable), None),
         };
@@ -136,11 +134,19 @@ impl<S: Service> Handler for Session<S> {
         S::INFO.context
     }
 
+    fn is_for_interrupt(&self, packet: &Packet<'_>) -> bool {
+        // The answers to all others are logged.
+        matches!(self.state, State::Negotiated(_))
+            && packet.is_in_band()
+            && icmsg::kind(packet.payload()) == Ok(S::INFO.kind)
+    }
+
     fn wants_answer(&self, payload: &[u8]) -> bool {
         icmsg::wants_answer(payload)
     }
 
     fn receive(&mut self, packet: Packet<'_>) -> Handled {
+        let sender = packet.sender();
         let Self { state, service } = self;
         let mut action = None;
         let (handled, answered) = state.respond(S::INFO, packet, &mut |version, body| {
@@ -150,7 +156,7 @@ impl<S: Service> Handler for Session<S> {
         });
         match (answered, action) {
             (Some(Answered::Negotiation), _) => service.restarted(),
-            (Some(Answered::Request), Some(action)) => service.act(action),
+            (Some(Answered::Request), Some(action)) => service.act(action, sender),
             _ => {}
         }
         handled
@@ -159,7 +165,6 @@ impl<S: Service> Handler for Session<S> {
     fn closed(&mut self) {
         self.state = State::Unnegotiated;
         self.service.restarted();
-        self.service.closed();
     }
 }
 

@@ -18,14 +18,15 @@ use crate::{
     },
 };
 use hyperv::{
-    channel::Context,
-    new_work, power,
+    channel::{
+        Context,
+        Job,
+        Sender, //
+    },
+    power,
     ratelimit::RateLimit,
     vmbus,
-    work::{
-        Run,
-        Work, //
-    },
+    work::Run, //
 };
 use kernel::{
     prelude::*,
@@ -36,28 +37,21 @@ use kernel::{
 pub(crate) struct Shutdown {
     /// Of requests in the log.
     limit: Pin<KBox<RateLimit>>,
-    /// There if the system can hibernate.
-    hibernate: Option<Pin<KBox<Work<HibernateEvent>>>>,
+    can_hibernate: bool,
 }
 
 impl Shutdown {
-    pub(crate) fn new(device: &vmbus::Device) -> Result<Self> {
-        let hibernate = if power::is_hibernation_supported() {
-            let event = new_work!(
-                "hv_utils::hibernate",
-                HibernateEvent {
-                    device: device.into(),
-                    limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
-                }
-            );
-            Some(KBox::pin_init(event, GFP_KERNEL)?)
-        } else {
-            None
-        };
-        Ok(Self {
+    /// The service and the job of its channel.
+    pub(crate) fn new(device: &vmbus::Device) -> Result<(Self, Job)> {
+        let shutdown = Self {
             limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
-            hibernate,
-        })
+            can_hibernate: power::is_hibernation_supported(),
+        };
+        let event = HibernateEvent {
+            device: device.into(),
+            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
+        };
+        Ok((shutdown, Some(KBox::new(event, GFP_KERNEL)?)))
     }
 }
 
@@ -84,21 +78,17 @@ impl Service for Shutdown {
             log(message.as_ref());
         }
         match message.and_then(|message| message.operation) {
-            Some(Operation::Hibernate) if self.hibernate.is_none() => (Status::FAIL, None),
+            Some(Operation::Hibernate) if !self.can_hibernate => (Status::FAIL, None),
             Some(operation) => (Status::OK, Some(operation)),
             None => (Status::FAIL, None),
         }
     }
 
-    fn act(&mut self, action: Self::Action) {
+    fn act(&mut self, action: Self::Action, sender: &Sender<'_>) {
         match action {
             Operation::PowerOff => power::orderly_poweroff(),
             Operation::Restart => power::orderly_reboot(),
-            Operation::Hibernate => {
-                if let Some(work) = &self.hibernate {
-                    work.as_ref().schedule();
-                }
-            }
+            Operation::Hibernate => sender.defer(),
         }
     }
 }

@@ -20,20 +20,24 @@ use crate::{
     timesync_implicit, //
 };
 use hyperv::{
-    channel::Context,
-    new_work,
+    channel::{
+        Context,
+        Job,
+        Sender, //
+    },
     ptp::{
         self,
         Clock, //
     },
     ratelimit::RateLimit,
     time,
-    work::{
-        Run,
-        Work, //
-    },
+    work::Run, //
 };
 use kernel::{
+    device::{
+        self,
+        Bound, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -49,31 +53,34 @@ use kernel::{
 /// How far the clock has to be behind the host's for `timesync_implicit`, in nanoseconds.
 const BEHIND: i64 = 5 * 1_000_000_000;
 
+/// The host's clock as PTP clock.
+pub(crate) type PtpClock = ptp::Registration<Arc<HostClock>>;
+
 /// The time synchronisation service.
 pub(crate) struct TimeSync {
     host: Arc<HostClock>,
-    step: Pin<KBox<Work<StepClock>>>,
-    /// Not there where it could not be registered: the clock is stepped all the same.
-    _ptp: Option<Pin<KBox<ptp::Registration<Arc<HostClock>>>>>,
 }
 
 impl TimeSync {
-    pub(crate) fn new(module: &'static ThisModule) -> Result<Self> {
+    /// The service, and the job of its channel.
+    pub(crate) fn new() -> Result<(Self, Job)> {
         let host = Arc::new(HostClock::new(), GFP_KERNEL)?;
         let step = StepClock {
             host: host.clone(),
             limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
         };
-        let step = KBox::pin_init(new_work!("hv_utils::step_clock", step), GFP_KERNEL)?;
-        let ptp = ptp::Registration::new(c"hyperv", module, host.clone());
-        let ptp = KBox::pin_init(ptp, GFP_KERNEL)
+        Ok((Self { host }, Some(KBox::new(step, GFP_KERNEL)?)))
+    }
+
+    /// Registers the PTP clock; `None` if that fails, as the system's clock is stepped all the same.
+    pub(crate) fn register_ptp(
+        &self,
+        device: &device::Device<Bound>,
+        module: &'static ThisModule,
+    ) -> Option<PtpClock> {
+        ptp::Registration::new(device, c"hyperv", module, self.host.clone())
             .inspect_err(|error| pr_err!("cannot register PTP clock: {:?}\n", error))
-            .ok();
-        Ok(Self {
-            host,
-            step,
-            _ptp: ptp,
-        })
+            .ok()
     }
 }
 
@@ -95,7 +102,7 @@ impl Service for TimeSync {
         }
     }
 
-    fn act(&mut self, action: Self::Action) {
+    fn act(&mut self, action: Self::Action, sender: &Sender<'_>) {
         let Message { sample, sync } = action;
         self.host.set(sample);
 
@@ -104,7 +111,7 @@ impl Service for TimeSync {
             host.is_ok_and(|host| host.saturating_sub(time::wall_clock()) >= BEHIND)
         };
         if sync || (timesync_implicit.get() && is_behind()) {
-            self.step.as_ref().schedule();
+            sender.defer();
         }
     }
 
@@ -112,17 +119,13 @@ impl Service for TimeSync {
         // The reference time may have stood still meanwhile, and the sample with it.
         self.host.forget();
     }
-
-    fn closed(&mut self) {
-        self.step.as_ref().cancel();
-    }
 }
 
 /// The host's clock, as far as its last sample tells.
 ///
 /// There is no lock: the offset of a later sample is as good for whoever reads in between, and the
 /// reference time, which is written last, never belongs to a later one than the offset.
-struct HostClock {
+pub(crate) struct HostClock {
     offset: Atomic<u64>,
     reference: Atomic<u64>,
 }

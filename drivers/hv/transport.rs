@@ -9,22 +9,18 @@ use hyperv::{
     channel::Waker,
     chardev::{
         self,
+        Poll,
         Ready,
         Wait, //
     },
     time::Deadline, //
 };
 use kernel::{
-    fs::File,
     new_mutex, new_spinlock_irq,
     prelude::*,
     static_lock_class,
     sync::{
-        poll::{
-            PollCondVarBox,
-            PollTable, //
-        },
-        Arc,
+        poll::PollCondVarBox,
         Mutex,
         SpinLockIrq, //
     },
@@ -258,20 +254,6 @@ impl Transport {
         }
     }
 
-    /// Takes the device away from whoever has it open.
-    fn revoke(&self) {
-        // A channel that the host took away is released with its device: who keeps the file open
-        // must not keep that.
-        let waker = self.waker.lock().take();
-        drop(waker);
-
-        let mut state = self.state.lock();
-        state.fail();
-        state.end = End::Revoked;
-        state.phase = Phase::Idle;
-        self.changed.notify_all();
-    }
-
     /// Takes the message to be read by the daemon, with its size.
     fn take_unread(&self, room: usize, wait: Wait) -> Result<(KVec<u8>, usize)> {
         let mut state = self.state.lock();
@@ -486,8 +468,8 @@ impl chardev::Device for Transport {
         self.take_message(&mut inbox)
     }
 
-    fn poll(&self, file: &File, table: &PollTable<'_>) -> Ready {
-        table.register_wait(file, &self.changed);
+    fn poll(&self, poll: &Poll<'_>) -> Ready {
+        poll.register_wait(&self.changed);
         let state = self.state.lock();
         match (state.end, state.phase) {
             (End::Revoked, _) => Ready::GONE,
@@ -495,26 +477,18 @@ impl chardev::Device for Transport {
             _ => Ready::NO,
         }
     }
-}
 
-/// A transport's device, for as long as the service has it: then it is taken away.
-pub(crate) struct Device {
-    transport: Arc<Transport>,
-    _registration: Pin<KBox<chardev::Registration<Transport>>>,
-}
+    /// Takes the device away from whoever has it open.
+    fn revoke(&self) {
+        // A channel that the host took away is released with its device: who keeps the file open
+        // must not keep that.
+        let waker = self.waker.lock().take();
+        drop(waker);
 
-impl Device {
-    pub(crate) fn new(transport: Arc<Transport>) -> Result<Self> {
-        let registration = chardev::Registration::new(transport.clone());
-        Ok(Self {
-            transport,
-            _registration: KBox::pin_init(registration, GFP_KERNEL)?,
-        })
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        self.transport.revoke();
+        let mut state = self.state.lock();
+        state.fail();
+        state.end = End::Revoked;
+        state.phase = Phase::Idle;
+        self.changed.notify_all();
     }
 }

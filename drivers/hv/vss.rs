@@ -36,7 +36,7 @@ use kernel::{
 const FREEZE_TIMEOUT: Delta = Delta::from_secs(15 * 60);
 
 /// What is fixed about the VSS service.
-pub(crate) const INFO: &Info = &Info {
+pub(crate) static INFO: Info = Info {
     name: "VSS",
     kind: Kind::VSS,
     frameworks: &[Version::new(3, 0)],

@@ -37,9 +37,13 @@ u64 rust_helper_hv_read_reference_counter(void)
 	return hv_read_reference_counter();
 }
 
-bool rust_helper_in_hardirq(void)
+/*
+ * Whether a channel's callback was called by vmbus_isr(), not by the channel's tasklet:
+ * in the interrupt, or on PREEMPT_RT in the thread that takes its place.
+ */
+bool rust_helper_in_vmbus_isr(void)
 {
-	return in_hardirq();
+	return in_hardirq() || !in_serving_softirq();
 }
 
 /* Functions in the header where the kernel has no PTP clocks. */
@@ -68,21 +72,37 @@ void rust_helper_ratelimit_default_init(struct ratelimit_state *rs)
 	ratelimit_default_init(rs);
 }
 
-void rust_helper_virt_mb(void)
+/*
+ * Free bytes in the outbound ring. U32_MAX where the host has spoilt the indices:
+ * vmbus_sendpacket() then fails, and says so.
+ */
+u32 rust_helper_vmbus_bytes_to_write(struct vmbus_channel *channel)
 {
-	/* What it is for is said by its callers. */
-	virt_mb();
+	const struct hv_ring_buffer_info *ring = &channel->outbound;
+
+	if (READ_ONCE(ring->ring_buffer->read_index) >= ring->ring_datasize ||
+	    READ_ONCE(ring->ring_buffer->write_index) >= ring->ring_datasize)
+		return U32_MAX;
+	return hv_get_bytes_to_write(ring);
 }
 
-/* Have the channel's callback called soon, as if the host had signalled. */
+/* Call the channel's callback soon, as if the host had signalled. */
 void rust_helper_vmbus_schedule(struct vmbus_channel *channel)
 {
 	tasklet_schedule(&channel->callback_event);
 }
 
+/* Ask the host to signal once the outbound ring has room for size bytes, 0 for never. */
+void rust_helper_vmbus_set_pending_size(struct vmbus_channel *channel, u32 size)
+{
+	set_channel_pending_send_size(channel, size);
+	/* The host moves its read index before it reads the size: read the index after this. */
+	virt_mb();
+}
+
 /*
- * As rust_helper_vmbus_schedule(), from process context: the callback runs
- * before this returns, unless it is running elsewhere.
+ * As rust_helper_vmbus_schedule(), from process context: local_bh_enable() mostly runs
+ * the callback before this returns.
  */
 void rust_helper_vmbus_wake(struct vmbus_channel *channel)
 {

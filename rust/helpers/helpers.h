@@ -21,15 +21,16 @@ void rust_helper_device_lock(struct device *dev);
 void rust_helper_device_unlock(struct device *dev);
 bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference);
 u64 rust_helper_hv_read_reference_counter(void);
-bool rust_helper_in_hardirq(void);
+bool rust_helper_in_vmbus_isr(void);
 struct ptp_clock *rust_helper_ptp_clock_register(struct ptp_clock_info *info,
 						 struct device *parent);
 void rust_helper_ptp_clock_unregister(struct ptp_clock *clock);
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts);
 void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts);
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs);
-void rust_helper_virt_mb(void);
+u32 rust_helper_vmbus_bytes_to_write(struct vmbus_channel *channel);
 void rust_helper_vmbus_schedule(struct vmbus_channel *channel);
+void rust_helper_vmbus_set_pending_size(struct vmbus_channel *channel, u32 size);
 void rust_helper_vmbus_wake(struct vmbus_channel *channel);
 
 #endif

@@ -2,32 +2,39 @@
 
 //! VMBus channels.
 //!
-//! A channel is two rings of packets, one each way. Packets come in through a [`Handler`], which
-//! runs in the host's interrupt or after it, on one CPU at a time, and owns what it works on.
+//! A channel is two rings of packets, one each way. hv_vmbus owns both: all access goes through the
+//! functions that it exports. Packets come in through a [`Handler`], which runs in the host's
+//! interrupt or in the softirq behind it, on one CPU at a time, and owns the state that it works on.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
 use crate::{
     bindings,
     ratelimit::RateLimit,
-    ring::{
-        Inbound,
-        Outbound,
-        IN_BAND, //
-    },
-    vmbus, //
+    time::Deadline,
+    vmbus,
+    work::{
+        DelayedWork,
+        Run, //
+    }, //
 };
 use core::{
-    cell::UnsafeCell,
+    cell::{
+        Cell,
+        UnsafeCell, //
+    },
+    marker::PhantomData,
     ops::Range,
     ptr::NonNull,
     slice, //
 };
 use kernel::{
     device,
+    devres::Devres,
     error::to_result,
     new_mutex,
     prelude::*,
+    static_lock_class,
     sync::{
         aref::ARef,
         atomic::{
@@ -35,49 +42,94 @@ use kernel::{
             Atomic,
             Release, //
         },
-        barrier::{
-            smp_mb,
-            Write, //
-        },
         Mutex, //
     },
 };
-
-pub use crate::ring::RingSize;
 
 /// Packets handled before other softirqs get a turn, so that a host that floods the ring does not
 /// hold a CPU.
 const BUDGET: usize = 64;
 
-/// Packets handled in the host's interrupt itself, before the others are left to the softirq.
+/// Packets handled in the host's interrupt itself. The softirq handles the others.
 const INTERRUPT_BUDGET: usize = 4;
 
-/// In which context the packets of a channel are handled.
+/// Bytes in front of a packet's payload.
+const DESCRIPTOR: usize = size_of::<bindings::vmpacket_descriptor>();
+
+/// Bytes behind each packet in a ring: the offset at which the packet began.
+const TRAILER: usize = size_of::<u64>();
+
+/// The size of one ring in bytes, its header page included: a multiple of the page size.
+#[derive(Clone, Copy)]
+pub struct RingSize(usize);
+
+impl RingSize {
+    const HEADER: usize = size_of::<bindings::hv_ring_buffer>();
+
+    /// The ring that `VMBUS_RING_SIZE()` makes: it has room for `data` bytes of packets. From eight
+    /// pages of data on, the header takes its page out of them.
+    pub const fn with_data(data: usize) -> Self {
+        let page = kernel::page::PAGE_SIZE;
+        let header = if data >= 8 * Self::HEADER {
+            0
+        } else {
+            Self::HEADER
+        };
+        Self((header + data).next_multiple_of(page))
+    }
+
+    /// The size in bytes.
+    const fn bytes(self) -> u32 {
+        // CAST: Rings are smaller than 4 GiB.
+        self.0 as u32
+    }
+
+    /// The longest packet that fits, its descriptor included.
+    ///
+    /// A ring is never full, or it would look empty: beside the packet and its trailer, eight bytes
+    /// stay free. hv_vmbus cuts packets of hosts that lie about lengths to this size. So there can be
+    /// room for the answer, and one packet moves the read index round the ring at most once.
+    const fn largest_packet(self) -> usize {
+        self.0 - Self::HEADER - 2 * TRAILER
+    }
+}
+
+/// The context in which the packets of a channel are handled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Context {
-    /// In softirq context.
+    /// Softirq context.
     Softirq,
-    /// The first few in the host's interrupt itself, which saves the way to the softirq; what is
-    /// behind them in softirq context. So all locks that the handler takes have to disable
-    /// interrupts.
+    /// The host's interrupt, which saves the way to the softirq, for the first few packets that
+    /// [`Handler::is_for_interrupt`] accepts. The softirq handles all others. All locks that the
+    /// handler takes have to disable interrupts.
+    ///
+    /// On PREEMPT_RT hv_vmbus has a real-time thread in place of the interrupt. The same rules apply.
     Interrupt,
 }
 
 /// What a driver does with the packets of a channel.
 ///
-/// It borrows nothing: a channel that is leaked goes on to be served.
+/// A handler borrows nothing: a channel that was leaked serves on until its device is unbound.
 pub trait Handler: Send + 'static {
-    /// Returns in which context the other methods are called.
+    /// The context in which the other methods are called, but for [`Handler::closed`].
     fn context(&self) -> Context {
         Context::Softirq
     }
 
-    /// Takes a packet. Called in atomic context: must not sleep.
+    /// Returns whether the packet may be handled in the host's interrupt. It may not if that could
+    /// print: hv_vmbus holds a spinlock there, and consoles are slow.
+    ///
+    /// Asked where [`Handler::context`] is [`Context::Interrupt`].
+    fn is_for_interrupt(&self, packet: &Packet<'_>) -> bool {
+        let _ = packet;
+        true
+    }
+
+    /// A packet came in. Called in atomic context: must not sleep.
     fn receive(&mut self, packet: Packet<'_>) -> Handled;
 
-    /// Returns whether the host waits for an answer to a packet. One that it waits for comes in
-    /// only when there is room for the answer; any other always, and the answer goes if there is
-    /// room.
+    /// Returns whether the host waits for an answer to a packet with this payload. If it does, the
+    /// packet comes in only once there is room for an answer of the same length.
     fn wants_answer(&self, payload: &[u8]) -> bool {
         let _ = payload;
         true
@@ -95,13 +147,13 @@ pub trait Handler: Send + 'static {
 
 /// Proof that a packet was dealt with.
 ///
-/// Only the methods of [`Packet`] give it out, and they consume the packet: it can be neither
-/// answered twice nor forgotten.
+/// Only the methods of [`Packet`] return it, and they consume the packet: it can be neither answered
+/// twice nor forgotten.
 #[must_use]
 pub struct Handled(Next);
 
 enum Next {
-    /// The packet is done with, or was taken; the channel has gone on.
+    /// The packet is done with, or was taken: the channel goes on to the next.
     Advance,
     /// The packet comes in again.
     Stay,
@@ -109,115 +161,112 @@ enum Next {
 
 /// An inbound packet.
 ///
-/// It was copied out of the ring into memory that the host can't write to, so what was checked in
-/// it stays as it was.
+/// hv_vmbus has copied it out of the ring into memory that the host cannot write to: its content
+/// stays as it was checked.
 ///
 /// # Invariants
 ///
-/// `descriptor` is what [`Inbound::peek`] returned for the channel, which has not gone on since.
+/// hv_vmbus' iterator has returned `descriptor` for the channel, and was not moved since.
 pub struct Packet<'a> {
     channel: &'a Sender<'a>,
     descriptor: NonNull<bindings::vmpacket_descriptor>,
 }
 
-/// A channel's rings, which its callback has for as long as it runs: the way that answers go.
-pub struct Sender<'a> {
-    inbound: Inbound<'a>,
-    outbound: Outbound<'a>,
-    device: &'a vmbus::Device,
-    limit: Pin<&'a RateLimit>,
-}
-
 impl<'a> Packet<'a> {
-    /// The limit of what the channel's host may have logged.
-    pub fn limit(&self) -> Pin<&'a RateLimit> {
-        self.channel.limit()
+    /// The channel that the packet came in by.
+    pub fn sender(&self) -> &'a Sender<'a> {
+        self.channel
     }
 
-    /// Returns whether the packet is one of plain data, which all requests of hosts are.
-    #[inline]
-    pub fn is_in_band(&self) -> bool {
-        // SAFETY: By the type invariant, the descriptor is valid.
-        let packet_type = unsafe { (*self.descriptor.as_ptr()).type_ };
+    fn descriptor(&self) -> &bindings::vmpacket_descriptor {
+        // SAFETY: By the type invariant, the descriptor is valid. Nothing writes to it until the
+        // iterator is moved, which is after `self` is gone.
+        unsafe { self.descriptor.as_ref() }
+    }
 
-        packet_type == IN_BAND
+    fn transaction(&self) -> u64 {
+        self.descriptor().trans_id
+    }
+
+    /// Returns whether the packet is plain data, as all requests of hosts are.
+    pub fn is_in_band(&self) -> bool {
+        u32::from(self.descriptor().type_) == bindings::vmbus_packet_type_VM_PKT_DATA_INBAND
+    }
+
+    /// The offsets of the payload from the descriptor, in bytes.
+    fn range(&self) -> Range<usize> {
+        let descriptor = self.descriptor();
+        usize::from(descriptor.offset8) * 8..usize::from(descriptor.len8) * 8
     }
 
     /// The payload, a multiple of 8 bytes long.
-    #[inline]
-    pub fn payload(&mut self) -> &mut [u8] {
-        bytes_of(self.words())
-    }
-
-    /// Which words of the copy are the payload.
-    #[inline]
-    fn range(&self) -> Range<usize> {
-        let descriptor = self.descriptor.as_ptr();
-
-        // SAFETY: By the type invariant, the descriptor is valid.
-        unsafe { usize::from((*descriptor).offset8)..usize::from((*descriptor).len8) }
-    }
-
-    #[inline]
-    fn words(&mut self) -> &mut [u64] {
-        let Range { start, end } = self.range();
+    pub fn payload(&self) -> &[u8] {
+        let range = self.range();
+        let payload = self
+            .descriptor
+            .cast::<u8>()
+            .as_ptr()
+            .wrapping_add(range.start);
 
         // SAFETY:
-        // - `Inbound::peek()` has made sure that `start <= end`, and that `end` words, which are
-        //   aligned, are in the copy.
-        // - Nothing but this packet refers to what is behind the descriptor in the copy until the
-        //   next one is copied, which is after `self` is gone.
-        // - The copy was written in full.
-        unsafe {
-            let words = self.descriptor.as_ptr().cast::<u64>();
-            slice::from_raw_parts_mut(words.add(start), end - start)
-        }
+        // - `hv_pkt_iter_first()` makes sure that the payload begins behind the descriptor, does not
+        //   begin behind its own end, and lies in hv_vmbus' copy, all of which is initialized.
+        // - Only this packet refers to the copy until the iterator is moved.
+        unsafe { slice::from_raw_parts(payload, range.len()) }
     }
 
-    /// Sends the payload back as the packet's answer, with its transaction id; returns whether it
-    /// has left, or need not.
+    /// The payload, to be changed into the answer.
+    pub fn payload_mut(&mut self) -> &mut [u8] {
+        let range = self.range();
+        let payload = self
+            .descriptor
+            .cast::<u8>()
+            .as_ptr()
+            .wrapping_add(range.start);
+
+        // SAFETY: As in `payload()`. The descriptor is not part of the slice.
+        unsafe { slice::from_raw_parts_mut(payload, range.len()) }
+    }
+
+    /// Sends the payload back as the packet's answer, with its transaction id. Returns whether the
+    /// answer has left, or need not.
     ///
-    /// There is room for it if the host wants it, see [`Handler::wants_answer`]. It can't be sent
-    /// to a host that has taken the channel away, or broken the ring; then the log says so.
+    /// There is room for an answer that the host waits for, see [`Handler::wants_answer`]. It cannot
+    /// be sent to a host that has taken the channel away or broken the ring; the log says so.
     pub fn reply(mut self) -> (Handled, bool) {
         let channel = self.channel;
         let transaction = self.transaction();
-        let has_left = channel.send(self.words(), transaction);
-        (self.advance(), has_left)
+        let has_left = channel.send(self.payload_mut(), transaction);
+        (Handled(Next::Advance), has_left)
     }
 
-    /// Takes the packet off the channel, to be answered later: its memory becomes the caller's, and
-    /// `buffer` the channel's.
+    /// Takes the packet off the channel, to be answered later, with a copy of it in `buffer`.
     ///
-    /// # Panics
-    ///
-    /// If `buffer` is for smaller rings.
-    pub fn take(self, buffer: Buffer) -> (Handled, Taken) {
-        let transaction = self.transaction();
-        let payload = self.range();
-        let channel = self.channel;
-        let handled = self.advance();
+    /// Returns both if the packet is longer than the buffer, which was made for smaller rings, and
+    /// there is no memory for it.
+    pub fn take(self, buffer: Buffer) -> Result<(Handled, Taken), (Self, Buffer)> {
+        let Buffer(mut payload) = buffer;
+        payload.clear();
+        if payload
+            .extend_from_slice(self.payload(), GFP_ATOMIC)
+            .is_err()
+        {
+            return Err((self, Buffer(payload)));
+        }
         let taken = Taken {
-            transaction,
-            // SAFETY: The packet is gone.
-            words: unsafe { channel.inbound.exchange(buffer.0) },
+            transaction: self.transaction(),
             payload,
         };
-        (handled, taken)
+        Ok((Handled(Next::Advance), taken))
     }
 
-    /// Leaves the packet in the ring. It, and whatever follows it, comes in again with the next
+    /// Leaves the packet in the ring. It, and all packets behind it, come in again with the next
     /// event.
     pub fn leave(self) -> Handled {
         Handled(Next::Stay)
     }
 
-    fn transaction(&self) -> u64 {
-        // SAFETY: By the type invariant, the descriptor is valid.
-        unsafe { (*self.descriptor.as_ptr()).trans_id }
-    }
-
-    /// Drops the packet unanswered, and says why in the log.
+    /// Drops the packet unanswered, and logs the reason.
     #[cold]
     #[inline(never)]
     pub fn ignore(self, reason: &dyn core::fmt::Display) -> Handled {
@@ -228,25 +277,20 @@ impl<'a> Packet<'a> {
                 format_args!("{reason}")
             );
         }
-        self.advance()
-    }
-
-    /// Has the channel go on to the next packet.
-    #[inline]
-    fn advance(self) -> Handled {
-        self.channel.inbound.advance(self.descriptor);
         Handled(Next::Advance)
     }
 }
 
-/// Memory for a packet that is taken: as much as the longest that fits into a ring needs.
-pub struct Buffer(KVec<u64>);
+/// Memory for a packet that is answered later.
+pub struct Buffer(KVec<u8>);
 
 impl Buffer {
-    /// Allocates memory for packets out of a ring of that size.
+    /// Allocates as much memory as the longest packet of a ring of this size needs.
     pub fn new(ring: RingSize) -> Result<Self> {
-        let words = ring.largest_packet() as usize / size_of::<u64>();
-        Ok(Self(KVec::from_elem(0, words, GFP_KERNEL)?))
+        Ok(Self(KVec::with_capacity(
+            ring.largest_packet(),
+            GFP_KERNEL,
+        )?))
     }
 }
 
@@ -256,39 +300,31 @@ impl Buffer {
 #[must_use]
 pub struct Taken {
     transaction: u64,
-    words: KVec<u64>,
-    /// Which of the words are the payload.
-    payload: Range<usize>,
+    payload: KVec<u8>,
 }
 
 impl Taken {
     /// The payload.
     pub fn payload(&mut self) -> &mut [u8] {
-        bytes_of(&mut self.words[self.payload.clone()])
+        &mut self.payload
     }
 
-    /// Drops the packet unanswered: the host doesn't wait for the answer any more.
+    /// Drops the packet unanswered: the host does not wait for the answer any more.
     pub fn abandon(self) -> Buffer {
-        Buffer(self.words)
+        Buffer(self.payload)
     }
 }
 
-/// The bytes of 8-byte words.
-#[inline]
-fn bytes_of(words: &mut [u64]) -> &mut [u8] {
-    // SAFETY: The slice is the same memory, and bytes may have any value and alignment.
-    unsafe { slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }
-}
-
-/// Calls a channel's callback, for as long as somebody may want to.
+/// Calls a channel's callback from process context.
 #[derive(Clone)]
 pub struct Waker(ARef<vmbus::Device>);
 
 impl Waker {
-    /// Has the callback called, if the channel is open; it has been when this returns, unless it is
-    /// running elsewhere. In process context only.
+    /// Schedules the channel's callback. If the channel is open, the callback runs soon, and has
+    /// mostly done so when this returns. In process context only.
     pub fn wake(&self) {
-        // SAFETY: A channel lives as long as its device.
+        // SAFETY: The channel lives as long as its device, and the tasklet as long as the channel.
+        // The tasklet does nothing while the channel has no callback, that is, while it is closed.
         unsafe { bindings::rust_helper_vmbus_wake(self.0.channel().as_ptr()) };
     }
 }
@@ -299,101 +335,377 @@ impl From<&vmbus::Device> for Waker {
     }
 }
 
+/// What a channel's callback may do, for as long as it runs.
+///
+/// # Invariants
+///
+/// `channel` is open, and only this callback uses its rings.
+pub struct Sender<'a> {
+    channel: NonNull<bindings::vmbus_channel>,
+    device: &'a vmbus::Device,
+    limit: Pin<&'a RateLimit>,
+    job: Pin<&'a DelayedWork<Job>>,
+    pending_size: &'a Cell<u32>,
+    unsent: &'a Cell<Option<Error>>,
+    in_interrupt: bool,
+}
+
+impl<'a> Sender<'a> {
+    /// The limit of log messages that the channel's host can cause.
+    pub fn limit(&self) -> Pin<&'a RateLimit> {
+        self.limit
+    }
+
+    /// Runs the channel's job soon, in process context. A job that already waits to run runs once.
+    pub fn defer(&self) {
+        self.job.schedule_at(Deadline::now());
+    }
+
+    /// Runs the channel's job when `deadline` is over, instead of when it was to run before.
+    pub fn defer_until(&self, deadline: Deadline) {
+        self.job.schedule_at(deadline);
+    }
+
+    /// Sends the payload of a packet that was taken back as its answer, if there is room for it.
+    ///
+    /// If there is none, returns the packet. [`Handler::woken`] is called once there is room.
+    pub fn reply(&self, mut taken: Taken) -> Result<Buffer, Taken> {
+        if !self.has_room(taken.payload.len()) {
+            return Err(taken);
+        }
+        self.send(&mut taken.payload, taken.transaction);
+        Ok(taken.abandon())
+    }
+
+    /// The first packet in the inbound ring, if there is one.
+    fn first(&self) -> Option<NonNull<bindings::vmpacket_descriptor>> {
+        // SAFETY: By the type invariant, the channel is open, and nobody else reads.
+        NonNull::new(unsafe { bindings::hv_pkt_iter_first(self.channel.as_ptr()) })
+    }
+
+    /// The packet behind that of `descriptor`.
+    ///
+    /// # Safety
+    ///
+    /// hv_vmbus' iterator has returned `descriptor` last, and no packet refers to it any more.
+    unsafe fn next(
+        &self,
+        descriptor: NonNull<bindings::vmpacket_descriptor>,
+    ) -> Option<NonNull<bindings::vmpacket_descriptor>> {
+        // SAFETY: By the type invariant and the safety requirements of this function.
+        NonNull::new(unsafe {
+            bindings::__hv_pkt_iter_next(self.channel.as_ptr(), descriptor.as_ptr())
+        })
+    }
+
+    /// Shows the host how far the inbound ring was read. Signals if the host waits for that.
+    fn close(&self) {
+        // SAFETY: By the type invariant, the channel is open, and nobody else reads.
+        unsafe { bindings::hv_pkt_iter_close(self.channel.as_ptr()) };
+    }
+
+    /// Asks the host to signal once the outbound ring has room for `size` bytes, 0 for never.
+    fn set_pending_size(&self, size: u32) {
+        self.pending_size.set(size);
+        // SAFETY: By the type invariant, the channel is open.
+        unsafe { bindings::rust_helper_vmbus_set_pending_size(self.channel.as_ptr(), size) };
+    }
+
+    /// Returns whether there is room for a packet with a payload of `len` bytes. If not, the host
+    /// signals when there is, unless a packet as long is sent before.
+    fn has_room(&self, len: usize) -> bool {
+        let needed = packet_size(len);
+        // A ring with nothing free would look empty.
+        let is_free = || {
+            // SAFETY: By the type invariant, the channel is open.
+            unsafe { bindings::rust_helper_vmbus_bytes_to_write(self.channel.as_ptr()) > needed }
+        };
+        if !is_free() {
+            self.set_pending_size(needed);
+            return is_free();
+        }
+        true
+    }
+
+    /// Sends in-band data. Returns whether it has left, or nobody waits for it. If not, the log says
+    /// why.
+    fn send(&self, payload: &mut [u8], transaction: u64) -> bool {
+        // CAST: Packets are at most 0xffff * 8 bytes long.
+        let len = payload.len() as u32;
+        // SAFETY: By the type invariant, the channel is open; `payload` is valid for reads.
+        let result = to_result(unsafe {
+            bindings::vmbus_sendpacket(
+                self.channel.as_ptr(),
+                payload.as_mut_ptr().cast(),
+                len,
+                transaction,
+                bindings::vmbus_packet_type_VM_PKT_DATA_INBAND,
+                0,
+            )
+        });
+        match result {
+            Ok(()) => {
+                // Clear the request for space if this packet satisfies it. Keep it if a longer
+                // packet still waits.
+                let pending = self.pending_size.get();
+                if pending != 0 && pending <= packet_size(payload.len()) {
+                    self.set_pending_size(0);
+                }
+                true
+            }
+            // There would be room if the host waited for the answer.
+            Err(EAGAIN) => true,
+            Err(error) => {
+                self.unsent.set(Some(error));
+                false
+            }
+        }
+    }
+
+    /// Logs the error of the last answer that could not be sent.
+    #[cold]
+    #[inline(never)]
+    fn log_unsent(&self) {
+        if let Some(error) = self.unsent.take() {
+            if self.limit.allows() {
+                dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
+            }
+        }
+    }
+
+    /// Passes the packets in the ring to `handler`, as long as there is room to answer them. Returns
+    /// whether the ring is done with until the next event.
+    fn poll(&self, handler: &mut dyn Handler) -> bool {
+        let mut next = self.first();
+        for done in 0..BUDGET {
+            // The host signals only when it finds the ring empty: it has to see how far the ring was
+            // read before the ring counts as empty.
+            let Some(descriptor) = next.or_else(|| {
+                self.close();
+                self.first()
+            }) else {
+                return true;
+            };
+
+            // INVARIANT: The iterator has returned `descriptor` last.
+            let packet = Packet {
+                channel: self,
+                descriptor,
+            };
+            if self.in_interrupt && (done == INTERRUPT_BUDGET || !handler.is_for_interrupt(&packet))
+            {
+                break;
+            }
+            let payload = packet.payload();
+            if !self.has_room(payload.len()) && handler.wants_answer(payload) {
+                self.close();
+                return true;
+            }
+            match handler.receive(packet).0 {
+                // SAFETY: As above; `receive()` has consumed the packet.
+                Next::Advance => next = unsafe { self.next(descriptor) },
+                Next::Stay => {
+                    self.close();
+                    return true;
+                }
+            }
+        }
+        self.close();
+        false
+    }
+}
+
+/// Bytes that a packet with a payload of `len` bytes takes in a ring.
+fn packet_size(len: usize) -> u32 {
+    // CAST: Packets are at most 0xffff * 8 bytes long.
+    (DESCRIPTOR + len + TRAILER) as u32
+}
+
+/// What a driver does for a channel in process context; see [`Sender::defer`].
+pub type Job = Option<KBox<dyn Run>>;
+
 #[derive(PartialEq, Eq)]
 enum State {
     Closed,
     Open,
 }
 
-/// The primary channel of a device, with its handler.
+/// What the callback alone accesses while the channel is open.
+struct Callback {
+    handler: KBox<dyn Handler>,
+    /// Bytes that were asked for with `set_channel_pending_send_size()`, which the host could change
+    /// in the ring.
+    pending_size: Cell<u32>,
+    /// Why the last answer could not be sent, until the log says so.
+    unsent: Cell<Option<Error>>,
+}
+
+/// The primary channel of a bound device, with its handler and its job.
 ///
-/// It is open from its initialization on, except between [`Channel::suspend`] and
-/// [`Channel::resume`], and closed when it's dropped.
+/// It is open except between [`Channel::suspend`] and [`Channel::resume`]. It is closed, and its job
+/// cancelled, when it is dropped, or when the device is unbound if it was leaked.
+///
+/// The lifetime is that of the binding. It keeps all opening and closing under the device's lock: a
+/// channel cannot be moved to where it would be dropped at another time.
+pub struct Channel<'bound> {
+    inner: Devres<Inner>,
+    _bound: PhantomData<&'bound ()>,
+}
+
+impl<'bound> Channel<'bound> {
+    /// Opens the channel of `device` with two rings of that size.
+    ///
+    /// The host may have sent the first packets before this returns, and `handler` may have answered
+    /// them. `job` is run when `handler` asks for it.
+    ///
+    /// Fails with `EBUSY` if the channel is open, `ENOMEM`, or as [`Channel::resume`] does.
+    pub fn open(
+        device: &'bound vmbus::Device<device::Core<'_>>,
+        ring: RingSize,
+        handler: KBox<dyn Handler>,
+        job: Job,
+    ) -> Result<Self> {
+        let inner = Inner::new((&***device).into(), ring, handler, job);
+        let channel = Self {
+            inner: Devres::new(device.as_ref(), inner)?,
+            _bound: PhantomData,
+        };
+        channel.resume(device)?;
+        Ok(channel)
+    }
+
+    fn inner<'a>(&'a self, device: &'a vmbus::Device<device::Core<'_>>) -> Result<Pin<&'a Inner>> {
+        let inner = self.inner.access(device.as_ref())?;
+
+        // SAFETY: `Devres` never moves what it holds.
+        Ok(unsafe { Pin::new_unchecked(inner) })
+    }
+
+    /// Opens the channel again, if it is not open.
+    ///
+    /// Fails with `ENODEV` if the host has taken the channel away, `ENOMEM`, or what the host's
+    /// refusal maps to, which is `EAGAIN`. `EINVAL` if the channel is not that of `device`.
+    pub fn resume(&self, device: &vmbus::Device<device::Core<'_>>) -> Result {
+        self.inner(device)?.open()
+    }
+
+    /// Closes the channel. When this returns, no packet is handled and the job does not run.
+    ///
+    /// Fails with `EINVAL` if the channel is not that of `device`.
+    pub fn suspend(&self, device: &vmbus::Device<device::Core<'_>>) -> Result {
+        self.inner(device)?.close();
+        Ok(())
+    }
+}
+
+/// A channel's part that the callback refers to.
 #[pin_data(PinnedDrop)]
-pub struct Channel {
+struct Inner {
     device: ARef<vmbus::Device>,
     ring: RingSize,
+    context: Context,
     #[pin]
     state: Mutex<State>,
-    /// How often the callback was called since it was entered. Whoever finds it not zero leaves
-    /// the packets to the one that is in there; while there are no rings yet, or no more, nobody
-    /// is, and it isn't zero.
-    calls: Atomic<i32>,
+    /// Number of callback invocations since the running one began. If it is not zero, the callback
+    /// already runs, or the rings do not exist: count and return.
+    ///
+    /// 64 bits: a host can signal without end while the channel is being opened.
+    calls: Atomic<u64>,
     #[pin]
     limit: RateLimit,
-    context: Context,
-    /// Accessed by the callback alone while the channel is open, and under the lock of `state`
-    /// alone while it's closed.
-    handler: UnsafeCell<KBox<dyn Handler>>,
+    #[pin]
+    job: DelayedWork<Job>,
+    /// Accessed by the callback alone while the channel is open, and under the lock of `state` alone
+    /// while it is closed.
+    callback: UnsafeCell<Callback>,
 }
 
 // SAFETY: `handler` is `Send` by the trait's bound; all else may be used from any thread.
-unsafe impl Send for Channel {}
+unsafe impl Send for Inner {}
 
-// SAFETY: `handler` is only accessed as its comment says, from one thread at a time.
-unsafe impl Sync for Channel {}
+// SAFETY: `callback` is only accessed as its comment says, from one thread at a time.
+unsafe impl Sync for Inner {}
 
-impl Channel {
-    /// Opens the channel of `device` with two rings of that size.
-    ///
-    /// The host may have sent the first packets before this is done, and `handler` may have
-    /// answered them.
-    ///
-    /// Fails with `EBUSY` if it is open, else as [`Channel::resume`] does.
-    pub fn open(
-        device: &vmbus::Device<device::Core<'_>>,
+impl Inner {
+    fn new(
+        device: ARef<vmbus::Device>,
         ring: RingSize,
         handler: KBox<dyn Handler>,
+        job: Job,
     ) -> impl PinInit<Self, Error> {
-        let device = ARef::<vmbus::Device>::from(&**device);
-        let context = handler.context();
         try_pin_init!(Self {
             device,
             ring,
+            context: handler.context(),
             state <- new_mutex!(State::Closed, "Channel::state"),
             calls: Atomic::new(1),
             limit <- RateLimit::new(),
-            context,
-            handler: UnsafeCell::new(handler),
+            job <- DelayedWork::new(
+                job,
+                c"Channel::job",
+                static_lock_class!(),
+                static_lock_class!()
+            ),
+            callback: UnsafeCell::new(Callback {
+                handler,
+                pending_size: Cell::new(0),
+                unsent: Cell::new(None),
+            }),
         })
-        .pin_chain(|this| this.as_ref().resume())
     }
 
-    /// Opens the channel again.
-    ///
-    /// Fails with `EINVAL` if the host has taken the channel away, `ENOMEM`, or what the host's
-    /// refusal maps to.
-    pub fn resume(self: Pin<&Self>) -> Result {
+    /// See [`Channel::resume`]. Called with the device's lock held.
+    fn open(self: Pin<&Self>) -> Result {
         let mut state = self.state.lock();
         if *state == State::Open {
             return Ok(());
         }
-
         let channel = self.device.channel().as_ptr();
         let context = core::ptr::from_ref(self.get_ref()).cast_mut().cast();
 
-        // SAFETY: The channel is valid as long as its device. Nobody else opens or closes it now:
-        // the device's lock is held where a `Self` is made, and where its bus suspends or resumes
-        // it.
-        if unsafe { (*channel).onchannel_callback.is_some() } {
+        // `vmbus_open()` refuses a channel that is open, but only after it has replaced its rings.
+        // SAFETY: The channel lives as long as its device. Its state changes with the device's lock
+        // held, which it is.
+        if unsafe { (*channel).state } != bindings::vmbus_channel_state_CHANNEL_OPEN_STATE {
             return Err(EBUSY);
         }
 
+        // A driver whose `vmbus_open()` failed may have left its callback behind.
+        // SAFETY: The channel is valid, and not open.
+        unsafe { remove_callback(channel) };
+
+        // `uio_hv_generic` does not clear its rescind callback on unbind. Clear it: that module may
+        // be unloaded.
+        // SAFETY: The channel is valid.
+        unsafe { bindings::vmbus_set_chn_rescind_callback(channel, None) };
+
+        let mode = match self.context {
+            Context::Softirq => bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT,
+            Context::Interrupt => bindings::vmbus_channel_hv_callback_mode_HV_CALL_ISR,
+        };
+        // SAFETY: Nobody reads the mode of a channel without a callback.
+        unsafe { (*channel).callback_mode = mode };
+
+        // hv_vmbus copies packets to memory of this size, and cuts none that fits into the ring.
+        // CAST: Rings are smaller than 4 GiB.
+        // SAFETY: Only `vmbus_open()` reads the size.
+        unsafe { (*channel).max_pkt_size = self.ring.largest_packet() as u32 };
+
+        // `vmbus_open()` sets the callback before its context, without a barrier.
+        // SAFETY: Nobody reads the context of a channel without a callback.
+        unsafe { (*channel).channel_callback_context = context };
+
+        // Order the context before the next callback: this takes the lock under which the interrupt
+        // reads both, and waits for the tasklet. Who sees a callback after this sees this context.
+        // SAFETY: The channel is valid, and not open.
+        unsafe { remove_callback(channel) };
+
         // SAFETY:
-        // - The channel is valid as long as its device, and closed: it has no callback.
-        // - The callback gets `self`, which is pinned; the channel is closed in `drop()`, or below.
+        // - The channel is valid, and closed. Nobody else opens or closes it: the device's lock is
+        //   held.
+        // - The callback's context is `self`, which is pinned and closes the channel before it goes,
+        //   or has the callback removed below.
         let result = to_result(unsafe {
-            // `uio_hv_generic` leaves its own behind, to be called when it may have gone.
-            bindings::vmbus_set_chn_rescind_callback(channel, None);
-            (*channel).callback_mode = match self.context {
-                Context::Softirq => bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT,
-                Context::Interrupt => bindings::vmbus_channel_hv_callback_mode_HV_CALL_ISR,
-            };
-            // Whatever fits into the ring fits into the copy: nothing is ever cut.
-            (*channel).max_pkt_size = self.ring.largest_packet();
-            // `vmbus_open()` sets it behind the callback, which an event may call in between.
-            (*channel).channel_callback_context = context;
-            smp_mb(Write);
             bindings::vmbus_open(
                 channel,
                 self.ring.bytes(),
@@ -405,167 +717,116 @@ impl Channel {
             )
         });
         if result.is_err() {
-            // A failed open leaves the callback set. Of a channel that isn't open, this takes
-            // nothing but the callback away, and waits for it.
-            // SAFETY: `channel` is that of the device.
-            unsafe { close(channel) };
+            // SAFETY: The channel is valid, and not open.
+            unsafe { remove_callback(channel) };
             return result;
         }
         *state = State::Open;
         self.calls.store(0, Release);
 
-        // For what came before that.
-        // SAFETY: The channel is valid as long as its device.
+        // The host may have signalled before.
+        // SAFETY: The channel is valid.
         unsafe { bindings::rust_helper_vmbus_wake(channel) };
         Ok(())
     }
 
-    /// Closes the channel. No packet is handled any more when this returns.
-    pub fn suspend(self: Pin<&Self>) {
+    /// See [`Channel::suspend`]. Called with the device's lock held.
+    fn close(self: Pin<&Self>) {
         let mut state = self.state.lock();
         if *state == State::Closed {
             return;
         }
 
-        // SAFETY: `channel()` is that of the device.
-        unsafe { close(self.device.channel().as_ptr()) };
+        // SAFETY: The channel lives as long as its device. This driver has opened it.
+        unsafe { bindings::vmbus_close(self.device.channel().as_ptr()) };
         self.calls.store(1, Release);
         *state = State::Closed;
 
+        // The callback alone schedules the job.
+        self.project_job().cancel();
+
         // SAFETY: The channel is closed, and the lock is held.
-        unsafe { (*self.handler.get()).closed() };
+        let callback = unsafe { &mut *self.callback.get() };
+        callback.pending_size.set(0);
+        callback.handler.closed();
+    }
+
+    fn project_job(self: Pin<&Self>) -> Pin<&DelayedWork<Job>> {
+        // SAFETY: `job` is structurally pinned.
+        unsafe { self.map_unchecked(|this| &this.job) }
+    }
+
+    fn project_limit(self: Pin<&Self>) -> Pin<&RateLimit> {
+        // SAFETY: `limit` is structurally pinned.
+        unsafe { self.map_unchecked(|this| &this.limit) }
     }
 
     /// Called for each event that the host signals on the channel: in its interrupt, where the
     /// handler is for that, or by the channel's tasklet.
     extern "C" fn callback(context: *mut c_void) {
-        // SAFETY: `context` is what `resume()` passed: a pinned `Self` that takes the callback away
+        // SAFETY: `context` is what `open()` passed: a valid `Self`, which removes the callback
         // before it goes, also where the channel could not be opened.
-        let this = unsafe { Pin::new_unchecked(&*context.cast::<Self>()) };
+        let this = unsafe { &*context.cast::<Self>() };
+
+        // SAFETY: `Channel` has pinned it.
+        let this = unsafe { Pin::new_unchecked(this) };
+
         if this.calls.fetch_add(1, Acquire) != 0 {
             return;
         }
 
-        let raw = this.device.channel();
-        // SAFETY: The channel is open, `calls` lets one caller at a time get here, and nothing else
-        // uses the handler and the rings until `vmbus_close()` has waited for it.
-        let (handler, inbound, outbound) = unsafe {
-            (
-                &mut **this.handler.get(),
-                Inbound::new(raw),
-                Outbound::new(raw),
-            )
+        // SAFETY: The channel is open, as `calls` was zero. One caller at a time gets here, and
+        // nothing else uses `callback` until `vmbus_close()` has waited for it.
+        let callback = unsafe { &mut *this.callback.get() };
+
+        let is_called_in_isr = || {
+            // SAFETY: Has no requirements.
+            unsafe { bindings::rust_helper_in_vmbus_isr() }
         };
+        let in_interrupt = this.context == Context::Interrupt && is_called_in_isr();
+
+        // INVARIANT: As above.
         let sender = Sender {
-            inbound,
-            outbound,
+            channel: this.device.channel(),
             device: &this.get_ref().device,
-            // SAFETY: `this` is pinned.
-            limit: unsafe { this.map_unchecked(|this| &this.limit) },
+            limit: this.project_limit(),
+            job: this.project_job(),
+            pending_size: &callback.pending_size,
+            unsent: &callback.unsent,
+            in_interrupt,
         };
-
+        let handler = &mut *callback.handler;
         handler.woken(&sender);
-        let is_empty = sender.poll(handler);
+        let mut is_done = sender.poll(handler);
 
-        if this.calls.xchg(0, Release) != 1 || !is_empty {
-            // SAFETY: The channel is valid; one that is closed meanwhile ignores this.
-            unsafe { bindings::rust_helper_vmbus_schedule(raw.as_ptr()) };
+        if sender.unsent.get().is_some() {
+            match sender.in_interrupt {
+                true => is_done = false,
+                false => sender.log_unsent(),
+            }
         }
-    }
-}
-
-/// Closes a channel, open or not. Its callback is not called any more when this returns.
-///
-/// # Safety
-///
-/// `channel` must be valid.
-unsafe fn close(channel: *mut bindings::vmbus_channel) {
-    // SAFETY: The channel is valid.
-    unsafe {
-        bindings::vmbus_close(channel);
-        // `vmbus_open()` sets the next driver's callback before its context. The channel is what
-        // drivers in C have there, and outlives this driver.
-        (*channel).channel_callback_context = channel.cast();
+        let channel = sender.channel.as_ptr();
+        if this.calls.xchg(0, Release) != 1 || !is_done {
+            // SAFETY: The channel is valid. The tasklet does nothing once it is closed.
+            unsafe { bindings::rust_helper_vmbus_schedule(channel) };
+        }
     }
 }
 
 #[pinned_drop]
-impl PinnedDrop for Channel {
+impl PinnedDrop for Inner {
     fn drop(self: Pin<&mut Self>) {
-        self.as_ref().suspend();
+        self.as_ref().close();
     }
 }
 
-impl<'a> Sender<'a> {
-    /// The limit of what the channel's host may have logged.
-    pub fn limit(&self) -> Pin<&'a RateLimit> {
-        self.limit
-    }
-
-    /// Sends the payload of a packet that was taken back as its answer, if there is room for it.
-    ///
-    /// If there is none, the packet is returned, and [`Handler::woken`] called when there is.
-    pub fn reply(&self, taken: Taken) -> Result<Buffer, Taken> {
-        let payload = &taken.words[taken.payload.clone()];
-        if !self.outbound.has_room(payload) {
-            return Err(taken);
-        }
-        self.send(payload, taken.transaction);
-        Ok(taken.abandon())
-    }
-
-    /// Sends in-band data; returns whether it has left, or nobody waits for it. If not, the log
-    /// says why.
-    fn send(&self, payload: &[u64], transaction: u64) -> bool {
-        match self.outbound.send(payload, transaction) {
-            Ok(()) => true,
-            // There would be room if the host waited for it.
-            Err(EAGAIN) => true,
-            Err(error) => {
-                if self.limit.allows() {
-                    dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
-                }
-                false
-            }
-        }
-    }
-
-    /// Has `handler` take what's in the ring, as long as there's room to answer it. Returns whether
-    /// that was all for now.
-    fn poll(&self, handler: &mut dyn Handler) -> bool {
-        let inbound = &self.inbound;
-        for done in 0..BUDGET {
-            // The host signals only when it finds the ring empty, so it has to see how far the ring
-            // was read before that counts as empty.
-            let next = inbound.peek().or_else(|| {
-                inbound.close();
-                inbound.peek()
-            });
-            let Some(descriptor) = next else {
-                return true;
-            };
-
-            // SAFETY: Has no requirements.
-            if done == INTERRUPT_BUDGET && unsafe { bindings::rust_helper_in_hardirq() } {
-                break;
-            }
-
-            // INVARIANT: `peek()` has returned `descriptor`, and only the packet has the ring go
-            // on.
-            let mut packet = Packet {
-                channel: self,
-                descriptor,
-            };
-            if !self.outbound.has_room(packet.words()) && handler.wants_answer(packet.payload()) {
-                inbound.close();
-                return true;
-            }
-            if let Next::Stay = handler.receive(packet).0 {
-                inbound.close();
-                return true;
-            }
-        }
-        inbound.close();
-        false
-    }
+/// Removes the callback of a channel that is not open, and waits until it does not run any more.
+///
+/// # Safety
+///
+/// `channel` must be valid, and not open.
+unsafe fn remove_callback(channel: *mut bindings::vmbus_channel) {
+    // `vmbus_close()` does this first, and nothing else to a channel that is not open.
+    // SAFETY: Guaranteed by the safety requirements of this function.
+    unsafe { bindings::vmbus_close(channel) };
 }

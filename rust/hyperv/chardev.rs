@@ -11,6 +11,11 @@ use crate::bindings;
 use core::marker::PhantomData;
 use kernel::{
     container_of,
+    device::{
+        self,
+        Bound, //
+    },
+    devres::Devres,
     error::to_result,
     fs::File,
     module::{
@@ -19,7 +24,10 @@ use kernel::{
     },
     prelude::*,
     sync::{
-        poll::PollTable,
+        poll::{
+            PollCondVar,
+            PollTable, //
+        },
         Arc,
         ArcBorrow, //
     },
@@ -76,29 +84,66 @@ pub trait Device: Send + Sync + 'static {
     /// Writes one message, the whole of it.
     fn write(&self, from: &mut UserSliceReader) -> Result;
 
-    /// Returns what the file is ready for, having registered with `table` for changes of that.
-    fn poll(&self, file: &File, table: &PollTable<'_>) -> Ready;
+    /// Returns what the file is ready for, having registered with `poll` for changes of that.
+    fn poll(&self, poll: &Poll<'_>) -> Ready;
+
+    /// The device goes. It cannot be opened any more once this returns, but files that are open stay
+    /// so: refuse what is asked of them.
+    fn revoke(&self);
 }
 
-/// A device that is registered, until this is dropped.
+/// A call of `poll()`.
 ///
-/// Files that are open then stay open: it is up to the device to refuse what's asked of them.
+/// # Invariants
+///
+/// `file` is valid for `'a`.
+pub struct Poll<'a> {
+    file: *mut bindings::file,
+    table: PollTable<'a>,
+}
+
+impl Poll<'_> {
+    /// Has the caller of `poll()` woken when `changed` is notified.
+    pub fn register_wait(&self, changed: &PollCondVar) {
+        // SAFETY:
+        // - By the type invariant, the file is valid.
+        // - A `File` must not be shared with an `fdget_pos()` that did not lock the file's position,
+        //   as that of a character device never does. The reference does not leave this function,
+        //   which passes it to `poll_wait()`: that accesses no position.
+        let file = unsafe { File::from_raw_file(self.file) };
+        self.table.register_wait(file, changed);
+    }
+}
+
+/// A device that is registered, until this is dropped or, if this is leaked, until the device that it
+/// was registered for is unbound.
+pub struct Registration<T: Device>(#[expect(dead_code)] Devres<Inner<T>>);
+
+impl<T: Device> Registration<T> {
+    /// Registers `device` on behalf of `parent`: it can be opened from now on.
+    ///
+    /// Fails with `ENOMEM`, `EBUSY` if there are no more minor numbers, or `EEXIST`, with a call trace
+    /// of sysfs in the log, if there is a device of that name.
+    pub fn new(parent: &device::Device<Bound>, device: Arc<T>) -> Result<Self> {
+        Ok(Self(Devres::new(parent, Inner::new(device))?))
+    }
+}
+
 #[pin_data(PinnedDrop)]
-pub struct Registration<T: Device> {
+struct Inner<T: Device> {
     #[pin]
     misc: Opaque<bindings::miscdevice>,
     device: Arc<T>,
 }
 
 // SAFETY: `misc_deregister()` may be called from any thread, and `Arc<T>` is `Send`.
-unsafe impl<T: Device> Send for Registration<T> {}
+unsafe impl<T: Device> Send for Inner<T> {}
 
 // SAFETY: `misc` is not accessed through a shared reference, and `Arc<T>` is `Sync`.
-unsafe impl<T: Device> Sync for Registration<T> {}
+unsafe impl<T: Device> Sync for Inner<T> {}
 
-impl<T: Device> Registration<T> {
-    /// Registers `device`: it can be opened from now on.
-    pub fn new(device: Arc<T>) -> impl PinInit<Self, Error> {
+impl<T: Device> Inner<T> {
+    fn new(device: Arc<T>) -> impl PinInit<Self, Error> {
         let name = device.name();
         try_pin_init!(Self {
             // First: the device may be opened before its registration returns.
@@ -123,8 +168,9 @@ impl<T: Device> Registration<T> {
 }
 
 #[pinned_drop]
-impl<T: Device> PinnedDrop for Registration<T> {
+impl<T: Device> PinnedDrop for Inner<T> {
     fn drop(self: Pin<&mut Self>) {
+        self.device.revoke();
         // SAFETY: `misc` was registered in `new()`.
         unsafe { bindings::misc_deregister(self.misc.get()) };
     }
@@ -149,20 +195,27 @@ impl<T: Device> FileOperations<T> {
     ///
     /// `file` must be open, from [`Self::open`] to [`Self::release`].
     unsafe fn device<'a>(file: *mut bindings::file) -> ArcBorrow<'a, T> {
+        // SAFETY: The file is open.
+        let data = unsafe { (*file).private_data };
+
         // SAFETY: `open()` has put an `Arc<T>` there, which `release()` takes away.
-        unsafe { Arc::<T>::borrow((*file).private_data) }
+        unsafe { Arc::<T>::borrow(data) }
     }
 
     extern "C" fn open(_: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: `misc_open()` has put the `struct miscdevice` there.
         let misc = unsafe { (*file).private_data }.cast::<Opaque<bindings::miscdevice>>();
 
-        // SAFETY: It is a field of a valid `Registration<T>`: `misc_open()` holds the lock that
-        // `misc_deregister()` takes.
-        let registration = unsafe { &*container_of!(misc, Registration<T>, misc) };
+        // SAFETY: It is a field of an `Inner<T>`.
+        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        let inner = unsafe { container_of!(misc, Inner<T>, misc) };
+
+        // SAFETY: That `Inner<T>` is valid: `misc_open()` holds the lock that `misc_deregister()`
+        // takes.
+        let inner = unsafe { &*inner };
 
         // No `stream_open()`: there is no position here, but daemons read and write at one.
-        let device = registration.device.clone();
+        let device = inner.device.clone();
         if let Err(error) = device.open() {
             return error.to_errno();
         }
@@ -173,8 +226,11 @@ impl<T: Device> FileOperations<T> {
     }
 
     extern "C" fn release(_: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+        // SAFETY: The file is open until this returns.
+        let data = unsafe { (*file).private_data };
+
         // SAFETY: `open()` has put an `Arc<T>` there, and nothing uses the file after this.
-        let device = unsafe { Arc::<T>::from_foreign((*file).private_data) };
+        let device = unsafe { Arc::<T>::from_foreign(data) };
         device.release();
         0
     }
@@ -227,12 +283,7 @@ impl<T: Device> FileOperations<T> {
         // SAFETY: `table` is null or valid in this call.
         let table = unsafe { PollTable::from_raw(table) };
 
-        // SAFETY:
-        // - The file is valid in this call.
-        // - A `fdget_pos()` that takes no lock means that no other thread has the file, and this
-        //   one is polling.
-        let file = unsafe { File::from_raw_file(file) };
-
-        device.poll(file, &table).0
+        // INVARIANT: The file is valid in this call.
+        device.poll(&Poll { file, table }).0
     }
 }

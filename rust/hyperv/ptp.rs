@@ -14,6 +14,11 @@ use core::{
 };
 use kernel::{
     container_of,
+    device::{
+        self,
+        Bound, //
+    },
+    devres::Devres,
     error::{
         from_err_ptr,
         from_result, //
@@ -37,9 +42,25 @@ impl<T: Clock> Clock for Arc<T> {
     }
 }
 
-/// A clock that user space sees as `/dev/ptpN`, until it is dropped.
+/// A clock that user space sees as `/dev/ptpN`, until this is dropped or, if this is leaked, until the
+/// device that it was registered for is unbound.
+pub struct Registration<T: Clock>(#[expect(dead_code)] Devres<Inner<T>>);
+
+impl<T: Clock> Registration<T> {
+    /// Registers a clock on behalf of `parent`. `name` is what user space knows it by; at most 31
+    /// bytes of it are used.
+    pub fn new(
+        parent: &device::Device<Bound>,
+        name: &'static CStr,
+        module: &'static ThisModule,
+        clock: T,
+    ) -> Result<Self> {
+        Ok(Self(Devres::new(parent, Inner::new(name, module, clock))?))
+    }
+}
+
 #[pin_data(PinnedDrop)]
-pub struct Registration<T: Clock> {
+struct Inner<T: Clock> {
     #[pin]
     info: Opaque<bindings::ptp_clock_info>,
     inner: T,
@@ -48,14 +69,13 @@ pub struct Registration<T: Clock> {
 }
 
 // SAFETY: `struct ptp_clock` may be used from any thread, and `T` is `Send`.
-unsafe impl<T: Clock> Send for Registration<T> {}
+unsafe impl<T: Clock> Send for Inner<T> {}
 
 // SAFETY: `clock` is only accessed in initialization and drop; `T` is `Sync`.
-unsafe impl<T: Clock> Sync for Registration<T> {}
+unsafe impl<T: Clock> Sync for Inner<T> {}
 
-impl<T: Clock> Registration<T> {
-    /// Registers a clock. `name` is what user space knows it by; at most 31 bytes of it are used.
-    pub fn new(
+impl<T: Clock> Inner<T> {
+    fn new(
         name: &'static CStr,
         module: &'static ThisModule,
         inner: T,
@@ -100,8 +120,12 @@ impl<T: Clock> Registration<T> {
     /// that unregisters its clock before it goes.
     unsafe fn from_info<'a>(info: *mut bindings::ptp_clock_info) -> &'a Self {
         // CAST: `Opaque` is transparent.
-        // SAFETY: `info` is the field of a valid `Self`.
-        unsafe { &*container_of!(info.cast::<Opaque<_>>(), Self, info) }
+        // SAFETY: `info` is the field of a `Self`.
+        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        let this = unsafe { container_of!(info.cast::<Opaque<_>>(), Self, info) };
+
+        // SAFETY: That `Self` is valid.
+        unsafe { &*this }
     }
 
     extern "C" fn gettimex(
@@ -125,8 +149,11 @@ impl<T: Clock> Registration<T> {
         }
 
         from_result(|| {
+            // SAFETY: Has no requirements.
+            let now = unsafe { bindings::ns_to_timespec64(now?) };
+
             // SAFETY: `to` is valid for writes.
-            unsafe { *to = bindings::ns_to_timespec64(now?) };
+            unsafe { *to = now };
             Ok(0)
         })
     }
@@ -163,8 +190,10 @@ impl<T: Clock> Registration<T> {
             return EOPNOTSUPP.to_errno();
         }
         from_result(|| {
+            let now = this.inner.at(reference)?;
+
             // SAFETY: `time` is valid for writes.
-            unsafe { *time = this.inner.at(reference)? };
+            unsafe { *time = now };
             Ok(0)
         })
     }
@@ -186,7 +215,7 @@ impl<T: Clock> Registration<T> {
 }
 
 #[pinned_drop]
-impl<T: Clock> PinnedDrop for Registration<T> {
+impl<T: Clock> PinnedDrop for Inner<T> {
     fn drop(self: Pin<&mut Self>) {
         if let Some(clock) = self.clock.get() {
             // SAFETY: `clock` was registered and is unregistered once.
