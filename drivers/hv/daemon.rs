@@ -26,6 +26,7 @@ use crate::{
         Protocol,
         Transport, //
     },
+    unique::Unique, //
 };
 use hyperv::{
     channel::{
@@ -66,6 +67,8 @@ pub(crate) struct Info {
     /// How long the answer to a negotiation waits for a daemon, if it does. A host asks nothing
     /// before it.
     pub(crate) patience: Option<Delta>,
+    /// Which device has the service.
+    pub(crate) unique: Unique,
     /// What is said to the daemon.
     pub(crate) protocol: Protocol,
 }

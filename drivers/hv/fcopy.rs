@@ -26,6 +26,7 @@ use crate::{
         Lost,
         Protocol, //
     },
+    unique::Unique, //
 };
 use hyperv::channel::RingSize;
 
@@ -37,6 +38,7 @@ pub(crate) static INFO: Info = Info {
     versions: &[Version::new(1, 1)],
     ring: RingSize::with_data(4 * 4096),
     patience: None,
+    unique: Unique::new(),
     protocol: Protocol {
         device: c"vmbus/hv_fcopy",
         answer_len: ANSWER_LEN,

@@ -13,6 +13,7 @@ mod service;
 mod shutdown;
 mod timesync;
 mod transport;
+mod unique;
 mod vss;
 
 use daemon::{
@@ -55,6 +56,7 @@ use timesync::{
     TimeSync, //
 };
 use transport::Transport;
+use unique::Unique;
 use vss::Vss;
 
 /// The ring, each way, of a service whose messages are short.
@@ -117,7 +119,7 @@ hyperv::module_param_bool!(
 /// A service that is bound to its device.
 ///
 /// The end, in this order: the daemon's device goes, so that no answer comes any more; the channel is
-/// closed, and its job cancelled; the PTP clock goes. The device
+/// closed, and its job cancelled; the PTP clock goes; another device may claim the service. The device
 /// is unbound only after that, also where this is leaked.
 struct BoundService<'bound> {
     _device: Option<chardev::Registration<Transport>>,
@@ -152,6 +154,8 @@ fn open_session<'bound>(
 
 /// Has the time service serve the device.
 fn open_timesync<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>> {
+    static UNIQUE: Unique = Unique::new();
+    UNIQUE.claim(dev)?;
     let (service, job) = TimeSync::new()?;
     let ptp = service.register_ptp(dev.as_ref(), this_module::<Module>());
     open(dev, service, job, ptp)
@@ -163,6 +167,7 @@ fn open_daemon<'bound>(
     info: &'static Info,
     service: KBox<dyn DaemonService>,
 ) -> Result<BoundService<'bound>> {
+    info.unique.claim(dev)?;
     let transport = Transport::new(&info.protocol, Waker::from(&***dev))?;
     let transport = Arc::pin_init(transport, GFP_KERNEL)?;
     let (session, job) = daemon::Session::new(info, service, transport.clone())?;

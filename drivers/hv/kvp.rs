@@ -21,6 +21,7 @@ use crate::{
         Version, //
     },
     transport::Protocol,
+    unique::Unique, //
 };
 use kernel::time::Delta;
 
@@ -34,6 +35,7 @@ pub(crate) static INFO: Info = Info {
     // The host injects IP settings right after the negotiation, and doesn't try again: the daemon
     // has to be there then. Hosts wait for a minute.
     patience: Some(Delta::from_secs(55)),
+    unique: Unique::new(),
     protocol: Protocol {
         device: c"vmbus/hv_kvp",
         answer_len: DAEMON_LEN,

@@ -25,6 +25,7 @@ use crate::{
         Lost,
         Protocol, //
     },
+    unique::Unique, //
 };
 use hyperv::ratelimit::RateLimit;
 use kernel::{
@@ -43,6 +44,7 @@ pub(crate) static INFO: Info = Info {
     versions: &[Version::new(5, 0)],
     ring: crate::RING,
     patience: None,
+    unique: Unique::new(),
     protocol: Protocol {
         device: c"vmbus/hv_vss",
         answer_len: DAEMON_LEN,

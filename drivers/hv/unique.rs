@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Services of which there is one: they need a name that user space knows, so a second device of the
+//! class cannot be served.
+
+use hyperv::vmbus;
+use kernel::{
+    device::Core,
+    devres,
+    prelude::*,
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Release, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+};
+
+/// How long a device waits for the one before it to be unbound, which a host may have taken away a
+/// moment before it offers the next.
+const PATIENCE: Delta = Delta::from_secs(2);
+
+/// How often it looks.
+const INTERVAL: Delta = Delta::from_millis(20);
+
+/// Whether a service has a device.
+pub(crate) struct Unique(Atomic<bool>);
+
+impl Unique {
+    /// A service that has no device yet.
+    pub(crate) const fn new() -> Self {
+        Self(Atomic::new(false))
+    }
+
+    /// Gives the service to the device until that is unbound, after all else that the driver has
+    /// registered for it. May sleep.
+    ///
+    /// Fails with `ENODEV`, and says so in the log, if another device has it.
+    pub(crate) fn claim(&'static self, dev: &vmbus::Device<Core<'_>>) -> Result {
+        let mut looks = PATIENCE.as_millis() / INTERVAL.as_millis();
+        while self.0.cmpxchg(false, true, Acquire).is_err() {
+            if looks == 0 {
+                dev_warn!(dev.as_ref(), "not served: a second device of its class\n");
+                return Err(ENODEV);
+            }
+            looks -= 1;
+            fsleep(INTERVAL);
+        }
+        devres::register(dev.as_ref(), Claim(self), GFP_KERNEL)
+    }
+}
+
+/// Ends when the device is unbound.
+struct Claim(&'static Unique);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0 .0.store(false, Release);
+    }
+}
