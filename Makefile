@@ -16,15 +16,7 @@ quiet   := $(if $(V),,-s)
 
 # ---- The module, against any kernel tree of the 7.3 series that carries Rust metadata
 
-ifndef KDIR
-running := $(shell uname -r)
-KDIR    := /lib/modules/$(running)/build
-lacks   := $(if $(wildcard $(KDIR)/Makefile),,there is no $(KDIR): install the headers of the running kernel)
-lacks   := $(or $(lacks),$(if $(shell grep -s '^CONFIG_RUST=y' $(KDIR)/.config),,the running kernel $(running) \
-	was built without Rust (no CONFIG_RUST=y in $(KDIR)/.config)))
-lacks   := $(or $(lacks),$(if $(and $(wildcard $(KDIR)/rust/libkernel.rmeta),$(wildcard $(KDIR)/rust/libmacros.so)),,\
-	$(KDIR) has no Rust metadata (rust/libkernel.rmeta and rust/libmacros.so): Debian ships none))
-endif
+KDIR    ?= /lib/modules/$(shell uname -r)/build
 
 # A tree of make kdir needs the toolchain that made it; of the machine's folders that one sees
 # only the project's, and here the one that modules are installed in.
@@ -36,9 +28,7 @@ kbuild   = $(if $(ours),$(enter)) $(MAKE) -C $(abspath $(KDIR)) M=$(top) MO=$(ab
 	$(if $(INSTALL_MOD_PATH),INSTALL_MOD_PATH=$(abspath $(INSTALL_MOD_PATH))) $(jobs)
 
 have-kdir:
-	$(if $(strip $(lacks)),$(error $(strip $(lacks)). For a stock Debian kernel "make kdir" makes such a tree: \
-	then "make KDIR=build/kdir/$(FLAVOUR)"; or say KDIR= any Rust-enabled 7.3 tree))
-	$(if $(wildcard $(KDIR)/Makefile),,$(error there is no kernel tree in KDIR=$(KDIR)))
+	@rust/kdir/lacks $(abspath $(KDIR)) $(if $(ours),$(enter)) >&2
 
 ## modules              the module and the samples (the default); KDIR= MO= W=1 CLIPPY=1
 modules: have-kdir

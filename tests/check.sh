@@ -19,7 +19,7 @@ alone check
 # files PATTERN...: those files of the repository, one a line, without what a build made.
 files()
 {
-	find rust drivers samples tests .ci -type f \( "$@" \) ! -name '*_generated.rs' ! -name '*.mod.c' \
+	find dkms.conf rust drivers samples tests .ci -type f \( "$@" \) ! -name '*_generated.rs' ! -name '*.mod.c' \
 		! -name '.*' | LC_ALL=C sort
 }
 
