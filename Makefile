@@ -23,23 +23,34 @@ KDIR    ?= /lib/modules/$(shell uname -r)/build
 ours    := $(filter $(top)/build/kdir/%,$(abspath $(KDIR)))
 install := $(abspath $(INSTALL_MOD_PATH)/lib/modules)
 # Objects never lie among the sources: kernels of all kinds are built for from the same ones.
-MO      ?= build/modules/$(if $(ours),$(notdir $(ours)),other)
-kbuild   = $(if $(ours),$(enter)) $(MAKE) -C $(abspath $(KDIR)) M=$(top) MO=$(abspath $(MO)) \
+# The module alone goes to build/out. What is never installed, and the module with it, go to build/modules.
+kernel  := $(if $(ours),$(notdir $(ours)),other)
+MO      ?= build/out/$(kernel)
+kbuild   = $(if $(ours),$(enter)) $(MAKE) -C $(abspath $(KDIR)) M=$(top) MO=$(abspath $(MO)) EXTRAS= \
 	$(if $(INSTALL_MOD_PATH),INSTALL_MOD_PATH=$(abspath $(INSTALL_MOD_PATH))) $(jobs)
 
 have-kdir:
 	@rust/kdir/lacks $(abspath $(KDIR)) $(if $(ours),$(enter)) >&2
 
-## modules              the module and the samples (the default); KDIR= MO= W=1 CLIPPY=1
+## modules              the module (the default); KDIR= MO= W=1 CLIPPY=1
 modules: have-kdir
 	@mkdir -p $(MO)
 	+@$(kbuild) modules
 	@cp $(MO)/hv_utils.ko .
 
-## modules_install      installs them under updates/; KDIR= INSTALL_MOD_PATH=
-modules_install: have-kdir
+## modules_install      installs the module under updates/; KDIR= MO= INSTALL_MOD_PATH=
+#  It builds nothing: root may not have the tools.
+modules_install:
+	@[ "$$(cat $(MO)/modules.order 2>/dev/null)" = hv_utils.o ] || \
+		{ echo "$(MO) does not hold the module: run \"make modules\" with the same KDIR first" >&2; exit 1; }
 	@mkdir -p $(install)
 	+@$(if $(ours),ENTER_BIND=$(install)) $(kbuild) INSTALL_MOD_DIR=updates modules_install
+
+## samples              the module and the samples, into build/modules; never installed; KDIR=
+samples: override MO := build/modules/$(kernel)
+samples: have-kdir
+	@mkdir -p $(MO)
+	+@$(kbuild) EXTRAS=1 modules
 
 # ---- What stock Debian kernels need: a root with the toolchain, and the metadata
 
@@ -65,7 +76,7 @@ build/kdir/debug/.ready: rust/kdir/debug-kernel.config
 
 # ---- What the virtual machines need
 
-sources := $(shell find Kbuild rust drivers samples -type f ! -path 'rust/kdir/*' \
+sources := $(shell find Kbuild rust drivers samples tests/modules -type f ! -path 'rust/kdir/*' \
 	\( -name Kbuild -o -name '*.rs' -o -name '*.[ch]' -o -name bindgen_parameters \) ! -name '.*' 2>/dev/null)
 images  := tests/guest/images.sh rust/kdir/packages
 pieces  := $(shell find tests/guest tests/selftests -type f)
@@ -86,7 +97,7 @@ build/guest/daemons-%.cpio: $(images) $(wildcard tests/selftests/hv_utils/*.c) t
 build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
 	@echo "[5/6] the module, $*"
 	@mkdir -p $(@D)
-	+@$(enter) $(MAKE) $(quiet) -C $(top)/build/kdir/$* M=$(top) MO=$(top)/$(@D) $(jobs) modules
+	+@$(enter) $(MAKE) $(quiet) -C $(top)/build/kdir/$* M=$(top) MO=$(top)/$(@D) EXTRAS=1 $(jobs) modules
 	@touch $@
 
 build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) tests/guest/agent.c | build/modules/%/hv_utils.ko
@@ -146,7 +157,7 @@ soak: root guest-debug host
 ## clean                removes what was built from this repository, not what was downloaded
 #  Kbuild's own clean would remove every object below this folder: those of build/root too.
 clean:
-	@rm -rf build/modules build/host build/guest build/check
+	@rm -rf build/out build/modules build/host build/guest build/check
 	@find . \( -path ./build -o -path ./.git \) -prune -o -type f \( -name '*.[ao]' -o -name '*.ko' \
 		-o -name '*.mod' -o -name '*.mod.c' -o -name '*.rmeta' -o -name '*.symvers' -o -name modules.order \
 		-o -name '*_generated.rs' -o -name bindgen_flags.mk -o -name '.*.cmd' -o -name '.*.d' \) -exec rm -f {} +
@@ -161,6 +172,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd soak clean distclean help
+.PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

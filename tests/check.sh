@@ -59,7 +59,7 @@ warnings_of_module()
 	local out=$build/check/module-$1
 	rm -rf "$out"
 	mkdir -p "$out"
-	if ! make -s -j "$(nproc)" -C "$build/kdir/$1" M="$top" MO="$out" W=1 CLIPPY=1 modules >"$out.log" 2>&1 ||
+	if ! make -s -j "$(nproc)" -C "$build/kdir/$1" M="$top" MO="$out" EXTRAS=1 W=1 CLIPPY=1 modules >"$out.log" 2>&1 ||
 	   grep -qiE 'warning|error' "$out.log"; then
 		cat "$out.log"
 	fi
@@ -107,6 +107,26 @@ all_of_clippy()
 		--extern "host=$build/host/libhost.rlib" tests/scenarios/main.rs
 	each "clippy: tests/unit" clippy --crate-name properties \
 		--extern "host=$build/host/libhost.rlib" tests/unit/properties.rs
+}
+
+# make installs the module alone, even from a folder that the samples were built in.
+installed()
+{
+	local out=$build/check/install
+	rm -rf "$out"
+	mkdir -p "$out"
+	if ! make -s -j "$(nproc)" -C "$build/kdir/amd64" M="$top" MO="$out" EXTRAS=1 modules >"$out.log" 2>&1 ||
+	   ! make -s KDIR=build/kdir/amd64 MO="$out" INSTALL_MOD_PATH="$out/root" modules modules_install >>"$out.log" 2>&1; then
+		tail -n 15 "$out.log"
+	fi
+	find "$out/root" -name '*.ko*' -printf '%P\n' |
+		grep -vx 'lib/modules/[^/]*/updates/hv_utils\.ko[.a-z]*' || true
+	find "$out/root" -name 'hv_utils.ko*' | grep -q . || echo "no hv_utils.ko was installed"
+}
+
+step_install()
+{
+	each "install: the module alone" installed
 }
 
 step_checkpatch()
@@ -267,7 +287,7 @@ run()
 	passed=$((passed + oks)) failed=$((failed + nots)) skipped=$((skipped + skips))
 }
 
-steps=(format shellcheck clippy checkpatch faults host unit properties scenarios bench)
+steps=(format shellcheck clippy install checkpatch faults host unit properties scenarios bench)
 pattern=$word
 for name in "${steps[@]}" debug systemd soak; do
 	if [ "$name" = "$word" ]; then
