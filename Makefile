@@ -148,6 +148,10 @@ check-debug: root guest-debug host
 check-systemd: root guest-$(FLAVOUR) build/guest/systemd-$(FLAVOUR).cpio host
 	@FLAVOUR=$(FLAVOUR) tests/check.sh systemd
 
+## check-dkms           DKMS with Debian's kernel packages, on a Debian 13 of its own (2 min)
+check-dkms: root build/kdir/amd64/.ready
+	@tests/dkms.sh
+
 ## soak                 hosts and programs that do anything, on that kernel; SOAK=1h says how long (10m)
 soak: root guest-debug host
 	@SOAK=$(SOAK) tests/check.sh soak
@@ -157,7 +161,7 @@ soak: root guest-debug host
 ## clean                removes what was built from this repository, not what was downloaded
 #  Kbuild's own clean would remove every object below this folder: those of build/root too.
 clean:
-	@rm -rf build/out build/modules build/host build/guest build/check
+	@rm -rf build/out build/modules build/host build/guest build/check build/dkms/root
 	@find . \( -path ./build -o -path ./.git \) -prune -o -type f \( -name '*.[ao]' -o -name '*.ko' \
 		-o -name '*.mod' -o -name '*.mod.c' -o -name '*.rmeta' -o -name '*.symvers' -o -name modules.order \
 		-o -name '*_generated.rs' -o -name bindgen_flags.mk -o -name '.*.cmd' -o -name '.*.d' \) -exec rm -f {} +
@@ -172,6 +176,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd soak clean distclean help
+.PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd check-dkms soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:
