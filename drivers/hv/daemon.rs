@@ -8,7 +8,6 @@
 
 use crate::{
     icmsg::{
-        self,
         Kind,
         Registration,
         Request,
@@ -175,18 +174,14 @@ impl Session {
 
     /// The time at which the service has to be woken next.
     fn next_deadline(&self) -> Option<Deadline> {
-        let (asked, told) = match self.job {
-            Some(Job::Asked(_, until) | Job::Offered(_, until)) => (Some(until), None),
-            Some(Job::Told(_, until)) => (None, Some(until)),
-            _ => (None, None),
+        let is_ahead = |until: &Deadline| !until.is_over();
+        let until = match self.job {
+            Some(Job::Asked(_, until) | Job::Offered(_, until)) => Some(until),
+            // Skip these once they are over: the packets that come in next end them.
+            Some(Job::Told(_, until)) => Some(until).filter(is_ahead),
+            _ => None,
         };
-        // Skip these two once they are over: the packets that come in next end them.
-        let told = told.filter(|until| !until.is_over());
-        let blocked = self.blocked_until.filter(|until| !until.is_over());
-        [asked, told, blocked]
-            .into_iter()
-            .flatten()
-            .reduce(Deadline::min)
+        until.or(self.blocked_until.filter(is_ahead))
     }
 
     /// Has the channel's job wake the service in time, if it does not run before that anyway.
@@ -400,12 +395,12 @@ impl Handler for Session {
         self.arm(sender);
     }
 
-    fn receive(&mut self, packet: Packet<'_>) -> Handled {
+    fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
         if !packet.is_in_band() {
             return packet.ignore(&"not in-band data");
         }
         let sender = packet.sender();
-        let kind = icmsg::kind(packet.payload());
+        let kind = Request::new(packet.payload_mut()).map(|request| request.kind());
         let (handled, job) = match (kind, self.version, self.job.take()) {
             (Err(unanswerable), _, job) => (packet.ignore(&unanswerable), job),
             (Ok(Kind::NEGOTIATE), _, job) => self.negotiate(packet, job),

@@ -30,7 +30,7 @@ use hyperv::{
         RingSize,
         Waker, //
     },
-    chardev,
+    chardev, ptp,
     vmbus::{
         self,
         DeviceId,
@@ -51,12 +51,12 @@ use service::{
     Session, //
 };
 use shutdown::Shutdown;
-use timesync::{
-    PtpClock,
-    TimeSync, //
-};
+use timesync::TimeSync;
 use transport::Transport;
-use unique::Unique;
+use unique::{
+    Claim,
+    Unique, //
+};
 use vss::Vss;
 
 /// The ring, each way, of a service whose messages are short.
@@ -119,12 +119,12 @@ hyperv::module_param_bool!(
 /// A service that is bound to its device.
 ///
 /// The end, in this order: the daemon's device goes, so that no answer comes any more; the channel is
-/// closed, and its job cancelled; the PTP clock goes; another device may claim the service. The device
-/// is unbound only after that, also where this is leaked.
+/// closed, and its job cancelled; the PTP clock goes; another device may claim the service.
 struct BoundService<'bound> {
-    _device: Option<chardev::Registration<Transport>>,
+    _device: Option<chardev::Registration>,
     channel: Channel<'bound>,
-    _ptp: Option<PtpClock>,
+    _ptp: Option<ptp::Registration>,
+    _claim: Option<Claim>,
 }
 
 /// Has the service serve the device.
@@ -132,10 +132,8 @@ fn open<'bound, S: Service>(
     dev: &'bound vmbus::Device<Core<'_>>,
     service: S,
     job: Job,
-    ptp: Option<PtpClock>,
 ) -> Result<BoundService<'bound>> {
-    let session = KBox::new(Session::new(service), GFP_KERNEL)?;
-    open_session(dev, session, job, ptp)
+    open_session(dev, KBox::new(Session::new(service), GFP_KERNEL)?, job)
 }
 
 /// What that is for all services.
@@ -143,22 +141,26 @@ fn open_session<'bound>(
     dev: &'bound vmbus::Device<Core<'_>>,
     session: KBox<dyn Handler>,
     job: Job,
-    ptp: Option<PtpClock>,
 ) -> Result<BoundService<'bound>> {
     Ok(BoundService {
         _device: None,
         channel: Channel::open(dev, RING, session, job)?,
-        _ptp: ptp,
+        _ptp: None,
+        _claim: None,
     })
 }
 
 /// Has the time service serve the device.
 fn open_timesync<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>> {
     static UNIQUE: Unique = Unique::new();
-    UNIQUE.claim(dev)?;
+    let claim = UNIQUE.claim(dev)?;
     let (service, job) = TimeSync::new()?;
     let ptp = service.register_ptp(dev.as_ref(), this_module::<Module>());
-    open(dev, service, job, ptp)
+    Ok(BoundService {
+        _ptp: ptp,
+        _claim: Some(claim),
+        ..open(dev, service, job)?
+    })
 }
 
 /// Has the service and its daemon serve the device.
@@ -167,7 +169,7 @@ fn open_daemon<'bound>(
     info: &'static Info,
     service: KBox<dyn DaemonService>,
 ) -> Result<BoundService<'bound>> {
-    info.unique.claim(dev)?;
+    let claim = info.unique.claim(dev)?;
     let transport = Transport::new(&info.protocol, Waker::from(&***dev))?;
     let transport = Arc::pin_init(transport, GFP_KERNEL)?;
     let (session, job) = daemon::Session::new(info, service, transport.clone())?;
@@ -177,6 +179,7 @@ fn open_daemon<'bound>(
         _device: Some(chardev::Registration::new(dev.as_ref(), transport)?),
         channel,
         _ptp: None,
+        _claim: Some(claim),
     })
 }
 
@@ -194,11 +197,11 @@ impl vmbus::Driver for HvUtils {
         match class {
             Class::Fcopy if !fcopy_chardev.get() => Err(ENODEV),
             Class::Fcopy => open_daemon(dev, &fcopy::INFO, KBox::new(Fcopy::new(), GFP_KERNEL)?),
-            Class::Heartbeat => open(dev, Heartbeat, None, None),
+            Class::Heartbeat => open(dev, Heartbeat, None),
             Class::Kvp => open_daemon(dev, &kvp::INFO, KBox::new(Kvp, GFP_KERNEL)?),
             Class::Shutdown => {
                 let (service, job) = Shutdown::new(dev)?;
-                open(dev, service, job, None)
+                open(dev, service, job)
             }
             Class::TimeSync => open_timesync(dev),
             Class::Vss => open_daemon(dev, &vss::INFO, KBox::new(Vss::new()?, GFP_KERNEL)?),

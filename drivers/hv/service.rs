@@ -67,56 +67,36 @@ enum State {
     Negotiated(Version),
 }
 
-/// What a packet was that the service has to do with.
-enum Answered {
-    /// The host has started over.
-    Negotiation,
-    /// The service has answered it.
-    Request,
-}
-
 impl State {
-    /// Answers a packet, by `answer` if it is one of the service's requests. This is code that all
-    /// services share.
-    fn respond(
-        &mut self,
-        info: &Info,
-        mut packet: Packet<'_>,
-        answer: &mut dyn FnMut(Version, &mut [u8]) -> Status,
-    ) -> (Handled, Option<Answered>) {
+    /// Answers a packet that is no request to the service, or comes too early. Returns whether the
+    /// host has started over.
+    #[cold]
+    #[inline(never)]
+    fn answer_other(&mut self, info: &Info, mut packet: Packet<'_>) -> (Handled, bool) {
+        let sender = packet.sender();
+        // The answers are logged.
+        if sender.is_in_interrupt() {
+            return (packet.postpone(), false);
+        }
         if !packet.is_in_band() {
-            return (packet.ignore(&"not in-band data"), None);
+            return (packet.ignore(&"not in-band data"), false);
         }
-        let limit = packet.sender().limit();
-        let mut request = match Request::new(packet.payload_mut()) {
+        let request = match Request::new(packet.payload_mut()) {
             Ok(request) => request,
-            Err(unanswerable) => return (packet.ignore(&unanswerable), None),
+            Err(unanswerable) => return (packet.ignore(&unanswerable), false),
         };
-        let kind = request.kind();
-        if kind == Kind::NEGOTIATE {
-            let version = request.negotiate(info.frameworks, info.versions);
-            let (handled, has_left) = packet.reply();
-            if !has_left {
-                return (handled, None);
-            }
-            *self = version.map_or(Self::Unnegotiated, Self::Negotiated);
-            log_negotiation(info.name, version, limit);
-            return (handled, Some(Answered::Negotiation));
+        if request.kind() != Kind::NEGOTIATE {
+            log_unexpected(info.name, request.kind(), sender.limit());
+            request.answer(Status::FAIL);
+            return (packet.reply().0, false);
         }
-        let answered = match *self {
-            Self::Negotiated(version) if kind == info.kind => {
-                let status = answer(version, request.body());
-                request.answer(status);
-                Some(Answered::Request)
-            }
-            _ => {
-                request.answer(Status::FAIL);
-                log_unexpected(info.name, kind, limit);
-                None
-            }
-        };
+        let version = request.negotiate(info.frameworks, info.versions);
         let (handled, has_left) = packet.reply();
-        (handled, answered.filter(|_| has_left))
+        if has_left {
+            *self = version.map_or(Self::Unnegotiated, Self::Negotiated);
+            log_negotiation(info.name, version, sender.limit());
+        }
+        (handled, has_left)
     }
 }
 
@@ -134,30 +114,30 @@ impl<S: Service> Handler for Session<S> {
         S::INFO.context
     }
 
-    fn is_for_interrupt(&self, packet: &Packet<'_>) -> bool {
-        // The answers to all others are logged.
-        matches!(self.state, State::Negotiated(_))
-            && packet.is_in_band()
-            && icmsg::kind(packet.payload()) == Ok(S::INFO.kind)
-    }
-
     fn wants_answer(&self, payload: &[u8]) -> bool {
         icmsg::wants_answer(payload)
     }
 
-    fn receive(&mut self, packet: Packet<'_>) -> Handled {
-        let sender = packet.sender();
+    fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
         let Self { state, service } = self;
-        let mut action = None;
-        let (handled, answered) = state.respond(S::INFO, packet, &mut |version, body| {
-            let (status, wanted) = service.answer(version, body);
-            action = wanted;
-            status
-        });
-        match (answered, action) {
-            (Some(Answered::Negotiation), _) => service.restarted(),
-            (Some(Answered::Request), Some(action)) => service.act(action, sender),
-            _ => {}
+        if let (State::Negotiated(version), true) = (&*state, packet.is_in_band()) {
+            match Request::new(packet.payload_mut()) {
+                Ok(mut request) if request.kind() == S::INFO.kind => {
+                    let (status, action) = service.answer(*version, request.body());
+                    request.answer(status);
+                    let sender = packet.sender();
+                    let (handled, has_left) = packet.reply();
+                    if let (Some(action), true) = (action, has_left) {
+                        service.act(action, sender);
+                    }
+                    return handled;
+                }
+                _ => {}
+            }
+        }
+        let (handled, has_restarted) = state.answer_other(S::INFO, packet);
+        if has_restarted {
+            service.restarted();
         }
         handled
     }

@@ -53,9 +53,6 @@ use kernel::{
 /// How far the clock has to be behind the host's for `timesync_implicit`, in nanoseconds.
 const BEHIND: i64 = 5 * 1_000_000_000;
 
-/// The host's clock as PTP clock.
-pub(crate) type PtpClock = ptp::Registration<Arc<HostClock>>;
-
 /// The time synchronisation service.
 pub(crate) struct TimeSync {
     host: Arc<HostClock>,
@@ -77,7 +74,7 @@ impl TimeSync {
         &self,
         device: &device::Device<Bound>,
         module: &'static ThisModule,
-    ) -> Option<PtpClock> {
+    ) -> Option<ptp::Registration> {
         ptp::Registration::new(device, c"hyperv", module, self.host.clone())
             .inspect_err(|error| pr_err!("cannot register PTP clock: {:?}\n", error))
             .ok()
@@ -125,7 +122,7 @@ impl Service for TimeSync {
 ///
 /// There is no lock: the offset of a later sample is as good for whoever reads in between, and the
 /// reference time, which is written last, never belongs to a later one than the offset.
-pub(crate) struct HostClock {
+struct HostClock {
     offset: Atomic<u64>,
     reference: Atomic<u64>,
 }

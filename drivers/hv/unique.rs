@@ -6,7 +6,6 @@
 use hyperv::vmbus;
 use kernel::{
     device::Core,
-    devres,
     prelude::*,
     sync::atomic::{
         Acquire,
@@ -35,11 +34,11 @@ impl Unique {
         Self(Atomic::new(false))
     }
 
-    /// Gives the service to the device until that is unbound, after all else that the driver has
-    /// registered for it. May sleep.
+    /// Gives the service to the device, until the claim is dropped: after all else that the driver
+    /// has registered. May sleep.
     ///
     /// Fails with `ENODEV`, and says so in the log, if another device has it.
-    pub(crate) fn claim(&'static self, dev: &vmbus::Device<Core<'_>>) -> Result {
+    pub(crate) fn claim(&'static self, dev: &vmbus::Device<Core<'_>>) -> Result<Claim> {
         let mut looks = PATIENCE.as_millis() / INTERVAL.as_millis();
         while self.0.cmpxchg(false, true, Acquire).is_err() {
             if looks == 0 {
@@ -49,12 +48,12 @@ impl Unique {
             looks -= 1;
             fsleep(INTERVAL);
         }
-        devres::register(dev.as_ref(), Claim(self), GFP_KERNEL)
+        Ok(Claim(self))
     }
 }
 
-/// Ends when the device is unbound.
-struct Claim(&'static Unique);
+/// Keeps other devices from being served.
+pub(crate) struct Claim(&'static Unique);
 
 impl Drop for Claim {
     fn drop(&mut self) {

@@ -10,6 +10,10 @@
 
 use crate::{
     bindings,
+    managed::{
+        Managed,
+        Registered, //
+    },
     ratelimit::RateLimit,
     time::Deadline,
     vmbus,
@@ -30,7 +34,6 @@ use core::{
 };
 use kernel::{
     device,
-    devres::Devres,
     error::to_result,
     new_mutex,
     prelude::*,
@@ -99,9 +102,10 @@ impl RingSize {
 pub enum Context {
     /// Softirq context.
     Softirq,
-    /// The host's interrupt, which saves the way to the softirq, for the first few packets that
-    /// [`Handler::is_for_interrupt`] accepts. The softirq handles all others. All locks that the
-    /// handler takes have to disable interrupts.
+    /// The host's interrupt, which saves the way to the softirq, for the first few packets. The
+    /// softirq handles the others. All locks that the handler takes have to disable interrupts, and
+    /// it must not print in the interrupt: hv_vmbus holds a spinlock there, and consoles are slow.
+    /// See [`Sender::is_in_interrupt`] and [`Packet::postpone`].
     ///
     /// On PREEMPT_RT hv_vmbus has a real-time thread in place of the interrupt. The same rules apply.
     Interrupt,
@@ -114,15 +118,6 @@ pub trait Handler: Send + 'static {
     /// The context in which the other methods are called, but for [`Handler::closed`].
     fn context(&self) -> Context {
         Context::Softirq
-    }
-
-    /// Returns whether the packet may be handled in the host's interrupt. It may not if that could
-    /// print: hv_vmbus holds a spinlock there, and consoles are slow.
-    ///
-    /// Asked where [`Handler::context`] is [`Context::Interrupt`].
-    fn is_for_interrupt(&self, packet: &Packet<'_>) -> bool {
-        let _ = packet;
-        true
     }
 
     /// A packet came in. Called in atomic context: must not sleep.
@@ -155,8 +150,10 @@ pub struct Handled(Next);
 enum Next {
     /// The packet is done with, or was taken: the channel goes on to the next.
     Advance,
-    /// The packet comes in again.
+    /// The packet comes in again with the next event.
     Stay,
+    /// The packet comes in again in the softirq.
+    Postpone,
 }
 
 /// An inbound packet.
@@ -174,32 +171,38 @@ pub struct Packet<'a> {
 
 impl<'a> Packet<'a> {
     /// The channel that the packet came in by.
+    #[inline]
     pub fn sender(&self) -> &'a Sender<'a> {
         self.channel
     }
 
+    #[inline]
     fn descriptor(&self) -> &bindings::vmpacket_descriptor {
         // SAFETY: By the type invariant, the descriptor is valid. Nothing writes to it until the
         // iterator is moved, which is after `self` is gone.
         unsafe { self.descriptor.as_ref() }
     }
 
+    #[inline]
     fn transaction(&self) -> u64 {
         self.descriptor().trans_id
     }
 
     /// Returns whether the packet is plain data, as all requests of hosts are.
+    #[inline]
     pub fn is_in_band(&self) -> bool {
         u32::from(self.descriptor().type_) == bindings::vmbus_packet_type_VM_PKT_DATA_INBAND
     }
 
     /// The offsets of the payload from the descriptor, in bytes.
+    #[inline]
     fn range(&self) -> Range<usize> {
         let descriptor = self.descriptor();
         usize::from(descriptor.offset8) * 8..usize::from(descriptor.len8) * 8
     }
 
     /// The payload, a multiple of 8 bytes long.
+    #[inline]
     pub fn payload(&self) -> &[u8] {
         let range = self.range();
         let payload = self
@@ -216,6 +219,7 @@ impl<'a> Packet<'a> {
     }
 
     /// The payload, to be changed into the answer.
+    #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
         let range = self.range();
         let payload = self
@@ -233,6 +237,7 @@ impl<'a> Packet<'a> {
     ///
     /// There is room for an answer that the host waits for, see [`Handler::wants_answer`]. It cannot
     /// be sent to a host that has taken the channel away or broken the ring; the log says so.
+    #[inline]
     pub fn reply(mut self) -> (Handled, bool) {
         let channel = self.channel;
         let transaction = self.transaction();
@@ -266,10 +271,18 @@ impl<'a> Packet<'a> {
         Handled(Next::Stay)
     }
 
-    /// Drops the packet unanswered, and logs the reason.
+    /// Leaves the packet in the ring, to come in again in the softirq.
+    pub fn postpone(self) -> Handled {
+        Handled(Next::Postpone)
+    }
+
+    /// Drops the packet unanswered, and logs the reason. In the host's interrupt, postpones it.
     #[cold]
     #[inline(never)]
     pub fn ignore(self, reason: &dyn core::fmt::Display) -> Handled {
+        if self.channel.is_in_interrupt() {
+            return self.postpone();
+        }
         if self.channel.limit.allows() {
             dev_warn!(
                 self.channel.device.as_ref(),
@@ -347,7 +360,9 @@ pub struct Sender<'a> {
     job: Pin<&'a DelayedWork<Job>>,
     pending_size: &'a Cell<u32>,
     unsent: &'a Cell<Option<Error>>,
-    in_interrupt: bool,
+    context: Context,
+    /// Bytes that the outbound ring has room for at least. The host only makes more.
+    room: Cell<u32>,
 }
 
 impl<'a> Sender<'a> {
@@ -375,6 +390,15 @@ impl<'a> Sender<'a> {
         }
         self.send(&mut taken.payload, taken.transaction);
         Ok(taken.abandon())
+    }
+
+    /// Returns whether the host's interrupt has called the handler, which must not print then.
+    pub fn is_in_interrupt(&self) -> bool {
+        let is_called_in_isr = || {
+            // SAFETY: Has no requirements.
+            unsafe { bindings::rust_helper_in_vmbus_isr() }
+        };
+        self.context == Context::Interrupt && is_called_in_isr()
     }
 
     /// The first packet in the inbound ring, if there is one.
@@ -414,17 +438,19 @@ impl<'a> Sender<'a> {
     /// Returns whether there is room for a packet with a payload of `len` bytes. If not, the host
     /// signals when there is, unless a packet as long is sent before.
     fn has_room(&self, len: usize) -> bool {
-        let needed = packet_size(len);
         // A ring with nothing free would look empty.
-        let is_free = || {
+        let needed = packet_size(len);
+        let look = || {
             // SAFETY: By the type invariant, the channel is open.
-            unsafe { bindings::rust_helper_vmbus_bytes_to_write(self.channel.as_ptr()) > needed }
+            let room = unsafe { bindings::rust_helper_vmbus_bytes_to_write(self.channel.as_ptr()) };
+            self.room.set(room);
+            room > needed
         };
-        if !is_free() {
-            self.set_pending_size(needed);
-            return is_free();
+        if self.room.get() > needed || look() {
+            return true;
         }
-        true
+        self.set_pending_size(needed);
+        look()
     }
 
     /// Sends in-band data. Returns whether it has left, or nobody waits for it. If not, the log says
@@ -433,7 +459,7 @@ impl<'a> Sender<'a> {
         // CAST: Packets are at most 0xffff * 8 bytes long.
         let len = payload.len() as u32;
         // SAFETY: By the type invariant, the channel is open; `payload` is valid for reads.
-        let result = to_result(unsafe {
+        let errno = unsafe {
             bindings::vmbus_sendpacket(
                 self.channel.as_ptr(),
                 payload.as_mut_ptr().cast(),
@@ -442,20 +468,30 @@ impl<'a> Sender<'a> {
                 bindings::vmbus_packet_type_VM_PKT_DATA_INBAND,
                 0,
             )
-        });
-        match result {
-            Ok(()) => {
-                // Clear the request for space if this packet satisfies it. Keep it if a longer
-                // packet still waits.
-                let pending = self.pending_size.get();
-                if pending != 0 && pending <= packet_size(payload.len()) {
-                    self.set_pending_size(0);
-                }
-                true
-            }
+        };
+        if errno != 0 {
+            return self.failed_to_send(errno);
+        }
+        let size = packet_size(payload.len());
+        self.room.set(self.room.get().saturating_sub(size));
+        // Clear the request for space if this packet satisfies it. Keep it if a longer packet still
+        // waits.
+        let pending = self.pending_size.get();
+        if pending != 0 && pending <= size {
+            self.set_pending_size(0);
+        }
+        true
+    }
+
+    /// Returns whether nobody waits for the answer that was not sent. If somebody does, the log will
+    /// say why.
+    #[cold]
+    #[inline(never)]
+    fn failed_to_send(&self, errno: c_int) -> bool {
+        match Error::from_errno(errno) {
             // There would be room if the host waited for the answer.
-            Err(EAGAIN) => true,
-            Err(error) => {
+            EAGAIN => true,
+            error => {
                 self.unsent.set(Some(error));
                 false
             }
@@ -492,8 +528,7 @@ impl<'a> Sender<'a> {
                 channel: self,
                 descriptor,
             };
-            if self.in_interrupt && (done == INTERRUPT_BUDGET || !handler.is_for_interrupt(&packet))
-            {
+            if done == INTERRUPT_BUDGET && self.is_in_interrupt() {
                 break;
             }
             let payload = packet.payload();
@@ -508,6 +543,7 @@ impl<'a> Sender<'a> {
                     self.close();
                     return true;
                 }
+                Next::Postpone => break,
             }
         }
         self.close();
@@ -548,7 +584,8 @@ struct Callback {
 /// The lifetime is that of the binding. It keeps all opening and closing under the device's lock: a
 /// channel cannot be moved to where it would be dropped at another time.
 pub struct Channel<'bound> {
-    inner: Devres<Inner>,
+    /// Holds an [`Inner`].
+    inner: Managed,
     _bound: PhantomData<&'bound ()>,
 }
 
@@ -567,7 +604,7 @@ impl<'bound> Channel<'bound> {
     ) -> Result<Self> {
         let inner = Inner::new((&***device).into(), ring, handler, job);
         let channel = Self {
-            inner: Devres::new(device.as_ref(), inner)?,
+            inner: Managed::new(device.as_ref(), KBox::pin_init(inner, GFP_KERNEL)?)?,
             _bound: PhantomData,
         };
         channel.resume(device)?;
@@ -575,9 +612,12 @@ impl<'bound> Channel<'bound> {
     }
 
     fn inner<'a>(&'a self, device: &'a vmbus::Device<device::Core<'_>>) -> Result<Pin<&'a Inner>> {
-        let inner = self.inner.access(device.as_ref())?;
+        let inner = core::ptr::from_ref(self.inner.access(device.as_ref())?.get_ref());
 
-        // SAFETY: `Devres` never moves what it holds.
+        // SAFETY: `open()` has put an `Inner` there.
+        let inner = unsafe { &*inner.cast::<Inner>() };
+
+        // SAFETY: It is pinned there.
         Ok(unsafe { Pin::new_unchecked(inner) })
     }
 
@@ -625,6 +665,8 @@ unsafe impl Send for Inner {}
 
 // SAFETY: `callback` is only accessed as its comment says, from one thread at a time.
 unsafe impl Sync for Inner {}
+
+impl Registered for Inner {}
 
 impl Inner {
     fn new(
@@ -779,12 +821,6 @@ impl Inner {
         // nothing else uses `callback` until `vmbus_close()` has waited for it.
         let callback = unsafe { &mut *this.callback.get() };
 
-        let is_called_in_isr = || {
-            // SAFETY: Has no requirements.
-            unsafe { bindings::rust_helper_in_vmbus_isr() }
-        };
-        let in_interrupt = this.context == Context::Interrupt && is_called_in_isr();
-
         // INVARIANT: As above.
         let sender = Sender {
             channel: this.device.channel(),
@@ -793,14 +829,15 @@ impl Inner {
             job: this.project_job(),
             pending_size: &callback.pending_size,
             unsent: &callback.unsent,
-            in_interrupt,
+            context: this.context,
+            room: Cell::new(0),
         };
         let handler = &mut *callback.handler;
         handler.woken(&sender);
         let mut is_done = sender.poll(handler);
 
         if sender.unsent.get().is_some() {
-            match sender.in_interrupt {
+            match sender.is_in_interrupt() {
                 true => is_done = false,
                 false => sender.log_unsent(),
             }

@@ -7,7 +7,13 @@
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    managed::{
+        Managed,
+        Registered, //
+    }, //
+};
 use core::marker::PhantomData;
 use kernel::{
     container_of,
@@ -15,7 +21,6 @@ use kernel::{
         self,
         Bound, //
     },
-    devres::Devres,
     error::to_result,
     fs::File,
     module::{
@@ -117,15 +122,16 @@ impl Poll<'_> {
 
 /// A device that is registered, until this is dropped or, if this is leaked, until the device that it
 /// was registered for is unbound.
-pub struct Registration<T: Device>(#[expect(dead_code)] Devres<Inner<T>>);
+pub struct Registration(#[expect(dead_code)] Managed);
 
-impl<T: Device> Registration<T> {
+impl Registration {
     /// Registers `device` on behalf of `parent`: it can be opened from now on.
     ///
     /// Fails with `ENOMEM`, `EBUSY` if there are no more minor numbers, or `EEXIST`, with a call trace
     /// of sysfs in the log, if there is a device of that name.
-    pub fn new(parent: &device::Device<Bound>, device: Arc<T>) -> Result<Self> {
-        Ok(Self(Devres::new(parent, Inner::new(device))?))
+    pub fn new<T: Device>(parent: &device::Device<Bound>, device: Arc<T>) -> Result<Self> {
+        let inner = KBox::pin_init(Inner::new(device), GFP_KERNEL)?;
+        Ok(Self(Managed::new(parent, inner)?))
     }
 }
 
@@ -141,6 +147,8 @@ unsafe impl<T: Device> Send for Inner<T> {}
 
 // SAFETY: `misc` is not accessed through a shared reference, and `Arc<T>` is `Sync`.
 unsafe impl<T: Device> Sync for Inner<T> {}
+
+impl<T: Device> Registered for Inner<T> {}
 
 impl<T: Device> Inner<T> {
     fn new(device: Arc<T>) -> impl PinInit<Self, Error> {

@@ -14,6 +14,7 @@
 
 pub mod channel;
 pub mod chardev;
+mod managed;
 pub mod param;
 pub mod power;
 pub mod ptp;

@@ -6,6 +6,10 @@
 
 use crate::{
     bindings,
+    managed::{
+        Managed,
+        Registered, //
+    },
     time, //
 };
 use core::{
@@ -18,7 +22,6 @@ use kernel::{
         self,
         Bound, //
     },
-    devres::Devres,
     error::{
         from_err_ptr,
         from_result, //
@@ -44,18 +47,21 @@ impl<T: Clock> Clock for Arc<T> {
 
 /// A clock that user space sees as `/dev/ptpN`, until this is dropped or, if this is leaked, until the
 /// device that it was registered for is unbound.
-pub struct Registration<T: Clock>(#[expect(dead_code)] Devres<Inner<T>>);
+pub struct Registration(#[expect(dead_code)] Managed);
 
-impl<T: Clock> Registration<T> {
+impl Registration {
     /// Registers a clock on behalf of `parent`. `name` is what user space knows it by; at most 31
     /// bytes of it are used.
-    pub fn new(
+    ///
+    /// Fails with `ENOMEM`, or `EBUSY` if there are no more minor numbers.
+    pub fn new<T: Clock>(
         parent: &device::Device<Bound>,
         name: &'static CStr,
         module: &'static ThisModule,
         clock: T,
     ) -> Result<Self> {
-        Ok(Self(Devres::new(parent, Inner::new(name, module, clock))?))
+        let inner = KBox::pin_init(Inner::new(name, module, clock), GFP_KERNEL)?;
+        Ok(Self(Managed::new(parent, inner)?))
     }
 }
 
@@ -73,6 +79,8 @@ unsafe impl<T: Clock> Send for Inner<T> {}
 
 // SAFETY: `clock` is only accessed in initialization and drop; `T` is `Sync`.
 unsafe impl<T: Clock> Sync for Inner<T> {}
+
+impl<T: Clock> Registered for Inner<T> {}
 
 impl<T: Clock> Inner<T> {
     fn new(

@@ -151,18 +151,6 @@ pub(crate) fn wants_answer(payload: &[u8]) -> bool {
         .is_some_and(|flags| flags & (FLAG_TRANSACTION | FLAG_REQUEST) != 0)
 }
 
-/// What the message in `payload` asks for, if it can be answered.
-pub(crate) fn kind(payload: &[u8]) -> Result<Kind, Unanswerable> {
-    let len = payload.len();
-    if len < HEADER_LEN {
-        return Err(Unanswerable::Short { len });
-    }
-    if payload[FLAGS] & (FLAG_REQUEST | FLAG_RESPONSE) == FLAG_RESPONSE {
-        return Err(Unanswerable::Response);
-    }
-    Ok(Kind(wire::u16_at(payload, TYPE)))
-}
-
 /// A request: a message that is long enough to be answered.
 ///
 /// # Invariants
@@ -180,8 +168,13 @@ impl<'a> Request<'a> {
     /// The size in the IC header isn't needed to find the body, but hosts refuse an answer that
     /// has it wrong: one that goes beyond the message is cut back.
     pub(crate) fn new(payload: &'a mut [u8]) -> Result<Self, Unanswerable> {
-        kind(payload)?;
         let len = payload.len();
+        if len < HEADER_LEN {
+            return Err(Unanswerable::Short { len });
+        }
+        if payload[FLAGS] & (FLAG_REQUEST | FLAG_RESPONSE) == FLAG_RESPONSE {
+            return Err(Unanswerable::Response);
+        }
         let end = usize::try_from(wire::u32_at(payload, PIPE_SIZE))
             .ok()
             .and_then(|size| size.checked_add(PIPE_HEADER_LEN))
