@@ -106,7 +106,7 @@ build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) tests/gu
 
 build/guest/rust-%.cpio: build/modules/%/hv_utils.ko $(pieces)
 	@tests/guest/module-cpio.sh $@ rust/hv_utils.ko=$< \
-		$(foreach ko,$(notdir $(wildcard samples/*.rs)),samples/$(ko:.rs=.ko)=$(<D)/$(ko:.rs=.ko)) \
+		$(foreach ko,$(wildcard samples/*.rs tests/modules/*.rs),samples/$(notdir $(ko:.rs=.ko))=$(<D)/$(notdir $(ko:.rs=.ko))) \
 		$(foreach f,$(wildcard tests/selftests/hv_utils/*),/selftests/hv_utils/$(notdir $(f))=$(f)) \
 		/selftests/kselftest/ktap_helpers.sh=build/linux-source/tools/testing/selftests/kselftest/ktap_helpers.sh
 

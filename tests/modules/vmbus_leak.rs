@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A VMBus driver that leaks whatever it registers, as safe code may (`mem::forget`).
+//!
+//! The unbinding of its device has to end all of it nevertheless: a callback that was left behind would
+//! run code of a module that is gone. The scenario `leaked_registrations` looks.
+
+#![forbid(unsafe_code)]
+
+use core::mem::forget;
+use hyperv::{
+    channel::{
+        Channel,
+        Handled,
+        Handler,
+        Packet,
+        RingSize, //
+    },
+    chardev::{
+        self,
+        Poll,
+        Ready,
+        Wait, //
+    },
+    ptp,
+    time::Deadline,
+    vmbus::{
+        self,
+        DeviceId,
+        Guid, //
+    },
+    work::Run, //
+};
+use kernel::{
+    device::Core,
+    module::this_module,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
+    time::Delta,
+    uaccess::{
+        UserSliceReader,
+        UserSliceWriter, //
+    },
+};
+
+/// How long the channel's job waits: long enough to be pending when the device is unbound.
+const DELAY: Delta = Delta::from_millis(100);
+
+hyperv::vmbus_device_table!(
+    ID_TABLE,
+    <Leak as vmbus::Driver>::IdInfo,
+    [(
+        DeviceId::from_class(Guid::new(0x7a0e3c4b_5d29_4f0e_9c1e_2f6d8a41b3c7)),
+        ()
+    ),]
+);
+
+/// Sends every packet back, and has the job run a moment later.
+struct Echo;
+
+impl Handler for Echo {
+    fn receive(&mut self, packet: Packet<'_>) -> Handled {
+        let sender = packet.sender();
+        let (handled, _has_left) = packet.reply();
+        sender.defer_until(Deadline::after(DELAY));
+        handled
+    }
+}
+
+struct Job;
+
+impl Run for Job {
+    fn run(&self) {
+        pr_info!("the job runs\n");
+    }
+}
+
+/// A device whose messages are one byte, until it is revoked.
+struct Device {
+    is_revoked: Atomic<bool>,
+}
+
+impl chardev::Device for Device {
+    type OwnerModule = DriverModule;
+
+    fn name(&self) -> &'static CStr {
+        c"vmbus_leak"
+    }
+
+    fn open(&self) -> Result {
+        Ok(())
+    }
+
+    fn release(&self) {}
+
+    fn read(&self, to: &mut UserSliceWriter, _: Wait) -> Result<usize> {
+        match self.is_revoked.load(Relaxed) {
+            true => Err(ENODEV),
+            false => to.write_slice(b"x").map(|()| 1),
+        }
+    }
+
+    fn write(&self, _: &mut UserSliceReader) -> Result {
+        Err(EINVAL)
+    }
+
+    fn poll(&self, _: &Poll<'_>) -> Ready {
+        Ready::READ
+    }
+
+    fn revoke(&self) {
+        self.is_revoked.store(true, Relaxed);
+    }
+}
+
+/// A clock that says when it was asked.
+struct Clock;
+
+impl ptp::Clock for Clock {
+    fn at(&self, reference: u64) -> Result<i64> {
+        i64::try_from(reference).map_err(|_| EOVERFLOW)
+    }
+}
+
+struct Leak;
+
+impl vmbus::Driver for Leak {
+    type IdInfo = ();
+    type Data<'bound> = ();
+    const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &ID_TABLE;
+
+    fn probe<'bound>(
+        dev: &'bound vmbus::Device<Core<'_>>,
+        (): &'bound Self::IdInfo,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        let module = this_module::<DriverModule>();
+        let device = Device {
+            is_revoked: Atomic::new(false),
+        };
+        let device = Arc::new(device, GFP_KERNEL)?;
+        let echo = KBox::new(Echo, GFP_KERNEL)?;
+        let job = KBox::new(Job, GFP_KERNEL)?;
+        forget(ptp::Registration::new(
+            dev.as_ref(),
+            c"vmbus_leak",
+            module,
+            Clock,
+        )?);
+        forget(Channel::open(
+            dev,
+            RingSize::with_data(12 * 1024),
+            echo,
+            Some(job),
+        )?);
+        forget(chardev::Registration::new(dev.as_ref(), device)?);
+        Ok(())
+    }
+
+    fn suspend<'bound>(
+        _: &'bound vmbus::Device<Core<'_>>,
+        _: Pin<&'bound Self::Data<'bound>>,
+    ) -> Result {
+        Err(EOPNOTSUPP)
+    }
+
+    fn resume<'bound>(
+        _: &'bound vmbus::Device<Core<'_>>,
+        _: Pin<&'bound Self::Data<'bound>>,
+    ) -> Result {
+        Err(EOPNOTSUPP)
+    }
+}
+
+hyperv::module_vmbus_driver! {
+    type: Leak,
+    name: "vmbus_leak",
+    authors: ["The hv_utils authors"],
+    description: "VMBus driver that leaks its registrations",
+    license: "GPL",
+}
