@@ -50,6 +50,9 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("framing_unread_replies", unread_replies)
         .scripted(&SERVICES)
         .rust_only(),
+    Scenario::new("full_ring_is_counted", full_ring_is_counted)
+        .scripted(&SERVICES)
+        .rust_only(),
     Scenario::new("framing_unknown_type", unknown_type)
         .once()
         .scripted(&SERVICES)
@@ -240,6 +243,43 @@ fn unread_replies(t: &Context<'_>) -> Result<()> {
         channel.set_reading(true)?;
         daemon::rebind(t, "bind", service)?;
         channel.wait_open()?;
+        works(t, service)?;
+    }
+    Ok(())
+}
+
+/// How often the service has found no room for a reply: in all, and as the first time since there was room. `hv_vmbus`
+/// shows these counters of the channel to administrators.
+fn full_counts(t: &Context<'_>, service: Service) -> Result<(u64, u64)> {
+    let instance = service.instance();
+    let text = t.sh_ok(&format!(
+        "cd /sys/bus/vmbus/devices/{instance}/channels/* && cat out_full_total out_full_first"
+    ))?;
+    let counts: Vec<u64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    match *counts {
+        [total, first] => Ok((total, first)),
+        _ => Err(format!("{service}: counters {text:?}").into()),
+    }
+}
+
+/// A full ring counts in `out_full_total`, and once in `out_full_first`. Each reply comes when the host reads again.
+fn full_ring_is_counted(t: &Context<'_>) -> Result<()> {
+    for service in SERVICES {
+        let channel = t.channel(service);
+        channel.negotiate_all()?;
+        let before = full_counts(t, service)?;
+        let count = fill_unread(t, service)?;
+        let full = full_counts(t, service)?;
+        t.check(
+            full.0 > before.0,
+            &format!("{service}: out_full_total counts the full ring"),
+        )?;
+        t.equal(&format!("{service}: out_full_first"), full.1, before.1 + 1)?;
+        channel.set_reading(true)?;
+        for number in 0..count {
+            let reply = channel.receive()?;
+            t.equal("transaction", reply.transaction_id, number as u8)?;
+        }
         works(t, service)?;
     }
     Ok(())
