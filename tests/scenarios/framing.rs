@@ -53,6 +53,14 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("full_ring_is_counted", full_ring_is_counted)
         .scripted(&SERVICES)
         .rust_only(),
+    Scenario::new(
+        "nothing_is_logged_in_an_interrupt",
+        nothing_is_logged_in_an_interrupt,
+    )
+    .everywhere()
+    .scripted(&SERVICES)
+    .expects_log(&["packet ignored", "unexpected message", "known"])
+    .rust_only(),
     Scenario::new("framing_unknown_type", unknown_type)
         .once()
         .scripted(&SERVICES)
@@ -281,6 +289,63 @@ fn full_ring_is_counted(t: &Context<'_>) -> Result<()> {
             t.equal("transaction", reply.transaction_id, number as u8)?;
         }
         works(t, service)?;
+    }
+    Ok(())
+}
+
+const TRACING: &str = "/sys/kernel/tracing";
+
+/// Services that answer in the host's interrupt log what is wrong with a packet, but not in that interrupt. The kernel's
+/// trace says in which context each line was logged.
+fn nothing_is_logged_in_an_interrupt(t: &Context<'_>) -> Result<()> {
+    let enable = format!("{TRACING}/events/printk/console/enable");
+    if t.sh(&format!("[ -e {enable} ]"))?.status != 0 {
+        return t.skip("this kernel does not trace what is logged (CONFIG_EVENT_TRACING)");
+    }
+    t.sh_ok(&format!("echo >{TRACING}/trace; echo 1 >{enable}"))?;
+    let result = log_much(t);
+    let lines = t.sh_ok(&format!(
+        "echo 0 >{enable}; grep hv_utils {TRACING}/trace; echo >{TRACING}/trace"
+    ))?;
+    result?;
+    for line in lines.lines() {
+        // "comm-pid [processor] flags time: event: text"; the third flag says whether it was an interrupt.
+        let flags = line
+            .split_once(" [")
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1))
+            .unwrap_or_default();
+        let context = flags.chars().nth(2);
+        t.check(
+            matches!(context, Some('.' | 's')),
+            &format!("not in an interrupt: {line}"),
+        )?;
+    }
+    Ok(())
+}
+
+/// The host sends all kinds of packets about which the services have something to log, and waits for the lines.
+fn log_much(t: &Context<'_>) -> Result<()> {
+    for (number, service) in [Service::Heartbeat, Service::TimeSync].iter().enumerate() {
+        let channel = t.channel(*service);
+        channel.transact(&request(t, *service)?)?;
+        channel.negotiate_in_vain(&[(3, 0)], &[(9, 9)])?;
+        channel.negotiate_all()?;
+        let mut unknown = request(t, *service)?;
+        unknown.kind = 9;
+        channel.transact(&unknown)?;
+        channel.send_bytes(&[0xff; 16])?;
+        for (text, times) in [
+            ("unexpected message", 2),
+            ("known", 1),
+            ("IC version", 1),
+            ("packet ignored", 1),
+        ] {
+            let times = times * (number + 1);
+            daemon::wait_for(
+                t,
+                &format!("[ $(grep hv_utils {TRACING}/trace | grep -c '{text}') -ge {times} ]"),
+            )?;
+        }
     }
     Ok(())
 }
