@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use host::guest::Module;
 use host::guest::Result;
 use host::ic::kvp;
 use host::ic::timesync;
@@ -31,6 +32,13 @@ pub const SCENARIOS: &[Scenario] = &[
         .unloaded()
         .rust_only()
         .expects_log(&["probe failed for device", "hv_utils"]),
+    Scenario::new("open_after_a_failed_open_of_c", open_after_c)
+        .unloaded()
+        .rust_only()
+        .expects_log(&[
+            "probe failed for device",
+            "probe with driver hv_utils failed",
+        ]),
     Scenario::new("silent_host", silent_host)
         .daemons()
         .scripted(&SERVICES)
@@ -65,6 +73,26 @@ fn open_refused(t: &Context<'_>) -> Result<()> {
         removal::serves(t, service)?;
     }
     Ok(())
+}
+
+/// The host refuses an open of the module in C, which leaves its callback in the channel and is removed. This module opens
+/// the channel all the same.
+fn open_after_c(t: &Context<'_>) -> Result<()> {
+    // With a refused open of others, C crashes.
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.fail_opens(1, STATUS_UNSUCCESSFUL);
+    t.insmod(Module::C)?;
+    let id = Service::Heartbeat.instance();
+    daemon::wait_for(
+        t,
+        &format!("dmesg | grep -q 'probe failed for device {id}'"),
+    )?;
+    t.check(!heartbeat.is_open(), "C has not opened the channel")?;
+    t.unload()?;
+    t.load()?;
+    heartbeat.wait_open()?;
+    heartbeat.wait_negotiated()?;
+    heartbeat.wait_replies(1).map(|_| ())
 }
 
 /// A host that says nothing at all keeps no daemon from registering, no device from going and nobody from removing the
