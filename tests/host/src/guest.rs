@@ -14,6 +14,7 @@ use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
 
+use crate::guid::Guid;
 use crate::ic::device::Device;
 use crate::ic::device::Mode;
 use crate::ic::device::State;
@@ -489,6 +490,31 @@ impl ChannelHandle<'_> {
     /// Plugs it in again.
     pub fn reoffer(&self) -> Result<()> {
         Ok(self.guest.with_bus(|bus| bus.reoffer(self.service))?)
+    }
+
+    /// Has it offered as another instance of its class from the next offer on, until [`ChannelHandle::reset`].
+    pub fn set_instance(&self, instance: Guid) {
+        self.guest
+            .with_bus(|bus| bus.set_instance(self.service, instance));
+    }
+
+    /// Plugs in a second device of the class, as this instance. All else here is about the first.
+    pub fn offer_second(&self, instance: Guid) {
+        self.guest
+            .with_bus(|bus| bus.offer_second(self.service, instance));
+    }
+
+    /// Unplugs the second device.
+    pub fn rescind_second(&self) -> Result<()> {
+        Ok(self
+            .guest
+            .with_bus(|bus| bus.rescind_second(self.service))?)
+    }
+
+    /// How often the second device was opened.
+    pub fn second_opens(&self) -> Result<u64> {
+        let opens = self.guest.with_bus(|bus| bus.second_opens(self.service));
+        opens.ok_or_else(|| format!("there is no second {}", self.service).into())
     }
 
     /// Waits until the guest has released every rescinded channel.

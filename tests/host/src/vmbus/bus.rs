@@ -21,6 +21,7 @@ use super::message::Offer;
 use super::message::ToGuest;
 use super::open::Link;
 use super::open::OpenChannel;
+use crate::guid::Guid;
 use crate::hypercall::Status;
 use crate::ic::device;
 use crate::ic::device::Device;
@@ -191,6 +192,56 @@ impl Bus {
         Some(act(open, &mut self.link))
     }
 
+    /// Offers the device of `service` as this instance, from its next offer on.
+    pub fn set_instance(&mut self, service: Service, instance: Guid) {
+        if let Some(channel) = self
+            .channels
+            .iter_mut()
+            .find(|channel| channel.service == service)
+        {
+            channel.instance = instance;
+        }
+    }
+
+    /// Plugs in a second device of the class of `service`, as no host has one. All else here that names the service is
+    /// about the first. It is gone after [`Bus::rescind_second`] and the guest's release.
+    pub fn offer_second(&mut self, service: Service, instance: Guid) {
+        let mut channel = Channel::new(service);
+        channel.instance = instance;
+        channel.is_second = true;
+        channel.present = false;
+        self.channels.push(channel);
+        self.plug_in(self.channels.len() - 1);
+    }
+
+    /// Unplugs the second device; an error if there is none.
+    pub fn rescind_second(&mut self, service: Service) -> Result<(), String> {
+        let index = self
+            .second(service)
+            .filter(|&index| self.channels[index].present)
+            .ok_or_else(|| format!("there is no second {service}"))?;
+        self.unplug(index);
+        self.drop_seconds();
+        Ok(())
+    }
+
+    /// How often the second device was opened; `None` where there is none.
+    pub fn second_opens(&self, service: Service) -> Option<u64> {
+        let index = self.second(service)?;
+        Some(self.channels[index].opens)
+    }
+
+    fn second(&self, service: Service) -> Option<usize> {
+        let is_it = |channel: &Channel| channel.is_second && channel.service == service;
+        self.channels.iter().position(is_it)
+    }
+
+    /// Forgets second devices that are unplugged and released.
+    fn drop_seconds(&mut self) {
+        self.channels
+            .retain(|channel| !channel.is_second || channel.present || channel.offered.is_some());
+    }
+
     /// Answers the next `count` open requests of `service` with `status`.
     pub fn fail_opens(&mut self, service: Service, count: u32, status: u32) {
         if let Some(channel) = self
@@ -208,8 +259,15 @@ impl Bus {
         self.refused_posts = count;
     }
 
-    /// Makes the device of `service` as new and plugs it in; an open channel starts over with a negotiation.
+    /// Makes the device of `service` as new and plugs it in, as the only one of its class; an open channel starts over
+    /// with a negotiation.
     pub fn renew(&mut self, service: Service) {
+        if let Some(index) = self.second(service) {
+            if self.channels[index].present {
+                self.unplug(index);
+            }
+            self.drop_seconds();
+        }
         let Some(channel) = self
             .channels
             .iter_mut()
@@ -219,6 +277,7 @@ impl Bus {
         };
         let negotiates = *channel.device.state() == device::State::Negotiating;
         channel.device = Device::new(service);
+        channel.instance = service.instance();
         channel.fail_opens = (0, 0);
         channel.opens = 0;
         if channel.open().is_some() {
@@ -247,6 +306,7 @@ impl Bus {
             channel.close();
             channel.offered = None;
         }
+        self.drop_seconds();
         self.connection = Connection::Disconnected;
     }
 
@@ -642,7 +702,7 @@ impl Bus {
         channel.offered = Some(Offered::new(relid));
         let offer = Offer {
             class: channel.service.class(),
-            instance: channel.service.instance(),
+            instance: channel.instance,
             relid,
             connection_id: relid + CHANNEL_CONNECTIONS,
         };
@@ -651,12 +711,20 @@ impl Bus {
 
     /// Unplugs a device: rescinds its offer. An error if it is not plugged in.
     pub fn rescind(&mut self, service: Service) -> Result<(), String> {
-        let connection = self.connection;
-        let channel = self
+        let index = self
             .channels
-            .iter_mut()
-            .find(|channel| channel.service == service && channel.present)
+            .iter()
+            .position(|channel| channel.service == service && !channel.is_second)
+            .filter(|&index| self.channels[index].present)
             .ok_or_else(|| format!("{service} is not on the bus"))?;
+        self.unplug(index);
+        Ok(())
+    }
+
+    fn unplug(&mut self, index: usize) {
+        let connection = self.connection;
+        let channel = &mut self.channels[index];
+        let service = channel.service;
         channel.present = false;
         channel.close();
         let Some(offered) = channel
@@ -664,7 +732,7 @@ impl Bus {
             .as_mut()
             .filter(|offered| !offered.rescinded)
         else {
-            return Ok(());
+            return;
         };
         offered.rescinded = true;
         let (relid, torn_down) = (offered.relid, offered.take_torn_down());
@@ -673,7 +741,6 @@ impl Bus {
             self.send_torn_down(target_vp, &torn_down);
             self.send(target_vp, &ToGuest::Rescind { relid });
         }
-        Ok(())
     }
 
     /// Plugs a device in again: offers it, once the guest has released what was rescinded. An error if it is plugged
@@ -682,8 +749,14 @@ impl Bus {
         let index = self
             .channels
             .iter()
-            .position(|channel| channel.service == service && !channel.present)
+            .position(|channel| channel.service == service && !channel.is_second)
+            .filter(|&index| !self.channels[index].present)
             .ok_or_else(|| format!("{service} is on the bus already, or never was"))?;
+        self.plug_in(index);
+        Ok(())
+    }
+
+    fn plug_in(&mut self, index: usize) {
         self.channels[index].present = true;
         let waits = self.channels[index].offered.is_some();
         if let (
@@ -697,7 +770,6 @@ impl Bus {
         {
             self.offer(index, target_vp);
         }
-        Ok(())
     }
 
     /// Whether the guest has yet to release a rescinded channel.
@@ -722,7 +794,10 @@ impl Bus {
         match (channel.is_rescinded(), channel.present) {
             // It has been plugged in again meanwhile, and keeps its number.
             (true, true) => self.offer(index, target_vp),
-            (true, false) => channel.offered = None,
+            (true, false) => {
+                channel.offered = None;
+                self.drop_seconds();
+            }
             // A guest may give up what it could have used. It is offered again when the guest next asks for offers.
             (false, _) => {
                 channel.offered = None;

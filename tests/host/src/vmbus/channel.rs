@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::gpadl::Gpadl;
 use super::open::Link;
 use super::open::OpenChannel;
+use crate::guid::Guid;
 use crate::ic::device::Device;
 use crate::ic::device::Remark;
 use crate::ic::Moment;
@@ -46,6 +47,10 @@ impl Offered {
 /// A device on the bus, offered or not.
 pub struct Channel {
     pub(super) service: Service,
+    /// Which device of its class it is.
+    pub(super) instance: Guid,
+    /// It came beside another device of its class, see [`Bus::offer_second`](super::bus::Bus::offer_second).
+    pub(super) is_second: bool,
     pub(super) device: Device,
     /// Whether the device is plugged in: offered to a guest that asks, and after the release of a rescinded offer.
     pub(super) present: bool,
@@ -62,6 +67,8 @@ impl Channel {
     pub(super) fn new(service: Service) -> Self {
         Self {
             service,
+            instance: service.instance(),
+            is_second: false,
             device: Device::new(service),
             present: true,
             offered: None,

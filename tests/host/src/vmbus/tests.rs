@@ -787,3 +787,46 @@ fn whatever_comes_is_survived() {
         assert!(guest.errors() > 0);
     }
 }
+
+/// The instance that the last message, an offer, names.
+fn offered_instance(guest: &TestGuest) -> Vec<u8> {
+    assert_eq!(u32_at(&guest.last(), 0), Some(1));
+    guest.last()[24..40].to_vec()
+}
+
+#[test]
+fn a_class_may_have_a_second_device() {
+    let service = Service::Heartbeat;
+    let other = Service::Echo.instance();
+    let mut guest = TestGuest::new((4, 0));
+    guest.open();
+    guest.bus.offer_second(service, other);
+    assert_eq!(offered_instance(&guest), other.0);
+    assert_eq!(guest.bus.second_opens(service), Some(0));
+    // The first one goes on.
+    assert!(guest.bus.channel(service).unwrap().open().is_some());
+    guest.bus.rescind_second(service).unwrap();
+    assert!(guest.bus.rescind_second(service).is_err());
+    assert!(guest.bus.has_unreleased());
+    assert_eq!(guest.post(13, &[3]), [0u32; 0]);
+    assert_eq!(guest.bus.second_opens(service), None);
+    assert!(guest.bus.channel(service).unwrap().open().is_some());
+
+    // Made as new, there is one device, offered as itself again.
+    guest.bus.offer_second(service, other);
+    guest.bus.set_instance(service, other);
+    guest.bus.renew(service);
+    assert_eq!(guest.post(13, &[3]), [0u32; 0]);
+    assert_eq!(guest.bus.second_opens(service), None);
+    guest.bus.rescind(service).unwrap();
+    assert_eq!(guest.post(13, &[1]), [0u32; 0]);
+    guest.bus.reoffer(service).unwrap();
+    assert_eq!(offered_instance(&guest), service.instance().0);
+
+    // Nothing is left of one that was unplugged when the guest disconnects.
+    guest.bus.offer_second(service, other);
+    guest.bus.rescind_second(service).unwrap();
+    guest.bus.reset();
+    assert_eq!(guest.bus.second_opens(service), None);
+    assert_eq!(guest.errors(), 0);
+}
