@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use host::guest::Module;
 use host::guest::Result;
+use host::guid::Guid;
 use host::ic::kvp;
 use host::ic::timesync;
 use host::ic::vss;
@@ -15,13 +16,21 @@ use host::service::Service;
 use host::vmbus::bus::STATUS_UNSUCCESSFUL;
 
 use crate::daemon;
+use crate::daemon::Daemon;
 use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::QUIET;
+use crate::framing;
 use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 use crate::timesync::wait_clock;
+
+/// Another instance than any device of a host's.
+const OTHER_INSTANCE: Guid = Guid::parse("6d2f1c80-9b3e-4a57-8e14-c05a7f93d2b6");
+
+/// What the module says of a second device.
+const REFUSAL: &str = "a second device of its class";
 
 const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
 
@@ -39,6 +48,11 @@ pub const SCENARIOS: &[Scenario] = &[
             "probe failed for device",
             "probe with driver hv_utils failed",
         ]),
+    Scenario::new("second_device_of_a_class", second_device)
+        .daemons()
+        .scripted(&[Service::TimeSync])
+        .rust_only()
+        .expects_log(&["probe failed for device", REFUSAL]),
     Scenario::new("silent_host", silent_host)
         .daemons()
         .scripted(&SERVICES)
@@ -93,6 +107,85 @@ fn open_after_c(t: &Context<'_>) -> Result<()> {
     heartbeat.wait_open()?;
     heartbeat.wait_negotiated()?;
     heartbeat.wait_replies(1).map(|_| ())
+}
+
+/// The host offers a second device of a class while the first one works. The second is refused and never opened, and one
+/// line of the module's says why. The first goes on. When both are gone, another device of the class is served.
+fn second_device(t: &Context<'_>) -> Result<()> {
+    let services = [removal::services(t), &[Service::TimeSync]].concat();
+    for service in services {
+        second_of(t, service).map_err(|error| format!("{service}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn second_of(t: &Context<'_>, service: Service) -> Result<()> {
+    let channel = t.channel(service);
+    let daemon = (service != Service::TimeSync).then(|| Daemon::of(service));
+    let serves = || match daemon {
+        Some(_) => Talk::with(t, service)
+            .expect("a request", removal::request(service), S_OK)
+            .map(|_| ()),
+        None => framing::works(t, service),
+    };
+    if let Some(daemon) = daemon {
+        Talk::begin(t, service, daemon)?;
+    }
+    serves()?;
+
+    let before = t.kernel_log()?.lines().count();
+    channel.offer_second(OTHER_INSTANCE);
+    let failed = format!("probe failed for device {OTHER_INSTANCE} (-19)");
+    let probed = daemon::wait_for(
+        t,
+        &format!(
+            "dmesg | tail -n +{} | grep -qE 'probe failed for device {OTHER_INSTANCE}'",
+            before + 1
+        ),
+    );
+    t.equal("times the second was opened", channel.second_opens()?, 0)?;
+    probed?;
+    serves()?;
+    let log = t.kernel_log()?;
+    let said: Vec<&str> = log
+        .lines()
+        .skip(before)
+        .filter(|line| line.contains("hv_utils"))
+        .filter(|line| !line.contains("hv_vmbus"))
+        .filter(|line| !line.contains("TimeSync IC version"))
+        .collect();
+    t.check(
+        matches!(*said, [line] if line.contains(REFUSAL)),
+        &format!("the module says {REFUSAL:?}, and no more: {said:?}"),
+    )?;
+    t.check(log.contains(&failed), &format!("the log has {failed:?}"))?;
+    t.equal("times the second was opened", channel.second_opens()?, 0)?;
+
+    channel.rescind_second()?;
+    channel.wait_released()?;
+    t.sh_ok(&format!("[ ! -e /sys/bus/vmbus/devices/{OTHER_INSTANCE} ]"))?;
+    serves()?;
+
+    // The daemon ends when its device goes.
+    another_of(t, service, OTHER_INSTANCE)?;
+    another_of(t, service, service.instance())
+}
+
+/// The host takes the device away, and offers another one of its class, which is served.
+fn another_of(t: &Context<'_>, service: Service, instance: Guid) -> Result<()> {
+    let channel = t.channel(service);
+    channel.rescind()?;
+    channel.wait_released()?;
+    if service != Service::TimeSync {
+        Daemon::of(service).wait_gone(t)?;
+    }
+    channel.set_instance(instance);
+    channel.reoffer()?;
+    channel.wait_open()?;
+    match service {
+        Service::TimeSync => framing::works(t, service),
+        _ => removal::serves(t, service),
+    }
 }
 
 /// A host that says nothing at all keeps no daemon from registering, no device from going and nobody from removing the

@@ -55,6 +55,10 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 &[stock("open_refused")],
             ),
             fault(
+                "There are two devices of one class: C has one memory for both, and frees it with either",
+                &[stock("second_device_of_a_class")],
+            ),
+            fault(
                 "The device goes while a daemon has its file open: C frees what the file still uses",
                 &[stock("chardev"), debug("vss_unbound_under_packets")],
             ),
