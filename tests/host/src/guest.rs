@@ -429,6 +429,37 @@ impl Guest {
     pub fn refuse_posts(&self, count: u32) {
         self.with_bus(|bus| bus.refuse_posts(count));
     }
+
+    /// Waits until one of the messages of [`Guest::refuse_posts`] has been refused.
+    pub fn wait_refused(&self, count: u32) -> Result<()> {
+        self.wait_bus("a message of the guest's to refuse", |bus| {
+            (bus.refused_posts() < count).then_some(())
+        })
+    }
+
+    /// Has the next processor that writes this byte to this port stay in that write, until [`Guest::let_go`].
+    pub fn hold_at(&self, port: u16, byte: u8) {
+        self.machine.shared().ports().hold_at(port, byte);
+    }
+
+    /// Waits until a processor is held.
+    pub fn wait_held(&self) -> Result<()> {
+        let shared = self.machine.shared();
+        let held = shared.wait_ports(self.patience, |ports| match ports.holds() {
+            true => Some(true),
+            false => shared.exit().map(|_| false),
+        });
+        match held {
+            Some(true) => Ok(()),
+            Some(false) => Err(self.error("the machine stopped before a processor was held")),
+            None => Err(self.error("waited in vain for a processor to be held")),
+        }
+    }
+
+    /// Has the processor that is held go on, and none be held.
+    pub fn let_go(&self) {
+        self.machine.shared().let_go();
+    }
 }
 
 /// A service's channel, seen from the host.

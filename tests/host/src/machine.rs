@@ -123,6 +123,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Whoever waits looks again so often without being woken: where processors are emulated, a wake-up at times gets lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// A processor that is held looks so often whether someone wants to know where it is.
+const HELD_FOR: Duration = Duration::from_millis(20);
+
 /// What the machine's threads share.
 pub struct Shared {
     memory: Arc<GuestMemory>,
@@ -256,6 +259,12 @@ impl Shared {
     /// The ports, locked.
     pub fn ports(&self) -> MutexGuard<'_, Ports> {
         lock(&self.ports)
+    }
+
+    /// Has the processor that is held at a port go on, see [`Ports::hold_at`].
+    pub fn let_go(&self) {
+        self.ports().let_go();
+        self.ports_changed.notify_all();
     }
 
     /// Waits until `done` gives a value; `None` when `timeout` has passed.
@@ -906,14 +915,19 @@ impl Processor {
             VmExit::PortOut { port, size, data } => {
                 let mut ports = shared.ports();
                 let mut exit = None;
+                let held_before = ports.holds();
                 for value in data.chunks(size) {
                     exit = exit.or(ports.write(port, value));
                 }
                 for (line, level) in ports.changed_lines() {
                     self.vm.set_irq(line, level)?;
                 }
+                let is_held = ports.holds() && !held_before;
                 drop(ports);
                 shared.ports_changed.notify_all();
+                if is_held {
+                    self.stay();
+                }
                 exit
             }
             VmExit::MmioRead { data, .. } => {
@@ -955,6 +969,18 @@ impl Processor {
         self.shared.bus().error(text.clone(), &[]);
         self.shared.announce();
         *lock(&self.shared.crash) = Some(text);
+    }
+
+    /// Stays where it is until it is let go, see [`Ports::hold_at`], or the machine's run ends.
+    fn stay(&self) {
+        self.doing("being held");
+        while !self.stop.load(Ordering::SeqCst) && self.shared.exit().is_none() {
+            let held = |ports: &mut Ports| (!ports.holds()).then_some(());
+            if self.shared.wait_ports(HELD_FOR, held).is_some() {
+                return;
+            }
+            self.answer_watch();
+        }
     }
 
     fn hypercall(&mut self) -> io::Result<Option<Exit>> {

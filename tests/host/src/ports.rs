@@ -14,12 +14,26 @@ use crate::serial::Serial;
 
 const COM1: u16 = 0x3f8;
 const COM2: u16 = 0x2f8;
+/// The modem control register of the agent's port. The guest's kernel writes 0 there when it suspends the port.
+pub const AGENT_MODEM_CONTROL: u16 = COM2 + 4;
 /// Whatever is written there, as by `tests/guest/ptp-now.c`, has the host look at its clock. No other machine has it.
 const LOOK: u16 = 0x560;
 /// So many bytes of each port's output are kept at least, and twice as many at most.
 const KEPT: usize = 4 << 20;
 /// Interrupt lines of the serial ports.
 const LINES: [u32; 2] = [4, 3];
+
+/// Whether a processor that writes to a port goes on after that.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Hold {
+    /// It does.
+    #[default]
+    No,
+    /// Not the one that writes this byte to this port.
+    At(u16, u8),
+    /// That one has come, and waits.
+    Holds,
+}
 
 /// The devices behind the ports.
 #[derive(Clone)]
@@ -32,6 +46,7 @@ pub struct Ports {
     console: Vec<u8>,
     agent: Vec<u8>,
     looks: [SystemTime; 2],
+    hold: Hold,
 }
 
 impl Ports {
@@ -45,6 +60,7 @@ impl Ports {
             console: Vec::new(),
             agent: Vec::new(),
             looks: [SystemTime::UNIX_EPOCH; 2],
+            hold: Hold::No,
         }
     }
 
@@ -61,6 +77,21 @@ impl Ports {
     /// When the guest last had the host look at its clock, and when the time before that: that one first.
     pub fn looks(&self) -> [SystemTime; 2] {
         self.looks
+    }
+
+    /// Has the next processor that writes this byte to this port stay in that write, until [`Ports::let_go`].
+    pub fn hold_at(&mut self, port: u16, byte: u8) {
+        self.hold = Hold::At(port, byte);
+    }
+
+    /// Whether a processor is held.
+    pub fn holds(&self) -> bool {
+        self.hold == Hold::Holds
+    }
+
+    /// Has the processor that is held go on, and none be held.
+    pub fn let_go(&mut self) {
+        self.hold = Hold::No;
     }
 
     /// Sends bytes to the agent's port.
@@ -101,6 +132,9 @@ impl Ports {
         let length = data.len().min(4);
         bytes[..length].copy_from_slice(&data[..length]);
         let value = u32::from_le_bytes(bytes);
+        if self.hold == Hold::At(port, bytes[0]) {
+            self.hold = Hold::Holds;
+        }
         match port {
             COM1..=0x3ff => {
                 self.serial[0].write(port - COM1, bytes[0]);
@@ -138,6 +172,20 @@ fn keep(kept: &mut Vec<u8>, bytes: Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_write_is_held_once() {
+        let mut ports = Ports::new(0);
+        ports.hold_at(AGENT_MODEM_CONTROL, 0);
+        ports.write(AGENT_MODEM_CONTROL, &[3]);
+        ports.write(COM1 + 4, &[0]);
+        assert!(!ports.holds());
+        ports.write(AGENT_MODEM_CONTROL, &[0]);
+        assert!(ports.holds());
+        ports.let_go();
+        ports.write(AGENT_MODEM_CONTROL, &[0]);
+        assert!(!ports.holds());
+    }
 
     #[test]
     fn a_console_that_floods_is_cut() {

@@ -242,6 +242,11 @@ impl Bus {
             .retain(|channel| !channel.is_second || channel.present || channel.offered.is_some());
     }
 
+    /// How many posts are yet to be refused, see [`Bus::refuse_posts`].
+    pub fn refused_posts(&self) -> u32 {
+        self.refused_posts
+    }
+
     /// Answers the next `count` open requests of `service` with `status`.
     pub fn fail_opens(&mut self, service: Service, count: u32, status: u32) {
         if let Some(channel) = self
