@@ -129,6 +129,13 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 &[stock("kvp_late_answer")],
             ),
             fault(
+                "The daemon never answers one question: C takes each later answer for that of the question before",
+                &[
+                    stock("kvp_daemon_skips_an_answer"),
+                    stock("vss_daemon_skips_an_answer"),
+                ],
+            ),
+            fault(
                 "The daemon goes while it is asked: C waits for its answer, and takes the next one's registration for it",
                 &[
                     stock("kvp_daemon_killed"),

@@ -17,7 +17,9 @@ use host::ic::S_OK;
 use host::service::Service;
 
 use crate::daemon;
+use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
+use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
@@ -31,6 +33,19 @@ pub const SCENARIOS: &[Scenario] = &[
         .once()
         .daemons()
         .rust_only(),
+    Scenario::new("kvp_daemon_skips_an_answer", |t| {
+        skips_an_answer(t, Service::Kvp)
+    })
+    .once()
+    .daemons()
+    .rust_only(),
+    Scenario::new("vss_daemon_skips_an_answer", |t| {
+        skips_an_answer(t, Service::Vss)
+    })
+    .once()
+    .daemons()
+    .rust_only()
+    .expects_log(&["VSS: no answer from the daemon"]),
     Scenario::new("daemon_timeouts", timeouts)
         .daemons()
         .rust_only()
@@ -99,6 +114,30 @@ fn kvp_late_answer(t: &Context<'_>) -> Result<()> {
     let pair = kvp::pair(&reply.body).map(|(key, _)| key);
     t.equal("its key", pair.as_deref(), Some("OSName"))?;
     kvp.finish()
+}
+
+/// A daemon reads a question, and never answers it. The question fails after 30 s. The daemon reads the next one and
+/// answers it: the host gets that answer, and all later ones.
+fn skips_an_answer(t: &Context<'_>, service: Service) -> Result<()> {
+    t.is_patient()?;
+    let script = format!(
+        "dd bs=8192 count=1 && : >/tmp/read; {}",
+        ShellDaemon::answers("/tmp/success")
+    );
+    let daemon = ShellDaemon::registered(t, service, &script)?;
+    let talk = Talk::with(t, service);
+    talk.channel.negotiate_all()?;
+    let asked = Instant::now();
+    let skipped = talk.pend(removal::request(service))?;
+    daemon::wait_for(t, "[ -e /tmp/read ]")?;
+    at(t, talk, &skipped, E_FAIL, asked, 30)?;
+    for number in 1..=3 {
+        let next = talk.channel.request(removal::request(service))?;
+        talk.channel.send(&next)?;
+        talk.promptly(&format!("question {number} after it"), &next, S_OK)?;
+    }
+    daemon.kill(t)?;
+    talk.finish()
 }
 
 /// So has one that has not read it; and it does what it is asked next.
