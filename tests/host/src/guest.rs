@@ -314,6 +314,27 @@ impl Guest {
         String::from_utf8_lossy(self.machine.shared().ports().console()).replace('\r', "")
     }
 
+    /// How many bytes came out of it.
+    pub fn console_length(&self) -> usize {
+        self.machine.shared().ports().console().len()
+    }
+
+    /// Waits until the console says this, behind its first `from` bytes.
+    pub fn wait_console(&self, text: &str, from: usize) -> Result<()> {
+        let shared = self.machine.shared();
+        let said = shared.wait_ports(self.patience, |ports| {
+            let console = ports.console().get(from..).unwrap_or_default();
+            match console.windows(text.len()).any(|it| it == text.as_bytes()) {
+                true => Some(true),
+                false => shared.exit().map(|_| false),
+            }
+        });
+        match said {
+            Some(true) => Ok(()),
+            _ => Err(self.error(&format!("waited in vain for {text:?} on the console"))),
+        }
+    }
+
     /// Waits for the end of the machine's run.
     pub fn wait_exit(&self, timeout: Duration) -> Result<Exit> {
         let exit = self.machine.shared().wait_exit(timeout);
@@ -430,10 +451,11 @@ impl Guest {
         self.with_bus(|bus| bus.refuse_posts(count));
     }
 
-    /// Waits until one of the messages of [`Guest::refuse_posts`] has been refused.
-    pub fn wait_refused(&self, count: u32) -> Result<()> {
-        self.wait_bus("a message of the guest's to refuse", |bus| {
-            (bus.refused_posts() < count).then_some(())
+    /// Waits until so many more of the messages of [`Guest::refuse_posts`] have been refused.
+    pub fn wait_refused(&self, more: u32) -> Result<()> {
+        let before = self.with_bus(|bus| bus.refused_posts());
+        self.wait_bus("messages of the guest's to refuse", |bus| {
+            (bus.refused_posts() + more <= before).then_some(())
         })
     }
 
