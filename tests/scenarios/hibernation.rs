@@ -9,6 +9,7 @@ use host::guest::Result;
 use host::ic::frame::Message;
 use host::ic::vss;
 use host::ic::S_OK;
+use host::ports;
 use host::service::Service;
 
 use crate::daemon;
@@ -42,6 +43,11 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&SERVICES)
         .rust_only()
         .expects_log(EXPECTED),
+    Scenario::new("hibernation_rescinded_amid", rescinded_amid)
+        .everywhere()
+        .daemons()
+        .race()
+        .rust_only(),
 ];
 
 /// With interrupts off, `hv_suspend()` updates a static call, for which a kernel that looks for faults has a splat. And
@@ -76,6 +82,68 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     services
         .iter()
         .try_for_each(|&service| removal::serves(t, service))
+}
+
+/// How often a guest tries to send a message for which the host has no room.
+const TRIES: u32 = 100;
+
+/// The host takes a device away while the guest hibernates: after the `freeze` phase of the device, before `freeze_noirq`,
+/// which is when `hv_vmbus` suspends it. The unbinding lasts beyond that, as the host has no room for the guest's message
+/// that closes the channel. The guest hibernates, goes on, and serves the device when it comes back.
+fn rescinded_amid(t: &Context<'_>) -> Result<()> {
+    if t.sh("[ -e /sys/power/pm_test ]")?.status != 0 {
+        return t.skip("this kernel has no pm_test (CONFIG_PM_DEBUG)");
+    }
+    if t.config().vcpus < 2 {
+        return t.skip("it needs two processors");
+    }
+    let kvp = t.channel(Service::Kvp);
+    // Devices are frozen one by one, the newest first: after this one, long before the serial ports.
+    kvp.rescind()?;
+    kvp.wait_released()?;
+    kvp.reoffer()?;
+    kvp.wait_open()?;
+    // The one processor hibernates, the other one has all else to do. The console tells how far it is.
+    // Processors stay on at this level.
+    t.sh_ok(
+        "echo 0 >/sys/module/hibernate/parameters/pm_test_delay; echo platform >/sys/power/pm_test; \
+         echo 0 >/sys/power/pm_async; echo 1 >/sys/power/pm_debug_messages; \
+         echo N >/sys/module/printk/parameters/console_suspend; dmesg -n 8; \
+         taskset -p 1 $(pidof kdevtmpfs)",
+    )?;
+    let console = t.console_length();
+    t.hold_at(ports::AGENT_MODEM_CONTROL, 0);
+    let result = std::thread::scope(|scope| {
+        let host = scope.spawn(|| rescind_amid(t, console));
+        let hibernated = t.sh_ok("taskset 2 sh -c 'echo disk >/sys/power/state'");
+        let rescinded = host.join().map_err(|_| "the host's part ended early")?;
+        rescinded.and(hibernated)
+    });
+    result?;
+    t.sh_ok(
+        "dmesg -n 5; echo Y >/sys/module/printk/parameters/console_suspend; \
+         echo 0 >/sys/power/pm_debug_messages; echo 1 >/sys/power/pm_async; echo none >/sys/power/pm_test",
+    )?;
+    kvp.reoffer()?;
+    kvp.wait_open()?;
+    removal::serves(t, Service::Kvp)
+}
+
+/// The host's part in that.
+fn rescind_amid(t: &Context<'_>, console: usize) -> Result<()> {
+    let held = t.wait_held();
+    t.refuse_posts(TRIES);
+    let closing = held
+        .and_then(|()| t.channel(Service::Kvp).rescind())
+        .and_then(|()| t.wait_refused(1));
+    // The processor that hibernates goes on when the guest is about to close the channel.
+    t.let_go();
+    let late =
+        closing.and_then(|()| t.wait_console("PM: late freeze of devices complete", console));
+    // The guest's pauses double: what follows takes longer than all that came before.
+    let noirq = late.and_then(|()| t.wait_refused(2));
+    t.refuse_posts(0);
+    noirq
 }
 
 /// At each step of a request the guest can hibernate: the host starts over, the daemon is still there.
