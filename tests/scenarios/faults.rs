@@ -236,10 +236,6 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 &[stock("hibernation_at_every_step")],
             ),
             fault(
-                "The host takes a device away while the guest hibernates",
-                &[debug("hibernation_rescinded_amid")],
-            ),
-            fault(
                 "The daemon does not read",
                 &[
                     stock("vss_daemon_that_does_not_read"),

@@ -46,8 +46,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("hibernation_rescinded_amid", rescinded_amid)
         .everywhere()
         .daemons()
-        .race()
-        .rust_only(),
+        .race(),
 ];
 
 /// With interrupts off, `hv_suspend()` updates a static call, for which a kernel that looks for faults has a splat. And
