@@ -13,3 +13,6 @@
 #include <asm/mshyperv.h>
 
 #include "helpers/helpers.h"
+
+/* Macros that bindgen does not evaluate. */
+static const u32 RUST_CONST_HELPER_INVALID_RELID = INVALID_RELID;

@@ -62,24 +62,24 @@ impl vmbus::Driver for EchoDriver {
         dev: &'bound vmbus::Device<Core<'_>>,
         (): &'bound Self::IdInfo,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        let ring = RingSize::with_data(12 * 1024);
+        const RING: RingSize = RingSize::with_data(12 * 1024);
         dev_info!(dev.as_ref(), "Rust VMBus driver sample probed\n");
 
-        Channel::open(dev, ring, KBox::new(Echo, GFP_KERNEL)?, None)
+        Channel::open(dev, RING, KBox::new(Echo, GFP_KERNEL)?, None)
     }
 
     fn suspend<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        Channel::suspend(&this, dev)
+        this.suspend(dev)
     }
 
     fn resume<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        Channel::resume(&this, dev)
+        this.resume(dev)
     }
 }
 

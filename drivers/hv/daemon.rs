@@ -66,7 +66,7 @@ pub(crate) struct Info {
     /// How long the answer to a negotiation waits for a daemon, if it does. A host asks nothing
     /// before it.
     pub(crate) patience: Option<Delta>,
-    /// Which device has the service.
+    /// Set while a device has the service: there can be one.
     pub(crate) unique: Unique,
     /// What is said to the daemon.
     pub(crate) protocol: Protocol,
@@ -141,8 +141,7 @@ enum Job {
     Offered(Taken, Deadline),
     /// The daemon has been asked, and has until then to answer.
     Asked(Taken, Deadline),
-    /// The daemon has been told something that the host didn't request, and takes until then to
-    /// answer without any request suffering.
+    /// The daemon works on a message of ours. Requests wait until the deadline and fail after it.
     Told(Buffer, Deadline),
     /// Its answer waits for room in the ring.
     Answered(Taken),

@@ -118,8 +118,8 @@ hyperv::module_param_bool!(
 
 /// A service that is bound to its device.
 ///
-/// The end, in this order: the daemon's device goes, so that no answer comes any more; the channel is
-/// closed, and its job cancelled; the PTP clock goes; another device may claim the service.
+/// Fields are dropped in order. First the daemon's device: no answer comes any more. Then the channel
+/// and its job. Then the PTP clock. Last the claim.
 struct BoundService<'bound> {
     _device: Option<chardev::Registration>,
     channel: Channel<'bound>,
@@ -127,7 +127,7 @@ struct BoundService<'bound> {
     _claim: Option<Claim>,
 }
 
-/// Has the service serve the device.
+/// Opens the channel for a service that answers at once.
 fn open<'bound, S: Service>(
     dev: &'bound vmbus::Device<Core<'_>>,
     service: S,
@@ -136,7 +136,7 @@ fn open<'bound, S: Service>(
     open_session(dev, KBox::new(Session::new(service), GFP_KERNEL)?, job)
 }
 
-/// What that is for all services.
+/// The part of `open()` that does not depend on the service: compiled once.
 fn open_session<'bound>(
     dev: &'bound vmbus::Device<Core<'_>>,
     session: KBox<dyn Handler>,
@@ -150,20 +150,21 @@ fn open_session<'bound>(
     })
 }
 
-/// Has the time service serve the device.
+/// Claims the time service and opens its channel and PTP clock.
 fn open_timesync<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>> {
     static UNIQUE: Unique = Unique::new();
     let claim = UNIQUE.claim(dev)?;
     let (service, job) = TimeSync::new()?;
     let ptp = service.register_ptp(dev.as_ref(), this_module::<Module>());
+    let bound = open(dev, service, job)?;
     Ok(BoundService {
         _ptp: ptp,
         _claim: Some(claim),
-        ..open(dev, service, job)?
+        ..bound
     })
 }
 
-/// Has the service and its daemon serve the device.
+/// Claims the service, opens its channel and creates the daemon's device.
 fn open_daemon<'bound>(
     dev: &'bound vmbus::Device<Core<'_>>,
     info: &'static Info,

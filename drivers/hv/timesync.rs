@@ -120,8 +120,9 @@ impl Service for TimeSync {
 
 /// The host's clock, as far as its last sample tells.
 ///
-/// There is no lock: the offset of a later sample is as good for whoever reads in between, and the
-/// reference time, which is written last, never belongs to a later one than the offset.
+/// There is no lock. `set()` writes the offset before the reference time, and readers load them in the
+/// other order. So a reader may pair a new offset with an older reference time, which is harmless, and
+/// never the reverse.
 struct HostClock {
     offset: Atomic<u64>,
     reference: Atomic<u64>,

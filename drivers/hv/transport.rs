@@ -61,7 +61,8 @@ pub(crate) struct Transport {
     /// Wakes the service when there's something for it; `None` once the device went away.
     #[pin]
     waker: Mutex<Option<Waker>>,
-    /// Notified when there's something for the daemon. Whoever removes it doesn't wait for RCU.
+    /// Notified when there is something for the daemon. Dropping a `PollCondVarBox` does not wait for
+    /// RCU.
     changed: PollCondVarBox,
     /// Where a message from the daemon goes first. Locked before `state`.
     #[pin]
@@ -80,8 +81,8 @@ struct State {
     /// The next answer is one to a question that nobody asks any more. A daemon that reads a new
     /// question owes nothing for older ones: it may have skipped an answer.
     owes_answer: bool,
-    /// The service's question gets no answer, which it has yet to be told: whatever has come after
-    /// the question does not change that.
+    /// Set when the pending question failed. Cleared when the service reads the outcome, even if a new
+    /// daemon has connected meanwhile.
     lost: Option<Lost>,
     /// When the service stops waiting for an answer.
     deadline: Option<Deadline>,
@@ -96,7 +97,7 @@ enum End {
     Absent,
     /// Somebody has opened it.
     Connected,
-    /// The registration has to be read to count.
+    /// The daemon has registered. It has not read the confirmation yet.
     Confirming(Registration),
     /// The daemon is ready.
     Registered(Registration),
@@ -480,8 +481,7 @@ impl chardev::Device for Transport {
 
     /// Takes the device away from whoever has it open.
     fn revoke(&self) {
-        // A channel that the host took away is released with its device: who keeps the file open
-        // must not keep that.
+        // Drop the reference to the device: an open file must not keep a rescinded channel alive.
         let waker = self.waker.lock().take();
         drop(waker);
 

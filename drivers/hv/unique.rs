@@ -18,14 +18,14 @@ use kernel::{
     },
 };
 
-/// How long a device waits for the one before it to be unbound, which a host may have taken away a
-/// moment before it offers the next.
-const PATIENCE: Delta = Delta::from_secs(2);
+/// How long a device waits for its predecessor to be unbound. A host may offer a new device right after
+/// it took the old one away, and rescinds wait for one another.
+const PATIENCE: Delta = Delta::from_secs(10);
 
-/// How often it looks.
+/// How often it looks: a lock would cost more than this, which happens once an offer at most.
 const INTERVAL: Delta = Delta::from_millis(20);
 
-/// Whether a service has a device.
+/// Set while a device has the service: there can be one.
 pub(crate) struct Unique(Atomic<bool>);
 
 impl Unique {
@@ -34,8 +34,7 @@ impl Unique {
         Self(Atomic::new(false))
     }
 
-    /// Gives the service to the device, until the claim is dropped: after all else that the driver
-    /// has registered. May sleep.
+    /// Gives the service to the device until the claim is dropped. Drop the claim last. May sleep.
     ///
     /// Fails with `ENODEV`, and says so in the log, if another device has it.
     pub(crate) fn claim(&'static self, dev: &vmbus::Device<Core<'_>>) -> Result<Claim> {

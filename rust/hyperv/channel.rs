@@ -2,9 +2,9 @@
 
 //! VMBus channels.
 //!
-//! A channel is two rings of packets, one each way. hv_vmbus owns both: all access goes through the
-//! functions that it exports. Packets come in through a [`Handler`], which runs in the host's
-//! interrupt or in the softirq behind it, on one CPU at a time, and owns the state that it works on.
+//! A channel is two rings of packets, one each way. hv_vmbus owns both. This file uses the functions
+//! that hv_vmbus exports; one helper reads how much room the outbound ring has. A [`Handler`] gets the
+//! packets. It runs on one CPU at a time, in the host's interrupt or in a softirq, and owns its state.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
@@ -62,16 +62,28 @@ const DESCRIPTOR: usize = size_of::<bindings::vmpacket_descriptor>();
 /// Bytes behind each packet in a ring: the offset at which the packet began.
 const TRAILER: usize = size_of::<u64>();
 
+/// Bytes of a ring that stay free.
+const GAP: usize = 8;
+
 /// The size of one ring in bytes, its header page included: a multiple of the page size.
 #[derive(Clone, Copy)]
 pub struct RingSize(usize);
 
 impl RingSize {
+    /// The most data that a ring can have, in bytes: a packet that fills it must not be longer than a
+    /// descriptor can say.
+    pub const LARGEST: usize = 256 * 1024;
+
     const HEADER: usize = size_of::<bindings::hv_ring_buffer>();
 
     /// The ring that `VMBUS_RING_SIZE()` makes: it has room for `data` bytes of packets. From eight
     /// pages of data on, the header takes its page out of them.
+    ///
+    /// # Panics
+    ///
+    /// If `data` is 0 or more than [`Self::LARGEST`]: in a `const`, the build fails.
     pub const fn with_data(data: usize) -> Self {
+        assert!(data > 0 && data <= Self::LARGEST);
         let page = kernel::page::PAGE_SIZE;
         let header = if data >= 8 * Self::HEADER {
             0
@@ -83,17 +95,17 @@ impl RingSize {
 
     /// The size in bytes.
     const fn bytes(self) -> u32 {
-        // CAST: Rings are smaller than 4 GiB.
+        // CAST: Rings are not much larger than `LARGEST`.
         self.0 as u32
     }
 
     /// The longest packet that fits, its descriptor included.
     ///
-    /// A ring is never full, or it would look empty: beside the packet and its trailer, eight bytes
-    /// stay free. hv_vmbus cuts packets of hosts that lie about lengths to this size. So there can be
-    /// room for the answer, and one packet moves the read index round the ring at most once.
+    /// A full ring would look empty, so [`GAP`] bytes stay free beside the packet and its trailer.
+    /// hv_vmbus cuts a packet whose length is wrong to this size. So an answer of the same size fits,
+    /// and one packet moves the read index round the ring at most once.
     const fn largest_packet(self) -> usize {
-        self.0 - Self::HEADER - 2 * TRAILER
+        self.0 - Self::HEADER - TRAILER - GAP
     }
 }
 
@@ -102,10 +114,10 @@ impl RingSize {
 pub enum Context {
     /// Softirq context.
     Softirq,
-    /// The host's interrupt, which saves the way to the softirq, for the first few packets. The
-    /// softirq handles the others. All locks that the handler takes have to disable interrupts, and
-    /// it must not print in the interrupt: hv_vmbus holds a spinlock there, and consoles are slow.
-    /// See [`Sender::is_in_interrupt`] and [`Packet::postpone`].
+    /// The host's interrupt for the first four packets, the softirq for the others. That saves the way
+    /// to the softirq. Every lock that the handler takes must disable interrupts. The handler must not
+    /// print in the interrupt: hv_vmbus holds a spinlock there, and consoles are slow. See
+    /// [`Sender::is_in_interrupt`] and [`Packet::postpone`].
     ///
     /// On PREEMPT_RT hv_vmbus has a real-time thread in place of the interrupt. The same rules apply.
     Interrupt,
@@ -130,8 +142,9 @@ pub trait Handler: Send + 'static {
         true
     }
 
-    /// The host has signalled, or a [`Waker`] has woken the channel: packets come in next. This is
-    /// where requests that were taken are answered. Called in atomic context: must not sleep.
+    /// Called first in each invocation of the channel's callback, before the packets: after a signal
+    /// of the host, for a [`Waker`], or for postponed packets. Requests that were taken are answered
+    /// here. Called in atomic context: must not sleep.
     fn woken(&mut self, sender: &Sender<'_>) {
         let _ = sender;
     }
@@ -213,7 +226,8 @@ impl<'a> Packet<'a> {
 
         // SAFETY:
         // - `hv_pkt_iter_first()` makes sure that the payload begins behind the descriptor, does not
-        //   begin behind its own end, and lies in hv_vmbus' copy, all of which is initialized.
+        //   begin behind its own end (no length is cut, see `RingSize::LARGEST`), and lies in hv_vmbus'
+        //   copy, all of which is initialized.
         // - Only this packet refers to the copy until the iterator is moved.
         unsafe { slice::from_raw_parts(payload, range.len()) }
     }
@@ -235,8 +249,9 @@ impl<'a> Packet<'a> {
     /// Sends the payload back as the packet's answer, with its transaction id. Returns whether the
     /// answer has left, or need not.
     ///
-    /// There is room for an answer that the host waits for, see [`Handler::wants_answer`]. It cannot
-    /// be sent to a host that has taken the channel away or broken the ring; the log says so.
+    /// There is room for an answer that the host waits for, see [`Handler::wants_answer`], unless the
+    /// handler has sent another since it got the packet. The answer cannot be sent to a host that has
+    /// taken the channel away or broken the ring; the log says so.
     #[inline]
     pub fn reply(mut self) -> (Handled, bool) {
         let channel = self.channel;
@@ -247,8 +262,8 @@ impl<'a> Packet<'a> {
 
     /// Takes the packet off the channel, to be answered later, with a copy of it in `buffer`.
     ///
-    /// Returns both if the packet is longer than the buffer, which was made for smaller rings, and
-    /// there is no memory for it.
+    /// Returns the packet and the buffer if the packet does not fit, and memory is short. A buffer
+    /// made for this ring always fits.
     pub fn take(self, buffer: Buffer) -> Result<(Handled, Taken), (Self, Buffer)> {
         let Buffer(mut payload) = buffer;
         payload.clear();
@@ -371,9 +386,9 @@ impl<'a> Sender<'a> {
         self.limit
     }
 
-    /// Runs the channel's job soon, in process context. A job that already waits to run runs once.
+    /// Runs the channel's job soon, in process context, unless the job is scheduled already.
     pub fn defer(&self) {
-        self.job.schedule_at(Deadline::now());
+        self.job.schedule();
     }
 
     /// Runs the channel's job when `deadline` is over, instead of when it was to run before.
@@ -394,11 +409,12 @@ impl<'a> Sender<'a> {
 
     /// Returns whether the host's interrupt has called the handler, which must not print then.
     pub fn is_in_interrupt(&self) -> bool {
-        let is_called_in_isr = || {
-            // SAFETY: Has no requirements.
-            unsafe { bindings::rust_helper_in_vmbus_isr() }
-        };
-        self.context == Context::Interrupt && is_called_in_isr()
+        if self.context == Context::Softirq {
+            return false;
+        }
+
+        // SAFETY: Has no requirements.
+        unsafe { bindings::rust_helper_in_vmbus_isr() }
     }
 
     /// The first packet in the inbound ring, if there is one.
@@ -423,7 +439,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Shows the host how far the inbound ring was read. Signals if the host waits for that.
-    fn close(&self) {
+    fn publish_read_index(&self) {
         // SAFETY: By the type invariant, the channel is open, and nobody else reads.
         unsafe { bindings::hv_pkt_iter_close(self.channel.as_ptr()) };
     }
@@ -436,7 +452,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Returns whether there is room for a packet with a payload of `len` bytes. If not, the host
-    /// signals when there is, unless a packet as long is sent before.
+    /// signals when there is. Whoever waits asks again in the next invocation of the callback.
     fn has_room(&self, len: usize) -> bool {
         // A ring with nothing free would look empty.
         let needed = packet_size(len);
@@ -449,12 +465,12 @@ impl<'a> Sender<'a> {
         if self.room.get() > needed || look() {
             return true;
         }
-        self.set_pending_size(needed);
+        self.set_pending_size(needed.max(self.pending_size.get()));
         look()
     }
 
-    /// Sends in-band data. Returns whether it has left, or nobody waits for it. If not, the log says
-    /// why.
+    /// Sends in-band data. Returns false if an answer that the host waits for was not sent; the log
+    /// says why.
     fn send(&self, payload: &mut [u8], transaction: u64) -> bool {
         // CAST: Packets are at most 0xffff * 8 bytes long.
         let len = payload.len() as u32;
@@ -474,22 +490,15 @@ impl<'a> Sender<'a> {
         }
         let size = packet_size(payload.len());
         self.room.set(self.room.get().saturating_sub(size));
-        // Clear the request for space if this packet satisfies it. Keep it if a longer packet still
-        // waits.
-        let pending = self.pending_size.get();
-        if pending != 0 && pending <= size {
-            self.set_pending_size(0);
-        }
         true
     }
 
-    /// Returns whether nobody waits for the answer that was not sent. If somebody does, the log will
-    /// say why.
+    /// Returns true if the host does not wait for this answer. Otherwise keeps the error for the log.
     #[cold]
     #[inline(never)]
     fn failed_to_send(&self, errno: c_int) -> bool {
         match Error::from_errno(errno) {
-            // There would be room if the host waited for the answer.
+            // Only an answer that the host does not wait for is sent without room.
             EAGAIN => true,
             error => {
                 self.unsent.set(Some(error));
@@ -514,10 +523,10 @@ impl<'a> Sender<'a> {
     fn poll(&self, handler: &mut dyn Handler) -> bool {
         let mut next = self.first();
         for done in 0..BUDGET {
-            // The host signals only when it finds the ring empty: it has to see how far the ring was
-            // read before the ring counts as empty.
+            // The host signals only when it finds the ring empty. Publish the read index before the
+            // last look.
             let Some(descriptor) = next.or_else(|| {
-                self.close();
+                self.publish_read_index();
                 self.first()
             }) else {
                 return true;
@@ -533,20 +542,24 @@ impl<'a> Sender<'a> {
             }
             let payload = packet.payload();
             if !self.has_room(payload.len()) && handler.wants_answer(payload) {
-                self.close();
+                self.publish_read_index();
                 return true;
+            }
+            // To send would have hv_vmbus print that the host has spoilt the indices.
+            if self.room.get() == u32::MAX && self.is_in_interrupt() {
+                break;
             }
             match handler.receive(packet).0 {
                 // SAFETY: As above; `receive()` has consumed the packet.
                 Next::Advance => next = unsafe { self.next(descriptor) },
                 Next::Stay => {
-                    self.close();
+                    self.publish_read_index();
                     return true;
                 }
                 Next::Postpone => break,
             }
         }
-        self.close();
+        self.publish_read_index();
         false
     }
 }
@@ -557,7 +570,8 @@ fn packet_size(len: usize) -> u32 {
     (DESCRIPTOR + len + TRAILER) as u32
 }
 
-/// What a driver does for a channel in process context; see [`Sender::defer`].
+/// What a driver does for a channel in process context; see [`Sender::defer`]. Without one, that has
+/// no effect.
 pub type Job = Option<KBox<dyn Run>>;
 
 #[derive(PartialEq, Eq)]
@@ -569,8 +583,7 @@ enum State {
 /// What the callback alone accesses while the channel is open.
 struct Callback {
     handler: KBox<dyn Handler>,
-    /// Bytes that were asked for with `set_channel_pending_send_size()`, which the host could change
-    /// in the ring.
+    /// The room that the host was asked for, in bytes. A copy: the host could change it in the ring.
     pending_size: Cell<u32>,
     /// Why the last answer could not be sent, until the log says so.
     unsent: Cell<Option<Error>>,
@@ -578,11 +591,12 @@ struct Callback {
 
 /// The primary channel of a bound device, with its handler and its job.
 ///
-/// It is open except between [`Channel::suspend`] and [`Channel::resume`]. It is closed, and its job
-/// cancelled, when it is dropped, or when the device is unbound if it was leaked.
+/// It is open except between [`Channel::suspend`] and [`Channel::resume`]; a failed resume leaves it
+/// closed. It is closed, and its job cancelled, when it is dropped, or when the device is unbound if it
+/// was leaked.
 ///
-/// The lifetime is that of the binding. It keeps all opening and closing under the device's lock: a
-/// channel cannot be moved to where it would be dropped at another time.
+/// The lifetime is that of the binding. It keeps all opening and closing under the device's lock: safe
+/// code cannot move a channel to where it would be dropped at another time.
 pub struct Channel<'bound> {
     /// Holds an [`Inner`].
     inner: Managed,
@@ -595,7 +609,7 @@ impl<'bound> Channel<'bound> {
     /// The host may have sent the first packets before this returns, and `handler` may have answered
     /// them. `job` is run when `handler` asks for it.
     ///
-    /// Fails with `EBUSY` if the channel is open, `ENOMEM`, or as [`Channel::resume`] does.
+    /// Fails as [`Channel::resume`] does.
     pub fn open(
         device: &'bound vmbus::Device<device::Core<'_>>,
         ring: RingSize,
@@ -623,8 +637,9 @@ impl<'bound> Channel<'bound> {
 
     /// Opens the channel again, if it is not open.
     ///
-    /// Fails with `ENODEV` if the host has taken the channel away, `ENOMEM`, or what the host's
-    /// refusal maps to, which is `EAGAIN`. `EINVAL` if the channel is not that of `device`.
+    /// Fails with `EBUSY` if somebody else has the channel open, `ENODEV` if the host has taken it away or
+    /// did not offer it again, `EAGAIN` or `EDQUOT` if the host refuses, `ENOMEM`, `EINVAL` if `device` is
+    /// another device, or as hv_vmbus does where it cannot send the host a message.
     pub fn resume(&self, device: &vmbus::Device<device::Core<'_>>) -> Result {
         self.inner(device)?.open()
     }
@@ -705,16 +720,24 @@ impl Inner {
         let channel = self.device.channel().as_ptr();
         let context = core::ptr::from_ref(self.get_ref()).cast_mut().cast();
 
-        // `vmbus_open()` refuses a channel that is open, but only after it has replaced its rings.
-        // SAFETY: The channel lives as long as its device. Its state changes with the device's lock
-        // held, which it is.
+        // `CHANNEL_OPEN_STATE` means that the channel can be opened; one that is open is in
+        // `CHANNEL_OPENED_STATE`. `vmbus_open()` checks, too, but after it has replaced the rings.
+        // SAFETY: The channel lives as long as its device. While this driver is bound, nobody else
+        // opens or closes it, and this driver does so with the device's lock held.
         if unsafe { (*channel).state } != bindings::vmbus_channel_state_CHANNEL_OPEN_STATE {
             return Err(EBUSY);
         }
 
+        // The host did not offer the channel again after a hibernation: it would not answer.
+        // SAFETY: As above.
+        let relid = unsafe { (*channel).offermsg.child_relid };
+        if relid == bindings::RUST_CONST_HELPER_INVALID_RELID {
+            return Err(ENODEV);
+        }
+
         // A driver whose `vmbus_open()` failed may have left its callback behind.
         // SAFETY: The channel is valid, and not open.
-        unsafe { remove_callback(channel) };
+        unsafe { close(channel) };
 
         // `uio_hv_generic` does not clear its rescind callback on unbind. Clear it: that module may
         // be unloaded.
@@ -729,7 +752,7 @@ impl Inner {
         unsafe { (*channel).callback_mode = mode };
 
         // hv_vmbus copies packets to memory of this size, and cuts none that fits into the ring.
-        // CAST: Rings are smaller than 4 GiB.
+        // CAST: As in `RingSize::bytes()`.
         // SAFETY: Only `vmbus_open()` reads the size.
         unsafe { (*channel).max_pkt_size = self.ring.largest_packet() as u32 };
 
@@ -740,7 +763,7 @@ impl Inner {
         // Order the context before the next callback: this takes the lock under which the interrupt
         // reads both, and waits for the tasklet. Who sees a callback after this sees this context.
         // SAFETY: The channel is valid, and not open.
-        unsafe { remove_callback(channel) };
+        unsafe { bindings::vmbus_close(channel) };
 
         // SAFETY:
         // - The channel is valid, and closed. Nobody else opens or closes it: the device's lock is
@@ -760,7 +783,7 @@ impl Inner {
         });
         if result.is_err() {
             // SAFETY: The channel is valid, and not open.
-            unsafe { remove_callback(channel) };
+            unsafe { close(channel) };
             return result;
         }
         *state = State::Open;
@@ -780,7 +803,7 @@ impl Inner {
         }
 
         // SAFETY: The channel lives as long as its device. This driver has opened it.
-        unsafe { bindings::vmbus_close(self.device.channel().as_ptr()) };
+        unsafe { close(self.device.channel().as_ptr()) };
         self.calls.store(1, Release);
         *state = State::Closed;
 
@@ -832,6 +855,10 @@ impl Inner {
             context: this.context,
             room: Cell::new(0),
         };
+        // Whoever waits for room asks for it again.
+        if sender.pending_size.get() != 0 {
+            sender.set_pending_size(0);
+        }
         let handler = &mut *callback.handler;
         handler.woken(&sender);
         let mut is_done = sender.poll(handler);
@@ -857,13 +884,19 @@ impl PinnedDrop for Inner {
     }
 }
 
-/// Removes the callback of a channel that is not open, and waits until it does not run any more.
+/// Closes a channel, open or not, and removes its callback. Waits until that does not run any more.
 ///
 /// # Safety
 ///
-/// `channel` must be valid, and not open.
-unsafe fn remove_callback(channel: *mut bindings::vmbus_channel) {
-    // `vmbus_close()` does this first, and nothing else to a channel that is not open.
+/// `channel` must be valid. No driver but the caller may have it open.
+unsafe fn close(channel: *mut bindings::vmbus_channel) {
+    // `vmbus_close()` resets the callback first. Of a channel that is not open it does nothing else,
+    // but to sub-channels: these devices have none.
     // SAFETY: Guaranteed by the safety requirements of this function.
     unsafe { bindings::vmbus_close(channel) };
+
+    // `vmbus_open()` sets the next driver's callback before its context. Leave the context that drivers
+    // in C use, not a pointer to memory that will be freed.
+    // SAFETY: The channel is valid. Nobody reads the context of a channel without a callback.
+    unsafe { (*channel).channel_callback_context = channel.cast() };
 }

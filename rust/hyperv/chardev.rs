@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Character devices that can be polled, and that go at once when they have to.
-//!
-//! `kernel::miscdevice` has no `poll`. Here, an open file shares ownership of the device with its
-//! registration, so a registration never waits for a file to be closed.
+//! Character devices with `poll()`, which `kernel::miscdevice` lacks. Their removal never waits for
+//! open files: an open file shares ownership of the device with its registration.
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
@@ -92,8 +90,8 @@ pub trait Device: Send + Sync + 'static {
     /// Returns what the file is ready for, having registered with `poll` for changes of that.
     fn poll(&self, poll: &Poll<'_>) -> Ready;
 
-    /// The device goes. It cannot be opened any more once this returns, but files that are open stay
-    /// so: refuse what is asked of them.
+    /// Called when the registration ends. Open files stay open, and [`Device::open`] may still be
+    /// called until the device node is gone. From now on, refuse all calls but [`Device::release`].
     fn revoke(&self);
 }
 
@@ -108,7 +106,7 @@ pub struct Poll<'a> {
 }
 
 impl Poll<'_> {
-    /// Has the caller of `poll()` woken when `changed` is notified.
+    /// Wakes the caller of `poll()` when `changed` is notified.
     pub fn register_wait(&self, changed: &PollCondVar) {
         // SAFETY:
         // - By the type invariant, the file is valid.
@@ -125,13 +123,14 @@ impl Poll<'_> {
 pub struct Registration(#[expect(dead_code)] Managed);
 
 impl Registration {
-    /// Registers `device` on behalf of `parent`: it can be opened from now on.
+    /// Registers `device`: it can be opened from now on. `dev` only bounds the lifetime: the device
+    /// has no parent in sysfs, as with the drivers in C.
     ///
     /// Fails with `ENOMEM`, `EBUSY` if there are no more minor numbers, or `EEXIST`, with a call trace
     /// of sysfs in the log, if there is a device of that name.
-    pub fn new<T: Device>(parent: &device::Device<Bound>, device: Arc<T>) -> Result<Self> {
+    pub fn new<T: Device>(dev: &device::Device<Bound>, device: Arc<T>) -> Result<Self> {
         let inner = KBox::pin_init(Inner::new(device), GFP_KERNEL)?;
-        Ok(Self(Managed::new(parent, inner)?))
+        Ok(Self(Managed::new(dev, inner)?))
     }
 }
 

@@ -5,10 +5,9 @@
 //! Everything in here would move to `rust/kernel/` upstream. It knows nothing of any one device,
 //! and all unsafe code of this project is in here: a driver on top needs none.
 //!
-//! Safe code cannot leave anything behind: channels, character devices and PTP clocks are Devres of
-//! the device that they are made for. They end when they are dropped, and when the device is unbound
-//! if they were leaked (`mem::forget`). Work items exist only inside channels. What was made last
-//! ends first.
+//! Safe code cannot leave a callback behind. A channel, a character device or a PTP clock ends when it
+//! is dropped. If it was leaked (`mem::forget`), it ends when its device is unbound. Work items exist
+//! only inside channels.
 
 #![warn(clippy::multiple_unsafe_ops_per_block)]
 

@@ -15,9 +15,10 @@ use kernel::{
 /// A registration that is ended by dropping it.
 pub(crate) trait Registered: Send + Sync + 'static {}
 
-/// Owns a registration. Drops it with itself, or, if it is leaked, when the device is unbound.
+/// Owns a registration. The registration ends when this is dropped. If this is leaked, the
+/// registration ends when the device is unbound; of several, the newest ends first.
 ///
-/// One type for all registrations: each `Devres<T>` would be a copy of the same code.
+/// One type serves all registrations: each `Devres<T>` would be a copy of the same code.
 pub(crate) struct Managed(Devres<KBox<dyn Registered>>);
 
 impl Managed {

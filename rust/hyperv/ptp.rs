@@ -50,18 +50,19 @@ impl<T: Clock> Clock for Arc<T> {
 pub struct Registration(#[expect(dead_code)] Managed);
 
 impl Registration {
-    /// Registers a clock on behalf of `parent`. `name` is what user space knows it by; at most 31
-    /// bytes of it are used.
+    /// Registers a clock. User space knows it by `name`, of which at most 31 bytes are used. `dev`
+    /// only bounds the lifetime: the clock has no parent in sysfs, as with the driver in C. In a kernel
+    /// without PTP support, succeeds and registers nothing.
     ///
     /// Fails with `ENOMEM`, or `EBUSY` if there are no more minor numbers.
     pub fn new<T: Clock>(
-        parent: &device::Device<Bound>,
+        dev: &device::Device<Bound>,
         name: &'static CStr,
         module: &'static ThisModule,
         clock: T,
     ) -> Result<Self> {
         let inner = KBox::pin_init(Inner::new(name, module, clock), GFP_KERNEL)?;
-        Ok(Self(Managed::new(parent, inner)?))
+        Ok(Self(Managed::new(dev, inner)?))
     }
 }
 
@@ -111,7 +112,8 @@ impl<T: Clock> Inner<T> {
         info.owner = module.as_ptr();
         info.gettimex64 = Some(Self::gettimex);
         info.getcrosststamp = Some(Self::getcrosststamp);
-        // The PTP core insists on the first, and calls the others without looking.
+        // The PTP core refuses a clock without `settime64`, and calls the other two without a check
+        // for NULL.
         info.settime64 = Some(Self::settime);
         info.adjtime = Some(Self::adjtime);
         info.adjfine = Some(Self::adjfine);
@@ -144,7 +146,7 @@ impl<T: Clock> Inner<T> {
         // SAFETY: The PTP core has passed `info`.
         let this = unsafe { Self::from_info(info) };
 
-        // clock_gettime() has none, and the helpers are calls.
+        // `clock_gettime()` passes NULL. Skip the helpers then: each is a call.
         let has_system = !system.is_null();
         if has_system {
             // SAFETY: `system` is valid where it isn't null.
@@ -166,9 +168,9 @@ impl<T: Clock> Inner<T> {
         })
     }
 
-    /// Tells this clock's and the system's time of one moment. Fails with `ENODEV` where the
-    /// system's clock is not the processor's counter, `EOPNOTSUPP` where it's not known how that
-    /// and the reference time go together.
+    /// Reads this clock and the system's at one moment. Fails with `ENODEV` if the clock source is
+    /// not the processor's counter, `EOPNOTSUPP` if the hypervisor does not relate that counter to the
+    /// reference time.
     extern "C" fn getcrosststamp(
         info: *mut bindings::ptp_clock_info,
         to: *mut bindings::system_device_crosststamp,

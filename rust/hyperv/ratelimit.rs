@@ -34,9 +34,8 @@ impl RateLimit {
         })
     }
 
-    /// Counts an event and returns whether it is within the limit. May be called in any context.
-    ///
-    /// The kernel logs how many were not when the limit allows the next one.
+    /// Counts an event and returns whether it is within the limit. May be called in any context in
+    /// which printing is fine: the kernel logs how many were not when the limit allows the next one.
     #[must_use]
     pub fn allows(self: Pin<&Self>) -> bool {
         // SAFETY: `state` was initialized in `new()`; the name is only read.

@@ -49,11 +49,6 @@ pub fn set_wall_clock(unix_time: i64) -> Result {
 pub struct Deadline(Jiffies);
 
 impl Deadline {
-    /// This moment, which is over. May be called in any context.
-    pub fn now() -> Self {
-        Self(jiffies())
-    }
-
     /// The moment `delay` from now. May be called in any context.
     pub fn after(delay: Delta) -> Self {
         let delay = delay.as_millis().clamp(0, i64::from(Msecs::MAX));

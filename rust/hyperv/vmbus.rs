@@ -109,9 +109,10 @@ impl<T: Driver> Adapter<T> {
 
     /// Calls `f` with the device and its private data, if the device is still bound.
     ///
-    /// hv_vmbus suspends and resumes in the `noirq` phases, in which the PM core does not hold the
-    /// device's lock, and handles rescinds until its own turn. So this takes the lock: it waits for an
-    /// unbind that is under way. An unbind needs nothing of what is suspended by then.
+    /// hv_vmbus calls suspend and resume in the `noirq` phases. The PM core does not hold the device's
+    /// lock there. hv_vmbus handles rescinds until it is suspended itself, so an unbind may run at the
+    /// same time. Take the lock to wait for it. That cannot deadlock: an unbind needs no suspended
+    /// device.
     ///
     /// # Safety
     ///
@@ -135,15 +136,15 @@ impl<T: Driver> Adapter<T> {
             unsafe { bindings::rust_helper_device_lock(dev) };
 
             // SAFETY: `dev` is valid, and the driver does not change while its lock is held.
-            let result = match unsafe { (*dev).driver }.is_null() {
-                true => Ok(()),
-                false => {
-                    // SAFETY: The device is bound to this driver, and stays so while its lock is
-                    // held. So `Device::set_drvdata()` has been called in `probe_callback()` and
-                    // stored a `Pin<KBox<T::Data<'_>>>`.
-                    let data = unsafe { hdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
-                    f(hdev, data)
-                }
+            let is_bound = !unsafe { (*dev).driver }.is_null();
+            let result = if is_bound {
+                // SAFETY: The device is bound to this driver, and stays so while its lock is held. So
+                // `Device::set_drvdata()` has been called in `probe_callback()` and stored a
+                // `Pin<KBox<T::Data<'_>>>`.
+                let data = unsafe { hdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+                f(hdev, data)
+            } else {
+                Ok(())
             };
 
             // SAFETY: `dev` is valid, and this has locked it.
@@ -264,7 +265,8 @@ pub trait Driver {
     /// Called before the system hibernates, with user space frozen and the device's lock held. May
     /// sleep, but cannot do I/O: other devices are suspended already.
     ///
-    /// The channel has to be closed here: the host forgets it.
+    /// The channel has to be closed here: the host does not keep it. An error aborts the hibernation.
+    /// Not called for a device that is unbound by then.
     fn suspend<'bound>(
         dev: &'bound Device<device::Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
@@ -328,7 +330,7 @@ impl Device {
         let channel = unsafe { (*self.as_raw()).channel };
 
         // SAFETY: hv_vmbus creates a device for a channel. Only the device's release, which waits for
-        // the last reference, frees a channel that has a device.
+        // the last reference, frees a channel whose device was registered.
         unsafe { NonNull::new_unchecked(channel) }
     }
 }

@@ -95,6 +95,22 @@ impl<T: Run> DelayedWork<T> {
         })
     }
 
+    /// Runs the work soon, unless it is scheduled already. May be called in any context.
+    pub(crate) fn schedule(self: Pin<&Self>) {
+        // SAFETY: The system's queue is set at boot, and always exists.
+        let queue = unsafe { bindings::system_percpu_wq };
+
+        // SAFETY: As in `schedule_at()`.
+        unsafe {
+            bindings::queue_delayed_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+                queue,
+                self.raw.get(),
+                0,
+            )
+        };
+    }
+
     /// Runs the work when `deadline` is over, instead of when it was to run before. May be called in
     /// any context.
     pub(crate) fn schedule_at(self: Pin<&Self>, deadline: Deadline) {

@@ -49,6 +49,8 @@ use kernel::{
     },
 };
 
+const RING: RingSize = RingSize::with_data(12 * 1024);
+
 /// How long the channel's job waits: long enough to be pending when the device is unbound.
 const DELAY: Delta = Delta::from_millis(100);
 
@@ -152,12 +154,7 @@ impl vmbus::Driver for Leak {
             module,
             Clock,
         )?);
-        forget(Channel::open(
-            dev,
-            RingSize::with_data(12 * 1024),
-            echo,
-            Some(job),
-        )?);
+        forget(Channel::open(dev, RING, echo, Some(job))?);
         forget(chardev::Registration::new(dev.as_ref(), device)?);
         Ok(())
     }
