@@ -93,7 +93,7 @@ build/guest/daemons-%.cpio: $(images) $(wildcard tests/selftests/hv_utils/*.c) t
 	@echo "[4/6] the distribution's daemons, $*"
 	@tests/guest/images.sh daemons-$*
 
-# In a folder for each flavour, beside what "make" leaves in the source tree.
+# What the tests insert: hv_utils, the samples and tests/modules, in a folder for each flavour.
 build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
 	@echo "[5/6] the module, $*"
 	@mkdir -p $(@D)

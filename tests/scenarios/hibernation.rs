@@ -53,7 +53,6 @@ pub const SCENARIOS: &[Scenario] = &[
 /// what the module says of a request that was not over.
 const EXPECTED: &[&str] = &[
     "WARNING: kernel/smp.c",
-    "Call Trace",
     "VSS: no answer from the daemon",
     "VSS: having the daemon thaw",
 ];

@@ -34,23 +34,62 @@ pub fn is_splat(line: &str) -> bool {
 }
 
 /// The first line of a raw log (`dmesg -r`: `<priority>[time] text`) that is a splat, or a warning or worse that is
-/// neither harmless nor expected.
+/// neither harmless nor expected. The lines of an expected splat, from its `WARNING:` on, are left out, but for those of
+/// another splat among them.
 pub fn first_bad_line<'a>(log: &'a str, expected: &[&str]) -> Option<&'a str> {
+    let mut is_in_splat = false;
     log.lines().find(|line| {
         // A rule, between which and the next one is what matters.
         if line.ends_with("=====") {
             return false;
         }
+        let is_expected = expected.iter().any(|text| line.contains(text));
+        if is_in_splat {
+            is_in_splat = !line.contains("---[ end trace");
+            return is_splat(line) && !is_expected && !line.contains("Call Trace");
+        }
         if is_splat(line) {
-            return !expected.iter().any(|text| line.contains(text));
+            is_in_splat = is_expected && line.contains("WARNING:");
+            return !is_expected;
         }
         let priority = line
             .strip_prefix('<')
             .and_then(|rest| rest.split_once('>')?.0.parse::<u32>().ok());
         priority.is_some_and(|priority| priority & 7 <= 4)
-            && !HARMLESS
-                .iter()
-                .chain(expected)
-                .any(|text| line.contains(text))
+            && !is_expected
+            && !HARMLESS.iter().any(|text| line.contains(text))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPLAT: &str = "<4>[1.0] ------------[ cut here ]------------\n\
+                         <4>[1.0] WARNING: kernel/smp.c:1 at f\n\
+                         <4>[1.0] Modules linked in: hv_utils(O)\n\
+                         <4>[1.0] Call Trace:\n\
+                         <4>[1.0] ---[ end trace 0 ]---\n";
+
+    #[test]
+    fn an_expected_splat_is_left_out_as_a_whole() {
+        assert_eq!(first_bad_line(SPLAT, &["cut here", "kernel/smp.c"]), None);
+        assert!(first_bad_line(SPLAT, &[]).is_some());
+        assert!(first_bad_line(SPLAT, &["cut here", "kernel/other.c"]).is_some());
+    }
+
+    #[test]
+    fn what_is_in_or_behind_an_expected_splat_is_not() {
+        let expected = ["cut here", "kernel/smp.c"];
+        let within = SPLAT.replace("Modules linked in", "BUG: KASAN");
+        assert_eq!(
+            first_bad_line(&within, &expected),
+            Some("<4>[1.0] BUG: KASAN: hv_utils(O)")
+        );
+        let behind = format!("{SPLAT}<4>[2.0] something else\n");
+        assert_eq!(
+            first_bad_line(&behind, &expected),
+            Some("<4>[2.0] something else")
+        );
+    }
 }
