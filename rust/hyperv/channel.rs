@@ -378,6 +378,8 @@ pub struct Sender<'a> {
     context: Context,
     /// Bytes that the outbound ring has room for at least. The host only makes more.
     room: Cell<u32>,
+    /// Something waits for room. All that waits asks again in each invocation of the callback.
+    waits_for_room: Cell<bool>,
 }
 
 impl<'a> Sender<'a> {
@@ -466,7 +468,10 @@ impl<'a> Sender<'a> {
             return true;
         }
         self.set_pending_size(needed.max(self.pending_size.get()));
-        look()
+        let has_room = look();
+        self.waits_for_room
+            .set(self.waits_for_room.get() || !has_room);
+        has_room
     }
 
     /// Sends in-band data. Returns false if an answer that the host waits for was not sent; the log
@@ -854,14 +859,14 @@ impl Inner {
             unsent: &callback.unsent,
             context: this.context,
             room: Cell::new(0),
+            waits_for_room: Cell::new(false),
         };
-        // Whoever waits for room asks for it again.
-        if sender.pending_size.get() != 0 {
-            sender.set_pending_size(0);
-        }
         let handler = &mut *callback.handler;
         handler.woken(&sender);
         let mut is_done = sender.poll(handler);
+        if sender.pending_size.get() != 0 && !sender.waits_for_room.get() {
+            sender.set_pending_size(0);
+        }
 
         if sender.unsent.get().is_some() {
             match sender.is_in_interrupt() {
