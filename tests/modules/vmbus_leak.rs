@@ -51,8 +51,8 @@ use kernel::{
 
 const RING: RingSize = RingSize::with_data(12 * 1024);
 
-/// How long the channel's job waits: long enough to be pending when the device is unbound.
-const DELAY: Delta = Delta::from_millis(100);
+/// How long the channel's job waits: long enough to be pending when the device is unbound. The scenario knows it.
+const DELAY: Delta = Delta::from_secs(2);
 
 hyperv::vmbus_device_table!(
     ID_TABLE,

@@ -41,19 +41,10 @@ pub const SCENARIOS: &[Scenario] = &[
             "VSS: failed to communicate to the daemon",
         ]),
     Scenario::new("work_left_at_removal", work_left)
-        .machine(TWO_PROCESSORS)
+        .machine(Machine::TWO_PROCESSORS)
         .daemons()
         .rust_only(),
 ];
-
-/// One can be kept busy while the other one works, and channels can move from one to the other.
-const TWO_PROCESSORS: Machine = Machine {
-    name: "two processors",
-    change: |config| {
-        config.vcpus = 2;
-        config.vmbus_max = (6, 0);
-    },
-};
 
 /// How far a request has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! whatever it registers (`tests/modules/vmbus_leak.rs`).
 
 use std::time::Duration;
+use std::time::Instant;
 
 use host::guest::Result;
 use host::service::Service;
@@ -23,7 +24,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(&["probe failed for device"]),
     // The memory that it leaks must not count as a leak of another scenario.
     Scenario::new("leaked_registrations", leaked_registrations)
-        .machine(Machine::OTHER)
+        .machine(Machine::TWO_PROCESSORS)
         .unloaded()
         .rust_only()
         .ends_guest(),
@@ -77,80 +78,95 @@ fn not_for_hv_utils(t: &Context<'_>) -> Result<()> {
     t.unload()
 }
 
+/// The leaking driver's.
+const LEAK: &str = "/sys/bus/vmbus/drivers/vmbus_leak";
+
+/// How long its job waits.
+const DELAY: Duration = Duration::from_secs(2);
+
 /// A driver leaks its channel, character device and PTP clock, with the channel's job pending. Whatever ends the
 /// binding of its device ends them all the same, with a file open or not. Nothing runs once the module is gone.
 fn leaked_registrations(t: &Context<'_>) -> Result<()> {
-    let channel = t.channel(Service::Echo);
-    let driver = "/sys/bus/vmbus/drivers/vmbus_leak";
-    let id = Service::Echo.instance();
     t.sh_ok("insmod /modules/samples/vmbus_leak.ko")?;
     // A leaked registration keeps the device for ever: after the rescind the host cannot offer it again.
     for way in ["unbind", "rmmod", "rescind"] {
-        channel.wait_open()?;
-        leaked_are(t, "1")?;
-        let packet = Packet::inband(vec![1; 64]);
-        channel.send_packet(packet.clone())?;
-        t.equal("packet", channel.receive_packet()?, packet)?;
-        wait_for(t, "dmesg | grep -q 'vmbus_leak: the job runs'")?;
-        // An open file keeps the module.
-        let is_read = way != "rmmod";
-        if is_read {
-            t.sh_ok(
-                "rm -f /tmp/status /tmp/go; mkfifo /tmp/go; \
-                 setsid sh -c 'read go </tmp/go; head -c 1 >/dev/null; echo $? >/tmp/status' \
-                 </dev/vmbus_leak >/dev/null 2>&1 &",
-            )?;
-        }
-        // The job is pending while all ends.
-        channel.flood(20, |number| Packet::inband(vec![number as u8; 64]))?;
-        match way {
-            "unbind" => t
-                .sh_ok(&format!("echo {id} >{driver}/unbind"))
-                .map(|_| ())?,
-            "rmmod" => t.sh_ok("rmmod vmbus_leak").map(|_| ())?,
-            _ => channel.rescind()?,
-        }
-        channel.wait_closed()?;
-        wait_for(t, &format!("[ ! -e {driver}/{id} ]"))?;
-        leaked_are(t, "0")?;
-        let runs = runs_of_the_job(t)?;
-        if is_read {
-            t.sh_ok("echo go >/tmp/go")?;
-            wait_for(t, "[ -s /tmp/status ]")?;
-            t.equal(
-                "status of a read",
-                t.sh_ok("cat /tmp/status")?.as_str(),
-                "1",
-            )?;
-        }
-        // Longer than the job waits.
-        std::thread::sleep(Duration::from_millis(500));
-        t.equal("runs of the job", runs_of_the_job(t)?, runs)?;
-        match way {
-            "unbind" => t.sh_ok(&format!("echo {id} >{driver}/bind"))?,
-            "rmmod" => t.sh_ok("insmod /modules/samples/vmbus_leak.ko")?,
-            _ => t.sh_ok("rmmod vmbus_leak")?,
-        };
+        leaked_at(t, way).map_err(|error| format!("{way}: {error}"))?;
     }
-    Ok(())
+    t.sh_ok("rmmod vmbus_leak").map(|_| ())
 }
 
-/// Checks how many character devices and PTP clocks of the leaking driver there are.
-fn leaked_are(t: &Context<'_>, expected: &str) -> Result<()> {
-    for (what, command) in [
-        ("character devices", "ls /dev/vmbus_leak"),
-        (
-            "PTP clocks",
-            "cat /sys/class/ptp/*/clock_name | grep vmbus_leak",
-        ),
-    ] {
-        let count = t.sh_ok(&format!("{{ {command}; }} 2>/dev/null | wc -l"))?;
-        t.equal(what, count.as_str(), expected)?;
+fn leaked_at(t: &Context<'_>, way: &str) -> Result<()> {
+    let channel = t.channel(Service::Echo);
+    let id = Service::Echo.instance();
+    channel.wait_open()?;
+    wait_for(t, &format!("[ -e {LEAK}/{id} ] && {}", leaked_are(1)))?;
+    let packet = Packet::inband(vec![1; 64]);
+    let runs = runs_of_the_job(t)?;
+    channel.send_packet(packet.clone())?;
+    t.equal("packet", channel.receive_packet()?, packet)?;
+    wait_for(t, &format!("[ $({RUNS}) -gt {runs} ]"))?;
+    // An open file keeps the module.
+    let is_read = way != "rmmod";
+    if is_read {
+        t.sh_ok(
+            "rm -f /tmp/opened /tmp/status /tmp/go; mkfifo /tmp/go; \
+             setsid sh -c ': >/tmp/opened; read go </tmp/go; head -c 1 >/dev/null; echo $? >/tmp/status' \
+             </dev/vmbus_leak >/dev/null 2>&1 &",
+        )?;
+        wait_for(t, "[ -e /tmp/opened ]")?;
     }
-    Ok(())
+    // An echo has armed the job, which is pending while all ends.
+    let runs = runs_of_the_job(t)?;
+    let start = Instant::now();
+    channel.flood(20, |number| Packet::inband(vec![number as u8; 64]))?;
+    for number in 0..20 {
+        let payload = channel.receive_packet()?.payload;
+        t.equal("payload", payload, vec![number; 64])?;
+    }
+    match way {
+        "unbind" => t.sh_ok(&format!("echo {id} >{LEAK}/unbind")).map(|_| ())?,
+        "rmmod" => t.sh_ok("rmmod vmbus_leak").map(|_| ())?,
+        _ => channel.rescind()?,
+    }
+    // The link to the driver goes before the rest does.
+    wait_for(t, &format!("[ ! -e {LEAK}/{id} ] && {}", leaked_are(0)))?;
+    t.check(!channel.is_open(), "the channel is closed")?;
+    let took = start.elapsed();
+    if is_read {
+        t.sh_ok("echo go >/tmp/go")?;
+        wait_for(t, "[ -s /tmp/status ]")?;
+        t.equal(
+            "status of a read",
+            t.sh_ok("cat /tmp/status")?.as_str(),
+            "1",
+        )?;
+    }
+    std::thread::sleep(DELAY + Duration::from_millis(500));
+    let now = runs_of_the_job(t)?;
+    t.check(
+        now == runs,
+        &format!("the job runs no more ({runs} runs became {now}; the end took {took:?})"),
+    )?;
+    match way {
+        "unbind" => t.sh_ok(&format!("echo {id} >{LEAK}/bind")).map(|_| ()),
+        "rmmod" => t.sh_ok("insmod /modules/samples/vmbus_leak.ko").map(|_| ()),
+        _ => Ok(()),
+    }
 }
 
-/// How often the leaking driver's job has run.
-fn runs_of_the_job(t: &Context<'_>) -> Result<String> {
-    t.sh_ok("dmesg | grep 'vmbus_leak: the job runs' | wc -l")
+/// A command that tests how many character devices and PTP clocks of the leaking driver there are.
+fn leaked_are(count: u32) -> String {
+    format!(
+        "[ $(ls /dev/vmbus_leak 2>/dev/null | wc -l) -eq {count} ] && \
+         [ $(cat /sys/class/ptp/*/clock_name 2>/dev/null | grep -c vmbus_leak) -eq {count} ]"
+    )
+}
+
+/// A command that prints how often the leaking driver's job has run.
+const RUNS: &str = "dmesg | grep -c 'vmbus_leak: the job runs'";
+
+fn runs_of_the_job(t: &Context<'_>) -> Result<u64> {
+    let runs = t.sh(RUNS)?.text;
+    runs.parse()
+        .map_err(|error| format!("runs of the job {runs:?}: {error}").into())
 }

@@ -35,6 +35,17 @@ impl Machine {
             config.services.push(Service::Echo);
         },
     };
+
+    /// One processor can be kept busy while the other one works, and channels can move from one to the other. And a
+    /// device for a driver that is not hv_utils.
+    pub const TWO_PROCESSORS: Self = Self {
+        name: "two processors",
+        change: |config| {
+            config.vcpus = 2;
+            config.vmbus_max = (6, 0);
+            config.services.push(Service::Echo);
+        },
+    };
 }
 
 /// A scenario, as one line of a table.
