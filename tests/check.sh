@@ -301,7 +301,7 @@ fi
 for name in "${steps[@]}"; do
 	run "$name"
 done
-if [ $((passed + failed)) -eq 0 ]; then
+if [ $((passed + failed + skipped)) -eq 0 ]; then
 	echo "not ok - no test has \"$word\" in its name"
 	failed=1
 fi
