@@ -109,16 +109,36 @@ all_of_clippy()
 		--extern "host=$build/host/libhost.rlib" tests/unit/properties.rs
 }
 
+# samples_in DIR: builds the module there with all that is never installed.
+samples_in()
+{
+	make -s -j "$(nproc)" -C "$build/kdir/amd64" M="$top" MO="$1" EXTRAS=1 modules >"$1.log" 2>&1
+}
+
+# make_in DIR TARGET...: make for that folder, as a user calls it.
+make_in()
+{
+	make -s KDIR=build/kdir/amd64 MO="$1" INSTALL_MOD_PATH="$1/root" "${@:2}" >>"$1.log" 2>&1
+}
+
 # make installs the module alone, even from a folder that the samples were built in.
 installed()
 {
-	local out=$build/check/install
-	rm -rf "$out"
+	local out=$build/check/install kept=$build/check/kept.ko
+	rm -rf "$out" "$kept"
 	mkdir -p "$out"
-	if ! make -s -j "$(nproc)" -C "$build/kdir/amd64" M="$top" MO="$out" EXTRAS=1 modules >"$out.log" 2>&1 ||
-	   ! make -s KDIR=build/kdir/amd64 MO="$out" INSTALL_MOD_PATH="$out/root" modules modules_install >>"$out.log" 2>&1; then
-		tail -n 15 "$out.log"
+	# make puts the module here, too, where the user's may be.
+	[ ! -e hv_utils.ko ] || cp -p hv_utils.ko "$kept"
+	# shellcheck disable=SC2064 # the variables are gone by then
+	trap "if [ -e '$kept' ]; then mv -f '$kept' hv_utils.ko; else rm -f hv_utils.ko; fi" EXIT
+	samples_in "$out" || { tail -n 15 "$out.log"; return; }
+	if make_in "$out" modules_install || [ -e "$out/root" ]; then
+		echo "modules_install takes a folder that holds more than the module"
 	fi
+	make_in "$out" modules || tail -n 15 "$out.log"
+	touch "$out.built"
+	make_in "$out" modules_install || tail -n 15 "$out.log"
+	find "$out" hv_utils.ko -path "$out/root" -prune -o -type f -newer "$out.built" -printf 'modules_install made %p\n'
 	find "$out/root" -name '*.ko*' -printf '%P\n' |
 		grep -vx 'lib/modules/[^/]*/updates/hv_utils\.ko[.a-z]*' || true
 	find "$out/root" -name 'hv_utils.ko*' | grep -q . || echo "no hv_utils.ko was installed"
