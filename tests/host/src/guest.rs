@@ -319,12 +319,16 @@ impl Guest {
         self.machine.shared().ports().console().len()
     }
 
+    /// Whether the console says this, behind its first `from` bytes.
+    pub fn console_says(&self, text: &str, from: usize) -> bool {
+        says(self.machine.shared().ports().console(), text, from)
+    }
+
     /// Waits until the console says this, behind its first `from` bytes.
     pub fn wait_console(&self, text: &str, from: usize) -> Result<()> {
         let shared = self.machine.shared();
         let said = shared.wait_ports(self.patience, |ports| {
-            let console = ports.console().get(from..).unwrap_or_default();
-            match console.windows(text.len()).any(|it| it == text.as_bytes()) {
+            match says(ports.console(), text, from) {
                 true => Some(true),
                 false => shared.exit().map(|_| false),
             }
@@ -446,16 +450,11 @@ impl Guest {
         }
     }
 
-    /// Has the host take none of the guest's next `count` messages, for want of buffers.
-    pub fn refuse_posts(&self, count: u32) {
-        self.with_bus(|bus| bus.refuse_posts(count));
-    }
-
-    /// Waits until so many more of the messages of [`Guest::refuse_posts`] have been refused.
+    /// Waits until so many more of the messages of [`ChannelHandle::refuse_closes`] have been refused.
     pub fn wait_refused(&self, more: u32) -> Result<()> {
-        let before = self.with_bus(|bus| bus.refused_posts());
+        let before = self.with_bus(|bus| bus.refused_closes());
         self.wait_bus("messages of the guest's to refuse", |bus| {
-            (bus.refused_posts() + more <= before).then_some(())
+            (bus.refused_closes() + more <= before).then_some(())
         })
     }
 
@@ -482,6 +481,11 @@ impl Guest {
     pub fn let_go(&self) {
         self.machine.shared().let_go();
     }
+}
+
+fn says(console: &[u8], text: &str, from: usize) -> bool {
+    let mut texts = console.get(from..).unwrap_or_default().windows(text.len());
+    texts.any(|it| it == text.as_bytes())
 }
 
 /// A service's channel, seen from the host.
@@ -578,16 +582,22 @@ impl ChannelHandle<'_> {
             })
     }
 
-    /// Answers the next `count` open requests with an NTSTATUS.
-    pub fn fail_opens(&self, count: u32, status: u32) {
+    /// Has the host take none of the guest's next `count` messages that close the channel, for want of buffers.
+    pub fn refuse_closes(&self, count: u32) {
         self.guest
-            .with_bus(|bus| bus.fail_opens(self.service, count, status));
+            .with_bus(|bus| bus.refuse_closes(self.service, count));
     }
+
 
     /// How often it was opened since the last [`ChannelHandle::reset`].
     pub fn opens(&self) -> Result<u64> {
         let opens = self
             .guest
+    /// Answers the next `count` open requests with an NTSTATUS.
+    pub fn fail_opens(&self, count: u32, status: u32) {
+        self.guest
+            .with_bus(|bus| bus.fail_opens(self.service, count, status));
+    }
             .with_bus(|bus| Some(bus.channel(self.service)?.opens()));
         opens.ok_or_else(|| format!("the machine has no {}", self.service).into())
     }

@@ -101,8 +101,8 @@ pub struct Bus {
     max_version: Version,
     connection: Connection,
     channels: Vec<Channel>,
-    /// So many posts are refused before the next is taken.
-    refused_posts: u32,
+    /// So many messages that close this device's channel are refused before the next is taken.
+    refused_closes: (Service, u32),
 }
 
 impl Bus {
@@ -125,7 +125,7 @@ impl Bus {
             max_version,
             connection: Connection::Disconnected,
             channels: services.into_iter().map(Channel::new).collect(),
-            refused_posts: 0,
+            refused_closes: (Service::Kvp, 0),
         }
     }
 
@@ -242,9 +242,9 @@ impl Bus {
             .retain(|channel| !channel.is_second || channel.present || channel.offered.is_some());
     }
 
-    /// How many posts are yet to be refused, see [`Bus::refuse_posts`].
-    pub fn refused_posts(&self) -> u32 {
-        self.refused_posts
+    /// How many messages are yet to be refused, see [`Bus::refuse_closes`].
+    pub fn refused_closes(&self) -> u32 {
+        self.refused_closes.1
     }
 
     /// Answers the next `count` open requests of `service` with `status`.
@@ -258,10 +258,23 @@ impl Bus {
         }
     }
 
-    /// Has the next `count` messages of the guest find no room with the host (HV_STATUS_INSUFFICIENT_BUFFERS), after
-    /// which a guest tries again.
-    pub fn refuse_posts(&mut self, count: u32) {
-        self.refused_posts = count;
+    /// Has the guest's next `count` messages that close the channel of `service` find no room with the host
+    /// (HV_STATUS_INSUFFICIENT_BUFFERS), after which a guest tries again. All others find it.
+    pub fn refuse_closes(&mut self, service: Service, count: u32) {
+        self.refused_closes = (service, count);
+    }
+
+    /// Whether there is no room for the message.
+    fn refuses(&mut self, message: &FromGuest) -> bool {
+        let (service, count) = self.refused_closes;
+        let relid = self.channel(service).and_then(Channel::relid);
+        match message {
+            FromGuest::CloseChannel { relid: closed } if relid == Some(*closed) && count > 0 => {
+                self.refused_closes.1 -= 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Makes the device of `service` as new and plugs it in, as the only one of its class; an open channel starts over
@@ -387,12 +400,11 @@ impl Bus {
         if connection != MESSAGES && !(connection == MESSAGES_4 && self.max_version >= (5, 0)) {
             return Status::InvalidConnectionId;
         }
-        if self.refused_posts > 0 {
-            self.refused_posts -= 1;
+        let message = FromGuest::parse(payload);
+        if message.as_ref().is_ok_and(|message| self.refuses(message)) {
             self.note("a message is refused: no buffers".to_owned());
             return Status::InsufficientBuffers;
         }
-        let message = FromGuest::parse(payload);
         if self.link.hypervisor.is_congested() {
             if !matches!(message, Ok(FromGuest::InitiateContact { .. })) {
                 return Status::InsufficientBuffers;

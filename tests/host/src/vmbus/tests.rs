@@ -233,10 +233,15 @@ fn a_contact_is_for_a_processor_and_one_receiver() {
 fn messages_can_be_refused() {
     let mut guest = TestGuest::new((6, 0));
     assert!(guest.contact(4, 0));
-    guest.bus.refuse_posts(1);
-    let offers = [3, 0, 0, 0, 0, 0, 0, 0];
-    assert_eq!(guest.bus.post(1, 1, &offers), Status::InsufficientBuffers);
+    guest.bus.refuse_closes(Service::Heartbeat, 1);
+    // Others are taken, of any kind or channel.
     assert_eq!(guest.post(3, &[]), [1, 1, 4]);
+    guest.post(7, &[2]);
+    assert_eq!(guest.bus.refused_closes(), 1);
+    let close = [7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+    assert_eq!(guest.bus.post(1, 1, &close), Status::InsufficientBuffers);
+    assert_eq!(guest.bus.refused_closes(), 0);
+    assert_eq!(guest.bus.post(1, 1, &close), Status::Success);
 }
 
 #[test]
