@@ -53,6 +53,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&[Service::TimeSync])
         .rust_only()
         .expects_log(&["probe failed for device", REFUSAL]),
+    Scenario::new("next_device_before_the_last_is_unbound", next_device)
+        .daemons()
+        .scripted(&[Service::TimeSync])
+        .rust_only(),
     Scenario::new("silent_host", silent_host)
         .daemons()
         .scripted(&SERVICES)
@@ -173,6 +177,36 @@ fn second_of(t: &Context<'_>, service: Service) -> Result<()> {
 
 /// The host takes the device away, and offers another one of its class, which is served.
 fn another_of(t: &Context<'_>, service: Service, instance: Guid) -> Result<()> {
+/// The host offers the next device of a class, and then takes the last one away. The next one waits until the last one
+/// is unbound, and is served.
+fn next_device(t: &Context<'_>) -> Result<()> {
+    let services = [removal::services(t), &[Service::TimeSync]].concat();
+    for service in services {
+        next_of(t, service).map_err(|error| format!("{service}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn next_of(t: &Context<'_>, service: Service) -> Result<()> {
+    let channel = t.channel(service);
+    channel.wait_open()?;
+    channel.offer_second(OTHER_INSTANCE);
+    // Its driver is asked at once.
+    let device = format!("/sys/bus/vmbus/devices/{OTHER_INSTANCE}");
+    daemon::wait_for(t, &format!("[ -e {device} ]"))?;
+    t.equal("times it was opened by then", channel.second_opens()?, 0)?;
+    channel.rescind()?;
+    channel.swap_second()?;
+    channel.wait_released()?;
+    channel.wait_open()?;
+    match service {
+        Service::TimeSync => framing::works(t, service)?,
+        _ => removal::serves(t, service)?,
+    }
+    t.equal("times it was opened", channel.opens()?, 1)?;
+    another_of(t, service, service.instance())
+}
+
     let channel = t.channel(service);
     channel.rescind()?;
     channel.wait_released()?;

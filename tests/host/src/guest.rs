@@ -568,6 +568,11 @@ impl ChannelHandle<'_> {
             .with_bus(|bus| bus.rescind_second(self.service))?)
     }
 
+    /// Has the second device be the first from now on: what all else here is about.
+    pub fn swap_second(&self) -> Result<()> {
+        Ok(self.guest.with_bus(|bus| bus.swap_second(self.service))?)
+    }
+
     /// How often the second device was opened.
     pub fn second_opens(&self) -> Result<u64> {
         let opens = self.guest.with_bus(|bus| bus.second_opens(self.service));
@@ -588,16 +593,16 @@ impl ChannelHandle<'_> {
             .with_bus(|bus| bus.refuse_closes(self.service, count));
     }
 
-
-    /// How often it was opened since the last [`ChannelHandle::reset`].
-    pub fn opens(&self) -> Result<u64> {
-        let opens = self
-            .guest
     /// Answers the next `count` open requests with an NTSTATUS.
     pub fn fail_opens(&self, count: u32, status: u32) {
         self.guest
             .with_bus(|bus| bus.fail_opens(self.service, count, status));
     }
+
+    /// How often it was opened since the last [`ChannelHandle::reset`].
+    pub fn opens(&self) -> Result<u64> {
+        let opens = self
+            .guest
             .with_bus(|bus| Some(bus.channel(self.service)?.opens()));
         opens.ok_or_else(|| format!("the machine has no {}", self.service).into())
     }

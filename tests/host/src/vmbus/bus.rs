@@ -210,8 +210,29 @@ impl Bus {
         channel.instance = instance;
         channel.is_second = true;
         channel.present = false;
+        if let Some(first) = self.channel(service) {
+            if first.device.mode() == device::Mode::Script {
+                channel.device.script();
+            }
+        }
         self.channels.push(channel);
         self.plug_in(self.channels.len() - 1);
+    }
+
+    /// Has the second device be the first from now on, and that one the second; an error if there is none.
+    pub fn swap_second(&mut self, service: Service) -> Result<(), String> {
+        let first = self
+            .channels
+            .iter()
+            .position(|channel| channel.service == service && !channel.is_second);
+        let (Some(first), Some(second)) = (first, self.second(service)) else {
+            return Err(format!("there is no second {service}"));
+        };
+        self.channels.swap(first, second);
+        self.channels[first].is_second = false;
+        self.channels[second].is_second = true;
+        self.drop_seconds();
+        Ok(())
     }
 
     /// Unplugs the second device; an error if there is none.

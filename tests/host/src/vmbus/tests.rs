@@ -828,6 +828,16 @@ fn a_class_may_have_a_second_device() {
     guest.bus.reoffer(service).unwrap();
     assert_eq!(offered_instance(&guest), service.instance().0);
 
+    // It takes the place of the first one, which is gone once it is released.
+    guest.bus.offer_second(service, other);
+    guest.bus.rescind(service).unwrap();
+    guest.bus.swap_second(service).unwrap();
+    assert_eq!(guest.bus.channel(service).unwrap().relid(), Some(3));
+    assert_eq!(guest.bus.second_opens(service), Some(0));
+    assert_eq!(guest.post(13, &[1]), [0u32; 0]);
+    assert_eq!(guest.bus.second_opens(service), None);
+    assert!(guest.bus.swap_second(service).is_err());
+
     // Nothing is left of one that was unplugged when the guest disconnects.
     guest.bus.offer_second(service, other);
     guest.bus.rescind_second(service).unwrap();
