@@ -60,6 +60,9 @@ rm -rf "$root"
 cp -a "$base" "$root"
 mkdir "$root/usr/src/hv_utils-1.0"
 tar -c -C "$top" --exclude=./build --exclude=./.git --exclude='*.ko' . | tar -x -C "$root/usr/src/hv_utils-1.0"
+# Should Debian's headers have Rust metadata one day, they are without it here.
+printf 'path-exclude=%s\n' '/usr/src/*.rmeta' '/usr/lib/modules/*.rmeta' '/lib/modules/*.rmeta' \
+	>"$root/etc/dpkg/dpkg.cfg.d/no-rust-metadata"
 hook=/etc/kernel/header_postinst.d/dkms
 
 # run CMD...: runs CMD in the root. Its output ends up in the log.
@@ -87,7 +90,7 @@ skipped()
 {
 	grep -q "^hv_utils: not built for $release: .*$1" "$log" || { echo "# no reason was given" >>"$log"; return 1; }
 	grep -q "was skipped for module(s) hv_utils" "$log" || { echo "# it was not skipped" >>"$log"; return 1; }
-	inside "$root" dpkg --audit >"$log.audit"
+	inside "$root" dpkg --audit >"$log.audit" || { echo "# dpkg --audit failed" >>"$log"; return 1; }
 	cat "$log.audit" >>"$log"
 	[ ! -s "$log.audit" ]
 }
