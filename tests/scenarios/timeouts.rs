@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long the module waits for daemons that do not come or do not answer. Takes minutes, so it runs only where
-//! `HV_SLOW` is set.
+//! Daemons that do not come or do not answer, and how long the module waits for them: that takes minutes, so it is
+//! looked at only where `HV_SLOW` is set.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -116,15 +116,32 @@ fn kvp_late_answer(t: &Context<'_>) -> Result<()> {
     kvp.finish()
 }
 
-/// A daemon reads a question, and never answers it. The question fails after 30 s. The daemon reads the next one and
-/// answers it: the host gets that answer, and all later ones.
-fn skips_an_answer(t: &Context<'_>, service: Service) -> Result<()> {
-    t.is_patient()?;
+/// A daemon that skips the answer to the first question, and answers all others.
+fn skipping(t: &Context<'_>, service: Service) -> Result<ShellDaemon> {
     let script = format!(
         "dd bs=8192 count=1 && : >/tmp/read; {}",
         ShellDaemon::answers("/tmp/success")
     );
-    let daemon = ShellDaemon::registered(t, service, &script)?;
+    ShellDaemon::registered(t, service, &script)
+}
+
+/// The host gets the answers to these questions.
+fn answered(talk: Talk<'_>) -> Result<()> {
+    for number in 1..=3 {
+        let next = talk
+            .channel
+            .request(removal::request(talk.channel.service()))?;
+        talk.channel.send(&next)?;
+        talk.promptly(&format!("question {number} after it"), &next, S_OK)?;
+    }
+    talk.finish()
+}
+
+/// A daemon reads a question, and never answers it. The question fails after 30 s. The daemon reads the next one and
+/// answers it: the host gets that answer, and all later ones.
+fn skips_an_answer(t: &Context<'_>, service: Service) -> Result<()> {
+    t.is_patient()?;
+    let daemon = skipping(t, service)?;
     let talk = Talk::with(t, service);
     talk.channel.negotiate_all()?;
     let asked = Instant::now();
@@ -137,10 +154,10 @@ fn skips_an_answer(t: &Context<'_>, service: Service) -> Result<()> {
         talk.promptly(&format!("question {number} after it"), &next, S_OK)?;
     }
     daemon.kill(t)?;
-    talk.finish()
+    kvp.finish()
 }
 
-/// So has one that has not read it; and it does what it is asked next.
+/// A daemon that has not read a request has 30 s, too; and it does what it is asked next.
 fn timeouts(t: &Context<'_>) -> Result<()> {
     t.is_patient()?;
     let vss = Talk::begin(t, Service::Vss, daemon::VSS)?;
