@@ -270,27 +270,35 @@ fn full_counts(t: &Context<'_>, service: Service) -> Result<(u64, u64)> {
     }
 }
 
-/// A full ring counts in `out_full_total`, and once in `out_full_first`. Each reply comes when the host reads again.
+/// A full ring counts in `out_full_total`, and in `out_full_first`, each time that it gets full: perhaps more than once
+/// in the latter, as a signal of the host has the module ask for room anew. Each reply comes when the host reads again.
 fn full_ring_is_counted(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
-        let channel = t.channel(service);
-        channel.negotiate_all()?;
-        let before = full_counts(t, service)?;
-        let count = fill_unread(t, service)?;
-        let full = full_counts(t, service)?;
-        t.check(
-            full.0 > before.0,
-            &format!("{service}: out_full_total counts the full ring"),
-        )?;
-        t.equal(&format!("{service}: out_full_first"), full.1, before.1 + 1)?;
-        channel.set_reading(true)?;
-        for number in 0..count {
-            let reply = channel.receive()?;
-            t.equal("transaction", reply.transaction_id, number as u8)?;
+        t.channel(service).negotiate_all()?;
+        for round in 1..=2 {
+            fill_and_count(t, service)
+                .map_err(|error| format!("{service}, round {round}: {error}"))?;
         }
-        works(t, service)?;
     }
     Ok(())
+}
+
+fn fill_and_count(t: &Context<'_>, service: Service) -> Result<()> {
+    let channel = t.channel(service);
+    let before = full_counts(t, service)?;
+    let count = fill_unread(t, service)?;
+    let full = full_counts(t, service)?;
+    t.check(full.0 > before.0, "out_full_total counts the full ring")?;
+    t.check(
+        full.1 > before.1 && full.1 - before.1 <= full.0 - before.0,
+        &format!("out_full_first counts it (from {} to {})", before.1, full.1),
+    )?;
+    channel.set_reading(true)?;
+    for number in 0..count {
+        let reply = channel.receive()?;
+        t.equal("transaction", reply.transaction_id, number as u8)?;
+    }
+    works(t, service)
 }
 
 const TRACING: &str = "/sys/kernel/tracing";
