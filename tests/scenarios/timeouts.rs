@@ -19,6 +19,7 @@ use host::service::Service;
 use crate::daemon;
 use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
+use crate::hibernation;
 use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
@@ -46,6 +47,20 @@ pub const SCENARIOS: &[Scenario] = &[
     .daemons()
     .rust_only()
     .expects_log(&["VSS: no answer from the daemon"]),
+    Scenario::new("daemon_skips_an_answer_given_up", |t| {
+        removal::services(t)
+            .iter()
+            .try_for_each(|&service| skips_an_answer_given_up(t, service))
+    })
+    .once()
+    .daemons()
+    .rust_only()
+    .expects_log(&["VSS: no answer from the daemon"]),
+    Scenario::new("kvp_times_out_after_hibernation", kvp_after_hibernation)
+        .once()
+        .daemons()
+        .rust_only()
+        .expects_log(hibernation::EXPECTED),
     Scenario::new("daemon_timeouts", timeouts)
         .daemons()
         .rust_only()
@@ -148,11 +163,37 @@ fn skips_an_answer(t: &Context<'_>, service: Service) -> Result<()> {
     let skipped = talk.pend(removal::request(service))?;
     daemon::wait_for(t, "[ -e /tmp/read ]")?;
     at(t, talk, &skipped, E_FAIL, asked, 30)?;
-    for number in 1..=3 {
-        let next = talk.channel.request(removal::request(service))?;
-        talk.channel.send(&next)?;
-        talk.promptly(&format!("question {number} after it"), &next, S_OK)?;
-    }
+    answered(talk)?;
+    daemon.kill(t)
+}
+
+/// The same without the time-out: the host starts over, for which the module gives the question up.
+fn skips_an_answer_given_up(t: &Context<'_>, service: Service) -> Result<()> {
+    let daemon = skipping(t, service)?;
+    let talk = Talk::with(t, service);
+    talk.channel.negotiate_all()?;
+    talk.pend(removal::request(service))?;
+    daemon::wait_for(t, "[ -e /tmp/read ]")?;
+    talk.channel.negotiate_all()?;
+    answered(talk).map_err(|error| format!("{service}: {error}"))?;
+    daemon.kill(t)
+}
+
+/// Hibernation has cancelled the job that ends the waiting. A question that comes after it is given up in time all the
+/// same.
+fn kvp_after_hibernation(t: &Context<'_>) -> Result<()> {
+    t.is_patient()?;
+    let daemon = ShellDaemon::registered(t, Service::Kvp, ShellDaemon::READS_NOTHING)?;
+    let kvp = Talk::with(t, Service::Kvp);
+    kvp.channel.negotiate_all()?;
+    // The job is armed.
+    kvp.pend(removal::request(Service::Kvp))?;
+    hibernation::hibernate(t)?;
+    kvp.channel.wait_open()?;
+    kvp.channel.negotiate_all()?;
+    let asked = Instant::now();
+    let request = kvp.pend(removal::request(Service::Kvp))?;
+    at(t, kvp, &request, E_FAIL, asked, 30)?;
     daemon.kill(t)?;
     kvp.finish()
 }
