@@ -28,9 +28,7 @@ use core::{
         UnsafeCell, //
     },
     marker::PhantomData,
-    ops::Range,
-    ptr::NonNull,
-    slice, //
+    ptr::NonNull, //
 };
 use kernel::{
     device,
@@ -207,43 +205,31 @@ impl<'a> Packet<'a> {
         u32::from(self.descriptor().type_) == bindings::vmbus_packet_type_VM_PKT_DATA_INBAND
     }
 
-    /// The offsets of the payload from the descriptor, in bytes.
+    /// The payload. It is valid for reads and writes, and initialized, until the iterator is moved.
     #[inline]
-    fn range(&self) -> Range<usize> {
+    fn raw_payload(&self) -> *mut [u8] {
+        // `hv_pkt_iter_first()` makes sure that the payload begins behind the descriptor, does not begin
+        // behind its own end (no length is cut, see `RingSize::LARGEST`), and lies in hv_vmbus' copy.
         let descriptor = self.descriptor();
-        usize::from(descriptor.offset8) * 8..usize::from(descriptor.len8) * 8
+        let start = usize::from(descriptor.offset8) * 8;
+        let len = (usize::from(descriptor.len8) * 8).saturating_sub(start);
+        let payload = self.descriptor.cast::<u8>().as_ptr().wrapping_add(start);
+        core::ptr::slice_from_raw_parts_mut(payload, len)
     }
 
     /// The payload, a multiple of 8 bytes long.
     #[inline]
     pub fn payload(&self) -> &[u8] {
-        let range = self.range();
-        let payload = self
-            .descriptor
-            .cast::<u8>()
-            .as_ptr()
-            .wrapping_add(range.start);
-
-        // SAFETY:
-        // - `hv_pkt_iter_first()` makes sure that the payload begins behind the descriptor, does not
-        //   begin behind its own end (no length is cut, see `RingSize::LARGEST`), and lies in hv_vmbus'
-        //   copy, all of which is initialized.
-        // - Only this packet refers to the copy until the iterator is moved.
-        unsafe { slice::from_raw_parts(payload, range.len()) }
+        // SAFETY: `raw_payload()` says why it is valid. Only this packet refers to it, and only
+        // `payload_mut()`, which borrows the packet alone, changes it.
+        unsafe { &*self.raw_payload() }
     }
 
     /// The payload, to be changed into the answer.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
-        let range = self.range();
-        let payload = self
-            .descriptor
-            .cast::<u8>()
-            .as_ptr()
-            .wrapping_add(range.start);
-
         // SAFETY: As in `payload()`. The descriptor is not part of the slice.
-        unsafe { slice::from_raw_parts_mut(payload, range.len()) }
+        unsafe { &mut *self.raw_payload() }
     }
 
     /// Sends the payload back as the packet's answer, with its transaction id. Returns whether the

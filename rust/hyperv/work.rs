@@ -95,38 +95,29 @@ impl<T: Run> DelayedWork<T> {
         })
     }
 
+    /// The system's queue.
+    fn queue() -> *mut bindings::workqueue_struct {
+        // SAFETY: It is set at boot, and always exists.
+        unsafe { bindings::system_percpu_wq }
+    }
+
     /// Runs the work soon, unless it is scheduled already. May be called in any context.
     pub(crate) fn schedule(self: Pin<&Self>) {
-        // SAFETY: The system's queue is set at boot, and always exists.
-        let queue = unsafe { bindings::system_percpu_wq };
+        let cpu = bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int;
 
-        // SAFETY: As in `schedule_at()`.
-        unsafe {
-            bindings::queue_delayed_work_on(
-                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-                queue,
-                self.raw.get(),
-                0,
-            )
-        };
+        // SAFETY: `raw` was initialized in `new()`. It stays valid until the work has run, or was
+        // cancelled in `drop()`.
+        unsafe { bindings::queue_delayed_work_on(cpu, Self::queue(), self.raw.get(), 0) };
     }
 
     /// Runs the work when `deadline` is over, instead of when it was to run before. May be called in
     /// any context.
     pub(crate) fn schedule_at(self: Pin<&Self>, deadline: Deadline) {
-        // SAFETY: The system's queue is set at boot, and always exists.
-        let queue = unsafe { bindings::system_percpu_wq };
+        let cpu = bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int;
+        let delay = deadline.left();
 
-        // SAFETY: `raw` was initialized in `new()`. It stays valid until the work has run, or was
-        // cancelled in `drop()`.
-        unsafe {
-            bindings::mod_delayed_work_on(
-                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-                queue,
-                self.raw.get(),
-                deadline.left(),
-            )
-        };
+        // SAFETY: As in `schedule()`.
+        unsafe { bindings::mod_delayed_work_on(cpu, Self::queue(), self.raw.get(), delay) };
     }
 
     /// Cancels the work; waits for it if it runs. May sleep.
