@@ -274,7 +274,7 @@ impl Transport {
                 return Err(EAGAIN);
             }
             if self.changed.wait_interruptible(&mut state) {
-                return Err(EINTR);
+                return Err(ERESTARTSYS);
             }
         }
     }
