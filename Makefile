@@ -136,8 +136,8 @@ bench: root guest-$(FLAVOUR) host
 
 ## faults               what C and this module make of the faults of Documentation/faults.rst, which it writes (15 min)
 faults: root guest-amd64 guest-debug host
-	@$(enter) env HV_SLOW=waits OUTER_TIMEOUT=1800 build/host/scenarios faults
-	@$(enter) env HV_SLOW=waits OUTER_TIMEOUT=1800 build/host/scenarios --flavour debug faults
+	@$(enter) env OUTER_TIMEOUT=1800 build/host/scenarios --time emulated faults
+	@$(enter) env OUTER_TIMEOUT=1800 build/host/scenarios --time emulated --flavour debug faults
 	@cp build/results/faults.rst Documentation/faults.rst
 
 ## check-debug          all scenarios on the kernel that looks for faults (30 min)

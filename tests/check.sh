@@ -239,6 +239,12 @@ step_scenarios()
 	return $status
 }
 
+# What waits for minutes, where waiting takes no time.
+step_timeouts()
+{
+	scenarios amd64 --time emulated --vcpus 1 --vmbus 6.0 --peer "$(peer)"
+}
+
 # What one heartbeat and one key cost, in instructions, against the committed baseline.
 step_bench()
 {
@@ -307,7 +313,7 @@ run()
 	passed=$((passed + oks)) failed=$((failed + nots)) skipped=$((skipped + skips))
 }
 
-steps=(format shellcheck clippy install checkpatch faults host unit properties scenarios bench)
+steps=(format shellcheck clippy install checkpatch faults host unit properties scenarios timeouts bench)
 pattern=$word
 for name in "${steps[@]}" debug systemd soak; do
 	if [ "$name" = "$word" ]; then
@@ -316,7 +322,7 @@ for name in "${steps[@]}" debug systemd soak; do
 	fi
 done
 if [ -n "$pattern" ]; then
-	steps=(unit scenarios)
+	steps=(unit scenarios timeouts)
 fi
 for name in "${steps[@]}"; do
 	run "$name"

@@ -20,7 +20,7 @@
 //! services acting as on Windows, the kernel's log empty; afterwards the module is removed. What the scenario needs
 //! otherwise is said in the table, see [`scenario::Scenario`]: services led by the scenario from the start
 //! (`scripted`), a module not yet inserted (`unloaded`), another machine (`machine`), a guest that is gone afterwards
-//! (`ends_guest`), the distribution's daemons (`daemons`), each kernel (`everywhere`), one processor and
+//! (`ends_guest`), minutes to wait for (`waits`), the distribution's daemons (`daemons`), each kernel (`everywhere`), one processor and
 //! version only (`once`), two processors (`race`), not for C (`rust_only`), log lines that belong to the case
 //! (`expects_log`), and transcripts that must be the same for both modules (`same_transcript`).
 //!
@@ -76,9 +76,10 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --vmbus X.Y      only this newest version (4.0 and 6.0)
   --full yes       everything with everything: 1 and 2 vcpus, VMBus 6.0 and 4.0, both modules, on any kernel
   --whole no       only this module, and only what processors and version matter to
+  --time emulated  what waits for minutes, in a QEMU guest in which waiting takes no time; else what does not
   --peer KEY       C's results that passed with the same KEY, which stands for all they depend on, are kept
   --repeat N       all of it N times (1)
-HV_SLOW=1 in the environment adds what takes long: time-outs, and more reloads and daemons; HV_SLOW=waits the former.
+HV_SLOW=1 in the environment has all that is repeated repeated more often: reloads, daemons, failing allocations.
 ";
 
 /// All scenarios, in the order in which they run. Those that end the guest come last in each configuration anyway.
@@ -137,7 +138,10 @@ fn main() -> ExitCode {
             options.filter = filter
                 .or_else(|| std::env::var("T").ok())
                 .unwrap_or_default();
-            host::nested::ensure_synic();
+            match options.is_emulated() {
+                true => host::nested::ensure_counted(),
+                false => host::nested::ensure_synic(),
+            }
             match *command {
                 "faults" => runner::check_faults(&all(), options),
                 _ => runner::check(&all(), &options),

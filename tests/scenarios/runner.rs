@@ -64,6 +64,8 @@ pub struct Options {
     full: bool,
     /// Also what does not depend on the place.
     whole: bool,
+    /// What waits, where waiting takes no time; else what does not wait.
+    emulated: bool,
     repeat: u32,
     /// Stands for all that C's results depend on: those that a former run got with the same are kept.
     peer: Option<String>,
@@ -81,6 +83,7 @@ impl Default for Options {
             versions: vec![(6, 0), (4, 0)],
             full: false,
             whole: true,
+            emulated: false,
             repeat: 1,
             peer: None,
             faults: None,
@@ -111,11 +114,17 @@ impl Options {
             }
             "--full" => self.full = value == "yes",
             "--whole" => self.whole = value != "no",
+            "--time" => self.emulated = value == "emulated",
             "--peer" => self.peer = Some(value.to_owned()),
             "--repeat" => self.repeat = value.parse().map_err(|_| wrong())?,
             _ => return Err(wrong()),
         }
         Ok(())
+    }
+
+    /// Whether guest time counts instructions, and waiting takes none.
+    pub fn is_emulated(&self) -> bool {
+        self.emulated
     }
 
     /// The initramfs with the daemons.
@@ -453,6 +462,9 @@ impl<'a> Group<'a> {
             _ => true,
         };
         sorted.retain(|scenario| all || scenario.is_everywhere() || scenario.needs_debug_kernel());
+        let emulated = self.options.emulated;
+        sorted
+            .retain(|scenario| scenario.is_waiting() == emulated || self.options.faults.is_some());
         sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.options.filter);
         let kernel = if debug { Kernel::Debug } else { Kernel::Stock };
         sorted.retain(|scenario| {

@@ -14,7 +14,7 @@ use host::service::Service;
 /// What ended a scenario early without being a failure: it starts the reason.
 const SKIP: &str = "SKIP ";
 
-/// Set in the environment for what takes long; to `waits` where that is not to be more than time-outs.
+/// Set to 1 in the environment where all that is repeated is to be repeated more often.
 const SLOW: &str = "HV_SLOW";
 
 /// How a machine differs from that of most scenarios.
@@ -65,6 +65,7 @@ pub struct Scenario {
     apart: bool,
     once: bool,
     race: bool,
+    waits: bool,
 }
 
 impl Scenario {
@@ -86,6 +87,7 @@ impl Scenario {
             apart: false,
             once: false,
             race: false,
+            waits: false,
         }
     }
 
@@ -104,6 +106,14 @@ impl Scenario {
     /// It is about what happens at the same time, of which one processor shows less: in `make check` it has two.
     pub const fn race(mut self) -> Self {
         self.race = true;
+        self
+    }
+
+    /// It waits for minutes: it runs [once](Self::once), in emulated time, in which waiting takes none
+    /// (`--time emulated`).
+    pub const fn waits(mut self) -> Self {
+        self.waits = true;
+        self.once = true;
         self
     }
 
@@ -234,6 +244,11 @@ impl Scenario {
         self.race
     }
 
+    /// See [`Scenario::waits`].
+    pub fn is_waiting(&self) -> bool {
+        self.waits
+    }
+
     /// See [`Scenario::debug_kernel`].
     pub fn needs_debug_kernel(&self) -> bool {
         self.debug_kernel
@@ -311,19 +326,17 @@ impl<'a> Context<'a> {
         )
     }
 
-    /// Ends the scenario as skipped, unless `HV_SLOW` is set: it mostly waits.
-    pub fn is_patient(&self) -> Result<()> {
-        match std::env::var_os(SLOW) {
-            Some(_) => Ok(()),
-            None => self.skip("it takes long: HV_SLOW=1 runs it"),
-        }
+    /// Whether `HV_SLOW=1` is set: everything is to be tried, however long that takes.
+    pub fn is_slow(&self) -> bool {
+        std::env::var_os(SLOW).is_some_and(|value| value == "1")
     }
 
     /// How often to do something: the second number where `HV_SLOW=1` is set.
     pub fn often(&self, (often, more): (u64, u64)) -> u64 {
-        match std::env::var_os(SLOW) {
-            Some(value) if value == "1" => more,
-            _ => often,
+        if self.is_slow() {
+            more
+        } else {
+            often
         }
     }
 

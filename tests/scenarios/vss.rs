@@ -94,7 +94,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .expects_log(&[HELP, THAWS]),
     Scenario::new("vss_hibernates_over_a_thaw", hibernates_over_a_thaw)
-        .once()
+        .waits()
         .daemons()
         .rust_only()
         .expects_log(&[HELP, THAWS, NO_ANSWER]),
@@ -463,7 +463,6 @@ fn next_daemon_is_told_again(t: &Context<'_>) -> Result<()> {
 /// A daemon hangs over what it was told, and the guest hibernates: the host's requests fail until there is another one,
 /// and none stays unanswered.
 fn hibernates_over_a_thaw(t: &Context<'_>) -> Result<()> {
-    t.is_patient()?;
     let answer = ShellDaemon::write("/tmp/success");
     let script = format!(
         "dd bs=12 count=1; {answer}; {}",
