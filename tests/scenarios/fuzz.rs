@@ -109,6 +109,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&AT_ONCE)
         .expects_log(SAYS)
         .everywhere()
+        .by_chance()
         .rust_only(),
     Scenario::new("fuzz_with_daemons", messages_with_daemons)
         .daemons()

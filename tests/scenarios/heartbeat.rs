@@ -21,12 +21,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("heartbeat_versions", versions)
         .once()
         .expects_log(&["known"])
-        .scripted(&[Service::Heartbeat])
-        .same_transcript(),
+        .scripted(&[Service::Heartbeat]),
     Scenario::new("heartbeat_replies", replies)
         .once()
-        .scripted(&[Service::Heartbeat])
-        .same_transcript(),
+        .scripted(&[Service::Heartbeat]),
     Scenario::new("heartbeat_short_reserved", short_reserved).once(),
     Scenario::new("heartbeat_flood", flood)
         .everywhere()
@@ -159,7 +157,7 @@ fn flood_leaves_the_processor(t: &Context<'_>) -> Result<()> {
     heartbeat.negotiate_all()?;
     let is_over = AtomicBool::new(false);
     let flood = || -> Result<u64> {
-        let mut sequence = 0;
+        let (mut sequence, mut answered) = (0, 0);
         while !is_over.load(Relaxed) {
             // As many as the ring never is without.
             while heartbeat.unsent()? < 1000 {
@@ -167,7 +165,14 @@ fn flood_leaves_the_processor(t: &Context<'_>) -> Result<()> {
                 heartbeat.send(&request)?;
                 sequence += 1;
             }
-            heartbeat.configure(|device| while device.take_received().is_some() {})?;
+            heartbeat.configure(|device| {
+                while device.take_received().is_some() {
+                    answered += 1;
+                }
+            })?;
+        }
+        for _ in answered..sequence {
+            heartbeat.receive_packet()?;
         }
         Ok(sequence)
     };

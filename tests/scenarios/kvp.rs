@@ -32,13 +32,10 @@ const E_NOT_FOUND: u32 = 0x8004_1002;
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kvp_waits_for_its_daemon", waits_for_its_daemon).daemons(),
-    Scenario::new("kvp_enumerates_the_guest", enumerates_the_guest)
-        .daemons()
-        .same_transcript(),
+    Scenario::new("kvp_enumerates_the_guest", enumerates_the_guest).daemons(),
     Scenario::new("kvp_keeps_what_is_set", keeps_what_is_set)
         .everywhere()
-        .daemons()
-        .same_transcript(),
+        .daemons(),
     Scenario::new("kvp_gets_values", gets_values)
         .once()
         .daemons()
@@ -72,10 +69,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .once()
         .daemons()
         .rust_only(),
-    Scenario::new("kvp_addresses", addresses)
-        .once()
-        .daemons()
-        .same_transcript(),
+    Scenario::new("kvp_addresses", addresses).once().daemons(),
     Scenario::new("kvp_daemon_killed", daemon_killed).daemons(),
     Scenario::new("kvp_restore", restore).daemons(),
     Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)

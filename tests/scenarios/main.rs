@@ -22,7 +22,7 @@
 //! (`scripted`), a module not yet inserted (`unloaded`), another machine (`machine`), a guest that is gone afterwards
 //! (`ends_guest`), minutes to wait for (`waits`), the distribution's daemons (`daemons`), each kernel (`everywhere`), one processor and
 //! version only (`once`), two processors (`race`), not for C (`rust_only`), log lines that belong to the case
-//! (`expects_log`), and transcripts that must be the same for both modules (`same_transcript`).
+//! (`expects_log`), and whether what is said depends on chance, so that the modules cannot be compared (`by_chance`).
 //!
 //! A scenario fails if it returns an error, and also if the kernel's log has a splat or a warning that it does not
 //! expect. What was said is then in `build/results`, in a file that the result's line names.
@@ -31,6 +31,7 @@
 
 mod bench;
 mod chardev;
+mod compare;
 mod daemon;
 mod debug;
 mod demo;
@@ -49,6 +50,7 @@ mod plot;
 mod profile;
 mod reload;
 mod removal;
+mod report;
 mod runner;
 mod sample;
 mod scenario;
@@ -69,7 +71,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
        scenarios [OPTION]... demo           shows the module at work
        scenarios [OPTION]... bench [check]  measures it, and the kernel's own; or what may not grow, only
        scenarios [OPTION]... bench profile ROW   says in which functions a row of its table spends them
-       scenarios list                       lists the scenarios
+       scenarios list [debug]               lists the scenarios, or those for the kernel that looks for faults only
   --flavour F      kernel, a folder of build/kernel (amd64)
   --module M       only rust or c
   --vcpus N        only 1 or 2
@@ -127,8 +129,10 @@ fn main() -> ExitCode {
         }
     }
     match words.as_slice() {
-        ["list"] => {
-            for scenario in all() {
+        ["list", debug @ ..] if matches!(debug, [] | ["debug"]) => {
+            let mut listed = all();
+            listed.retain(|scenario| debug.is_empty() || scenario.needs_debug_kernel());
+            for scenario in listed {
                 println!("{}", scenario.name());
             }
             ExitCode::SUCCESS

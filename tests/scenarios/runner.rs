@@ -18,22 +18,21 @@ use host::images;
 use host::images::build_folder;
 use host::machine::Config;
 use host::machine::Exit;
-use host::nested::progress_file;
 use host::service::Service;
 use host::service::Version;
 use host::snapshot::Snapshot;
 
+use crate::compare;
 use crate::daemon;
 use crate::faults;
 use crate::faults::Kernel;
 use crate::log;
+use crate::report;
+use crate::report::Report;
 use crate::scenario::skip;
 use crate::scenario::skip_reason;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
-
-/// Which differences between the modules' transcripts are meant.
-const DIFFERENCES: &str = include_str!("differences.txt");
 
 /// The kernel that most guests have.
 const FLAVOUR: &str = "amd64";
@@ -182,98 +181,10 @@ impl Place {
     }
 }
 
-/// Counts results and prints them, with the time that each took.
-#[derive(Default)]
-struct Report {
-    /// When the last one came.
-    last: Option<Instant>,
-    number: u32,
-    failed: u32,
-    boots: u32,
-    /// Scenarios that ran again, since the emulation of processors had broken down.
-    again: u32,
-    /// Jobs so far, and those that a run in a QEMU guest that broke down has done.
-    jobs: u32,
-    jobs_before: u32,
-    /// Lines of the scenario that runs: they count when it has run in all its places.
-    held: String,
-}
-
-impl Report {
-    /// Goes on from where the run was that was here before.
-    fn resumed() -> Self {
-        let text = progress_file().and_then(|file| std::fs::read_to_string(file).ok());
-        let numbers: Vec<u32> = text
-            .iter()
-            .flat_map(|text| text.split(' '))
-            .filter_map(|word| word.parse().ok())
-            .collect();
-        match *numbers {
-            [jobs_before, number, failed, boots, again] => Self {
-                jobs_before,
-                number,
-                failed,
-                boots,
-                again,
-                ..Self::default()
-            },
-            _ => Self::default(),
-        }
-    }
-
-    /// Counts a job, and says whether it was done before.
-    fn was_done(&mut self) -> bool {
-        self.jobs += 1;
-        self.jobs <= self.jobs_before
-    }
-
-    fn line(&mut self, name: &str, label: &str, result: &Result<()>) {
-        let now = Instant::now();
-        let took = self
-            .last
-            .replace(now)
-            .map_or(0.0, |last| (now - last).as_secs_f64());
-        self.number += 1;
-        let number = self.number;
-        let lines = match result {
-            Ok(()) => format!("ok {number} {name} {label} {took:.1} s\n"),
-            Err(error) => match skip_reason(error) {
-                Some(reason) => format!("ok {number} {name} {label} # SKIP {reason}\n"),
-                None => {
-                    self.failed += 1;
-                    let all = error.0.replace('\n', "\n# ");
-                    let first = error.0.lines().next().unwrap_or_default();
-                    format!("# {all}\nnot ok {number} {name} {label} # {first}\n")
-                }
-            },
-        };
-        self.held.push_str(&lines);
-    }
-
-    /// A scenario has run in all its places.
-    fn settle(&mut self) {
-        print!("{}", std::mem::take(&mut self.held));
-        let Some(file) = progress_file() else {
-            return;
-        };
-        let text = format!(
-            "{} {} {} {} {}",
-            self.jobs, self.number, self.failed, self.boots, self.again
-        );
-        if let Err(error) = std::fs::write(&file, text) {
-            println!("# {}: {error}", file.display());
-        }
-    }
-}
-
 /// Runs all scenarios that the options select; the exit status says whether all of them passed.
 pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
     let start = Instant::now();
     let mut report = Report::resumed();
-    if report.jobs_before == 0 {
-        println!("TAP version 13");
-    }
-    report.last = Some(start);
     for _ in 0..options.repeat {
         for (row, &vcpus) in options.vcpus.iter().enumerate() {
             for (column, &vmbus) in options.versions.iter().enumerate() {
@@ -286,24 +197,9 @@ pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
             }
         }
     }
-    println!("1..{}", report.number);
-    println!(
-        "# {} scenarios, {} failed, {} boots, {:.0} s",
-        report.number,
-        report.failed,
-        report.boots,
-        start.elapsed().as_secs_f64()
-    );
-    if report.again > 0 {
-        println!(
-            "# the emulation of processors broke down {} times",
-            report.again
-        );
-    }
-    if report.failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    match report.end(start) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 
@@ -375,9 +271,6 @@ fn last_verdict(scenario: &str, module: Module, kernel: Kernel) -> Option<String
     };
     std::fs::read_to_string(with_suffix(&place.file(scenario, flavour), VERDICT)).ok()
 }
-
-/// How often a scenario is run where the emulation breaks down.
-const ATTEMPTS: u32 = 3;
 
 /// What went wrong in a run that says nothing about the module.
 struct Breakdown(String);
@@ -531,7 +424,7 @@ impl<'a> Group<'a> {
         if let Some(machine) = scenario.other_machine() {
             (machine.change)(&mut config);
         }
-        self.report.boots += 1;
+        self.report.booted();
         let mut guest = Guest::boot(&config)?;
         println!("# booted in {:.1} s", guest.boot_time().as_secs_f64());
         let snapshot = match more {
@@ -566,12 +459,9 @@ impl<'a> Group<'a> {
         if Some(peer) != self.options.peer.as_deref() {
             return false;
         }
-        if scenario.compares_transcripts() {
-            self.transcripts
-                .insert((scenario.name(), false), said.to_owned());
-        }
-        let label = format!("{} (as before: nothing of it has changed)", place.label());
-        self.report.line(scenario.name(), &label, &Ok(()));
+        self.transcripts
+            .insert((scenario.name(), false), said.to_owned());
+        self.report.kept(scenario.name(), &place.label());
         true
     }
 
@@ -585,23 +475,21 @@ impl<'a> Group<'a> {
         Ok(std::fs::write(file, format!("{peer}\n{said}"))?)
     }
 
-    /// Runs a scenario; again if it failed because the emulation of processors did, about which it says nothing.
+    /// Runs a scenario; once more if it failed because the emulation of processors did, about which it says nothing.
     fn one(&mut self, scenario: &'static Scenario, place: Place, more: bool) {
         if self.take_kept(scenario, place) {
             return;
         }
-        for _ in 1..ATTEMPTS {
-            match self.attempt(scenario, place, more) {
-                Ok(()) => return,
-                Err(Breakdown(what)) => {
-                    println!("# {what}: {} runs again", scenario.name());
-                    self.report.again += 1;
-                }
-            }
+        let result = self.report.begins(scenario.name());
+        if result.is_err() {
+            return self.judge(scenario, place, &result);
         }
-        if let Err(Breakdown(what)) = self.attempt(scenario, place, more) {
-            let result = Err(Error(format!("each of {ATTEMPTS} times: {what}")));
-            self.judge(scenario, place, &result);
+        while let Err(Breakdown(what)) = self.attempt(scenario, place, more) {
+            if !self.report.broke(scenario.name()) {
+                let result = Err(Error(format!("for the second time: {what}")));
+                return self.judge(scenario, place, &result);
+            }
+            println!("# {what}: {} runs again", scenario.name());
         }
     }
 
@@ -635,23 +523,27 @@ impl<'a> Group<'a> {
         let guest = &shared.guest;
         let file = place.file(scenario.name(), &self.options.flavour);
         let from = guest.transcript_length();
+        let console_from = guest.console_length();
         let mut result = run_scenario(scenario, guest, place.module);
         let failed = matches!(&result, Err(error) if skip_reason(error).is_none());
-        let breakdown = if failed { guest.breakdown() } else { None };
+        let console = guest.console();
+        // The console begins anew with each boot.
+        let since = console.get(console_from..).unwrap_or(&console);
+        let breakdown = match guest.exit() {
+            Some(exit) if failed => report::breakdown(&exit, since),
+            _ => None,
+        };
         let saved = guest.save_transcript(&with_suffix(&file, "transcript"), from);
-        let console =
-            std::fs::write(with_suffix(&file, "console"), guest.console()).map_err(Error::from);
-        if let (Ok(()), Err(error)) = (&result, saved.and(console)) {
+        let written = std::fs::write(with_suffix(&file, "console"), &console).map_err(Error::from);
+        if let (Ok(()), Err(error)) = (&result, saved.and(written)) {
             result = Err(error);
         }
         match &mut result {
-            Ok(()) if scenario.compares_transcripts() => {
+            Ok(()) => {
                 let key = (scenario.name(), place.module == Module::Rust);
                 let said = guest.normalised_transcript(from);
-                let said = by_topic(&said, scenario.needs_daemons());
                 self.transcripts.insert(key, said);
             }
-            Ok(()) => {}
             Err(error) if skip_reason(error).is_some() => {}
             Err(error) => error
                 .0
@@ -684,33 +576,20 @@ impl<'a> Group<'a> {
 
     /// Compares what was said with both modules, if both have run.
     fn compare(&mut self, scenario: &Scenario, vcpus: u32, vmbus: Version) {
-        let key = |rust| (scenario.name(), rust);
-        let (Some(rust), Some(c)) = (
-            self.transcripts.remove(&key(true)),
-            self.transcripts.remove(&key(false)),
-        ) else {
+        let [rust, c] = [true, false].map(|rust| self.transcripts.remove(&(scenario.name(), rust)));
+        let (Some(rust), Some(c)) = (rust, c) else {
             return;
         };
-        let difference = first_difference(&rust, &c);
-        let explained = DIFFERENCES
-            .lines()
-            .find_map(|line| line.strip_prefix(scenario.name())?.strip_prefix(':'));
-        let result = match (difference, explained) {
-            (None, None) => Ok(()),
-            (Some(_), Some(reason)) => {
-                println!(
-                    "# {}: the modules differ as expected:{reason}",
-                    scenario.name()
-                );
-                Ok(())
-            }
-            (Some((rust, c)), None) => Err(Error(format!("rust: {rust}\nc:    {c}"))),
-            (None, Some(_)) => Err(Error(
-                "differences.txt explains a difference that is not there".to_owned(),
-            )),
-        };
+        if scenario.is_by_chance() {
+            return;
+        }
+        let result = compare::compare(scenario, &rust, &c);
+        for reason in result.iter().flatten() {
+            println!("# {}: the modules differ: {reason}", scenario.name());
+        }
         let (major, minor) = vmbus;
         let label = format!("[rust and c say the same, {vcpus} vcpu, vmbus {major}.{minor}]");
+        let result = result.map(|_| ()).map_err(Error);
         self.report.line(scenario.name(), &label, &result);
     }
 }
@@ -730,33 +609,10 @@ fn shown(path: &std::path::Path) -> String {
     format!("build/{}", below.display())
 }
 
-/// Sorts what was said with the services that have daemons, or else with those that have none, by topic, keeping each
-/// one's order: how the channels interleave is chance.
-fn by_topic(transcript: &str, daemons: bool) -> String {
-    let topic = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
-    let has_daemon = |line: &str| daemon::SERVICES.map(Service::name).contains(&&*topic(line));
-    // Remarks are nothing that was said, and the bus is hv_vmbus' business: it probes devices in any order.
-    let mut lines: Vec<&str> = transcript
-        .lines()
-        .filter(|line| !line.contains(" -- ") && !line.starts_with("vmbus "))
-        .filter(|line| has_daemon(line) == daemons)
-        .collect();
-    lines.sort_by_key(|line| topic(line));
-    lines.join("\n")
-}
-
-fn first_difference(left: &str, right: &str) -> Option<(String, String)> {
-    let (mut left, mut right) = (left.lines(), right.lines());
-    loop {
-        match (left.next(), right.next()) {
-            (None, None) => return None,
-            (left, right) if left == right => {}
-            (left, right) => {
-                let text = |line: Option<&str>| line.unwrap_or("(nothing)").to_owned();
-                return Some((text(left), text(right)));
-            }
-        }
-    }
+/// An error if there are packets of the guest's that nobody took.
+fn nothing_left(guest: &Guest) -> Result<()> {
+    let mut services = guest.config().services.iter();
+    services.try_for_each(|&service| guest.channel(service).expect_nothing_left())
 }
 
 /// Prepares the guest, runs the scenario, and looks at what it left behind.
@@ -809,14 +665,16 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()
             (result, _) => result,
         };
     }
-    for &service in &guest.config().services {
-        result = result.and_then(|()| guest.channel(service).expect_no_surplus());
-    }
     let failed = matches!(&result, Err(error) if skip_reason(error).is_none());
     let cleaned = match failed || scenario.is_last() {
         true => Ok(()),
         false => context.unload(),
     };
+    // All channels are closed: whatever the guest had to say is in the rings.
+    let cleaned = cleaned.and_then(|()| match failed || scenario.is_last() {
+        true => Ok(()),
+        false => nothing_left(guest),
+    });
     let log = match guest.sh_ok("dmesg -r") {
         Ok(log) => log,
         // Where nothing can be asked any more, its beginning is on the console.

@@ -58,7 +58,7 @@ pub struct Scenario {
     unloaded: bool,
     ends_guest: bool,
     rust_only: bool,
-    same_transcript: bool,
+    by_chance: bool,
     daemons: bool,
     everywhere: bool,
     debug_kernel: bool,
@@ -80,7 +80,7 @@ impl Scenario {
             unloaded: false,
             ends_guest: false,
             rust_only: false,
-            same_transcript: false,
+            by_chance: false,
             daemons: false,
             everywhere: false,
             debug_kernel: false,
@@ -173,9 +173,9 @@ impl Scenario {
         self
     }
 
-    /// What is said must be the same with both modules, but for what `differences.txt` explains.
-    pub const fn same_transcript(mut self) -> Self {
-        self.same_transcript = true;
+    /// What is said depends on chance: it is not compared between the modules.
+    pub const fn by_chance(mut self) -> Self {
+        self.by_chance = true;
         self
     }
 
@@ -254,9 +254,9 @@ impl Scenario {
         self.debug_kernel
     }
 
-    /// See [`Scenario::same_transcript`].
-    pub fn compares_transcripts(&self) -> bool {
-        self.same_transcript
+    /// See [`Scenario::by_chance`].
+    pub fn is_by_chance(&self) -> bool {
+        self.by_chance
     }
 }
 

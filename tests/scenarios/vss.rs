@@ -37,9 +37,7 @@ const ZEROES: &str = "\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000";
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("vss_backs_up", backs_up)
-        .daemons()
-        .same_transcript(),
+    Scenario::new("vss_backs_up", backs_up).daemons(),
     Scenario::new("vss_operations", operations).once().daemons(),
     Scenario::new("vss_unknown_operations", unknown_operations)
         .once()

@@ -16,7 +16,6 @@ use std::time::SystemTime;
 
 use crate::guid::Guid;
 use crate::ic::device::Device;
-use crate::ic::device::Mode;
 use crate::ic::device::State;
 use crate::ic::device::Statistics;
 use crate::ic::device::Versions;
@@ -31,7 +30,6 @@ use crate::machine::Config;
 use crate::machine::Exit;
 use crate::machine::Machine;
 use crate::mailbox;
-use crate::nested;
 use crate::ring::Indices;
 use crate::ring::RingError;
 use crate::ring::Word;
@@ -222,18 +220,6 @@ impl Guest {
         match tail.is_empty() {
             true => Error(text.to_owned()),
             false => Error(format!("{text}; the console's last lines:\n    {tail}")),
-        }
-    }
-
-    /// What broke down in the emulation of the guest's processors, if they are emulated: see [`Exit::Breakdown`]. So it
-    /// is too where one gave up without a word of the guest's kernel.
-    pub fn breakdown(&self) -> Option<String> {
-        match self.exit().filter(|_| nested::is_nested())? {
-            Exit::Breakdown(what) => Some(what),
-            Exit::TripleFault if !self.console().contains("Kernel panic") => {
-                Some("a processor gave up without a word".to_owned())
-            }
-            _ => None,
         }
     }
 
@@ -934,28 +920,20 @@ impl ChannelHandle<'_> {
         }
     }
 
-    /// An error if more replies wait in the ring than the service, led by itself, has sent requests.
-    pub fn expect_no_surplus(&self) -> Result<()> {
+    /// An error if the guest has sent anything that nobody took before the channel was closed: a surplus reply, or one that
+    /// a scenario did not look at.
+    pub fn expect_nothing_left(&self) -> Result<()> {
         let service = self.service;
-        let used = self
+        let surplus = self
             .guest
-            .machine
-            .shared()
-            .wait_bus(Duration::from_secs(1), |bus| {
-                let channel = bus.channel(service)?;
-                let device = channel.device();
-                match (device.mode(), device.state()) {
-                    // It has just sent a request.
-                    (Mode::Auto, State::Waiting { .. }) => None,
-                    (Mode::Auto, State::Ready) if device.is_answered() => {
-                        Some(channel.open()?.to_host().used())
-                    }
-                    _ => Some(Ok(0)),
-                }
-            });
-        match used {
-            None | Some(Ok(0)) => Ok(()),
-            Some(used) => Err(format!("{service}: {} bytes of surplus replies", used?).into()),
+            .with_bus(|bus| Some(bus.channel(service)?.surplus()));
+        match surplus {
+            None | Some((0, 0)) => Ok(()),
+            Some((packets, bytes)) => Err(format!(
+                "{service}: nobody took {packets} packets of the guest's, and {bytes} bytes that were in the ring when it \
+                 was closed"
+            )
+            .into()),
         }
     }
 

@@ -319,6 +319,7 @@ impl Bus {
         channel.instance = service.instance();
         channel.fail_opens = (0, 0);
         channel.opens = 0;
+        channel.left = 0;
         if channel.open().is_some() {
             channel.device.opened();
             if negotiates {

@@ -58,6 +58,8 @@ pub struct Channel {
     /// What the next open requests are answered: this many more times with this status.
     pub(super) fail_opens: (u32, u32),
     pub(super) opens: u64,
+    /// Bytes in the ring to the host that nobody had read when the channel was closed last.
+    pub(super) left: u32,
     /// The ring was not read to its end, and since when.
     unfinished: Option<Instant>,
 }
@@ -74,6 +76,7 @@ impl Channel {
             offered: None,
             fail_opens: (0, 0),
             opens: 0,
+            left: 0,
             unfinished: None,
         }
     }
@@ -102,6 +105,12 @@ impl Channel {
     /// How often it was opened.
     pub fn opens(&self) -> u64 {
         self.opens
+    }
+
+    /// What the guest sent and nobody took: packets that wait for a scenario, and bytes that were in the ring when the
+    /// channel was closed last.
+    pub fn surplus(&self) -> (usize, u32) {
+        (self.device.received_count(), self.left)
     }
 
     /// Lets the device do what it can: send, read, act on what was read.
@@ -184,8 +193,11 @@ impl Channel {
     /// Closes the channel, if it is open.
     pub(super) fn close(&mut self) {
         if let Some(offered) = &mut self.offered {
-            if offered.open.take().is_some() {
+            if let Some(open) = offered.open.take() {
                 self.unfinished = None;
+                // Replies that a host did not ask for, it never reads.
+                let reads = self.device.is_answered();
+                self.left = open.to_host().used().ok().filter(|_| reads).unwrap_or(0);
                 self.device.closed();
             }
         }

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Compares what both modules said to the host in a scenario.
+//!
+//! Where the scenario leads a service, each line counts, in the order of its side. Where a service acts by itself, how
+//! often it does is a matter of time: there each request must have the same reply. How the services interleave is chance.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use host::service::Service;
+
+use crate::daemon;
+use crate::scenario::Scenario;
+
+/// Which differences are meant: see [`parse`].
+const DIFFERENCES: &str = include_str!("differences.txt");
+
+/// What stands for a line that the other module has more.
+const NOTHING: &str = "(nothing)";
+
+/// A difference that is meant: these lines, at the same place.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Meant<'a> {
+    /// The scenarios; `*` is any.
+    scenarios: Vec<&'a str>,
+    reason: &'a str,
+    rust: &'a str,
+    c: &'a str,
+}
+
+/// Reads entries of three lines: `SCENARIO...: REASON`, `  rust: LINE`, `  c: LINE`. A sequence may be `N`: any.
+fn parse(text: &str) -> Result<Vec<Meant<'_>>, String> {
+    let mut lines = text
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty());
+    let mut entries = Vec::new();
+    while let Some(head) = lines.next() {
+        let entry = head.split_once(": ").and_then(|(names, reason)| {
+            Some(Meant {
+                scenarios: names.split(' ').collect(),
+                reason,
+                rust: lines.next()?.strip_prefix("  rust: ")?,
+                c: lines.next()?.strip_prefix("  c: ")?,
+            })
+        });
+        entries.push(entry.ok_or_else(|| format!("differences.txt: {head:?} is no entry"))?);
+    }
+    Ok(entries)
+}
+
+/// Compares the transcripts of both modules. Gives why they differ, where they do; an error if one says what the other
+/// does not, but for the differences that are meant, or does not differ as it is meant to.
+pub fn compare(scenario: &Scenario, rust: &str, c: &str) -> Result<Vec<String>, String> {
+    let leads = |topic: &str| {
+        let scripted = scenario.scripted_services().iter().copied();
+        let mut names = scripted.map(Service::name);
+        let daemons = daemon::SERVICES.map(Service::name);
+        names.any(|name| name == topic) || (scenario.needs_daemons() && daemons.contains(&topic))
+    };
+    judge(
+        scenario.name(),
+        &parse(DIFFERENCES)?,
+        &differences(&Said::parse(rust, leads), &Said::parse(c, leads)),
+    )
+}
+
+/// Whether the differences are those that are meant.
+fn judge(
+    name: &str,
+    meant: &[Meant<'_>],
+    found: &[(String, String)],
+) -> Result<Vec<String>, String> {
+    let is_about = |entry: &&Meant<'_>| entry.scenarios.iter().any(|it| *it == "*" || *it == name);
+    let entries: Vec<_> = meant.iter().filter(is_about).collect();
+    let is_met = |entry: &Meant<'_>, (rust, c): &(String, String)| {
+        let any = numbered(rust).zip(numbered(c));
+        let any = any.filter(|((number, _), (number_of_c, _))| number == number_of_c);
+        (entry.rust == *rust && entry.c == *c)
+            || any.is_some_and(|((_, rust), (_, c))| entry.rust == rust && entry.c == c)
+    };
+    if let Some((rust, c)) = found
+        .iter()
+        .find(|pair| !entries.iter().any(|entry| is_met(entry, pair)))
+    {
+        return Err(format!("rust: {rust}\nc:    {c}"));
+    }
+    let (met, unmet): (Vec<_>, Vec<_>) = entries
+        .into_iter()
+        .partition(|entry| found.iter().any(|pair| is_met(entry, pair)));
+    match unmet.iter().find(|entry| entry.scenarios.contains(&name)) {
+        Some(entry) => Err(format!(
+            "differences.txt has a difference that is not there: {}",
+            entry.rust
+        )),
+        None => Ok(met.iter().map(|entry| entry.reason.to_owned()).collect()),
+    }
+}
+
+/// The sequence in a line, and the line with `N` for it.
+fn numbered(line: &str) -> Option<(&str, String)> {
+    const SEQUENCE: &str = " sequence ";
+    let (before, rest) = line.split_once(SEQUENCE)?;
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
+    let (number, after) = rest.split_at(end);
+    Some((number, format!("{before}{SEQUENCE}N{after}")))
+}
+
+/// What was said in one run. Remarks are nothing that was said, and the bus is hv_vmbus' business: it probes devices in any
+/// order.
+#[derive(Default)]
+struct Said<'a> {
+    /// With the services that the scenario leads: all lines, by topic and side.
+    led: BTreeMap<(&'a str, &'a str), Vec<&'a str>>,
+    /// With the others: the reply, by topic and request.
+    replies: BTreeMap<(&'a str, &'a str), &'a str>,
+}
+
+impl<'a> Said<'a> {
+    fn parse(transcript: &'a str, leads: impl Fn(&str) -> bool) -> Self {
+        let mut said = Self::default();
+        let mut asked: BTreeMap<&str, &str> = BTreeMap::new();
+        for line in transcript.lines() {
+            let mut words = line.splitn(3, ' ');
+            let (Some(topic), Some(side), Some(what)) = (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            if topic == "vmbus" || side == "--" {
+                continue;
+            }
+            if leads(topic) {
+                said.led.entry((topic, side)).or_default().push(line);
+            } else if side == "->" {
+                asked.insert(topic, what);
+            } else {
+                let request = asked.get(topic).copied().unwrap_or_default();
+                said.replies.entry((topic, request)).or_insert(line);
+            }
+        }
+        said
+    }
+}
+
+/// What differs. What a service that acts by itself was not asked in both runs does not count.
+fn differences(rust: &Said<'_>, c: &Said<'_>) -> Vec<(String, String)> {
+    let places: BTreeSet<_> = rust.led.keys().chain(c.led.keys()).collect();
+    let lines = |said: &'_ BTreeMap<_, Vec<_>>, place| said.get(place).cloned().unwrap_or_default();
+    let led = places
+        .into_iter()
+        .flat_map(|place| diff(&lines(&rust.led, place), &lines(&c.led, place)));
+    let replies = rust.replies.iter().filter_map(|(request, reply)| {
+        let reply_of_c = c.replies.get(request)?;
+        (reply != reply_of_c).then_some((*reply, *reply_of_c))
+    });
+    led.chain(replies)
+        .map(|(rust, c)| (rust.to_owned(), c.to_owned()))
+        .collect()
+}
+
+/// Lines side by side.
+fn zip<'a>(left: &[&'a str], right: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    let of = |lines: &[&'a str], at| lines.get(at).copied().unwrap_or(NOTHING);
+    let places = 0..left.len().max(right.len());
+    places.map(|at| (of(left, at), of(right, at))).collect()
+}
+
+/// As many pairs of places are looked at: with more, as in a flood, lines are compared one by one.
+const MOST: usize = 1 << 20;
+
+/// The lines that only one of both has, side by side where they are at the same place.
+fn diff<'a>(left: &[&'a str], right: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    let same = |(left, right): &(&&str, &&str)| left == right;
+    let prefix = left.iter().zip(right).take_while(same).count();
+    let (left, right) = (&left[prefix..], &right[prefix..]);
+    let suffix = left.iter().rev().zip(right.iter().rev());
+    let suffix = suffix.take_while(same).count();
+    let left = &left[..left.len() - suffix];
+    let right = &right[..right.len() - suffix];
+
+    if left.len() * right.len() > MOST {
+        return zip(left, right);
+    }
+
+    // How many lines the rests behind each pair of places have in common at most.
+    let mut common = vec![vec![0; right.len() + 1]; left.len() + 1];
+    for (i, line) in left.iter().enumerate().rev() {
+        for (j, other) in right.iter().enumerate().rev() {
+            common[i][j] = match line == other {
+                true => common[i + 1][j + 1] + 1,
+                false => common[i + 1][j].max(common[i][j + 1]),
+            };
+        }
+    }
+    let (mut i, mut j) = (0, 0);
+    let mut found = Vec::new();
+    let (mut only_left, mut only_right) = (Vec::new(), Vec::new());
+    loop {
+        let (line, other) = (left.get(i), right.get(j));
+        if line == other {
+            found.extend(zip(&only_left, &only_right));
+            (only_left, only_right) = (Vec::new(), Vec::new());
+            if line.is_none() {
+                return found;
+            }
+            (i, j) = (i + 1, j + 1);
+        } else if other.is_none() || (line.is_some() && common[i + 1][j] >= common[i][j + 1]) {
+            only_left.extend(line);
+            i += 1;
+        } else {
+            only_right.extend(other);
+            j += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(rust: &str, c: &str) -> Vec<(String, String)> {
+        let leads = |topic: &str| topic == "kvp";
+        differences(&Said::parse(rust, leads), &Said::parse(c, leads))
+    }
+
+    #[test]
+    fn each_line_of_a_service_in_the_lead_counts() {
+        let said = "kvp -> a\nvmbus -- x\nkvp <- b\nkvp -- remark\nvss -> q\nvss <- r\n";
+        assert_eq!(found(said, said), []);
+        let other = "vss -> q\nkvp -> a\nvss <- r\nkvp <- c\n";
+        assert_eq!(found(said, other), [("kvp <- b".into(), "kvp <- c".into())]);
+        let more = format!("{said}kvp <- b\n");
+        assert_eq!(found(&more, said), [("kvp <- b".into(), NOTHING.into())]);
+        let before = format!("kvp <- c\n{said}");
+        assert_eq!(found(&before, said), [("kvp <- c".into(), NOTHING.into())]);
+        // It is chance whether the host goes on before it has an answer.
+        assert_eq!(
+            found(
+                "kvp -> a\nkvp -> b\nkvp <- c\n",
+                "kvp -> a\nkvp <- c\nkvp -> b\n"
+            ),
+            []
+        );
+    }
+
+    #[test]
+    fn lines_are_paired_where_both_differ() {
+        let found = diff(&["a", "b", "c", "d", "e"], &["a", "x", "c", "e", "f"]);
+        assert_eq!(found, [("b", "x"), ("d", NOTHING), (NOTHING, "f")]);
+        assert_eq!(diff(&[], &["a"]), [(NOTHING, "a")]);
+    }
+
+    #[test]
+    fn a_service_that_acts_by_itself_answers_the_same_to_the_same() {
+        let said = "vss -> q\nvss <- r\nvss -> s\nvss <- t\n";
+        assert_eq!(found(said, "vss -> q\nvss <- r\nvss -> q\n"), []);
+        let other = "vss -> s\nvss <- u\n";
+        assert_eq!(found(said, other), [("vss <- t".into(), "vss <- u".into())]);
+    }
+
+    #[test]
+    fn a_difference_is_meant_as_it_is_written_or_not_at_all() {
+        let text = "# a comment\none two: why\n  rust: a\n  c: b\n*: any\n  rust: x\n  c: y\n";
+        let meant = parse(text).unwrap();
+        assert_eq!(meant[0].scenarios, ["one", "two"]);
+        let pair = |rust: &str, c: &str| (rust.to_owned(), c.to_owned());
+        let why = |found: &[_]| judge("one", &meant, found);
+        assert_eq!(why(&[pair("a", "b")]), Ok(vec!["why".to_owned()]));
+        why(&[pair("a", "c")]).unwrap_err();
+        why(&[pair("a", "b"), pair("b", "a")]).unwrap_err();
+        // It has to be there where it is for this scenario, and may where it is for any.
+        why(&[pair("x", "y")]).unwrap_err();
+        assert_eq!(judge("other", &meant, &[]), Ok(vec![]));
+        judge("other", &meant, &[pair("a", "b")]).unwrap_err();
+        assert_eq!(
+            judge("other", &meant, &[pair("x", "y")]),
+            Ok(vec!["any".to_owned()])
+        );
+        parse("one: why\n  c: b\n").unwrap_err();
+
+        let any = parse("*: why\n  rust: x sequence N 1\n  c: x sequence N 0\n").unwrap();
+        let is_meant = |rust, c| judge("one", &any, &[pair(rust, c)]).is_ok();
+        assert!(is_meant("x sequence 8 1", "x sequence 8 0"));
+        assert!(!is_meant("x sequence 8 1", "x sequence 9 0"));
+        assert!(!is_meant("x sequence 8 1", "x sequence 8 2"));
+    }
+
+    #[test]
+    fn the_file_is_one() {
+        assert!(!parse(DIFFERENCES).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Counts results and breakdowns, and prints them; goes on from where it was when the QEMU guest broke down.
+
+use std::time::Instant;
+
+use host::guest::Result;
+use host::machine::Exit;
+use host::nested;
+use host::nested::progress_file;
+
+use crate::log;
+use crate::scenario::skip_reason;
+
+/// How many times the emulation may break down in one run.
+const BREAKDOWNS: usize = 3;
+
+/// What broke down when a guest stopped, if its processors are emulated and that says nothing about the module: an
+/// emulated processor that stopped for good, or that faulted three times over. It is no breakdown where the kernel said
+/// on the console that something was wrong.
+pub fn breakdown(exit: &Exit, console: &str) -> Option<String> {
+    breakdown_of(exit, console).filter(|_| nested::is_nested())
+}
+
+fn breakdown_of(exit: &Exit, console: &str) -> Option<String> {
+    match exit {
+        _ if console.lines().any(log::is_splat) => None,
+        Exit::Breakdown(what) => Some(what.clone()),
+        Exit::TripleFault => Some("a processor gave up without a word".to_owned()),
+        _ => None,
+    }
+}
+
+/// Which guest's emulation broke down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// The guest of a scenario.
+    Inner,
+    /// The QEMU guest that the host runs in.
+    Outer,
+}
+
+impl Level {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Inner => "inner",
+            Self::Outer => "outer",
+        }
+    }
+}
+
+/// Where a run is: what the next QEMU guest has to know if this one breaks down.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Progress {
+    /// Jobs of scenarios that have run in all their places.
+    jobs: u32,
+    /// Results reported.
+    number: u32,
+    failed: u32,
+    boots: u32,
+    /// What broke down in which scenario.
+    breakdowns: Vec<(Level, String)>,
+    /// The scenario that runs.
+    running: String,
+}
+
+impl Progress {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "{} {} {} {}\n{}\n",
+            self.jobs, self.number, self.failed, self.boots, self.running
+        );
+        for (level, scenario) in &self.breakdowns {
+            text.push_str(&format!("{} {scenario}\n", level.name()));
+        }
+        text
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let numbers: Option<Vec<u32>> = lines
+            .next()?
+            .split(' ')
+            .map(|word| word.parse().ok())
+            .collect();
+        let [jobs, number, failed, boots] = numbers?[..] else {
+            return None;
+        };
+        let running = lines.next()?.to_owned();
+        let breakdowns = lines.map(|line| {
+            let (level, scenario) = line.split_once(' ')?;
+            let levels = [Level::Inner, Level::Outer];
+            let level = levels.into_iter().find(|it| it.name() == level)?;
+            Some((level, scenario.to_owned()))
+        });
+        Some(Self {
+            jobs,
+            number,
+            failed,
+            boots,
+            breakdowns: breakdowns.collect::<Option<_>>()?,
+            running,
+        })
+    }
+
+    /// Counts a breakdown, and says whether it is the first in that scenario.
+    fn broke(&mut self, level: Level, scenario: &str) -> bool {
+        let is_first = !self.breakdowns.iter().any(|(_, name)| name == scenario);
+        self.breakdowns.push((level, scenario.to_owned()));
+        is_first
+    }
+
+    fn count(&self, level: Level) -> usize {
+        let all = self.breakdowns.iter();
+        all.filter(|(it, _)| *it == level).count()
+    }
+}
+
+/// Counts results and prints them, with the time that each took.
+pub struct Report {
+    /// When the last one came.
+    last: Instant,
+    /// Jobs so far, and those that a run in a QEMU guest that broke down has done.
+    jobs: u32,
+    jobs_before: u32,
+    /// The scenario in which a QEMU guest broke down that had broken down before.
+    twice: Option<String>,
+    progress: Progress,
+    /// Lines of the scenario that runs: they count when it has run in all its places.
+    held: String,
+}
+
+impl Report {
+    /// Goes on from where the run was that was here before.
+    pub fn resumed() -> Self {
+        let text = progress_file().and_then(|file| std::fs::read_to_string(file).ok());
+        let before = text.and_then(|text| Progress::parse(&text));
+        let mut report = Self {
+            last: Instant::now(),
+            jobs: 0,
+            jobs_before: 0,
+            twice: None,
+            progress: Progress::default(),
+            held: String::new(),
+        };
+        match before {
+            None => println!("TAP version 13"),
+            Some(progress) => {
+                report.jobs_before = progress.jobs;
+                report.progress = progress;
+                let running = report.progress.running.clone();
+                if !report.progress.broke(Level::Outer, &running) {
+                    report.twice = Some(running);
+                }
+                report.save();
+            }
+        }
+        report
+    }
+
+    /// Counts a job, and says whether it was done before.
+    pub fn was_done(&mut self) -> bool {
+        self.jobs += 1;
+        self.jobs <= self.jobs_before
+    }
+
+    /// Counts a boot.
+    pub fn booted(&mut self) {
+        self.progress.boots += 1;
+    }
+
+    /// A scenario begins to run in one of its places. An error if it must not: the QEMU guest has broken down in it, for
+    /// the second time.
+    pub fn begins(&mut self, scenario: &str) -> Result<()> {
+        if self.progress.running != scenario {
+            self.progress.running = scenario.to_owned();
+            self.save();
+        }
+        match self.twice.as_deref() == Some(scenario) {
+            true => Err("the QEMU guest broke down in it, for the second time".into()),
+            false => Ok(()),
+        }
+    }
+
+    /// The emulation of the guest's processors broke down. Says whether the scenario may run again.
+    pub fn broke(&mut self, scenario: &str) -> bool {
+        self.progress.broke(Level::Inner, scenario)
+    }
+
+    /// Reports a result.
+    pub fn line(&mut self, name: &str, label: &str, result: &Result<()>) {
+        let now = Instant::now();
+        let took = (now - std::mem::replace(&mut self.last, now)).as_secs_f64();
+        self.progress.number += 1;
+        let number = self.progress.number;
+        let lines = match result {
+            Ok(()) => format!("ok {number} {name} {label} {took:.1} s\n"),
+            Err(error) => match skip_reason(error) {
+                Some(reason) => format!("ok {number} {name} {label} # SKIP {reason}\n"),
+                None => {
+                    self.progress.failed += 1;
+                    let all = error.0.replace('\n', "\n# ");
+                    let first = error.0.lines().next().unwrap_or_default();
+                    format!("# {all}\nnot ok {number} {name} {label} # {first}\n")
+                }
+            },
+        };
+        self.held.push_str(&lines);
+    }
+
+    /// Reports a result that a former run got with all as it is now.
+    pub fn kept(&mut self, name: &str, label: &str) {
+        self.last = Instant::now();
+        self.progress.number += 1;
+        let number = self.progress.number;
+        let line = format!("ok {number} {name} {label} # KEPT nothing of it has changed\n");
+        self.held.push_str(&line);
+    }
+
+    /// A scenario has run in all its places.
+    pub fn settle(&mut self) {
+        print!("{}", std::mem::take(&mut self.held));
+        self.progress.jobs = self.jobs;
+        self.progress.running.clear();
+        self.save();
+    }
+
+    /// Has the next QEMU guest go on from here.
+    fn save(&self) {
+        let Some(file) = progress_file() else {
+            return;
+        };
+        if let Err(error) = std::fs::write(&file, self.progress.text()) {
+            println!("# {}: {error}", file.display());
+        }
+    }
+
+    /// Prints the closing lines, and says whether all is well.
+    pub fn end(mut self, start: Instant) -> bool {
+        let [inner, outer] = [Level::Inner, Level::Outer].map(|level| self.progress.count(level));
+        if inner + outer > BREAKDOWNS {
+            let error = format!("more than {BREAKDOWNS}: {:?}", self.progress.breakdowns);
+            self.line("breakdowns of the emulation", "", &Err(error.into()));
+            print!("{}", self.held);
+        }
+        let Progress {
+            number,
+            failed,
+            boots,
+            ..
+        } = self.progress;
+        println!("1..{number}");
+        println!(
+            "# {number} results, {failed} failed, {boots} boots, {:.0} s",
+            start.elapsed().as_secs_f64()
+        );
+        println!(
+            "# breakdowns of the emulation: {inner} of the inner guest, {outer} of the outer guest"
+        );
+        failed == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPLAT: &str = "[1.0] systemd: x\n[2.0] BUG: unable to handle page fault\n";
+
+    #[test]
+    fn what_the_kernel_complained_of_is_no_breakdown() {
+        let stuck = Exit::Breakdown("processor 1 stays".to_owned());
+        for exit in [&stuck, &Exit::TripleFault] {
+            assert!(breakdown_of(exit, "[1.0] booted\n").is_some());
+            assert_eq!(breakdown_of(exit, SPLAT), None);
+            assert_eq!(
+                breakdown_of(exit, "[1.0] Kernel panic - not syncing\n"),
+                None
+            );
+        }
+        assert_eq!(breakdown_of(&Exit::Reset, ""), None);
+    }
+
+    #[test]
+    fn progress_is_read_as_it_was_written() {
+        let mut progress = Progress {
+            jobs: 5,
+            number: 4,
+            failed: 1,
+            boots: 2,
+            ..Progress::default()
+        };
+        assert_eq!(Progress::parse(&progress.text()).as_ref(), Some(&progress));
+        progress.running = "vss_backs_up".to_owned();
+        assert!(progress.broke(Level::Inner, "fuzz"));
+        assert!(progress.broke(Level::Outer, "vss_backs_up"));
+        assert_eq!(Progress::parse(&progress.text()).as_ref(), Some(&progress));
+        assert_eq!(Progress::parse(""), None);
+        assert_eq!(Progress::parse("1 2 3\n\n"), None);
+    }
+
+    #[test]
+    fn a_second_breakdown_of_a_scenario_counts() {
+        let mut progress = Progress::default();
+        assert!(progress.broke(Level::Inner, "fuzz"));
+        assert!(progress.broke(Level::Inner, "chardev"));
+        assert!(!progress.broke(Level::Outer, "fuzz"));
+        assert_eq!(
+            (progress.count(Level::Inner), progress.count(Level::Outer)),
+            (2, 1)
+        );
+    }
+
+    fn report(progress: Progress) -> Report {
+        Report {
+            last: Instant::now(),
+            jobs: 0,
+            jobs_before: 0,
+            twice: None,
+            progress,
+            held: String::new(),
+        }
+    }
+
+    #[test]
+    fn too_many_breakdowns_fail_the_run() {
+        let broken = |times| {
+            let mut progress = Progress::default();
+            for time in 0..times {
+                progress.broke(Level::Inner, &time.to_string());
+            }
+            report(progress).end(Instant::now())
+        };
+        assert!(broken(BREAKDOWNS));
+        assert!(!broken(BREAKDOWNS + 1));
+    }
+
+    #[test]
+    fn what_broke_the_outer_guest_twice_is_not_run() {
+        let mut report = report(Progress::default());
+        report.twice = Some("fuzz".to_owned());
+        report.begins("chardev").unwrap();
+        report.begins("fuzz").unwrap_err();
+        assert_eq!(report.progress.running, "fuzz");
+    }
+}
