@@ -128,6 +128,8 @@ demo: root guest-$(FLAVOUR) host
 ## check                all tests; T=word runs those with the word in their names
 check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \
 		$(if $(filter systemd,$(T)),build/guest/systemd-$(FLAVOUR).cpio) host
+	+@if [ -n "$(T)" ] && $(enter) build/host/scenarios list debug | grep -q -e "$(T)"; then \
+		$(MAKE) $(quiet) guest-debug; fi
 	@tests/check.sh $(T)
 
 ## bench                what this module and the kernel's own cost a guest, in instructions, and in memory (10 min)

@@ -78,7 +78,7 @@ remembered()
 	local name=$1 key=$2 status=0
 	shift 2
 	if [ "$(cat "$logs/$name.key" 2>/dev/null)" = "$key" ]; then
-		sed -n 's/^ok - .*/& (nothing has changed since)/p' "$logs/$name.passed"
+		sed -n 's/^ok - .*/& # KEPT nothing of it has changed/p' "$logs/$name.passed"
 		return
 	fi
 	rm -f "$logs/$name.key"
@@ -222,7 +222,7 @@ scenarios()
 
 # Two machines at a time. With both modules everything but races, on the kernel of most guests; with two
 # processors and an old VMBus this module in what these matter to, races too; some of that on the cloud kernel, and on
-# the one that looks for faults, which is not built for single tests.
+# the one that looks for faults, which is there for single tests if one of them is for it only.
 step_scenarios()
 {
 	local status=0 first key
@@ -234,7 +234,9 @@ step_scenarios()
 	} &
 	first=$!
 	scenarios amd64 --vcpus 1 --vmbus 6.0 --peer "$key" || status=$?
-	[ -n "$pattern" ] || scenarios debug --whole no --module rust --vcpus 2 --vmbus 6.0 || status=$?
+	if [ -z "$pattern" ] || build/host/scenarios list debug | grep -q -e "$pattern"; then
+		scenarios debug --whole no --module rust --vcpus 2 --vmbus 6.0 || status=$?
+	fi
 	wait "$first" || status=$?
 	return $status
 }
@@ -292,25 +294,76 @@ step_soak()
 	}' "$logs/soak.said"
 }
 
-passed=0 failed=0 skipped=0
+# kind STEP: what its tests are, as the summary calls them.
+kind()
+{
+	case $1 in
+	format | shellcheck | clippy | install | checkpatch | faults) echo "source and build" ;;
+	host | unit | properties) echo "unit tests" ;;
+	bench) echo "benchmark" ;;
+	*) echo "scenarios" ;;
+	esac
+}
+
+# tally STEP <LOG: a line "KIND;passed;failed;skipped;kept" for each kind of test in a step's log. What was kept
+# from an earlier run counts as kept only; what runs inside a scenario, test by test, is a kind of its own.
+tally()
+{
+	awk -v kind="$(kind "$1")" '
+	!/^(ok|not ok)/ { next }
+	{ of = kind }
+	/^(not )?ok - (kunit|selftests): / { of = "KUnit and kselftest" }
+	!(of in seen) { seen[of]; order[++kinds] = of }
+	/^not ok/ { failed[of]++; next }
+	/# KEPT/ { kept[of]++; next }
+	toupper($0) ~ /# SKIP/ { skipped[of]++; next }
+	{ passed[of]++ }
+	END {
+		for (number = 1; number <= kinds; number++) {
+			of = order[number]
+			printf "%s;%d;%d;%d;%d\n", of, passed[of], failed[of], skipped[of], kept[of]
+		}
+	}'
+}
+
+# sum <TALLIES: the same, added up by kind.
+sum()
+{
+	awk -F ';' '
+	!($1 in seen) { seen[$1]; order[++kinds] = $1 }
+	{ for (column = 2; column <= 5; column++) count[$1, column] += $column }
+	END {
+		for (number = 1; number <= kinds; number++) {
+			of = order[number]
+			printf "%s;%d;%d;%d;%d\n", of, count[of, 2], count[of, 3], count[of, 4], count[of, 5]
+		}
+	}'
+}
+
+# words <TALLIES: them in words.
+words()
+{
+	awk -F ';' '{
+		printf "%-20s %4d run, %d failed; %d skipped; %d kept from an earlier run\n", $1 ":", $2 + $3, $3, $4, $5
+	}'
+}
+
+: >"$logs/tallies"
 # run STEP: runs it, and adds what its lines say.
 run()
 {
-	local log=$logs/$1.log start=$SECONDS status=0 oks skips nots
+	local log=$logs/$1.log start=$SECONDS status=0
 	echo "check: $1"
 	"step_$1" 2>&1 | tee "$log" || status=$?
-	nots=$(grep -c '^not ok' "$log" || true)
-	skips=$(grep -ciE '^ok .*# SKIP' "$log" || true)
-	oks=$(($(grep -c '^ok' "$log" || true) - skips))
-	if [ $((nots + skips + oks)) -eq 0 ] && [ -z "$pattern" ]; then
+	if ! grep -qE '^(not )?ok' "$log" && [ -z "$pattern" ]; then
 		echo "not ok - $1: this step ran no test" | tee -a "$log"
-		nots=1
-	elif [ "$status" -ne 0 ] && [ "$nots" -eq 0 ]; then
+	elif [ "$status" -ne 0 ] && ! grep -q '^not ok' "$log"; then
 		echo "not ok - $1: ended with status $status" | tee -a "$log"
-		nots=1
 	fi
-	echo "check: $1: $oks passed, $nots failed, $skips skipped in $((SECONDS - start)) s"
-	passed=$((passed + oks)) failed=$((failed + nots)) skipped=$((skipped + skips))
+	tally "$1" <"$log" >"$log.tally"
+	cat "$log.tally" >>"$logs/tallies"
+	echo "check: $1, $((SECONDS - start)) s"
+	words <"$log.tally" | sed 's/^/    /'
 }
 
 steps=(format shellcheck clippy install checkpatch faults host unit properties scenarios timeouts bench)
@@ -327,12 +380,14 @@ fi
 for name in "${steps[@]}"; do
 	run "$name"
 done
-if [ $((passed + failed + skipped)) -eq 0 ]; then
+if ! [ -s "$logs/tallies" ]; then
 	echo "not ok - no test has \"$word\" in its name"
-	failed=1
+	echo "no test;0;1;0;0" >"$logs/tallies"
 fi
 for name in "${steps[@]}"; do
 	grep '^not ok' "$logs/$name.log" || true
 done
+sum <"$logs/tallies" | words
+IFS=' ' read -r passed failed skipped < <(awk -F ';' '{ p += $2; f += $3; s += $4 } END { print p + 0, f + 0, s + 0 }' "$logs/tallies")
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
