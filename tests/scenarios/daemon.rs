@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use host::guest::ChannelHandle;
 use host::guest::Guest;
+use host::guest::Module;
 use host::guest::Result;
+use host::guest::TIMEOUT;
 use host::ic::frame::Message;
 use host::service::Service;
 
@@ -199,14 +201,28 @@ impl ShellDaemon {
 
 /// Waits until a command succeeds in the guest.
 pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
-    // To look takes as long again, or longer: all of it is within the patience.
-    let times = t.patience().as_millis() / 100;
-    let output = t.sh(&format!(
-        "i=0; until {command}; do i=$((i + 1)); [ $i -lt {times} ] || exit; sleep 0.02; done"
-    ))?;
+    let seconds = TIMEOUT.as_secs();
+    let output = t.sh_within(
+        &format!(
+            "read now rest </proc/uptime; end=$((${{now%.*}} + {seconds})); \
+             until {command}; do \
+                 read now rest </proc/uptime; [ ${{now%.*}} -le $end ] || exit; sleep 0.02; \
+             done"
+        ),
+        // It ends by itself, but for a command that hangs.
+        TIMEOUT + PROMPT,
+    )?;
     match output.status {
         0 => Ok(()),
         _ => Err(format!("waited in vain until `{command}` in the guest").into()),
+    }
+}
+
+/// Waits until the kernel's log has this text of this module's. C says it in other words, or not at all: it is not asked.
+pub fn wait_said(t: &Context<'_>, text: &str) -> Result<()> {
+    match t.module() {
+        Module::Rust => wait_for(t, &format!("dmesg | grep -q '{text}'")),
+        Module::C => Ok(()),
     }
 }
 

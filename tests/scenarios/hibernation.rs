@@ -211,7 +211,7 @@ fn answered_by_a_daemon(t: &Context<'_>, service: Service, step: Step) -> Result
     talk.channel.wait_open()?;
     talk.channel.negotiate_all()?;
     if is_frozen {
-        daemon::wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+        daemon::wait_said(t, "VSS: the daemon has thawed")?;
     }
     if is_over {
         talk.expect("the next request", removal::request(service), S_OK)?;

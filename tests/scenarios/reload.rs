@@ -39,7 +39,13 @@ pub const SCENARIOS: &[Scenario] = &[
     .daemons()
     .race()
     .rust_only()
-    .expects_log(&["VSS: no answer from the daemon", "callbacks suppressed"]),
+    .expects_log(&[
+        "VSS: no answer from the daemon",
+        "callbacks suppressed",
+        // What C says of a daemon that has gone.
+        "VSS: failed to communicate to the daemon",
+        "VSS: timeout waiting for daemon to reply",
+    ]),
     Scenario::new("fcopy_daemon_restarted_under_load", |t| {
         daemon_restarted_under_load(t, Service::FCopy)
     })

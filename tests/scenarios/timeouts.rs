@@ -23,6 +23,9 @@ use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
+/// What C says of a daemon that does not answer.
+const TIMEOUT_IN_C: &str = "VSS: timeout waiting for daemon to reply";
+
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kvp_times_out_without_a_daemon", kvp_without_a_daemon)
@@ -45,7 +48,7 @@ pub const SCENARIOS: &[Scenario] = &[
     .waits()
     .daemons()
     .rust_only()
-    .expects_log(&["VSS: no answer from the daemon"]),
+    .expects_log(&["VSS: no answer from the daemon", TIMEOUT_IN_C]),
     Scenario::new("daemon_skips_an_answer_given_up", |t| {
         removal::services(t)
             .iter()
@@ -64,12 +67,18 @@ pub const SCENARIOS: &[Scenario] = &[
         .waits()
         .daemons()
         .rust_only()
-        .expects_log(&["VSS: no answer from the daemon", "having the daemon thaw"]),
+        .expects_log(&[
+            "VSS: no answer from the daemon",
+            "VSS: having the daemon thaw",
+        ]),
     Scenario::new("daemon_timeouts", timeouts)
         .waits()
         .daemons()
         .rust_only()
-        .expects_log(&["VSS: no answer from the daemon", "having the daemon thaw"]),
+        .expects_log(&[
+            "VSS: no answer from the daemon",
+            "VSS: having the daemon thaw",
+        ]),
 ];
 
 /// How much later than it should a reply may come that is due after this time: the kernel's timers are late by up to an
@@ -240,7 +249,7 @@ fn freeze_times_out(t: &Context<'_>) -> Result<()> {
     daemon::wait_for(t, "[ -e /tmp/read ]")?;
     at(t, vss, &freeze, E_FAIL, asked, 900)?;
     t.sh_ok("echo >/tmp/go")?;
-    daemon::wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+    daemon::wait_said(t, "VSS: the daemon has thawed")?;
     vss.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
     vss.finish()?;
     daemon.kill(t)
@@ -259,7 +268,7 @@ fn hangs_when_told(t: &Context<'_>, vss: Talk<'_>) -> Result<()> {
     vss.channel.send(&backup)?;
     vss.promptly("HOT_BACKUP", &backup, E_FAIL)?;
     daemon::VSS.resume(t)?;
-    daemon::wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+    daemon::wait_said(t, "VSS: the daemon has thawed")?;
     vss.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)
         .map(|_| ())
 }

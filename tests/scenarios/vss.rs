@@ -16,6 +16,7 @@ use host::service::Service;
 
 use crate::daemon;
 use crate::daemon::wait_for;
+use crate::daemon::wait_said;
 use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
@@ -28,7 +29,7 @@ const HELP: &str = "fsfreeze --unfreeze MOUNTPOINT";
 /// What it says of a daemon that cannot.
 const FAILED: &str = "VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT";
 /// What it says where the module sees to that.
-const THAWS: &str = "having the daemon thaw";
+const THAWS: &str = "VSS: having the daemon thaw";
 /// What it says of a daemon that has died, or hangs.
 const NO_ANSWER: &str = "VSS: no answer from the daemon";
 
@@ -351,10 +352,10 @@ fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
     talk.channel.negotiate_all()?;
     talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
     talk.expect("THAW", vss::body(vss::THAW), 1)?;
-    t.log_has(FAILED)?;
+    wait_said(t, FAILED)?;
     t.clear_kernel_log()?;
     talk.channel.negotiate_all()?;
-    wait_for(t, &format!("dmesg | grep -q '{FAILED}'"))?;
+    wait_said(t, FAILED)?;
     talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
     daemon.kill(t)?;
     talk.finish()
@@ -377,12 +378,12 @@ fn daemon_killed_while_frozen(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     freeze(talk, &disk)?;
     daemon::VSS.kill(t)?;
-    wait_for(t, &format!("dmesg | grep -q '{HELP}'"))?;
+    wait_said(t, HELP)?;
     talk.expect("THAW", vss::body(vss::THAW), E_FAIL)?;
     disk.is_frozen()?;
     daemon::VSS.start(t)?;
     disk.is_written()?;
-    t.log_has("VSS: the daemon has thawed")?;
+    wait_said(t, "VSS: the daemon has thawed")?;
 
     // The same, and what the log says is done.
     freeze(talk, &disk)?;
@@ -406,9 +407,9 @@ fn daemon_killed_over_a_freeze(t: &Context<'_>) -> Result<()> {
     wait_for(t, "[ -e /tmp/read ]")?;
     hung.kill(t)?;
     talk.promptly("FREEZE", &request, E_FAIL)?;
-    wait_for(t, &format!("dmesg | grep -q '{HELP}'"))?;
+    wait_said(t, HELP)?;
     daemon::VSS.start(t)?;
-    wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+    wait_said(t, "VSS: the daemon has thawed")?;
     freeze(talk, &disk)?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     talk.finish()?;
@@ -446,10 +447,10 @@ fn next_daemon_is_told_again(t: &Context<'_>) -> Result<()> {
         } else {
             talk.channel.negotiate_all()?;
         }
-        wait_for(t, &format!("dmesg | grep -q '{FAILED}'"))?;
+        wait_said(t, FAILED)?;
         daemon.kill(t)?;
         daemon::VSS.start(t)?;
-        wait_for(t, "dmesg | grep -q 'VSS: the daemon has thawed'")?;
+        wait_said(t, "VSS: the daemon has thawed")?;
         talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
         talk.finish()?;
         daemon::VSS.kill(t)?;
@@ -491,7 +492,7 @@ fn negotiates_while_frozen(t: &Context<'_>) -> Result<()> {
     freeze(talk, &disk)?;
     talk.channel.negotiate_all()?;
     disk.is_written()?;
-    t.log_has("VSS: the daemon has thawed")?;
+    wait_said(t, "VSS: the daemon has thawed")?;
     freeze(talk, &disk)?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     talk.finish()?;
@@ -524,7 +525,7 @@ fn unbound_while_frozen(t: &Context<'_>) -> Result<()> {
     daemon::VSS.stop(t)?;
     let took = daemon::rebind(t, "unbind", Service::Vss)?;
     t.check(took < PROMPT, &format!("unbinding took {took:?}"))?;
-    t.log_has(HELP)?;
+    wait_said(t, HELP)?;
     disk.is_frozen()?;
     daemon::VSS.resume(t)?;
     disk.is_written()?;
@@ -542,7 +543,7 @@ fn unbound_over_a_freeze(t: &Context<'_>) -> Result<()> {
     talk.pend(vss::body(vss::FREEZE))?;
     wait_for(t, "[ -e /tmp/read ]")?;
     daemon::rebind(t, "unbind", Service::Vss)?;
-    t.log_has(HELP)?;
+    wait_said(t, HELP)?;
     daemon.kill(t)?;
     daemon::rebind(t, "bind", Service::Vss)?;
     talk.channel.wait_open()
