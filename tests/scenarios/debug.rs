@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use host::guest::Result;
+use host::guest::TIMEOUT;
 use host::ic::fcopy::write;
 use host::ic::fcopy::OVERWRITE;
 use host::ic::kvp;
@@ -97,7 +98,7 @@ fn each_allocation_fails(t: &Context<'_>, before: &str, command: &str, after: &s
                  {{ {after}; }} || exit; \
              done 2>/tmp/errors; echo $((number - 1))"
         ),
-        5 * t.patience(),
+        5 * TIMEOUT,
     )?;
     output.text.parse().map_err(|_| {
         let failed = t.sh_ok("tail -n 1 /tmp/errors").unwrap_or_default();

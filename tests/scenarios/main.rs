@@ -79,6 +79,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --full yes       everything with everything: 1 and 2 vcpus, VMBus 6.0 and 4.0, both modules, on any kernel
   --whole no       only this module, and only what processors and version matter to
   --time emulated  what waits for minutes, in a QEMU guest in which waiting takes no time; else what does not
+  --control yes    only C, with what is not for it: what it passes all the same could be (--time emulated is quicker)
   --peer KEY       C's results that passed with the same KEY, which stands for all they depend on, are kept
   --repeat N       all of it N times (1)
 HV_SLOW=1 in the environment has all that is repeated repeated more often: reloads, daemons, failing allocations.

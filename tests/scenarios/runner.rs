@@ -6,14 +6,12 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 use std::time::Instant;
 
 use host::guest::Error;
 use host::guest::Guest;
 use host::guest::Module;
 use host::guest::Result;
-use host::guest::TIMEOUT;
 use host::images;
 use host::images::build_folder;
 use host::machine::Config;
@@ -43,12 +41,8 @@ const CLOUD: &str = "cloud-amd64";
 /// The one that looks for faults.
 const DEBUG: &str = "debug";
 
-/// The kernels that the table of faults is from, with how many processors, and for how long C may take for anything
-/// there: it would mostly be waited for in vain.
-const KERNELS: [(&str, u32, Duration); 2] = [
-    (FLAVOUR, 1, Duration::from_secs(5)),
-    (DEBUG, 2, Duration::from_secs(20)),
-];
+/// The kernels that the table of faults is from, with how many processors.
+const KERNELS: [(&str, u32); 2] = [(FLAVOUR, 1), (DEBUG, 2)];
 
 /// What the command line says.
 pub struct Options {
@@ -68,8 +62,10 @@ pub struct Options {
     repeat: u32,
     /// Stands for all that C's results depend on: those that a former run got with the same are kept.
     peer: Option<String>,
-    /// What the table of faults names, with both modules; C may fail, and is waited for that long.
-    faults: Option<Duration>,
+    /// What the table of faults names, with both modules; C may fail.
+    faults: bool,
+    /// With C, what is not for it.
+    control: bool,
 }
 
 impl Default for Options {
@@ -85,7 +81,8 @@ impl Default for Options {
             emulated: false,
             repeat: 1,
             peer: None,
-            faults: None,
+            faults: false,
+            control: false,
         }
     }
 }
@@ -114,6 +111,7 @@ impl Options {
             "--full" => self.full = value == "yes",
             "--whole" => self.whole = value != "no",
             "--time" => self.emulated = value == "emulated",
+            "--control" => self.control = value == "yes",
             "--peer" => self.peer = Some(value.to_owned()),
             "--repeat" => self.repeat = value.parse().map_err(|_| wrong())?,
             _ => return Err(wrong()),
@@ -208,12 +206,12 @@ pub fn check_faults(scenarios: &[&'static Scenario], options: Options) -> ExitCo
     let kernel = KERNELS
         .into_iter()
         .find(|(flavour, ..)| *flavour == options.flavour);
-    let Some((_, vcpus, patience)) = kernel else {
+    let Some((_, vcpus)) = kernel else {
         println!("# the table of faults is not from {}", options.flavour);
         return ExitCode::FAILURE;
     };
     let options = Options {
-        faults: Some(patience),
+        faults: true,
         vcpus: vec![vcpus],
         versions: vec![(6, 0)],
         ..options
@@ -263,7 +261,7 @@ fn last_verdict(scenario: &str, module: Module, kernel: Kernel) -> Option<String
     if module == Module::C && scenario.starts_with("fcopy_") {
         return Some("has no such device".to_owned());
     }
-    let (flavour, vcpus, _) = KERNELS[kernel as usize];
+    let (flavour, vcpus) = KERNELS[kernel as usize];
     let place = Place {
         module,
         vcpus,
@@ -356,18 +354,15 @@ impl<'a> Group<'a> {
         };
         sorted.retain(|scenario| all || scenario.is_everywhere() || scenario.needs_debug_kernel());
         let emulated = self.options.emulated;
-        sorted
-            .retain(|scenario| scenario.is_waiting() == emulated || self.options.faults.is_some());
+        let any_time = self.options.faults || self.options.control;
+        sorted.retain(|scenario| scenario.is_waiting() == emulated || any_time);
         sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.options.filter);
         let kernel = if debug { Kernel::Debug } else { Kernel::Stock };
-        sorted.retain(|scenario| {
-            self.options.faults.is_none() || faults::names(scenario.name(), kernel)
-        });
+        sorted.retain(|scenario| !self.options.faults || faults::names(scenario.name(), kernel));
         sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
         sorted.retain(|scenario| whole || scenario.depends_on_place());
         let (vcpus, vmbus) = (self.config.vcpus, self.config.vmbus_max);
-        let asked_for =
-            self.options.full || self.options.faults.is_some() || !self.options.filter.is_empty();
+        let asked_for = self.options.full || any_time || !self.options.filter.is_empty();
         sorted.retain(|scenario| vcpus > 1 || asked_for || !scenario.is_race());
         let places = |scenario: &'static Scenario| {
             self.options.modules.iter().map(move |&module| {
@@ -388,9 +383,11 @@ impl<'a> Group<'a> {
                 self.options.flavour
             );
             let here = whole || place.module == Module::Rust;
-            let for_module = match (self.options.faults, place.module) {
-                // File copy has no character device in C any more.
-                (Some(_), Module::C) => !scenario.name().starts_with("fcopy_"),
+            // File copy has no character device in C any more.
+            let could_be = place.module == Module::C && !scenario.name().starts_with("fcopy_");
+            let for_module = match (self.options.faults, self.options.control) {
+                (true, _) => could_be || scenario.is_for(place.module),
+                (_, true) => could_be && !scenario.is_for(place.module),
                 _ => scenario.is_for(place.module),
             };
             here && for_module && line.contains(&self.options.filter)
@@ -515,11 +512,6 @@ impl<'a> Group<'a> {
                 return Ok(());
             }
         };
-        let patience = match place.module {
-            Module::C => self.options.faults,
-            Module::Rust => None,
-        };
-        shared.guest.set_patience(patience.unwrap_or(TIMEOUT));
         let guest = &shared.guest;
         let file = place.file(scenario.name(), &self.options.flavour);
         let from = guest.transcript_length();
@@ -569,7 +561,7 @@ impl<'a> Group<'a> {
             println!("# {}: {error}", shown(&file));
         }
         match (self.options.faults, place.module) {
-            (Some(_), Module::C) => println!("# {} with C: {verdict}", scenario.name()),
+            (true, Module::C) => println!("# {} with C: {verdict}", scenario.name()),
             _ => self.report.line(scenario.name(), &place.label(), result),
         }
     }

@@ -121,7 +121,6 @@ impl Module {
 pub struct Guest {
     machine: Machine,
     boot_time: Duration,
-    patience: Duration,
     /// A command line runs, and has not ended: the agent takes no other.
     busy: AtomicBool,
 }
@@ -132,7 +131,6 @@ impl Guest {
         let mut guest = Self {
             machine: Machine::new(config.clone())?,
             boot_time: Duration::ZERO,
-            patience: TIMEOUT,
             busy: AtomicBool::new(false),
         };
         guest.restart()?;
@@ -166,16 +164,6 @@ impl Guest {
         let now = self.moment().wall - crate::ic::UNIX_EPOCH_1601;
         self.sh_ok(&format!("date -s @{}", now / 10_000_000))
             .map(|_| ())
-    }
-
-    /// Has what is waited for without a time-out of its own count as hanging after this time instead of [`TIMEOUT`].
-    pub fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
-    }
-
-    /// How long that is.
-    pub fn patience(&self) -> Duration {
-        self.patience
     }
 
     /// How long the last boot took, from power-on to the agent.
@@ -225,7 +213,7 @@ impl Guest {
 
     /// Runs a shell command line in the guest.
     pub fn sh(&self, command: &str) -> Result<Output> {
-        self.sh_within(command, self.patience)
+        self.sh_within(command, TIMEOUT)
     }
 
     /// Runs a shell command line that may take long.
@@ -313,11 +301,9 @@ impl Guest {
     /// Waits until the console says this, behind its first `from` bytes.
     pub fn wait_console(&self, text: &str, from: usize) -> Result<()> {
         let shared = self.machine.shared();
-        let said = shared.wait_ports(self.patience, |ports| {
-            match says(ports.console(), text, from) {
-                true => Some(true),
-                false => shared.exit().map(|_| false),
-            }
+        let said = shared.wait_ports(TIMEOUT, |ports| match says(ports.console(), text, from) {
+            true => Some(true),
+            false => shared.exit().map(|_| false),
         });
         match said {
             Some(true) => Ok(()),
@@ -386,7 +372,7 @@ impl Guest {
 
     /// Waits until something is so on the bus; `what` names it in the error.
     pub fn wait_bus<R>(&self, what: &str, done: impl FnMut(&mut Bus) -> Option<R>) -> Result<R> {
-        self.wait_bus_within(what, self.patience, done)
+        self.wait_bus_within(what, TIMEOUT, done)
     }
 
     /// [`Guest::wait_bus`] with another time-out.
@@ -452,7 +438,7 @@ impl Guest {
     /// Waits until a processor is held.
     pub fn wait_held(&self) -> Result<()> {
         let shared = self.machine.shared();
-        let held = shared.wait_ports(self.patience, |ports| match ports.holds() {
+        let held = shared.wait_ports(TIMEOUT, |ports| match ports.holds() {
             true => Some(true),
             false => shared.exit().map(|_| false),
         });
@@ -785,7 +771,7 @@ impl ChannelHandle<'_> {
 
     /// Takes the next packet that the guest sent, waiting for it.
     pub fn receive_packet(&self) -> Result<Packet> {
-        self.receive_packet_within(self.guest.patience)
+        self.receive_packet_within(TIMEOUT)
     }
 
     /// [`ChannelHandle::receive_packet`] with another time-out.
@@ -811,7 +797,7 @@ impl ChannelHandle<'_> {
 
     /// Takes the next message, waiting for it; an error if the packet is shorter than the headers.
     pub fn receive(&self) -> Result<Message> {
-        self.receive_within(self.guest.patience)
+        self.receive_within(TIMEOUT)
     }
 
     /// [`ChannelHandle::receive`] with another time-out.
