@@ -139,7 +139,6 @@ pub struct Device {
     synced: bool,
     /// Wall clock offset in 100 ns units, for a host whose clock differs from this machine's.
     wall_offset: i64,
-    heartbeat_reserved: usize,
     interval: Duration,
     /// The flags of requests.
     flags: u8,
@@ -173,7 +172,6 @@ impl Device {
             sequence: 0,
             synced: false,
             wall_offset: 0,
-            heartbeat_reserved: heartbeat::RESERVED,
             interval: match service {
                 Service::TimeSync => timesync::INTERVAL,
                 _ => heartbeat::INTERVAL,
@@ -228,11 +226,6 @@ impl Device {
     /// Has a restore do this instead of what it does with a host.
     pub fn set_restore(&mut self, restore: Restore) {
         self.restore = restore;
-    }
-
-    /// Sends so many reserved bytes in beats.
-    pub fn set_heartbeat_reserved(&mut self, bytes: usize) {
-        self.heartbeat_reserved = bytes;
     }
 
     /// Has time sync ask for no replies, as some hosts do: it reads none, and sends the next sample an interval after the
@@ -417,7 +410,7 @@ impl Device {
                 self.sequence += 1;
                 // Beats keep their rhythm, whenever the replies come.
                 self.due = Some(moment.instant + self.interval);
-                heartbeat::body(self.sequence, self.heartbeat_reserved)
+                heartbeat::body(self.sequence, heartbeat::RESERVED)
             }
             Service::TimeSync => {
                 let flags = if self.synced {
