@@ -6,8 +6,10 @@ use host::guest::Module;
 
 /// A way in which the C driver fails, by reading it.
 pub struct Fault {
-    /// What happens, and what comes of it in C.
-    text: &'static str,
+    /// What happens.
+    what: &'static str,
+    /// What comes of it in C; nothing where that passes.
+    in_c: &'static str,
     /// The scenarios in which it does.
     shown: &'static [Shown],
 }
@@ -27,8 +29,18 @@ pub enum Kernel {
     Debug,
 }
 
-const fn fault(text: &'static str, shown: &'static [Shown]) -> Fault {
-    Fault { text, shown }
+const fn fault(what: &'static str, in_c: &'static str, shown: &'static [Shown]) -> Fault {
+    Fault { what, in_c, shown }
+}
+
+impl Fault {
+    /// What happens, and what comes of it in C.
+    fn text(&self) -> String {
+        match self.in_c {
+            "" => self.what.to_owned(),
+            in_c => format!("{}: {in_c}", self.what),
+        }
+    }
 }
 
 const fn stock(scenario: &'static str) -> Shown {
@@ -51,34 +63,41 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Life cycle",
         &[
             fault(
-                "The host refuses to open the channel: C cleans up what was never set up",
+                "The host refuses to open the channel",
+                "C cleans up what was never set up",
                 &[stock("open_refused")],
             ),
             fault(
-                "There are two devices of one class: C has one memory for both, and frees it with either",
+                "There are two devices of one class",
+                "C has one memory for both, and frees it with either",
                 &[stock("second_device_of_a_class")],
             ),
             fault(
-                "The device goes while a daemon has its file open: C frees what the file still uses",
+                "The device goes while a daemon has its file open",
+                "C frees what the file still uses",
                 &[stock("chardev"), debug("vss_unbound_under_packets")],
             ),
             fault(
-                "The device goes under a daemon that hangs: C waits for the daemon, with all of VMBus behind it",
+                "The device goes under a daemon that hangs",
+                "C waits for the daemon, with all of VMBus behind it",
                 &[
                     stock("kvp_unbound_under_its_daemon"),
                     stock("kvp_rescinded_under_its_daemon"),
                 ],
             ),
             fault(
-                "A packet comes while the device goes: C may work on it when its memory is gone",
+                "A packet comes while the device goes",
+                "C may work on it when its memory is gone",
                 &[debug("vss_unbound_under_packets")],
             ),
             fault(
-                "Work is left over: in C it can run when the module has gone",
+                "Work is left over",
+                "in C it can run when the module has gone",
                 &[stock("work_left_at_removal"), debug("work_left_at_removal")],
             ),
             fault(
-                "A step of the registration fails: C leaves the device there with freed memory behind it",
+                "A step of the registration fails",
+                "C leaves the device there with freed memory behind it",
                 &[debug("allocations_fail")],
             ),
         ],
@@ -87,16 +106,18 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Negotiation",
         &[
             fault(
-                "There is no daemon: C's timer of 55 s does nothing, and the host waits for ever",
+                "There is no daemon",
+                "C's timer of 55 s does nothing, and the host waits for ever",
                 &[stock("kvp_times_out_without_a_daemon")],
             ),
             fault(
-                "No version is common: C keeps one, and says that all is well",
+                "No version is common",
+                "C keeps one, and says that all is well",
                 &[stock("framing_no_common_version")],
             ),
             fault(
-                "Any local user is the daemon: C takes registrations over netlink. Here there is the device, which \
-                 root opens",
+                "Any local user is the daemon",
+                "C takes registrations over netlink. Here there is the device, which root opens",
                 &[stock("kvp_registration_over_netlink")],
             ),
         ],
@@ -105,38 +126,49 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Requests",
         &[
             fault(
-                "Packets queue up: C takes one each time it is called, and may not be called again",
-                &[stock("framing_queued_requests"), stock("kvp_queued_requests")],
+                "Packets queue up",
+                "C takes one each time it is called, and may not be called again",
+                &[
+                    stock("framing_queued_requests"),
+                    stock("kvp_queued_requests"),
+                ],
             ),
             fault(
-                "A message is short, or of an unknown type: C drops it, and the host waits",
+                "A message is short, or of an unknown type",
+                "C drops it, and the host waits",
                 &[stock("framing_short_bodies"), stock("framing_no_header")],
             ),
             fault(
-                "The ring is full, as the host does not read: C loses replies",
+                "The ring is full, as the host does not read",
+                "C loses replies",
                 &[stock("framing_unread_replies")],
             ),
             fault(
-                "An allocation fails: C loses the request. Here nothing is allocated once a device is bound",
+                "An allocation fails",
+                "C loses the request. Here nothing is allocated once a device is bound",
                 &[debug("allocations_fail_at_work")],
             ),
             fault(
-                "The daemon answers before the timer runs: C discards that, and fails the request after 30 s",
+                "The daemon answers before the timer runs",
+                "C discards that, and fails the request after 30 s",
                 &[stock("kvp_quick_answers")],
             ),
             fault(
-                "The daemon answers late: C takes it for the answer to the next request",
+                "The daemon answers late",
+                "C takes it for the answer to the next request",
                 &[stock("kvp_late_answer")],
             ),
             fault(
-                "The daemon never answers one question: C takes each later answer for that of the question before",
+                "The daemon never answers one question",
+                "C takes each later answer for that of the question before",
                 &[
                     stock("kvp_daemon_skips_an_answer"),
                     stock("vss_daemon_skips_an_answer"),
                 ],
             ),
             fault(
-                "The daemon goes while it is asked: C waits for its answer, and takes the next one's registration for it",
+                "The daemon goes while it is asked",
+                "C waits for its answer, and takes the next one's registration for it",
                 &[
                     stock("kvp_daemon_killed"),
                     stock("kvp_daemon_restarted_under_load"),
@@ -145,15 +177,18 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             ),
             fault(
-                "A second VSS request comes while one is in work: C has it overwrite the first",
+                "A second VSS request comes while one is in work",
+                "C has it overwrite the first",
                 &[stock("vss_queued_requests")],
             ),
             fault(
-                "The guest hibernates without a daemon: C takes the service for ready, and refuses the next daemon",
+                "The guest hibernates without a daemon",
+                "C takes the service for ready, and refuses the next daemon",
                 &[stock("hibernation_without_a_daemon")],
             ),
             fault(
-                "The daemon goes while file systems are frozen: C tells nobody",
+                "The daemon goes while file systems are frozen",
+                "C tells nobody",
                 &[
                     stock("vss_daemon_killed_while_frozen"),
                     stock("vss_unbound_while_frozen"),
@@ -167,32 +202,43 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Data",
         &[
             fault(
-                "Sizes are wrong: C uses what the host says",
+                "Sizes are wrong",
+                "C uses what the host says",
                 &[stock("kvp_sizes"), stock("framing_size_beyond_packet")],
             ),
             fault(
-                "GET of a value: C answers that it is empty",
+                "GET of a value",
+                "C answers that it is empty",
                 &[stock("kvp_gets_values")],
             ),
-            fault("HOT_BACKUP's flag: C never sets it", &[stock("vss_backup_flag")]),
             fault(
-                "A VSS daemon of before 2013: in C it never becomes ready",
+                "HOT_BACKUP's flag",
+                "C never sets it",
+                &[stock("vss_backup_flag")],
+            ),
+            fault(
+                "A VSS daemon of before 2013",
+                "in C it never becomes ready",
                 &[stock("vss_old_daemon")],
             ),
             fault(
-                "SET of other types: C stores an empty value; unknown operations succeed, pools are not checked",
+                "SET of other types",
+                "C stores an empty value; unknown operations succeed, pools are not checked",
                 &[stock("kvp_value_types"), stock("kvp_refuses")],
             ),
             fault(
-                "A daemon's text does not end: C reads on",
+                "A daemon's text does not end",
+                "C reads on",
                 &[debug("kvp_endless_answers")],
             ),
             fault(
-                "The host floods the ring: C holds the processor for as long as there is a packet",
+                "The host floods the ring",
+                "C holds the processor for as long as there is a packet",
                 &[stock("heartbeat_flood_leaves_the_processor")],
             ),
             fault(
-                "Unknown VSS operations: C says that they succeeded",
+                "Unknown VSS operations",
+                "C says that they succeeded",
                 &[stock("vss_unknown_operations")],
             ),
         ],
@@ -202,6 +248,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         &[
             fault(
                 "The host negotiates amid a request",
+                "",
                 &[
                     stock("kvp_negotiates_amid_a_request"),
                     stock("fcopy_negotiates_amid_a_copy"),
@@ -210,18 +257,25 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             ),
             fault(
                 "It says nothing, or reads nothing, when the module is removed",
+                "",
                 &[stock("silent_host")],
             ),
             fault(
                 "It says everything twice, or answers what it was not asked",
+                "",
                 &[stock("host_says_it_twice"), stock("framing_responses")],
             ),
             fault(
                 "It has a ring full of what are no packets",
+                "",
                 &[stock("framing_whole_ring"), stock("framing_other_packets")],
             ),
-            fault("Its clock jumps", &[stock("clock_jumps")]),
-            fault("It sends anything", &[stock("fuzz"), stock("fuzz_with_daemons")]),
+            fault("Its clock jumps", "", &[stock("clock_jumps")]),
+            fault(
+                "It sends anything",
+                "",
+                &[stock("fuzz"), stock("fuzz_with_daemons")],
+            ),
         ],
     ),
     (
@@ -229,14 +283,17 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         &[
             fault(
                 "The device, or the module, goes at any step of a request",
+                "",
                 &[stock("removal_at_every_step"), stock("reload_under_beats")],
             ),
             fault(
                 "The guest hibernates at any step of a request",
+                "",
                 &[stock("hibernation_at_every_step")],
             ),
             fault(
                 "The daemon does not read",
+                "",
                 &[
                     stock("vss_daemon_that_does_not_read"),
                     stock("fcopy_unread_start"),
@@ -244,9 +301,10 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             ),
             fault(
                 "The daemon answers what it was not asked, while the host asks",
+                "",
                 &[stock("daemon_and_host_at_once")],
             ),
-            fault("Memory is forgotten", &[debug("leaks")]),
+            fault("Memory is forgotten", "", &[debug("leaks")]),
         ],
     ),
 ];
@@ -260,23 +318,49 @@ pub fn names(scenario: &str, kernel: Kernel) -> bool {
         .any(|shown| shown.scenario == scenario && shown.kernel == kernel)
 }
 
+/// A table of the document: some rows of the faults that have any there.
+struct Table {
+    title: &'static str,
+    rows: String,
+    /// The number of the last fault in it.
+    last: usize,
+}
+
+impl Table {
+    fn new(title: &'static str) -> Self {
+        Self {
+            title,
+            rows: String::new(),
+            last: 0,
+        }
+    }
+
+    /// Adds a row; the fault's number and text stand in the first one only.
+    fn add(&mut self, number: usize, what: &str, [scenario, c, rust]: [&str; 3]) {
+        let (number, what) = match std::mem::replace(&mut self.last, number) == number {
+            true => (String::new(), ""),
+            false => (number.to_string(), what),
+        };
+        self.rows.push_str(&row([&number, what, scenario, c, rust]));
+    }
+
+    fn text(&self) -> String {
+        let line = "=".repeat(self.title.len());
+        let head = row(["", "Fault", "Scenario", "C driver", "This module"]);
+        format!("\n{}\n{line}\n\n{TABLE}{head}{}", self.title, self.rows)
+    }
+}
+
 /// The document, with what `verdict` knows of the scenarios' last runs.
 pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> String {
     let mut text = INTRODUCTION.to_owned();
+    let mut survived = Table::new(SURVIVED);
     let mut number = 0;
     for (title, faults) in FAULTS {
-        text.push_str(&format!(
-            "\n{title}\n{}\n\n{TABLE}",
-            "=".repeat(title.len())
-        ));
-        text.push_str(&row(["", "Fault", "Scenario", "C driver", "This module"]));
+        let mut table = Table::new(title);
         for fault in *faults {
             number += 1;
-            for (index, shown) in fault.shown.iter().enumerate() {
-                let (number, what) = match index {
-                    0 => (number.to_string(), fault.text),
-                    _ => (String::new(), ""),
-                };
+            for shown in fault.shown {
                 let kernel = match shown.kernel {
                     Kernel::Stock => "",
                     Kernel::Debug => " (debug)",
@@ -287,10 +371,16 @@ pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> Str
                 };
                 let name = format!("``{}``{kernel}", shown.scenario);
                 let (c, rust) = (cell(Module::C), cell(Module::Rust));
-                text.push_str(&row([&number, what, &name, &c, &rust]));
+                let cells = [name.as_str(), &c, &rust];
+                match c == PASSES {
+                    true => survived.add(number, fault.what, cells),
+                    false => table.add(number, &fault.text(), cells),
+                }
             }
         }
+        text.push_str(&table.text());
     }
+    text.push_str(&survived.text());
     text
 }
 
@@ -304,6 +394,12 @@ fn row(cells: [&str; 5]) -> String {
     }
     text
 }
+
+/// The verdict of a scenario that passes.
+pub const PASSES: &str = "passes";
+
+/// The title of the section for the rows in which C passes.
+const SURVIVED: &str = "What both survive";
 
 const TABLE: &str = "\
 .. list-table::
@@ -321,10 +417,10 @@ Faults
 
 .. Made by make faults: the texts are in tests/scenarios/faults.rs.
 
-What the C driver of 7.3 does not survive, or gets wrong, by reading it; and what came of it when both
-drivers ran the scenario. ``make faults`` runs the scenarios with both and writes this document. What C is
-said to fail with is the first thing that the host, or the kernel's log, noticed: where it never answers, the
-host waits for some seconds. Where C passes, the scenario does not meet the fault in the kernel of the run, or
-C does not have it any more. *debug* is the kernel of ``make check-debug``, with two processors; the other one
-is Debian's, with one.
+What the C driver of 7.3 does not survive, or gets wrong, as both drivers ran the scenario. ``make faults`` runs
+the scenarios with both and writes this document. What C is said to fail with is the first thing that the host, or
+the kernel's log, noticed. Both drivers run in emulated time, and are waited for equally long: a minute, where the
+scenario says nothing else. What C passes is in the last section: the scenario does not meet a fault of C's in the
+kernel of the run, or there is none. *debug* is the kernel of ``make check-debug``, with two processors; the other
+one is Debian's, with one.
 ";

@@ -234,7 +234,7 @@ const VERDICT: &str = "verdict";
 /// A result in one line of the documentation.
 fn verdict(result: &Result<()>) -> String {
     let Err(error) = result else {
-        return "passes".to_owned();
+        return faults::PASSES.to_owned();
     };
     if let Some(reason) = skip_reason(error) {
         return format!("skipped: {reason}");
