@@ -204,9 +204,10 @@ pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
     let seconds = TIMEOUT.as_secs();
     let output = t.sh_within(
         &format!(
-            "read now rest </proc/uptime; end=$((${{now%.*}} + {seconds})); \
+            "read now rest </proc/uptime; start=${{now%.*}} pause=0.02; \
              until {command}; do \
-                 read now rest </proc/uptime; [ ${{now%.*}} -le $end ] || exit; sleep 0.02; \
+                 sleep $pause; read now rest </proc/uptime; past=$((${{now%.*}} - start)); \
+                 [ $past -le {seconds} ] || exit; [ $past -le 5 ] || pause=1; \
              done"
         ),
         // It ends by itself, but for a command that hangs.
@@ -214,7 +215,7 @@ pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
     )?;
     match output.status {
         0 => Ok(()),
-        _ => Err(format!("waited in vain until `{command}` in the guest").into()),
+        _ => Err(format!("waited {TIMEOUT:?} in vain until `{command}` in the guest").into()),
     }
 }
 
