@@ -128,7 +128,7 @@ demo: root guest-$(FLAVOUR) host
 ## check                all tests; T=word runs those with the word in their names
 check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \
 		$(if $(filter systemd,$(T)),build/guest/systemd-$(FLAVOUR).cpio) host
-	+@if [ -n "$(T)" ] && $(enter) build/host/scenarios list debug | grep -q -e "$(T)"; then \
+	+@if [ -n "$(T)" ] && $(enter) build/host/scenarios list debug | grep -e "$(T)" >/dev/null; then \
 		$(MAKE) $(quiet) guest-debug; fi
 	@tests/check.sh $(T)
 

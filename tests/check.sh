@@ -220,6 +220,12 @@ scenarios()
 		sed -u ''
 }
 
+# has KIND: whether scenarios of that kind are to run.
+has()
+{
+	build/host/scenarios list "$1" | grep -e "$pattern" >/dev/null
+}
+
 # Two machines at a time. With both modules everything but races, on the kernel of most guests; with two
 # processors and an old VMBus this module in what these matter to, races too; some of that on the cloud kernel, and on
 # the one that looks for faults, which is there for single tests if one of them is for it only.
@@ -234,7 +240,7 @@ step_scenarios()
 	} &
 	first=$!
 	scenarios amd64 --vcpus 1 --vmbus 6.0 --peer "$key" || status=$?
-	if [ -z "$pattern" ] || build/host/scenarios list debug | grep -q -e "$pattern"; then
+	if has debug; then
 		scenarios debug --whole no --module rust --vcpus 2 --vmbus 6.0 || status=$?
 	fi
 	wait "$first" || status=$?
@@ -244,7 +250,9 @@ step_scenarios()
 # What waits for minutes, where waiting takes no time.
 step_timeouts()
 {
-	scenarios amd64 --time emulated --vcpus 1 --vmbus 6.0 --peer "$(peer)"
+	if has waits; then
+		scenarios amd64 --time emulated --vcpus 1 --vmbus 6.0 --peer "$(peer)"
+	fi
 }
 
 # What one heartbeat and one key cost, in instructions, against the committed baseline.

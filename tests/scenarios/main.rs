@@ -71,7 +71,8 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
        scenarios [OPTION]... demo           shows the module at work
        scenarios [OPTION]... bench [check]  measures it, and the kernel's own; or what may not grow, only
        scenarios [OPTION]... bench profile ROW   says in which functions a row of its table spends them
-       scenarios list [debug]               lists the scenarios, or those for the kernel that looks for faults only
+       scenarios list [debug|waits]         lists the scenarios, or those for the kernel that looks for faults, or
+                                            those for emulated time
   --flavour F      kernel, a folder of build/kernel (amd64)
   --module M       only rust or c
   --vcpus N        only 1 or 2
@@ -130,9 +131,13 @@ fn main() -> ExitCode {
         }
     }
     match words.as_slice() {
-        ["list", debug @ ..] if matches!(debug, [] | ["debug"]) => {
+        ["list", which @ ..] if matches!(which, [] | ["debug" | "waits"]) => {
             let mut listed = all();
-            listed.retain(|scenario| debug.is_empty() || scenario.needs_debug_kernel());
+            listed.retain(|scenario| match which {
+                ["debug"] => scenario.needs_debug_kernel(),
+                ["waits"] => scenario.is_waiting(),
+                _ => true,
+            });
             for scenario in listed {
                 println!("{}", scenario.name());
             }
