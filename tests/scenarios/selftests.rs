@@ -14,18 +14,22 @@ pub const SCENARIOS: &[Scenario] = &[Scenario::new("selftests", selftests).once(
 /// Prints each result of a test as one of its own, for all who count them.
 pub fn tell(test: &str, output: &str) {
     for line in output.lines() {
-        let (verdict, rest) = match line.split_once(' ') {
-            Some(("1..0", rest)) => ("ok", rest),
-            Some(("ok", rest)) => ("ok", rest),
-            Some(("not", rest)) if rest.starts_with("ok ") => ("not ok", &rest["ok ".len()..]),
-            _ => {
-                println!("# {test}: {line}");
-                continue;
-            }
-        };
-        // The number is the test's own.
-        let what = rest.trim_start_matches(|c: char| c.is_ascii_digit());
-        println!("{verdict} - {test}: {}", what.trim());
+        println!("{}", retold(test, line));
+    }
+}
+
+/// A line of a test's output as the scenarios say it: a result without its number, which is the test's own, and with the
+/// test's name; all else as a comment. A test that is skipped as a whole is one result.
+fn retold(test: &str, line: &str) -> String {
+    let result = [("ok ", "ok"), ("not ok ", "not ok"), ("1..0 ", "ok")]
+        .into_iter()
+        .find_map(|(start, verdict)| Some((verdict, line.strip_prefix(start)?)));
+    match result {
+        Some((verdict, what)) => {
+            let what = what.trim_start_matches(|c: char| c.is_ascii_digit());
+            format!("{verdict} - {test}: {}", what.trim())
+        }
+        None => format!("# {test}: {line}"),
     }
 }
 
@@ -42,4 +46,24 @@ fn selftests(t: &Context<'_>) -> Result<()> {
         t.check(output.text.starts_with("TAP version 13"), "it speaks KTAP")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_retold_with_their_directives() {
+        for (line, said) in [
+            ("TAP version 13", "# a.sh: TAP version 13"),
+            ("1..3", "# a.sh: 1..3"),
+            ("1..0 # SKIP no root", "ok - a.sh: # SKIP no root"),
+            ("ok 1 2 is even ", "ok - a.sh: 2 is even"),
+            ("ok 2 it runs # SKIP", "ok - a.sh: it runs # SKIP"),
+            ("not ok 3 it ends", "not ok - a.sh: it ends"),
+            ("# ok 4", "# a.sh: # ok 4"),
+        ] {
+            assert_eq!(retold("a.sh", line), said);
+        }
+    }
 }
