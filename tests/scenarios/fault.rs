@@ -43,7 +43,6 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(&["probe failed for device", "hv_utils"]),
     Scenario::new("open_after_a_failed_open_of_c", open_after_c)
         .unloaded()
-        .rust_only()
         .expects_log(&[
             "probe failed for device",
             "probe with driver hv_utils failed",
@@ -59,19 +58,14 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only(),
     Scenario::new("silent_host", silent_host)
         .daemons()
-        .scripted(&SERVICES)
-        .rust_only(),
-    Scenario::new("host_says_it_twice", says_it_twice)
-        .daemons()
-        .rust_only(),
+        .scripted(&SERVICES),
+    Scenario::new("host_says_it_twice", says_it_twice).daemons(),
     Scenario::new("clock_jumps", clock_jumps)
         .daemons()
-        .scripted(&[Service::TimeSync])
-        .rust_only(),
+        .scripted(&[Service::TimeSync]),
     Scenario::new("daemon_and_host_at_once", daemon_and_host_at_once)
         .daemons()
-        .race()
-        .rust_only(),
+        .race(),
 ];
 
 /// The host refuses the open: no driver is bound, and a later bind works.

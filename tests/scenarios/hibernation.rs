@@ -42,7 +42,6 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .race()
         .scripted(&SERVICES)
-        .rust_only()
         .expects_log(EXPECTED),
     Scenario::new("hibernation_rescinded_amid", rescinded_amid)
         .everywhere()

@@ -86,8 +86,7 @@ pub const SCENARIOS: &[Scenario] = &[
         negotiates_as_its_daemon_dies,
     )
     .daemons()
-    .race()
-    .rust_only(),
+    .race(),
     Scenario::new("kvp_unbound_under_its_daemon", unbound_under_its_daemon)
         .daemons()
         .rust_only(),

@@ -24,21 +24,17 @@ const KILLED: (u64, u64) = (30, 1000);
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("reload_under_beats", reload_under_beats)
-        .unloaded()
-        .rust_only(),
+    Scenario::new("reload_under_beats", reload_under_beats).unloaded(),
     Scenario::new("kvp_daemon_restarted_under_load", |t| {
         daemon_restarted_under_load(t, Service::Kvp)
     })
     .daemons()
-    .race()
-    .rust_only(),
+    .race(),
     Scenario::new("vss_daemon_restarted_under_load", |t| {
         daemon_restarted_under_load(t, Service::Vss)
     })
     .daemons()
     .race()
-    .rust_only()
     .expects_log(&[
         "VSS: no answer from the daemon",
         "callbacks suppressed",

@@ -35,7 +35,6 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_unbound_under_packets", unbound_under_packets)
         .daemons()
         .race()
-        .rust_only()
         .expects_log(&[
             "VSS: no answer from the daemon",
             "VSS: failed to communicate to the daemon",

@@ -40,14 +40,12 @@ pub const SCENARIOS: &[Scenario] = &[
         skips_an_answer(t, Service::Kvp)
     })
     .waits()
-    .daemons()
-    .rust_only(),
+    .daemons(),
     Scenario::new("vss_daemon_skips_an_answer", |t| {
         skips_an_answer(t, Service::Vss)
     })
     .waits()
     .daemons()
-    .rust_only()
     .expects_log(&["VSS: no answer from the daemon", TIMEOUT_IN_C]),
     Scenario::new("daemon_skips_an_answer_given_up", |t| {
         removal::services(t)
@@ -66,10 +64,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_freeze_times_out", freeze_times_out)
         .waits()
         .daemons()
-        .rust_only()
         .expects_log(&[
             "VSS: no answer from the daemon",
             "VSS: having the daemon thaw",
+            TIMEOUT_IN_C,
         ]),
     Scenario::new("daemon_timeouts", timeouts)
         .waits()

@@ -48,9 +48,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .once()
         .daemons()
         .rust_only(),
-    Scenario::new("vss_queued_requests", queued_requests)
-        .daemons()
-        .rust_only(),
+    Scenario::new("vss_queued_requests", queued_requests).daemons(),
     Scenario::new("vss_log_is_limited", log_is_limited)
         .once()
         .daemons()
@@ -65,11 +63,8 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only(),
     Scenario::new("vss_daemon_fails_to_thaw", daemon_fails_to_thaw)
         .daemons()
-        .rust_only()
         .expects_log(&[THAWS, HELP]),
-    Scenario::new("vss_daemon_that_does_not_read", daemon_that_does_not_read)
-        .daemons()
-        .rust_only(),
+    Scenario::new("vss_daemon_that_does_not_read", daemon_that_does_not_read).daemons(),
     Scenario::new("vss_daemon_killed_while_frozen", daemon_killed_while_frozen)
         .daemons()
         .rust_only()
@@ -79,14 +74,12 @@ pub const SCENARIOS: &[Scenario] = &[
         daemon_killed_over_a_freeze,
     )
     .daemons()
-    .rust_only()
     .expects_log(&[HELP, THAWS, NO_ANSWER]),
     Scenario::new(
         "vss_daemon_killed_before_a_freeze",
         daemon_killed_before_a_freeze,
     )
     .daemons()
-    .rust_only()
     .expects_log(&[NO_ANSWER]),
     Scenario::new("vss_next_daemon_is_told_again", next_daemon_is_told_again)
         .daemons()
@@ -103,7 +96,6 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(&[THAWS]),
     Scenario::new("vss_rescinded_while_frozen", rescinded_while_frozen)
         .daemons()
-        .rust_only()
         .expects_log(&[HELP]),
     Scenario::new("vss_unbound_while_frozen", unbound_while_frozen)
         .daemons()
@@ -339,9 +331,7 @@ fn start_failing_to_thaw(t: &Context<'_>) -> Result<ShellDaemon> {
              [ \"$operation\" = 5 ] && status=000 || status=001; printf \"\\\\$status{ZEROES}\" >&0; \
          done"
     );
-    let daemon = ShellDaemon::start(t, "hv_vss", &hello(128), &script)?;
-    t.log_has("VSS: userspace daemon ver. 128 connected")?;
-    Ok(daemon)
+    ShellDaemon::registered(t, Service::Vss, &script)
 }
 
 /// A daemon that freezes and does not manage to thaw: host and administrator are told, the latter also where the host
