@@ -34,7 +34,8 @@ pub const SCENARIOS: &[Scenario] = &[
         .debug_kernel()
         .expects_log(&[
             "FAULT_INJECTION",
-            "failed",
+            "probe failed for device",
+            "probe with driver hv_utils failed",
             "cannot register PTP clock",
             "unable to add device",
             "debugfs: out of free dentries",

@@ -40,7 +40,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .unloaded()
         .rust_only()
-        .expects_log(&["probe failed for device", "hv_utils"]),
+        .expects_log(&["probe failed for device"]),
     Scenario::new("open_after_a_failed_open_of_c", open_after_c)
         .unloaded()
         .expects_log(&[

@@ -23,7 +23,11 @@ use crate::scenario::Scenario;
 
 const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
 const IGNORED: &[&str] = &["packet ignored"];
-const UNEXPECTED: &[&str] = &["unexpected message", "Invalid msg type", "known"];
+const UNEXPECTED: &[&str] = &[
+    "unexpected message of type",
+    "Invalid msg type",
+    "no version that is known",
+];
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
@@ -37,7 +41,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("framing_bad_counts", bad_counts)
         .once()
         .scripted(&SERVICES)
-        .expects_log(&["known", "Invalid icmsg negotiate"]),
+        .expects_log(&["no version that is known", "Invalid icmsg negotiate"]),
     Scenario::new("framing_no_common_version", no_common_version)
         .once()
         .scripted(&SERVICES)
@@ -58,7 +62,11 @@ pub const SCENARIOS: &[Scenario] = &[
     )
     .everywhere()
     .scripted(&SERVICES)
-    .expects_log(&["packet ignored", "unexpected message", "known"])
+    .expects_log(&[
+        "packet ignored",
+        "unexpected message of type",
+        "no version that is known",
+    ])
     .rust_only(),
     Scenario::new("framing_unknown_type", unknown_type)
         .once()
@@ -341,8 +349,8 @@ fn log_much(t: &Context<'_>) -> Result<()> {
         channel.transact(&unknown)?;
         channel.send_bytes(&[0xff; 16])?;
         for (text, times) in [
-            ("unexpected message", 2),
-            ("known", 1),
+            ("unexpected message of type", 2),
+            ("no version that is known", 1),
             ("IC version", 1),
             ("packet ignored", 1),
         ] {

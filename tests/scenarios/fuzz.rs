@@ -43,27 +43,27 @@ use crate::scenario::Scenario;
 /// What the module says of such messages.
 const SAYS: &[&str] = &[
     "packet ignored",
-    "unexpected message",
+    "unexpected message of type",
     "no version that is known",
-    "clock not set",
-    "no answer from the daemon",
-    "having the daemon thaw",
+    "TimeSync: clock not set",
+    "VSS: no answer from the daemon",
+    "VSS: having the daemon thaw",
     "callbacks suppressed",
 ];
 
 /// What else module and kernel say of such rings, and of daemons that end at any time.
 const SAYS_OF_OTHERS: &[&str] = &[
     "packet ignored",
-    "unexpected message",
+    "unexpected message of type",
     "no version that is known",
-    "clock not set",
+    "TimeSync: clock not set",
     "callbacks suppressed",
     "outbound ring indices out of range",
     "reply not sent",
-    "no answer from the daemon",
-    "having the daemon thaw",
-    "the daemon has gone while file systems may be frozen",
-    "the daemon failed to thaw",
+    "VSS: no answer from the daemon",
+    "VSS: having the daemon thaw",
+    "VSS: the daemon has gone while file systems may be frozen",
+    "VSS: the daemon failed to thaw",
 ];
 
 /// The services that answer at once.

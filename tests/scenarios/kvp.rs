@@ -60,7 +60,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kvp_queued_requests", queued_requests)
         .daemons()
         .rust_only()
-        .expects_log(&["unexpected message"]),
+        .expects_log(&["KVP: unexpected message of type"]),
     Scenario::new("kvp_registration_over_netlink", registration_over_netlink)
         .once()
         .daemons()

@@ -38,6 +38,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(&[
             "VSS: no answer from the daemon",
             "VSS: failed to communicate to the daemon",
+            "callbacks suppressed",
         ]),
     Scenario::new("work_left_at_removal", work_left)
         .machine(Machine::TWO_PROCESSORS)
