@@ -64,22 +64,22 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         &[
             fault(
                 "The host refuses to open the channel",
-                "C cleans up what was never set up",
+                "C crashes as it cleans up",
                 &[stock("open_refused")],
             ),
             fault(
                 "There are two devices of one class",
-                "C has one memory for both, and frees it with either",
+                "C takes the second one, too",
                 &[stock("second_device_of_a_class")],
             ),
             fault(
                 "The device goes while a daemon has its file open",
-                "C frees what the file still uses",
+                "C waits until it is closed",
                 &[stock("chardev"), debug("vss_unbound_under_packets")],
             ),
             fault(
                 "The device goes under a daemon that hangs",
-                "C waits for the daemon, with all of VMBus behind it",
+                "C waits for the daemon",
                 &[
                     stock("kvp_unbound_under_its_daemon"),
                     stock("kvp_rescinded_under_its_daemon"),
@@ -87,17 +87,17 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             ),
             fault(
                 "A packet comes while the device goes",
-                "C may work on it when its memory is gone",
+                "",
                 &[debug("vss_unbound_under_packets")],
             ),
             fault(
                 "Work is left over",
-                "in C it can run when the module has gone",
+                "with C the guest does not survive that it runs when the module has gone",
                 &[stock("work_left_at_removal"), debug("work_left_at_removal")],
             ),
             fault(
                 "A step of the registration fails",
-                "C leaves the device there with freed memory behind it",
+                "C leaves freed memory in use",
                 &[debug("allocations_fail")],
             ),
         ],
@@ -107,12 +107,12 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         &[
             fault(
                 "There is no daemon",
-                "C's timer of 55 s does nothing, and the host waits for ever",
+                "C does not answer when its 55 s are over",
                 &[stock("kvp_times_out_without_a_daemon")],
             ),
             fault(
                 "No version is common",
-                "C keeps one, and says that all is well",
+                "C says that all is well",
                 &[stock("framing_no_common_version")],
             ),
             fault(
@@ -127,14 +127,14 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         &[
             fault(
                 "Packets queue up",
-                "C takes one each time it is called, and may not be called again",
+                "C leaves some unanswered",
                 &[
                     stock("framing_queued_requests"),
                     stock("kvp_queued_requests"),
                 ],
             ),
             fault(
-                "A message is short, or of an unknown type",
+                "A message is short",
                 "C drops it, and the host waits",
                 &[stock("framing_short_bodies"), stock("framing_no_header")],
             ),
@@ -183,7 +183,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             ),
             fault(
                 "The guest hibernates without a daemon",
-                "C takes the service for ready, and refuses the next daemon",
+                "C does not take the daemon that comes then",
                 &[stock("hibernation_without_a_daemon")],
             ),
             fault(
@@ -213,17 +213,17 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             ),
             fault(
                 "HOT_BACKUP's flag",
-                "C never sets it",
+                "C does not set it",
                 &[stock("vss_backup_flag")],
             ),
             fault(
                 "A VSS daemon of before 2013",
-                "in C it never becomes ready",
+                "C fails what the host asks",
                 &[stock("vss_old_daemon")],
             ),
             fault(
                 "SET of other types",
-                "C stores an empty value; unknown operations succeed, pools are not checked",
+                "C stores an empty value; unknown operations succeed",
                 &[stock("kvp_value_types"), stock("kvp_refuses")],
             ),
             fault(
@@ -233,7 +233,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             ),
             fault(
                 "The host floods the ring",
-                "C holds the processor for as long as there is a packet",
+                "C leaves programs nothing of the processor",
                 &[stock("heartbeat_flood_leaves_the_processor")],
             ),
             fault(
