@@ -208,9 +208,14 @@ impl Report {
         self.held.push_str(&lines);
     }
 
+    /// The next line tells the time from now on.
+    pub fn begin_timing(&mut self) {
+        self.last = Instant::now();
+    }
+
     /// Reports a result that a former run got with all as it is now.
     pub fn kept(&mut self, name: &str, label: &str) {
-        self.last = Instant::now();
+        self.begin_timing();
         self.progress.number += 1;
         let number = self.progress.number;
         let line = format!("ok {number} {name} {label} # KEPT nothing of it has changed\n");

@@ -563,8 +563,7 @@ impl<'a> Group<'a> {
         match (self.options.faults, place.module) {
             (true, Module::C) => {
                 println!("# {} with C: {verdict}", scenario.name());
-                // The next line tells the time of its own scenario.
-                self.report.last = Some(Instant::now());
+                self.report.begin_timing();
             }
             _ => self.report.line(scenario.name(), &place.label(), result),
         }
