@@ -40,7 +40,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .unloaded()
         .rust_only()
-        .expects_log(&["probe failed for device"]),
+        .expects_log(&[
+            "probe failed for device",
+            "probe with driver hv_utils failed with error -11",
+        ]),
     Scenario::new("open_after_a_failed_open_of_c", open_after_c)
         .unloaded()
         .expects_log(&[
