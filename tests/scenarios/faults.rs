@@ -423,10 +423,9 @@ Faults
 
 What the C driver of 7.3 does not survive, or gets wrong, as both drivers ran the scenario. ``make faults`` runs
 the scenarios with both and writes this document. What C is said to fail with is the first thing that the host, or
-the kernel's log, noticed. Both drivers run in emulated time, and are waited for equally long: a minute, where the
-scenario says nothing else. What C passes is in the last section: the scenario does not meet a fault of C's in the
-kernel of the run, or there is none. *debug* is the kernel of ``make check-debug``, with two processors; the other
-one is Debian's, with one.
+the kernel's log, noticed. Both drivers are waited for equally long: a minute, where the scenario says nothing else.
+What C passes is in the last section: the scenario does not meet a fault of C's in the kernel of the run, or there
+is none. *debug* is the kernel of ``make check-debug``, with two processors; the other one is Debian's, with one.
 ";
 
 #[cfg(test)]
