@@ -268,9 +268,11 @@ fn finds_nothing(t: &Context<'_>) -> Result<()> {
 /// What kmemleak has found.
 fn found(t: &Context<'_>) -> Result<String> {
     // What is younger than five seconds is left out; the second scan sees what the first took for reachable.
-    t.sh_ok(
+    let scans = t.sh_within(
         "sleep 6; echo scan >/sys/kernel/debug/kmemleak; echo scan >/sys/kernel/debug/kmemleak",
+        5 * t.patience(),
     )?;
+    t.equal("status of the scans", scans.status, 0)?;
     t.sh_ok("cat /sys/kernel/debug/kmemleak")
 }
 

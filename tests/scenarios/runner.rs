@@ -657,6 +657,7 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()
             (Ok(()), None) if !scenario.is_last() && exit != Exit::Stopped => {
                 Err(Error(format!("the machine stopped: {exit:?}")))
             }
+            (Err(error), Some(line)) => Err(Error(format!("{error}\nthe console says: {line}"))),
             (result, _) => result,
         };
     }
