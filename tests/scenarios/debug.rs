@@ -270,7 +270,7 @@ fn found(t: &Context<'_>) -> Result<String> {
     // What is younger than five seconds is left out; the second scan sees what the first took for reachable.
     let scans = t.sh_within(
         "sleep 6; echo scan >/sys/kernel/debug/kmemleak; echo scan >/sys/kernel/debug/kmemleak",
-        5 * t.patience(),
+        5 * TIMEOUT,
     )?;
     t.equal("status of the scans", scans.status, 0)?;
     t.sh_ok("cat /sys/kernel/debug/kmemleak")
