@@ -57,14 +57,22 @@ pub const EXPECTED: &[&str] = &[
     "VSS: having the daemon thaw",
 ];
 
-/// Suspends and resumes, channels included.
-pub fn hibernate(t: &Context<'_>) -> Result<()> {
+/// Before a hibernation: it does not wait at its test level, and leaves memory for the threads that the kernel starts when
+/// it resumes. Skipped where there are no test levels.
+fn prepare(t: &Context<'_>) -> Result<()> {
     if t.sh("[ -e /sys/power/pm_test ]")?.status != 0 {
         return t.skip("this kernel has no pm_test (CONFIG_PM_DEBUG)");
     }
     t.sh_ok(
-        "echo 0 >/sys/module/hibernate/parameters/pm_test_delay; echo core >/sys/power/pm_test",
-    )?;
+        "echo 0 >/sys/module/hibernate/parameters/pm_test_delay && echo $((32 << 20)) >/sys/power/reserved_size",
+    )
+    .map(|_| ())
+}
+
+/// Suspends and resumes, channels included.
+pub fn hibernate(t: &Context<'_>) -> Result<()> {
+    prepare(t)?;
+    t.sh_ok("echo core >/sys/power/pm_test")?;
     t.sh_ok("echo disk >/sys/power/state")?;
     t.sh_ok("echo none >/sys/power/pm_test").map(|_| ())
 }
@@ -91,9 +99,7 @@ const TRIES: u32 = 100;
 ///
 /// It is a race, which `make check` runs with this module only; by hand it runs with C.
 fn rescinded_amid(t: &Context<'_>) -> Result<()> {
-    if t.sh("[ -e /sys/power/pm_test ]")?.status != 0 {
-        return t.skip("this kernel has no pm_test (CONFIG_PM_DEBUG)");
-    }
+    prepare(t)?;
     if t.config().vcpus < 2 {
         return t.skip("it needs two processors");
     }
@@ -106,7 +112,7 @@ fn rescinded_amid(t: &Context<'_>) -> Result<()> {
     // The one processor hibernates, the other one has all else to do. The console tells how far it is.
     // Processors stay on at this level.
     t.sh_ok(
-        "echo 0 >/sys/module/hibernate/parameters/pm_test_delay; echo platform >/sys/power/pm_test; \
+        "echo platform >/sys/power/pm_test; \
          echo 0 >/sys/power/pm_async; echo 1 >/sys/power/pm_debug_messages; \
          echo N >/sys/module/printk/parameters/console_suspend; dmesg -n 8; \
          taskset -p 1 $(pidof kdevtmpfs)",
@@ -221,15 +227,12 @@ fn answered_by_a_daemon(t: &Context<'_>, service: Service, step: Step) -> Result
 
 /// Each level closes the channels and opens them again; the services negotiate anew and go on.
 fn levels(t: &Context<'_>, levels: &[&str]) -> Result<()> {
-    if t.sh("[ -e /sys/power/pm_test ]")?.status != 0 {
-        return t.skip("this kernel has no pm_test (CONFIG_PM_DEBUG)");
-    }
+    prepare(t)?;
     for service in SERVICES {
         let channel = t.channel(service);
         channel.wait_negotiated()?;
         channel.configure(|device| device.set_interval(Duration::from_millis(200)))?;
     }
-    t.sh_ok("echo 0 >/sys/module/hibernate/parameters/pm_test_delay")?;
     for level in levels {
         let opens = t.channel(Service::Heartbeat).opens()?;
         t.sh_ok(&format!("echo {level} >/sys/power/pm_test"))?;
