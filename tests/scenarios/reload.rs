@@ -28,11 +28,13 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kvp_daemon_restarted_under_load", |t| {
         daemon_restarted_under_load(t, Service::Kvp)
     })
+    .by_chance()
     .daemons()
     .race(),
     Scenario::new("vss_daemon_restarted_under_load", |t| {
         daemon_restarted_under_load(t, Service::Vss)
     })
+    .by_chance()
     .daemons()
     .race()
     .expects_log(&[

@@ -33,6 +33,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .expects_log(&["VSS: no answer from the daemon"]),
     Scenario::new("vss_unbound_under_packets", unbound_under_packets)
+        .by_chance()
         .daemons()
         .race()
         .expects_log(&[

@@ -134,7 +134,9 @@ impl Report {
     /// Goes on from where the run was that was here before.
     pub fn resumed() -> Self {
         let text = progress_file().and_then(|file| std::fs::read_to_string(file).ok());
-        let before = text.and_then(|text| Progress::parse(&text));
+        let before = text.map(|text| {
+            Progress::parse(&text).unwrap_or_else(|| panic!("no progress of a run: {text:?}"))
+        });
         let mut report = Self {
             last: Instant::now(),
             jobs: 0,
@@ -184,7 +186,12 @@ impl Report {
 
     /// The emulation of the guest's processors broke down. Says whether the scenario may run again.
     pub fn broke(&mut self, scenario: &str) -> bool {
-        self.progress.broke(Level::Inner, scenario)
+        let is_first = self.progress.broke(Level::Inner, scenario);
+        // What has been reported of the scenario itself does not count until it has run in all its places.
+        if self.held.is_empty() {
+            self.save();
+        }
+        is_first
     }
 
     /// Reports a result.
@@ -235,7 +242,12 @@ impl Report {
         let Some(file) = progress_file() else {
             return;
         };
-        if let Err(error) = std::fs::write(&file, self.progress.text()) {
+        // It is there as a whole, whenever this guest breaks down.
+        let mut whole = file.as_os_str().to_owned();
+        whole.push(".new");
+        let saved = std::fs::write(&whole, self.progress.text())
+            .and_then(|()| std::fs::rename(&whole, &file));
+        if let Err(error) = saved {
             println!("# {}: {error}", file.display());
         }
     }

@@ -124,6 +124,64 @@ impl Options {
         self.emulated
     }
 
+    /// What is to be run here. What leaves the guest usable comes first, then what ends it, then what has a machine of
+    /// its own.
+    fn jobs(
+        &self,
+        scenarios: &[&'static Scenario],
+        vcpus: u32,
+        vmbus: Version,
+        whole: bool,
+    ) -> VecDeque<(&'static Scenario, Place)> {
+        let order = |scenario: &Scenario| match scenario.other_machine() {
+            Some(machine) => (2, machine.name),
+            None => (u32::from(scenario.is_last()), ""),
+        };
+        let mut sorted = scenarios.to_vec();
+        sorted.sort_by_key(|scenario| order(scenario));
+        let debug = self.flavour == DEBUG;
+        let all = match self.flavour.as_str() {
+            DEBUG => whole,
+            CLOUD => self.full,
+            _ => true,
+        };
+        sorted.retain(|scenario| all || scenario.is_everywhere() || scenario.needs_debug_kernel());
+        let emulated = self.emulated;
+        let any_time = self.faults || self.control;
+        sorted.retain(|scenario| scenario.is_waiting() == emulated || any_time);
+        sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.filter);
+        let kernel = if debug { Kernel::Debug } else { Kernel::Stock };
+        sorted.retain(|scenario| !self.faults || faults::names(scenario.name(), kernel));
+        sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
+        sorted.retain(|scenario| whole || scenario.depends_on_place());
+        let asked_for = self.full || any_time || !self.filter.is_empty();
+        sorted.retain(|scenario| vcpus > 1 || asked_for || !scenario.is_race());
+        let places = |scenario: &'static Scenario| {
+            self.modules.iter().map(move |&module| {
+                let place = Place {
+                    module,
+                    vcpus,
+                    vmbus,
+                };
+                (scenario, place)
+            })
+        };
+        let mut jobs: VecDeque<_> = sorted.into_iter().flat_map(places).collect();
+        jobs.retain(|(scenario, place)| {
+            let line = format!("{} {} {}", scenario.name(), place.label(), self.flavour);
+            let here = whole || place.module == Module::Rust;
+            // File copy has no character device in C any more.
+            let could_be = place.module == Module::C && !scenario.name().starts_with("fcopy_");
+            let for_module = match (self.faults, self.control) {
+                (true, _) => could_be || scenario.is_for(place.module),
+                (_, true) => could_be && !scenario.is_for(place.module),
+                _ => scenario.is_for(place.module),
+            };
+            here && for_module && line.contains(&self.filter)
+        });
+        jobs
+    }
+
     /// The initramfs with the daemons.
     pub fn daemons(&self) -> PathBuf {
         build_folder().join(format!("guest/daemons-{}.cpio", self.flavour))
@@ -216,6 +274,11 @@ pub fn check_faults(scenarios: &[&'static Scenario], options: Options) -> ExitCo
         versions: vec![(6, 0)],
         ..options
     };
+    // None of a former run is told.
+    for (scenario, place) in options.jobs(scenarios, vcpus, (6, 0), true) {
+        let file = place.file(scenario.name(), &options.flavour);
+        let _ = std::fs::remove_file(with_suffix(&file, VERDICT));
+    }
     let status = check(scenarios, &options);
     let document = faults::document(last_verdict);
     let file = build_folder().join("results/faults.rst");
@@ -314,7 +377,7 @@ impl<'a> Group<'a> {
             report,
             transcripts: BTreeMap::new(),
         };
-        let mut jobs = group.jobs(scenarios, whole);
+        let mut jobs = options.jobs(scenarios, vcpus, vmbus, whole);
         while let Some((scenario, place)) = jobs.pop_front() {
             if group.report.was_done() {
                 continue;
@@ -331,68 +394,6 @@ impl<'a> Group<'a> {
                 group.report.settle();
             }
         }
-    }
-
-    /// What is to be run here. What leaves the guest usable comes first, then what ends it, then what has a machine of
-    /// its own.
-    fn jobs(
-        &self,
-        scenarios: &[&'static Scenario],
-        whole: bool,
-    ) -> VecDeque<(&'static Scenario, Place)> {
-        let order = |scenario: &Scenario| match scenario.other_machine() {
-            Some(machine) => (2, machine.name),
-            None => (u32::from(scenario.is_last()), ""),
-        };
-        let mut sorted = scenarios.to_vec();
-        sorted.sort_by_key(|scenario| order(scenario));
-        let debug = self.options.flavour == DEBUG;
-        let all = match self.options.flavour.as_str() {
-            DEBUG => whole,
-            CLOUD => self.options.full,
-            _ => true,
-        };
-        sorted.retain(|scenario| all || scenario.is_everywhere() || scenario.needs_debug_kernel());
-        let emulated = self.options.emulated;
-        let any_time = self.options.faults || self.options.control;
-        sorted.retain(|scenario| scenario.is_waiting() == emulated || any_time);
-        sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.options.filter);
-        let kernel = if debug { Kernel::Debug } else { Kernel::Stock };
-        sorted.retain(|scenario| !self.options.faults || faults::names(scenario.name(), kernel));
-        sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
-        sorted.retain(|scenario| whole || scenario.depends_on_place());
-        let (vcpus, vmbus) = (self.config.vcpus, self.config.vmbus_max);
-        let asked_for = self.options.full || any_time || !self.options.filter.is_empty();
-        sorted.retain(|scenario| vcpus > 1 || asked_for || !scenario.is_race());
-        let places = |scenario: &'static Scenario| {
-            self.options.modules.iter().map(move |&module| {
-                let place = Place {
-                    module,
-                    vcpus,
-                    vmbus,
-                };
-                (scenario, place)
-            })
-        };
-        let mut jobs: VecDeque<_> = sorted.into_iter().flat_map(places).collect();
-        jobs.retain(|(scenario, place)| {
-            let line = format!(
-                "{} {} {}",
-                scenario.name(),
-                place.label(),
-                self.options.flavour
-            );
-            let here = whole || place.module == Module::Rust;
-            // File copy has no character device in C any more.
-            let could_be = place.module == Module::C && !scenario.name().starts_with("fcopy_");
-            let for_module = match (self.options.faults, self.options.control) {
-                (true, _) => could_be || scenario.is_for(place.module),
-                (_, true) => could_be && !scenario.is_for(place.module),
-                _ => scenario.is_for(place.module),
-            };
-            here && for_module && line.contains(&self.options.filter)
-        });
-        jobs
     }
 
     /// Scenarios with the same key can have the same guest.
@@ -515,14 +516,17 @@ impl<'a> Group<'a> {
         let guest = &shared.guest;
         let file = place.file(scenario.name(), &self.options.flavour);
         let from = guest.transcript_length();
-        let console_from = guest.console_length();
-        let mut result = run_scenario(scenario, guest, place.module);
-        let failed = matches!(&result, Err(error) if skip_reason(error).is_none());
+        let console_from = guest.console().len();
+        let Ran {
+            mut result,
+            is_conclusive,
+        } = run_scenario(scenario, guest, place.module);
+        let failed = is_failure(&result);
         let console = guest.console();
         // The console begins anew with each boot.
         let since = console.get(console_from..).unwrap_or(&console);
         let breakdown = match guest.exit() {
-            Some(exit) if failed => report::breakdown(&exit, since),
+            Some(exit) if failed && !is_conclusive => report::breakdown(&exit, since),
             _ => None,
         };
         let saved = guest.save_transcript(&with_suffix(&file, "transcript"), from);
@@ -546,7 +550,8 @@ impl<'a> Group<'a> {
         }
         shared.usable = !failed && !scenario.is_last();
         self.shared = Some(shared);
-        if let Some(what) = breakdown {
+        if let (Some(what), Err(error)) = (breakdown, &result) {
+            println!("# {}", error.0.replace('\n', "\n# "));
             return Err(Breakdown(what));
         }
         self.judge(scenario, place, &result);
@@ -575,7 +580,7 @@ impl<'a> Group<'a> {
         let (Some(rust), Some(c)) = (rust, c) else {
             return;
         };
-        if scenario.is_by_chance() {
+        if scenario.is_by_chance() || self.options.faults {
             return;
         }
         let result = compare::compare(scenario, &rust, &c);
@@ -610,85 +615,196 @@ fn nothing_left(guest: &Guest) -> Result<()> {
     services.try_for_each(|&service| guest.channel(service).expect_nothing_left())
 }
 
-/// Prepares the guest, runs the scenario, and looks at what it left behind.
-fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Result<()> {
-    let context = Context::new(guest, module);
-    for &service in &guest.config().services {
-        let channel = guest.channel(service);
+/// A result, unless it is no failure and `other` is one.
+fn and_also(result: Result<()>, other: Result<()>) -> Result<()> {
+    match other {
+        Err(error) if !is_failure(&result) => Err(error),
+        _ => result,
+    }
+}
+
+fn is_failure(result: &Result<()>) -> bool {
+    matches!(result, Err(error) if skip_reason(error).is_none())
+}
+
+/// Adds a line to what went wrong, or has it be that.
+fn and_said(result: Result<()>, who: &str, line: Option<&str>) -> Result<()> {
+    match (result, line) {
+        (result, None) => result,
+        (Err(error), Some(line)) if skip_reason(&error).is_none() => {
+            Err(Error(format!("{error}\n{who} says: {line}")))
+        }
+        (_, Some(line)) => Err(Error(format!("{who} says: {line}"))),
+    }
+}
+
+/// Prepares the guest for a scenario.
+fn prepare(scenario: &Scenario, context: &Context<'_>) -> Result<()> {
+    for &service in &context.config().services {
+        let channel = context.channel(service);
         channel.reset()?;
         let daemons = scenario.needs_daemons() && daemon::SERVICES.contains(&service);
         if daemons || scenario.scripted_services().contains(&service) {
             channel.script()?;
         }
     }
-    guest.note(&format!("{} with {}", scenario.name(), module.name()));
-    let console = guest.console().len();
+    context.note(&format!(
+        "{} with {}",
+        scenario.name(),
+        context.module().name()
+    ));
     if scenario.needs_daemons() {
-        daemon::prepare(guest)?;
+        daemon::prepare(context)?;
     }
-    guest.clear_kernel_log()?;
-    if !scenario.starts_unloaded() {
-        context.load()?;
-        for &service in &guest.config().services {
-            // In C, file copy has moved to a daemon over uio; the echo is the sample's.
-            if service != Service::Echo && (service, module) != (Service::FCopy, Module::C) {
-                guest.channel(service).wait_open()?;
-            }
+    context.clear_kernel_log()?;
+    if scenario.starts_unloaded() {
+        return Ok(());
+    }
+    context.load()?;
+    for &service in &context.config().services {
+        // In C, file copy has moved to a daemon over uio; the echo is the sample's.
+        if service != Service::Echo && (service, context.module()) != (Service::FCopy, Module::C) {
+            context.channel(service).wait_open()?;
         }
     }
-    let mut result = scenario.run(&context);
+    Ok(())
+}
+
+/// What a scenario came to.
+struct Ran {
+    result: Result<()>,
+    /// It failed while the guest ran: whatever became of the guest afterwards, that is the result.
+    is_conclusive: bool,
+}
+
+/// Prepares the guest, runs the scenario, and looks at what it left behind.
+fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Ran {
+    let context = Context::new(guest, module);
+    let console = guest.console().len();
+    let mut result = prepare(scenario, &context).and_then(|()| scenario.run(&context));
+    let is_conclusive = is_failure(&result) && guest.exit().is_none();
     if scenario.needs_daemons() && guest.exit().is_none() {
         if let Err(error) = &mut result {
             error.0.push_str(&daemon::said(guest));
         }
-        result = result.and(daemon::end(guest));
+        result = and_also(result, daemon::end(guest));
     }
-    if let Some(exit) = guest.exit() {
-        let line = guest.console();
-        let bad = line.lines().find(|line| {
-            log::is_splat(line)
-                && !scenario
-                    .expected_log()
-                    .iter()
-                    .any(|text| line.contains(text))
-        });
-        return match (result, bad) {
-            (Ok(()), Some(line)) => Err(Error(format!("the console says: {line}"))),
-            (Ok(()), None) if !scenario.is_last() && exit != Exit::Stopped => {
-                Err(Error(format!("the machine stopped: {exit:?}")))
-            }
-            (Err(error), Some(line)) => Err(Error(format!("{error}\nthe console says: {line}"))),
-            (result, _) => result,
-        };
-    }
-    let failed = matches!(&result, Err(error) if skip_reason(error).is_none());
-    let cleaned = match failed || scenario.is_last() {
-        true => Ok(()),
-        false => context.unload(),
+    let result = match guest.exit() {
+        Some(exit) => stopped(scenario, guest, &exit, result),
+        None => clean(scenario, &context, console, result),
     };
-    // All channels are closed: whatever the guest had to say is in the rings.
-    let cleaned = cleaned.and_then(|()| match failed || scenario.is_last() {
-        true => Ok(()),
-        false => nothing_left(guest),
-    });
-    let log = match guest.sh_ok("dmesg -r") {
-        Ok(log) => log,
+    Ran {
+        result,
+        is_conclusive,
+    }
+}
+
+/// The result of a scenario that has ended the guest.
+fn stopped(scenario: &Scenario, guest: &Guest, exit: &Exit, result: Result<()>) -> Result<()> {
+    let expected = |line: &&str| {
+        let mut texts = scenario.expected_log().iter();
+        texts.any(|text| line.contains(text))
+    };
+    let console = guest.console();
+    let mut splats = console.lines().filter(|line| log::is_splat(line));
+    let result = match scenario.is_last() || *exit == Exit::Stopped {
+        true => result,
+        false => and_also(result, Err(Error(format!("the machine stopped: {exit:?}")))),
+    };
+    and_said(result, "the console", splats.find(|line| !expected(line)))
+}
+
+/// Removes the module, and looks at what is left: `result`, or what is wrong.
+fn clean(
+    scenario: &Scenario,
+    context: &Context<'_>,
+    console: usize,
+    result: Result<()>,
+) -> Result<()> {
+    let result = match is_failure(&result) || scenario.is_last() {
+        true => result,
+        // All channels are closed then: whatever the guest had to say is in the rings.
+        false => and_also(
+            result,
+            context.unload().and_then(|()| nothing_left(context)),
+        ),
+    };
+    match context.sh_ok("dmesg -r") {
+        // What is in the log is often the reason.
+        Ok(log) => {
+            let bad = log::first_bad_line(&log, scenario.expected_log());
+            and_said(result, "the kernel's log", bad)
+        }
         // Where nothing can be asked any more, its beginning is on the console.
         Err(error) => {
-            let said = guest.console();
-            let said = said.get(console..).unwrap_or_default();
-            let error = result.and(cleaned).err().unwrap_or(error);
-            return Err(match said.lines().find(|line| log::is_splat(line)) {
-                Some(line) => Error(format!("{error}\nthe console says: {line}")),
-                None => error,
-            });
+            let said = context.console();
+            let mut said = said.get(console..).unwrap_or_default().lines();
+            let splat = said.find(|line| log::is_splat(line));
+            and_said(and_also(result, Err(error)), "the console", splat)
         }
-    };
-    // What is in the log is often the reason.
-    match (result, log::first_bad_line(&log, scenario.expected_log())) {
-        (Err(error), Some(line)) => Err(Error(format!("{error}\nthe kernel's log says: {line}"))),
-        (Err(error), None) => Err(error),
-        (Ok(()), Some(line)) => Err(Error(format!("the kernel's log says: {line}"))),
-        (Ok(()), None) => cleaned,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The options of a run of `make check`, as in `tests/check.sh`.
+    fn options(texts: &[(&str, &str)]) -> Options {
+        let mut options = Options::default();
+        for (name, value) in texts {
+            options.set(name, value).unwrap();
+        }
+        options
+    }
+
+    #[test]
+    fn each_scenario_runs_in_make_check() {
+        let runs = [
+            options(&[("--flavour", FLAVOUR), ("--vcpus", "1"), ("--vmbus", "6.0")]),
+            options(&[
+                ("--flavour", FLAVOUR),
+                ("--whole", "no"),
+                ("--vcpus", "2"),
+                ("--vmbus", "4.0"),
+            ]),
+            options(&[
+                ("--flavour", DEBUG),
+                ("--whole", "no"),
+                ("--module", "rust"),
+                ("--vcpus", "2"),
+                ("--vmbus", "6.0"),
+            ]),
+            options(&[
+                ("--flavour", FLAVOUR),
+                ("--time", "emulated"),
+                ("--vcpus", "1"),
+                ("--vmbus", "6.0"),
+            ]),
+        ];
+        let all = crate::all();
+        let run: Vec<&str> = runs
+            .iter()
+            .flat_map(|run| run.jobs(&all, run.vcpus[0], run.versions[0], run.whole))
+            .filter(|(_, place)| place.module == Module::Rust)
+            .map(|(scenario, _)| scenario.name())
+            .collect();
+        let idle = all
+            .iter()
+            .filter(|scenario| !scenario.is_apart() && !run.contains(&scenario.name()));
+        let idle: Vec<&str> = idle.map(|scenario| scenario.name()).collect();
+        assert_eq!(idle, [""; 0]);
+    }
+
+    #[test]
+    fn a_skip_hides_nothing() {
+        let skipped = || Err(skip("why"));
+        let failed = || Err(Error("it failed".to_owned()));
+        assert!(!is_failure(&and_also(skipped(), Ok(()))));
+        assert!(is_failure(&and_also(skipped(), failed())));
+        assert!(is_failure(&and_said(skipped(), "the log", Some("BUG:"))));
+        assert!(is_failure(&and_said(Ok(()), "the log", Some("BUG:"))));
+        let both = and_said(failed(), "the log", Some("BUG:")).unwrap_err();
+        assert_eq!(both.0, "it failed\nthe log says: BUG:");
     }
 }

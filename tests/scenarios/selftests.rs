@@ -3,6 +3,7 @@
 //! The kselftests of `tests/selftests/hv_utils`, run in the guest.
 
 use host::guest::Result;
+use host::guest::TIMEOUT;
 use host::service::Service;
 
 use crate::scenario::Context;
@@ -27,7 +28,7 @@ fn retold(test: &str, line: &str) -> String {
     match result {
         Some((verdict, what)) => {
             let what = what.trim_start_matches(|c: char| c.is_ascii_digit());
-            format!("{verdict} - {test}: {}", what.trim())
+            format!("{verdict} - selftests: {test}: {}", what.trim())
         }
         None => format!("# {test}: {line}"),
     }
@@ -39,7 +40,7 @@ fn selftests(t: &Context<'_>) -> Result<()> {
     let tests = t.sh_ok("cd /selftests/hv_utils && ls *.sh | grep -v common.sh")?;
     t.check(tests.contains("ptp.sh"), "the tests are in the guest")?;
     for test in tests.lines() {
-        let output = t.sh(&format!("sh /selftests/hv_utils/{test}"))?;
+        let output = t.sh_within(&format!("sh /selftests/hv_utils/{test}"), 5 * TIMEOUT)?;
         tell(test, &output.text);
         let expected = if test == "shutdown.sh" { 4 } else { 0 };
         t.equal(&format!("status of {test}"), output.status, expected)?;
@@ -57,10 +58,16 @@ mod tests {
         for (line, said) in [
             ("TAP version 13", "# a.sh: TAP version 13"),
             ("1..3", "# a.sh: 1..3"),
-            ("1..0 # SKIP no root", "ok - a.sh: # SKIP no root"),
-            ("ok 1 2 is even ", "ok - a.sh: 2 is even"),
-            ("ok 2 it runs # SKIP", "ok - a.sh: it runs # SKIP"),
-            ("not ok 3 it ends", "not ok - a.sh: it ends"),
+            (
+                "1..0 # SKIP no root",
+                "ok - selftests: a.sh: # SKIP no root",
+            ),
+            ("ok 1 2 is even ", "ok - selftests: a.sh: 2 is even"),
+            (
+                "ok 2 it runs # SKIP",
+                "ok - selftests: a.sh: it runs # SKIP",
+            ),
+            ("not ok 3 it ends", "not ok - selftests: a.sh: it ends"),
             ("# ok 4", "# a.sh: # ok 4"),
         ] {
             assert_eq!(retold("a.sh", line), said);

@@ -84,6 +84,8 @@ fn run_nested(settings: &[(&str, &str)]) -> ! {
         let status = Command::new(&script).arg(&line).envs(settings).status();
         status.map(|status| status.code().unwrap_or(1))
     };
+    // Of another program that had this number.
+    let _ = std::fs::remove_file(&progress);
     let mut result = run();
     let (mut left, mut reached) = (GUESTS - 1, None);
     while left > 0 && matches!(result, Ok(DIED)) {

@@ -144,6 +144,8 @@ pub struct Device {
     flags: u8,
     output: VecDeque<Packet>,
     inbox: VecDeque<Packet>,
+    /// Packets that a scenario had not taken when the channel was opened again, or another took the lead.
+    forgotten: usize,
     statistics: Statistics,
 }
 
@@ -179,6 +181,7 @@ impl Device {
             flags: TRANSACTION | REQUEST,
             output: VecDeque::new(),
             inbox: VecDeque::new(),
+            forgotten: 0,
             statistics: Statistics::default(),
         }
     }
@@ -267,13 +270,13 @@ impl Device {
         self.reading = true;
         self.due = None;
         self.revive();
-        self.inbox.clear();
+        self.forgotten += self.inbox.drain(..).count();
     }
 
     /// Takes the lead back. On an open channel it begins with a negotiation.
     pub fn auto(&mut self, open: bool) {
         self.mode = Mode::Auto;
-        self.inbox.clear();
+        self.forgotten += self.inbox.drain(..).count();
         if open {
             self.begin();
         } else {
@@ -295,7 +298,7 @@ impl Device {
     /// The channel was opened.
     pub fn opened(&mut self) {
         self.output.clear();
-        self.inbox.clear();
+        self.forgotten += self.inbox.drain(..).count();
         self.versions = None;
         match self.mode {
             Mode::Auto => self.begin(),
@@ -380,6 +383,11 @@ impl Device {
     /// Takes the next packet that came for a scenario.
     pub fn take_received(&mut self) -> Option<Packet> {
         self.inbox.pop_front()
+    }
+
+    /// How many packets came for a scenario that it has not taken.
+    pub fn untaken(&self) -> usize {
+        self.forgotten + self.inbox.len()
     }
 
     /// How many packets wait for a scenario.

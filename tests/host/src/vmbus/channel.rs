@@ -58,7 +58,7 @@ pub struct Channel {
     /// What the next open requests are answered: this many more times with this status.
     pub(super) fail_opens: (u32, u32),
     pub(super) opens: u64,
-    /// Bytes in the ring to the host that nobody had read when the channel was closed last.
+    /// Bytes in the ring to the host that nobody had read when the channel was closed.
     pub(super) left: u32,
     /// The ring was not read to its end, and since when.
     unfinished: Option<Instant>,
@@ -107,10 +107,10 @@ impl Channel {
         self.opens
     }
 
-    /// What the guest sent and nobody took: packets that wait for a scenario, and bytes that were in the ring when the
-    /// channel was closed last.
+    /// What the guest sent and nobody took: packets that wait for a scenario, or did when the channel was opened again, and
+    /// bytes that were in the ring when it was closed.
     pub fn surplus(&self) -> (usize, u32) {
-        (self.device.received_count(), self.left)
+        (self.device.untaken(), self.left)
     }
 
     /// Lets the device do what it can: send, read, act on what was read.
@@ -196,8 +196,9 @@ impl Channel {
             if let Some(open) = offered.open.take() {
                 self.unfinished = None;
                 // Replies that a host did not ask for, it never reads.
-                let reads = self.device.is_answered();
-                self.left = open.to_host().used().ok().filter(|_| reads).unwrap_or(0);
+                if self.device.is_answered() {
+                    self.left += open.to_host().used().unwrap_or(0);
+                }
                 self.device.closed();
             }
         }
