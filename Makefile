@@ -110,13 +110,19 @@ build/guest/rust-%.cpio: build/modules/%/hv_utils.ko $(pieces)
 		$(foreach f,$(wildcard tests/selftests/hv_utils/*),/selftests/hv_utils/$(notdir $(f))=$(f)) \
 		/selftests/kselftest/ktap_helpers.sh=build/linux-source/tools/testing/selftests/kselftest/ktap_helpers.sh
 
+# The module and C's, of the same kind, for the benchmark.
+build/guest/bench-%.cpio: build/modules/%/hv_utils.ko tests/guest/module-cpio.sh
+	@tests/guest/module-cpio.sh $@ bare/rust/hv_utils.ko=$< \
+		bare/c/hv_utils.ko=$(firstword $(wildcard build/kernel/$*/lib/modules/*/kernel/drivers/hv/hv_utils.ko*))
+
 ## host                 the emulated Hyper-V host and the scenarios, in build/host
 host: root
 	@echo "[6/6] the emulated host"
 	@$(enter) tests/host/build.sh
 
 ## guests               the guests' images and the modules for both flavours
-guest-%: build/guest/outer.cpio build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio ;
+guest-%: build/guest/outer.cpio build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio \
+	build/guest/bench-%.cpio ;
 guests: root $(addprefix guest-,$(flavours))
 
 # ---- The two commands
@@ -179,5 +185,5 @@ help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd check-dkms soak clean distclean help
-.PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/modules/%/hv_utils.ko
+.PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

@@ -1,7 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # module-cpio.sh OUT NAME=FILE...: an initramfs holding FILE as /modules/NAME (or as NAME where it
-# begins with a slash), to be appended to an inner guest's. Executables stay executable.
+# begins with a slash), to be appended to an inner guest's. Executables stay executable. Modules lose their
+# debug information, as in a distribution: a guest loads them sooner. Under bare/ they also lose their signature
+# and type information (BTF), which not every build adds: what is left is of the same kind, whoever built it.
 # For example: module-cpio.sh build/guest/rust-amd64.cpio rust/hv_utils.ko=build/modules/amd64/hv_utils.ko
 set -eu
 # shellcheck source-path=SCRIPTDIR
@@ -27,9 +29,13 @@ for pair in "$@"; do
 	esac
 	mkdir -p "$(dirname "$dest")"
 	case $file in
-	# As the modules of a distribution, without debug information: a guest loads it sooner.
-	*.ko) strip --strip-debug -o "$dest" "$file" ;;
+	*.xz) xz -dc "$file" >"$dest" ;;
 	*) cp "$file" "$dest" ;;
+	esac
+	case $name in
+	# A signature is behind the file's end as strip sees it.
+	bare/*) strip --strip-debug -R .BTF -R .BTF.base "$dest" ;;
+	*.ko) strip --strip-debug "$dest" ;;
 	esac
 done
 # Concatenated archives begin at multiples of four bytes, and cpio ends at one of 512.
