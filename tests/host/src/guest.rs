@@ -716,13 +716,7 @@ impl ChannelHandle<'_> {
     /// Sends packets, the first of which the guest hears of when all are there that have room.
     pub fn send_packets(&self, packets: Vec<Packet>) -> Result<()> {
         self.guest
-            .with_bus(|bus| {
-                bus.with_open(self.service, |open, link| {
-                    packets
-                        .into_iter()
-                        .try_for_each(|packet| open.send(link, packet))
-                })
-            })
+            .with_bus(|bus| bus.with_open(self.service, |open, link| open.send_all(link, packets)))
             .ok_or_else(|| self.not_open())?
             .map_err(Error::from)
     }

@@ -107,13 +107,18 @@ impl OpenChannel {
 
     /// Writes a packet into the ring, if there is room, and signals the guest if a host would.
     pub fn try_send(&mut self, link: &mut Link, packet: &Packet) -> Result<(), RingError> {
-        let signal = self.to_guest.write(&packet.encode())?;
-        let text = describe(self.service, packet);
-        link.record(Speaker::Host, self.service.name(), text, &packet.payload);
-        if signal {
+        if self.write(link, packet)? {
             self.signal(link);
         }
         Ok(())
+    }
+
+    /// Writes a packet into the ring, if there is room, and gives whether a host would signal the guest.
+    fn write(&mut self, link: &mut Link, packet: &Packet) -> Result<bool, RingError> {
+        let signal = self.to_guest.write(&packet.encode())?;
+        let text = describe(self.service, packet);
+        link.record(Speaker::Host, self.service.name(), text, &packet.payload);
+        Ok(signal)
     }
 
     /// Writes any bytes where a packet would be, if there is room, and signals the guest: a host that misbehaves.
@@ -127,26 +132,36 @@ impl OpenChannel {
 
     /// Sends a packet now or as soon as the guest makes room.
     pub fn send(&mut self, link: &mut Link, packet: Packet) -> Result<(), RingError> {
-        self.outbox.push_back(packet);
+        self.send_all(link, vec![packet])
+    }
+
+    /// Sends several in the same way. The guest is signalled when all that have room are there: it does not see some of
+    /// them before.
+    pub fn send_all(&mut self, link: &mut Link, packets: Vec<Packet>) -> Result<(), RingError> {
+        self.outbox.extend(packets);
         self.flush(link)
     }
 
     /// Sends what waits for room. After an error nothing waits any more.
     pub fn flush(&mut self, link: &mut Link) -> Result<(), RingError> {
+        let (mut signal, mut result) = (false, Ok(()));
         while let Some(packet) = self.outbox.pop_front() {
-            match self.try_send(link, &packet) {
-                Ok(()) => {}
+            match self.write(link, &packet) {
+                Ok(first) => signal |= first,
                 Err(RingError::Full) => {
                     self.outbox.push_front(packet);
                     break;
                 }
                 Err(error) => {
                     self.outbox.clear();
-                    return Err(error);
+                    result = Err(error);
                 }
             }
         }
-        Ok(())
+        if signal {
+            self.signal(link);
+        }
+        result
     }
 
     /// Packets that wait for room.
