@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::io::Write;
+use std::ops::Add;
 use std::ops::Sub;
 use std::path::Path;
 
@@ -18,8 +19,20 @@ const TRACING: &str = "/sys/kernel/tracing";
 pub struct Count {
     /// What the guest's processors have executed: instructions, under `-icount`; else ticks of the time stamp counter.
     pub instructions: u64,
-    /// How often a processor left the guest, for the host or for KVM.
+    /// How often a processor left the guest, for the host or for KVM. Not for an interrupt of the machine below, which
+    /// the guest has no part in.
     pub exits: u64,
+}
+
+impl Add for Count {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self {
+            instructions: self.instructions + more.instructions,
+            exits: self.exits + more.exits,
+        }
+    }
 }
 
 impl Sub for Count {
@@ -49,13 +62,16 @@ const TRIGGERS: [(&str, &str); 4] = [
         "hist:keys=vcpu_id:ticks=common_timestamp-$entered:\
          onmatch(kvm.kvm_entry).stay($ticks,vcpu_id,guest_rip,exit_reason)",
     ),
-    (STAY, "hist:keys=processor:vals=ticks"),
+    (STAY, "hist:keys=reason:vals=ticks"),
 ];
 
 /// Where what is made of the stays is said.
 const STAY: &str = "events/synthetic/stay/trigger";
 
-/// Lists how long stays were that an interrupt ended, of which AMD's number is 0x60 (`SVM_EXIT_INTR`).
+/// What AMD calls it when an interrupt of the machine below ends a stay (`SVM_EXIT_INTR`).
+const INTERRUPT: u64 = 0x60;
+
+/// Lists how long stays were that an interrupt ended.
 const LENGTHS: &str = "hist:keys=ticks:size=65536 if reason == 0x60";
 
 /// In how many instructions a stay is over that an interrupt ends that was there before it.
@@ -99,10 +115,8 @@ impl Meter {
     /// What has been counted so far, of all processors.
     pub fn read(&self) -> io::Result<Count> {
         let tables = fs::read_to_string(path("events/synthetic/stay/hist"))?;
-        let mut count =
-            parse(&tables).ok_or_else(|| io::Error::other(format!("not understood: {tables}")))?;
-        count.instructions -= count.exits * self.overhead;
-        Ok(count)
+        parse(&tables, self.overhead)
+            .ok_or_else(|| io::Error::other(format!("not understood: {tables}")))
     }
 
     /// Starts to sample.
@@ -188,20 +202,19 @@ fn write(file: &str, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes()).map_err(explain)
 }
 
-/// Sums up lines such as `{ processor:          0 } hitcount:        120  ticks:     483200`.
-fn parse(tables: &str) -> Option<Count> {
+/// Sums up lines such as `{ reason:        114 } hitcount:        120  ticks:     483200`, where each stay has so much
+/// `overhead`.
+fn parse(tables: &str, overhead: u64) -> Option<Count> {
     let mut count = Count::default();
-    let lines = tables.lines();
-    for line in lines.filter(|line| line.starts_with("{ processor:")) {
-        let (_, values) = line.split_once('}')?;
-        let mut words = values.split_whitespace();
-        while let (Some(name), Some(value)) = (words.next(), words.next()) {
-            let value: u64 = value.parse().ok()?;
-            match name {
-                "hitcount:" => count.exits += value,
-                "ticks:" => count.instructions += value,
-                _ => return None,
-            }
+    for line in tables.lines() {
+        let Some((reason, stays)) = entry(line, "reason", 10) else {
+            continue;
+        };
+        let (_, ticks) = line.rsplit_once("ticks:")?;
+        let ticks: u64 = ticks.trim().parse().ok()?;
+        count.instructions += ticks.checked_sub(stays * overhead)?;
+        if reason != INTERRUPT {
+            count.exits += stays;
         }
     }
     Some(count)
@@ -212,20 +225,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_up_the_processors() {
-        let table = "# event histogram\n#\n# trigger info: hist:keys=processor:vals=ticks [active]\n#\n\n\
-                     { processor:          0 } hitcount:        120  ticks:     483200\n\
-                     { processor:          1 } hitcount:          2  ticks:        800\n\nTotals:\n    Hits: 122\n";
-        let count = parse(table).unwrap();
-        assert_eq!((count.instructions, count.exits), (484_000, 122));
-        assert_eq!(parse("{ processor: 0 } hitcount: many"), None);
+    fn sums_up_the_reasons() {
+        let table = "# event histogram\n#\n# trigger info: hist:keys=reason:vals=ticks [active]\n#\n\n\
+                     { reason:        120 } hitcount:          2  ticks:        800\n\
+                     { reason:         96 } hitcount:        100  ticks:     483200\n\nTotals:\n    Hits: 102\n";
+        let count = parse(table, 30).unwrap();
+        assert_eq!((count.instructions, count.exits), (484_000 - 102 * 30, 2));
+        assert_eq!(parse("{ reason: 0 } hitcount: 1 ticks: many", 0), None);
+        assert_eq!(parse("{ reason: 0 } hitcount: 1", 0), None);
     }
 
     #[test]
     fn reads_histograms() {
         let line = "{ rip: ffffffff810a2b3c } hitcount:         12";
         assert_eq!(entry(line, "rip", 16), Some((0xffff_ffff_810a_2b3c, 12)));
-        assert_eq!(entry("{ processor: 0 } hitcount: 1", "rip", 16), None);
+        assert_eq!(entry("{ reason: 0 } hitcount: 1", "rip", 16), None);
         assert_eq!(
             entry("{ ticks:  231 } hitcount: 7", "ticks", 10),
             Some((231, 7))
