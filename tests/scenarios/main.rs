@@ -29,15 +29,18 @@
 //!
 //! [`host::guest`] has all that can be done with a guest and a channel.
 
+mod baseline;
 mod bench;
 mod chardev;
 mod compare;
 mod daemon;
 mod debug;
 mod demo;
+mod elf;
 mod fault;
 mod faults;
 mod fcopy;
+mod figures;
 mod framing;
 mod fuzz;
 mod heartbeat;
@@ -56,6 +59,7 @@ mod sample;
 mod scenario;
 mod selftests;
 mod shutdown;
+mod statistics;
 mod systemd;
 mod timeouts;
 mod timesync;

@@ -22,25 +22,18 @@ use host::service::Service;
 use crate::bench::SERVICES;
 use crate::daemon;
 use crate::daemon::Talk;
+use crate::elf::Elf;
 use crate::runner::Options;
 use crate::scenario::Context;
 
 /// The lines of the table, in the order of [`Bytes`].
-pub const ROWS: [&str; 7] = [
-    "text",
-    "data",
-    "freed once inserted",
-    "slab at rest",
-    "slab at its peak",
-    "percpu at rest",
-    "percpu at its peak",
-];
+pub const ROWS: [&str; 4] = ["text", "data", "allocated at rest", "allocated at its peak"];
 
 /// What one module takes, by row.
 type Bytes = [u64; ROWS.len()];
 
-/// Which of them is the slab allocator's at rest.
-const SLAB_AT_REST: usize = 3;
+/// Which of them is what is allocated at rest.
+const AT_REST: usize = 2;
 
 /// Of what a module held at rest, one of so many bytes may seem to be left after it: the kernel keeps some for what
 /// comes next.
@@ -50,7 +43,7 @@ const MOST_LEFT: u64 = 500;
 pub struct Memory {
     rust: Bytes,
     c: Bytes,
-    /// What file copy adds to this module's slab at rest, which is not in the rows.
+    /// What file copy adds to what this module allocates at rest, which is not in the rows.
     pub file_copy: u64,
 }
 
@@ -64,7 +57,7 @@ impl Memory {
             Module::Rust,
             &[&SERVICES[..], &[Service::FCopy]].concat(),
         )?;
-        let file_copy = all[SLAB_AT_REST] - rust[SLAB_AT_REST];
+        let file_copy = all[AT_REST] - rust[AT_REST];
         Ok(Self { rust, c, file_copy })
     }
 
@@ -100,34 +93,25 @@ fn bytes(options: &Options, module: Module, services: &[Service]) -> Result<Byte
     let vss = Talk::begin(&context, Service::Vss, daemon::VSS)?;
     let mut ledger = Ledger::default();
     ledger.read(&take(&guest)?)?;
-    let (slab, percpu) = (ledger.slab.held, ledger.percpu.held);
+    let rest = ledger.held;
 
-    (ledger.slab.most, ledger.percpu.most) = (slab, percpu);
+    ledger.most = rest;
     transactions(&context, kvp, vss)?;
     ledger.read(&take(&guest)?)?;
-    let (slab_most, percpu_most) = (ledger.slab.most, ledger.percpu.most);
-    let sections = Sections::of(&guest, module)?;
+    let most = ledger.most;
+    let path = format!("/modules/{}/hv_utils.ko", module.name());
+    let kept = Elf::read(&guest, &path)?.kept();
 
     // Whatever a module has allocated is freed with it; if not, not all was traced.
     daemon::end(&guest)?;
     guest.rmmod()?;
     ledger.read(&take(&guest)?)?;
-    let left = ledger.slab.held + ledger.percpu.held;
-    let name = module.name();
-    println!("# memory, {name}: {slab} bytes at rest, {slab_most} at most, {left} after rmmod");
-    let traced = ledger.slab.events > 0 && ledger.percpu.events > 0;
-    if !traced || slab == 0 || left > slab / MOST_LEFT {
+    let (name, left) = (module.name(), ledger.held);
+    println!("# memory, {name}: {rest} bytes at rest, {most} at most, {left} after rmmod");
+    if rest == 0 || left > rest / MOST_LEFT {
         return Err(format!("memory, {name}: not all allocations were traced").into());
     }
-    Ok([
-        sections.text,
-        sections.data,
-        sections.init,
-        slab,
-        slab_most,
-        percpu,
-        percpu_most,
-    ])
+    Ok([kept.text, kept.data, rest, most])
 }
 
 /// One of each that both modules serve, and at last two that wait for their daemons at the same time.
@@ -197,8 +181,12 @@ fn take(guest: &Guest) -> Result<String> {
 /// What a module has allocated and not freed.
 #[derive(Default)]
 struct Ledger {
-    slab: Account,
-    percpu: Account,
+    /// Bytes by address.
+    live: HashMap<String, u64>,
+    /// All of these.
+    held: u64,
+    /// The most that was held.
+    most: u64,
 }
 
 impl Ledger {
@@ -211,55 +199,23 @@ impl Ledger {
                     return Err(format!("the trace had no room for {dropped} events").into());
                 }
             }
-            if let Some(event) = Event::parse(line) {
-                self.account(event.percpu).free(event.address);
-                self.account(event.percpu).events += 1;
-                allocation = event.bytes.map(|bytes| (event, bytes));
+            if let Some(Event { address, bytes }) = Event::parse(line) {
+                // Whatever comes to an address, what was there is no more.
+                self.held -= self.live.remove(address).unwrap_or(0);
+                allocation = bytes.map(|bytes| (address, bytes));
             }
-            if let Some((event, bytes)) = allocation.take_if(|_| line.contains(OWN)) {
-                self.account(event.percpu).allocate(event.address, bytes);
+            if let Some((address, bytes)) = allocation.take_if(|_| line.contains(OWN)) {
+                self.live.insert(address.to_owned(), bytes);
+                self.held += bytes;
+                self.most = self.most.max(self.held);
             }
         }
         Ok(())
-    }
-
-    fn account(&mut self, percpu: bool) -> &mut Account {
-        match percpu {
-            true => &mut self.percpu,
-            false => &mut self.slab,
-        }
-    }
-}
-
-/// What is held of one kind of memory.
-#[derive(Default)]
-struct Account {
-    /// Bytes by address.
-    live: HashMap<String, u64>,
-    /// All of these.
-    held: u64,
-    /// The most that was held.
-    most: u64,
-    /// How much was traced, the module's or not.
-    events: u64,
-}
-
-impl Account {
-    fn allocate(&mut self, address: &str, bytes: u64) {
-        self.live.insert(address.to_owned(), bytes);
-        self.held += bytes;
-        self.most = self.most.max(self.held);
-    }
-
-    /// Whatever comes to an address, what was there is no more.
-    fn free(&mut self, address: &str) {
-        self.held -= self.live.remove(address).unwrap_or(0);
     }
 }
 
 /// A line of the trace: something is allocated, or freed.
 struct Event<'a> {
-    percpu: bool,
     address: &'a str,
     /// So many are allocated there, else what is there is freed.
     bytes: Option<u64>,
@@ -268,77 +224,16 @@ struct Event<'a> {
 impl<'a> Event<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let (_, event) = line.split_once(": ")?;
-        let (name, fields) = event.split_once(": ")?;
+        let (_, fields) = event.split_once(": ")?;
         let field = |name| {
             fields
                 .split(' ')
                 .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
         };
         Some(Self {
-            percpu: name.contains("percpu"),
             address: field("ptr")?,
             bytes: field("bytes_alloc").and_then(|bytes| bytes.parse().ok()),
         })
-    }
-}
-
-/// Bytes of a module's file that are in memory once it is inserted.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Sections {
-    /// What is executed.
-    text: u64,
-    /// What is not.
-    data: u64,
-    /// What is freed when the module has begun.
-    init: u64,
-}
-
-impl Sections {
-    fn of(guest: &Guest, module: Module) -> Result<Self> {
-        let path = format!("/modules/{}/hv_utils.ko", module.name());
-        let dump = guest.sh_ok(&format!("od -v -A n -t x1 {path}"))?;
-        let file: Vec<u8> = dump
-            .split_whitespace()
-            .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
-            .collect();
-        Self::parse(&file).ok_or_else(|| format!("{path} is no module").into())
-    }
-
-    /// Reads an ELF file of 64 bits, and takes the sections that the kernel's module loader keeps.
-    fn parse(file: &[u8]) -> Option<Self> {
-        /// In a section's flags: it is loaded.
-        const ALLOC: u64 = 2;
-        /// It is executed.
-        const EXECUTED: u64 = 4;
-        // What the loader itself reads is not kept.
-        let kept = |name: &[u8]| !name.starts_with(b".modinfo") && !name.starts_with(b"__version");
-        let number = |at: u64, bytes: u64| {
-            let field = file.get(at as usize..(at + bytes) as usize)?;
-            Some(
-                field
-                    .iter()
-                    .rev()
-                    .fold(0, |sum, byte| (sum << 8) | u64::from(*byte)),
-            )
-        };
-        let (first, each, count) = (number(0x28, 8)?, number(0x3a, 2)?, number(0x3c, 2)?);
-        let names = number(first + number(0x3e, 2)? * each + 0x18, 8)?;
-        let mut sections = Self::default();
-        for section in (0..count).map(|index| first + index * each) {
-            let name = file.get((names + number(section, 4)?) as usize..)?;
-            let (flags, size) = (number(section + 8, 8)?, number(section + 0x20, 8)?);
-            if flags & ALLOC == 0 || !kept(name) {
-                continue;
-            }
-            if name.starts_with(b".init") {
-                sections.init += size;
-            } else if flags & EXECUTED != 0 {
-                sections.text += size;
-            } else {
-                sections.data += size;
-            }
-        }
-        Some(sections)
     }
 }
 
@@ -358,41 +253,13 @@ mod tests {
              dropped events: 0\n";
         let mut ledger = Ledger::default();
         ledger.read(text).unwrap();
-        assert_eq!((ledger.slab.held, ledger.slab.most), (96, 104));
+        assert_eq!((ledger.held, ledger.most), (96, 104));
         // The same once more: an address has one owner.
         ledger.read(text).unwrap();
-        assert_eq!(ledger.slab.held, 96);
-        assert_eq!((ledger.slab.events, ledger.percpu.events), (10, 0));
-        let text = "a-1 [000] ..... 2.0: percpu_alloc_percpu: call_site=g+0x1/0x2 [hv_utils] ptr=0a bytes_alloc=16\n";
+        assert_eq!(ledger.held, 96);
+        let text = "a-1 [000] ..... 2.0: percpu_alloc_percpu: call_site=g+0x1/0x2 [hv_utils] ptr=0d bytes_alloc=16\n";
         ledger.read(text).unwrap();
-        assert_eq!((ledger.slab.held, ledger.percpu.held), (96, 16));
+        assert_eq!(ledger.held, 112);
         ledger.read("dropped events: 3\n").unwrap_err();
-    }
-
-    #[test]
-    fn adds_up_sections() {
-        /// Name, flags, size.
-        const SECTIONS: [(&str, u8, u8); 7] = [
-            ("", 0, 0),
-            (".text", 6, 10),
-            (".data", 3, 20),
-            (".rodata", 2, 30),
-            (".init.text", 6, 40),
-            (".modinfo", 2, 50),
-            (".names", 0, 60),
-        ];
-        let mut file = vec![0; 0x40 * (1 + SECTIONS.len())];
-        (file[0x28], file[0x3a], file[0x3c], file[0x3e]) = (0x40, 0x40, 7, 6);
-        let names = file.len();
-        for (index, (name, flags, size)) in SECTIONS.iter().enumerate() {
-            let header = 0x40 * (1 + index);
-            file[header] = (file.len() - names) as u8;
-            (file[header + 8], file[header + 0x20]) = (*flags, *size);
-            file.extend(name.bytes().chain([0]));
-        }
-        file[0x40 * 7 + 0x18..0x40 * 7 + 0x1a].copy_from_slice(&(names as u16).to_le_bytes());
-        let (text, data, init) = (10, 50, 40);
-        assert_eq!(Sections::parse(&file), Some(Sections { text, data, init }));
-        assert_eq!(Sections::parse(&file[..0x200]), None);
     }
 }

@@ -9,24 +9,55 @@ const LABELS: f64 = 180.0;
 const LINE: f64 = 24.0;
 const HEAD: f64 = 36.0;
 
+/// How far a label is from a bar, and from the line at 1.
+const GAP: f64 = 6.0;
+/// As wide as a label is at most: four characters of this font.
+const LABEL: f64 = 34.0;
+
 /// What a bar is of: its name, and this module's figure and its peer's.
-type Row<'a> = (&'a str, u64, u64);
+type Row<'a> = (&'a str, f64, f64);
+
+/// Where things are: the length of a ratio of 1.
+struct Scale(f64);
+
+impl Scale {
+    /// The longest bar and its label fill the width, and the label of one just below 1 has room beyond the line.
+    fn new(largest: f64) -> Self {
+        Self((WIDTH - LABELS - LABEL - 3.0 * GAP) / largest.max(1.0))
+    }
+
+    /// Where the line at 1 is.
+    fn one(&self) -> f64 {
+        LABELS + self.0
+    }
+
+    fn length(&self, ratio: f64) -> f64 {
+        ratio * self.0
+    }
+
+    /// Where a bar's label begins: behind it, and behind the line where it would touch that.
+    fn label(&self, ratio: f64) -> f64 {
+        let (at, one) = (LABELS + self.length(ratio) + GAP, self.one());
+        match at < one + GAP && at + LABEL + GAP > one {
+            true => one + GAP,
+            false => at,
+        }
+    }
+}
 
 /// Under each title one bar for each row, as long as this module's part of its peer's figure, beside a line at 1. What
 /// the peer has none of gets no bar.
 pub fn bars(parts: &[(&str, Vec<Row<'_>>)]) -> String {
-    let ratio = |&(name, ours, theirs): &Row<'_>| {
-        (theirs > 0).then(|| (name.to_owned(), ours as f64 / theirs as f64))
-    };
+    let ratio =
+        |&(name, ours, theirs): &Row<'_>| (theirs > 0.0).then(|| (name.to_owned(), ours / theirs));
     let parts: Vec<(_, Vec<_>)> = parts
         .iter()
         .map(|(title, rows)| (title, rows.iter().filter_map(ratio).collect()))
         .collect();
     let ratios = || parts.iter().flat_map(|(_, ratios)| ratios);
-    let largest = ratios().fold(1.0_f64, |most, (_, ratio)| most.max(*ratio));
-    let scale = (WIDTH - LABELS - 60.0) / largest;
+    let scale = Scale::new(ratios().fold(1.0, |most, (_, ratio)| most.max(*ratio)));
     let height = HEAD * parts.len() as f64 + LINE * ratios().count() as f64 + 12.0;
-    let one = LABELS + scale;
+    let one = scale.one();
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n\
@@ -40,24 +71,62 @@ pub fn bars(parts: &[(&str, Vec<Row<'_>>)]) -> String {
             top + 20.0
         );
         top += HEAD;
+        // The line leaves out the titles.
+        let (first, last) = (top - 4.0, top + LINE * ratios.len() as f64 - 2.0);
         for (name, ratio) in ratios {
             let colour = if *ratio <= 1.0 { "#2a7f62" } else { "#b5532a" };
-            let (length, base) = (ratio * scale, top + 15.0);
+            let (length, base) = (scale.length(*ratio), top + 15.0);
             let _ = writeln!(
                 svg,
                 "<text x=\"8\" y=\"{base}\">{name}</text>\
                  <rect x=\"{LABELS}\" y=\"{top}\" width=\"{length:.1}\" height=\"18\" fill=\"{colour}\"/>\
                  <text x=\"{:.1}\" y=\"{base}\">{ratio:.2}</text>",
-                LABELS + length + 6.0
+                scale.label(*ratio)
             );
             top += LINE;
         }
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{one:.1}\" x2=\"{one:.1}\" y1=\"{first}\" y2=\"{last}\" stroke=\"black\" \
+             stroke-dasharray=\"4 3\"/>"
+        );
     }
-    let _ = writeln!(
-        svg,
-        "<line x1=\"{one:.1}\" x2=\"{one:.1}\" y1=\"{}\" y2=\"{}\" stroke=\"black\" stroke-dasharray=\"4 3\"/>\n</svg>",
-        HEAD - 6.0,
-        height - 6.0
-    );
-    svg
+    svg + "</svg>\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_stand_clear_of_the_line() {
+        for largest in [1.0, 1.6, 2.9, 10.0] {
+            let scale = Scale::new(largest);
+            let one = scale.one();
+            for ratio in (0..=1000).map(|step| largest * f64::from(step) / 1000.0) {
+                let (label, bar) = (scale.label(ratio), LABELS + scale.length(ratio));
+                assert!(
+                    label > bar,
+                    "{ratio} of {largest}: the bar covers its label"
+                );
+                assert!(label + LABEL < WIDTH, "{ratio} of {largest}: cut off");
+                assert!(
+                    label + LABEL < one || label > one,
+                    "{ratio} of {largest}: the line crosses {label}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_bar_for_each_row_that_has_a_ratio() {
+        let svg = bars(&[
+            ("a", vec![("half", 1.0, 2.0), ("none", 0.0, 0.0)]),
+            ("b", vec![("more", 3.0, 2.0)]),
+        ]);
+        assert!(svg.contains(">half<") && svg.contains(">0.50<"), "{svg}");
+        assert!(svg.contains(">more<") && svg.contains(">1.50<"), "{svg}");
+        assert!(!svg.contains("none"), "{svg}");
+        assert_eq!(svg.matches("<line").count(), 2);
+    }
 }

@@ -19,7 +19,7 @@ use host::meter::Meter;
 const INTERVALS: std::ops::Range<usize> = 10..40;
 
 /// So many instructions of the guest show where it is: there are thousands of samples in them.
-const LENGTH: u64 = 200_000_000;
+const LENGTH: u64 = 100_000_000;
 
 /// As many functions are shown.
 const SHOWN: usize = 40;
@@ -113,7 +113,7 @@ impl Profile {
 }
 
 /// Has this thread's timers end when they are over: the kernel may be late by 50 microseconds else.
-fn no_slack() -> io::Result<()> {
+pub fn no_slack() -> io::Result<()> {
     let thread = std::fs::read_link("/proc/thread-self")?;
     let number = thread.file_name().unwrap_or_default();
     std::fs::write(Path::new("/proc").join(number).join("timerslack_ns"), "1")

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The figures of a former run, and how much more this module may need than there.
+
+use std::fmt;
+
+/// The file, in the form of [`line`] for each row.
+pub const BASELINE: &str = include_str!("baseline.txt");
+
+/// What the file begins with.
+pub const HEAD: &str = "\
+# make bench made these figures, and build/results/bench.txt has those of its last run.
+# Row: this module's, C's; each the medians of instructions and exits, or the bytes.
+";
+
+/// By how much the instructions may grow.
+const TOLERANCE: f64 = 0.01;
+
+/// By how much exits may differ where they are a mean of several: by less than one of fifty.
+const EXITS: f64 = 0.02;
+
+/// What a row needs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cost {
+    /// Instructions, or bytes.
+    pub amount: f64,
+    /// How often a processor leaves the guest; none where bytes are meant.
+    pub exits: f64,
+}
+
+impl Cost {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let amount = words.next()?.parse().ok()?;
+        let exits = words.next().map_or(Ok(0.0), str::parse).ok()?;
+        words.next().is_none().then_some(Self { amount, exits })
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0} {}", self.amount, self.exits)
+    }
+}
+
+/// What it needs of this module, and of its peer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pair {
+    pub rust: Cost,
+    pub c: Cost,
+}
+
+impl Pair {
+    /// What the text of a baseline has for a row.
+    pub fn find(text: &str, row: &str) -> Option<Self> {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(row)?.strip_prefix(": "))?;
+        let (rust, c) = line.split_once(", ")?;
+        Some(Self {
+            rust: Cost::parse(rust)?,
+            c: Cost::parse(c)?,
+        })
+    }
+
+    /// The most that this module may need, where the peer needs so much now: where the kernel below has changed, what
+    /// both need has changed with it. Exits cost more than instructions on real hardware: there may be none more, and
+    /// none more than the peer's.
+    pub fn limit(&self, c: Cost) -> Cost {
+        Cost {
+            amount: self.rust.amount * c.amount / self.c.amount * (1.0 + TOLERANCE),
+            exits: (self.rust.exits + c.exits - self.c.exits).min(c.exits),
+        }
+    }
+
+    /// By how much this module's amount has grown since, for a table.
+    pub fn change(before: Option<Self>, now: f64) -> String {
+        match before.map(|before| before.rust.amount) {
+            None => "new".to_owned(),
+            Some(before) if before == 0.0 => "-".to_owned(),
+            Some(before) => format!("{:+.1} %", 100.0 * (now / before - 1.0)),
+        }
+    }
+}
+
+impl Cost {
+    /// Whether this is no more than a limit.
+    pub fn within(&self, limit: &Self) -> bool {
+        self.amount <= limit.amount && self.exits_within(limit.exits)
+    }
+
+    /// Whether there are no more exits than so many.
+    pub fn exits_within(&self, limit: f64) -> bool {
+        self.exits <= limit * (1.0 + EXITS)
+    }
+}
+
+/// A row of the file.
+pub fn line(row: &str, rust: impl fmt::Display, c: impl fmt::Display) -> String {
+    format!("{row}: {rust}, {c}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn cost(amount: f64, exits: f64) -> Cost {
+        Cost { amount, exits }
+    }
+
+    const BEFORE: Pair = Pair {
+        rust: cost(2000.0, 4.0),
+        c: cost(3000.0, 5.0),
+    };
+
+    #[test]
+    fn reads_what_it_writes() {
+        let text = HEAD.to_owned()
+            + &line("KVP get", cost(7.0, 0.12), cost(9.0, 4.0))
+            + &line("text", 39_813, 13_656);
+        let pair = Pair::find(&text, "KVP get").unwrap();
+        assert_eq!((pair.rust, pair.c), (cost(7.0, 0.12), cost(9.0, 4.0)));
+        let pair = Pair::find(&text, "text").unwrap();
+        assert_eq!((pair.rust.amount, pair.c.amount), (39_813.0, 13_656.0));
+        for (text, row) in [
+            (text.as_str(), "KVP"),
+            ("KVP getter: 7 1, 9 1\n", "KVP get"),
+            ("row: 7 1\n", "row"),
+            ("row: 7 1 2, 9 1\n", "row"),
+            ("row: 7 x, 9 1\n", "row"),
+        ] {
+            assert_eq!(Pair::find(text, row), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn more_than_one_percent_is_too_much() {
+        let limit = BEFORE.limit(BEFORE.c);
+        assert!(BEFORE.rust.within(&limit));
+        assert!(cost(2019.0, 4.0).within(&limit));
+        assert!(!cost(2021.0, 4.0).within(&limit));
+        assert!(!cost(2000.0, 5.0).within(&limit));
+    }
+
+    #[test]
+    fn a_kernel_that_needs_more_allows_more() {
+        // C needs half as much again, and two exits more.
+        let limit = BEFORE.limit(cost(4500.0, 7.0));
+        assert!(cost(3000.0, 6.0).within(&limit));
+        assert!(!cost(3031.0, 6.0).within(&limit));
+        assert!(!cost(3000.0, 7.0).within(&limit));
+        // And less with one that needs less.
+        assert!(!cost(2000.0, 4.0).within(&BEFORE.limit(cost(2900.0, 5.0))));
+    }
+
+    #[test]
+    fn no_more_exits_than_c() {
+        let before = Pair {
+            rust: cost(2000.0, 6.0),
+            ..BEFORE
+        };
+        let limit = before.limit(before.c);
+        assert!(!cost(2000.0, 6.0).within(&limit));
+        assert!(cost(2000.0, 5.0).within(&limit));
+    }
+
+    #[test]
+    fn nothing_to_compare_with_allows_nothing() {
+        let before = Pair {
+            c: cost(0.0, 5.0),
+            ..BEFORE
+        };
+        assert!(!cost(1.0, 1.0).within(&before.limit(cost(0.0, 5.0))));
+    }
+}
