@@ -138,9 +138,9 @@ check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \
 		$(MAKE) $(quiet) guest-debug; fi
 	@tests/check.sh $(T)
 
-## bench                what this module and the kernel's own cost a guest, in instructions, and in memory (10 min)
+## bench                what this module and the kernel's own cost a guest: instructions, exits, memory (10 min)
 bench: root guest-$(FLAVOUR) host
-	@$(enter) env OUTER_TIMEOUT=1200 build/host/scenarios --flavour $(FLAVOUR) bench
+	@$(enter) env OUTER_TIMEOUT=3600 build/host/scenarios --flavour $(FLAVOUR) bench
 
 ## faults               what C and this module make of the faults of Documentation/faults.rst, which it writes (25 min)
 faults: root guest-amd64 guest-debug host
