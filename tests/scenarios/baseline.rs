@@ -16,6 +16,9 @@ pub const HEAD: &str = "\
 /// By how much the instructions may grow.
 const TOLERANCE: f64 = 0.01;
 
+/// If C needs so much more or less than before, the kernel has changed; less than that may be chance.
+const KERNEL: f64 = 0.05;
+
 /// By how much exits may differ where they are a mean of several: by less than one of fifty.
 const EXITS: f64 = 0.02;
 
@@ -67,9 +70,13 @@ impl Pair {
     /// both need has changed with it. Exits cost more than instructions on real hardware: there may be none more, and
     /// none more than the peer's.
     pub fn limit(&self, c: Cost) -> Cost {
+        let (factor, more) = match c.amount / self.c.amount {
+            factor if (factor - 1.0).abs() < KERNEL => (1.0, 0.0),
+            factor => (factor, c.exits - self.c.exits),
+        };
         Cost {
-            amount: self.rust.amount * c.amount / self.c.amount * (1.0 + TOLERANCE),
-            exits: (self.rust.exits + c.exits - self.c.exits).min(c.exits),
+            amount: self.rust.amount * factor * (1.0 + TOLERANCE),
+            exits: (self.rust.exits + more).min(c.exits),
         }
     }
 
@@ -150,7 +157,16 @@ mod tests {
         assert!(!cost(3031.0, 6.0).within(&limit));
         assert!(!cost(3000.0, 7.0).within(&limit));
         // And less with one that needs less.
-        assert!(!cost(2000.0, 4.0).within(&BEFORE.limit(cost(2900.0, 5.0))));
+        assert!(!cost(2000.0, 4.0).within(&BEFORE.limit(cost(2800.0, 5.0))));
+    }
+
+    #[test]
+    fn chance_in_what_c_needs_does_not_matter() {
+        for amount in [2900.0, 3100.0] {
+            let limit = BEFORE.limit(cost(amount, 4.0));
+            assert!(cost(2019.0, 4.0).within(&limit), "{amount}");
+            assert!(!cost(2021.0, 4.0).within(&limit), "{amount}");
+        }
     }
 
     #[test]

@@ -43,7 +43,6 @@ use crate::figures::FLOOR;
 use crate::figures::ROWS;
 use crate::memory::Memory;
 use crate::plot;
-use crate::profile::no_slack;
 use crate::profile::Prepare;
 use crate::profile::Profile;
 use crate::profile::Symbols;
@@ -283,7 +282,6 @@ impl<'a> Bench<'a> {
             channel.reset()?;
             channel.script()?;
         }
-        no_slack()?;
         let meter = Meter::new(|| (0..COMMANDS).try_for_each(|_| guest.sh_ok("true").map(|_| ())))?;
         Ok(Self {
             guest,

@@ -113,7 +113,7 @@ impl Profile {
 }
 
 /// Has this thread's timers end when they are over: the kernel may be late by 50 microseconds else.
-pub fn no_slack() -> io::Result<()> {
+fn no_slack() -> io::Result<()> {
     let thread = std::fs::read_link("/proc/thread-self")?;
     let number = thread.file_name().unwrap_or_default();
     std::fs::write(Path::new("/proc").join(number).join("timerslack_ns"), "1")
