@@ -289,6 +289,11 @@ impl Device {
         self.reading = reading;
     }
 
+    /// Whether a scenario has packets read from the ring.
+    pub fn is_reading(&self) -> bool {
+        self.reading
+    }
+
     /// Whether a scenario gets every packet, also after one that a host gives up the service for: the answer to a message
     /// that no host sends echoes what is wrong with it.
     pub fn set_tolerant(&mut self, tolerant: bool) {

@@ -195,8 +195,8 @@ impl Channel {
         if let Some(offered) = &mut self.offered {
             if let Some(open) = offered.open.take() {
                 self.unfinished = None;
-                // Replies that a host did not ask for, it never reads.
-                if self.device.is_answered() {
+                // A host never reads replies that it did not ask for, nor any while a scenario has it not read.
+                if self.device.is_answered() && self.device.is_reading() {
                     self.left += open.to_host().used().unwrap_or(0);
                 }
                 self.device.closed();
