@@ -38,6 +38,16 @@ impl Cost {
         let exits = words.next().map_or(Ok(0.0), str::parse).ok()?;
         words.next().is_none().then_some(Self { amount, exits })
     }
+
+    /// Whether this is no more than a limit.
+    pub fn within(&self, limit: &Self) -> bool {
+        self.amount <= limit.amount && self.exits_within(limit.exits)
+    }
+
+    /// Whether there are no more exits than so many.
+    pub fn exits_within(&self, limit: f64) -> bool {
+        self.exits <= limit * (1.0 + EXITS)
+    }
 }
 
 impl fmt::Display for Cost {
@@ -84,21 +94,9 @@ impl Pair {
     pub fn change(before: Option<Self>, now: f64) -> String {
         match before.map(|before| before.rust.amount) {
             None => "new".to_owned(),
-            Some(before) if before == 0.0 => "-".to_owned(),
+            Some(0.0) => "-".to_owned(),
             Some(before) => format!("{:+.1} %", 100.0 * (now / before - 1.0)),
         }
-    }
-}
-
-impl Cost {
-    /// Whether this is no more than a limit.
-    pub fn within(&self, limit: &Self) -> bool {
-        self.amount <= limit.amount && self.exits_within(limit.exits)
-    }
-
-    /// Whether there are no more exits than so many.
-    pub fn exits_within(&self, limit: f64) -> bool {
-        self.exits <= limit * (1.0 + EXITS)
     }
 }
 
