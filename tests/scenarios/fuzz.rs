@@ -450,6 +450,10 @@ fn rings(t: &Context<'_>) -> Result<()> {
         }
         daemon::end(t)
     })?;
+    // What is in a ring that was spoilt is no packet.
+    for &service in &t.config().services {
+        t.channel(service).forget_surplus();
+    }
     t.sh_ok("umount /bin/poweroff").map(|_| ())
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use host::guest::Module;
 use host::guest::Result;
 use host::ic::frame::RESPONSE;
 use host::ic::frame::TRANSACTION;
@@ -77,7 +78,18 @@ fn versions(t: &Context<'_>) -> Result<()> {
 /// Everything that a reply must echo.
 fn replies(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
-    heartbeat.negotiate_all()?;
+    // The field for the applications' state came with version 3.0. C never writes it.
+    for (version, state) in [((1, 0), 0), ((3, 0), 1)] {
+        heartbeat.negotiate(&[(3, 0)], &[version])?;
+        let request = heartbeat.request(heartbeat::body(5, heartbeat::RESERVED))?;
+        let reply = heartbeat.transact(&request)?;
+        let expected = if t.module() == Module::Rust { state } else { 0 };
+        t.equal(
+            "state of the applications",
+            heartbeat::application_state(&reply.body),
+            Some(expected),
+        )?;
+    }
     for sequence in [0, 1, u64::from(u32::MAX), u64::MAX] {
         let request = heartbeat.request(heartbeat::body(sequence, heartbeat::RESERVED))?;
         let reply = heartbeat.transact(&request)?;

@@ -917,6 +917,11 @@ impl ChannelHandle<'_> {
         }
     }
 
+    /// Forgets what the guest has sent so far and nobody took: for scenarios in which that is chance.
+    pub fn forget_surplus(&self) {
+        self.guest.with_bus(|bus| bus.forget_surplus(self.service));
+    }
+
     /// Signals the guest without a reason.
     pub fn signal(&self) -> Result<()> {
         self.guest

@@ -395,6 +395,12 @@ impl Device {
         self.forgotten + self.inbox.len()
     }
 
+    /// Forgets them.
+    pub fn forget_untaken(&mut self) {
+        self.inbox.clear();
+        self.forgotten = 0;
+    }
+
     /// How many packets wait for a scenario.
     pub fn received_count(&self) -> usize {
         self.inbox.len()

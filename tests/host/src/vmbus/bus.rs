@@ -333,6 +333,14 @@ impl Bus {
         }
     }
 
+    /// Forgets what the guest has sent on the service's channel and nobody took.
+    pub fn forget_surplus(&mut self, service: Service) {
+        let mut channels = self.channels.iter_mut();
+        if let Some(channel) = channels.find(|channel| channel.service == service) {
+            channel.forget_surplus();
+        }
+    }
+
     /// The machine was reset: nobody is connected, nothing is open.
     pub fn reset(&mut self) {
         self.disconnect();

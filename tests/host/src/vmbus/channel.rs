@@ -113,6 +113,12 @@ impl Channel {
         (self.device.untaken(), self.left)
     }
 
+    /// Forgets that.
+    pub fn forget_surplus(&mut self) {
+        self.left = 0;
+        self.device.forget_untaken();
+    }
+
     /// Lets the device do what it can: send, read, act on what was read.
     pub(super) fn pump(&mut self, link: &mut Link) {
         let Some(open) = self
