@@ -214,6 +214,8 @@ fn answered_by_a_daemon(t: &Context<'_>, service: Service, step: Step) -> Result
     }
     hibernate(t)?;
     talk.channel.wait_open()?;
+    // Before that a request may have been answered.
+    talk.channel.forget_surplus();
     talk.channel.negotiate_all()?;
     if is_frozen {
         daemon::wait_said(t, "VSS: the daemon has thawed")?;

@@ -125,6 +125,8 @@ fn at_every_step(t: &Context<'_>) -> Result<()> {
                 let run = || -> Result<()> {
                     let daemon = step.reach(t, service)?;
                     remove(t, service, daemon)?;
+                    // Before that it may have been answered.
+                    t.channel(service).forget_surplus();
                     t.channel(service).wait_open()
                 };
                 run().map_err(|error| format!("{way} of {service}, {step:?}: {error}"))?;
