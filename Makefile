@@ -138,7 +138,7 @@ check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \
 		$(MAKE) $(quiet) guest-debug; fi
 	@tests/check.sh $(T)
 
-## bench                what this module and the kernel's own cost a guest: instructions, exits, memory (10 min)
+## bench                what this module and the kernel's own cost a guest: instructions, exits, memory (15 min)
 bench: root guest-$(FLAVOUR) host
 	@$(enter) env OUTER_TIMEOUT=3600 build/host/scenarios --flavour $(FLAVOUR) bench
 

@@ -12,6 +12,7 @@ use crate::baseline;
 use crate::baseline::Cost;
 use crate::baseline::Pair;
 use crate::baseline::BASELINE;
+use crate::baseline::EXITS;
 use crate::memory::Memory;
 use crate::statistics::Sample;
 use crate::statistics::Statistics;
@@ -177,9 +178,10 @@ impl Figures {
                 ratio(pair.rust.amount, pair.c.amount),
             );
         }
+        let (chance, rows) = (100.0 * EXITS, missed.join(", "));
         let _ = match missed.as_slice() {
-            [] => writeln!(text, "no row has more exits than with C"),
-            _ => writeln!(text, "! more exits than with C: {}", missed.join(", ")),
+            [] => writeln!(text, "no row has {chance} % more exits than with C"),
+            _ => writeln!(text, "! {chance} % more exits than with C: {rows}"),
         };
         text
     }
@@ -260,7 +262,7 @@ mod tests {
         let figures = figures(4.0);
         assert_eq!(figures.text(), "KVP set: 61000 4, 83000 5\n");
         let table = figures.table();
-        assert!(table.contains("no row has more exits"), "{table}");
+        assert!(table.contains("no row has 2 % more exits"), "{table}");
         assert!(!table.contains("KVP get"), "{table}");
     }
 
