@@ -110,10 +110,10 @@ build/guest/rust-%.cpio: build/modules/%/hv_utils.ko $(pieces)
 		$(foreach f,$(wildcard tests/selftests/hv_utils/*),/selftests/hv_utils/$(notdir $(f))=$(f)) \
 		/selftests/kselftest/ktap_helpers.sh=build/linux-source/tools/testing/selftests/kselftest/ktap_helpers.sh
 
-# The module and C's, of the same kind, for the benchmark.
+# The module and C's, of the same kind, for the benchmark. The shell finds C's: make may have looked before it came.
 build/guest/bench-%.cpio: build/modules/%/hv_utils.ko tests/guest/module-cpio.sh
 	@tests/guest/module-cpio.sh $@ bare/rust/hv_utils.ko=$< \
-		bare/c/hv_utils.ko=$(firstword $(wildcard build/kernel/$*/lib/modules/*/kernel/drivers/hv/hv_utils.ko*))
+		"bare/c/hv_utils.ko=$$(echo build/kernel/$*/lib/modules/*/kernel/drivers/hv/hv_utils.ko*)"
 
 ## host                 the emulated Hyper-V host and the scenarios, in build/host
 host: root
