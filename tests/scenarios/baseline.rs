@@ -19,8 +19,8 @@ const TOLERANCE: f64 = 0.01;
 /// If C needs so much more or less than before, the kernel has changed; less than that may be chance.
 const KERNEL: f64 = 0.05;
 
-/// By how much exits may differ by chance: where there are fewer than fifty, and they are no mean, by none.
-pub const EXITS: f64 = 0.02;
+/// By how much exits may differ by chance: where there are fewer than twenty, and they are no mean, by none.
+pub const EXITS: f64 = 0.05;
 
 /// What a row needs.
 #[derive(Debug, Clone, Copy, PartialEq)]

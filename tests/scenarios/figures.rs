@@ -262,7 +262,7 @@ mod tests {
         let figures = figures(4.0);
         assert_eq!(figures.text(), "KVP set: 61000 4, 83000 5\n");
         let table = figures.table();
-        assert!(table.contains("no row has 2 % more exits"), "{table}");
+        assert!(table.contains("no row has 5 % more exits"), "{table}");
         assert!(!table.contains("KVP get"), "{table}");
     }
 
