@@ -690,7 +690,7 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Ran {
         result = and_also(result, daemon::end(guest));
     }
     let result = match guest.exit() {
-        Some(exit) => stopped(scenario, guest, &exit, result),
+        Some(exit) => stopped(scenario, guest, &exit, console, result),
         None => clean(scenario, &context, console, result),
     };
     Ran {
@@ -699,14 +699,22 @@ fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Ran {
     }
 }
 
-/// The result of a scenario that has ended the guest.
-fn stopped(scenario: &Scenario, guest: &Guest, exit: &Exit, result: Result<()>) -> Result<()> {
+/// The result of a scenario that has ended the guest. Bytes of the console before `from` are of earlier scenarios.
+fn stopped(
+    scenario: &Scenario,
+    guest: &Guest,
+    exit: &Exit,
+    from: usize,
+    result: Result<()>,
+) -> Result<()> {
     let expected = |line: &&str| {
         let mut texts = scenario.expected_log().iter();
         texts.any(|text| line.contains(text))
     };
     let console = guest.console();
-    let mut splats = console.lines().filter(|line| log::is_splat(line));
+    // The console begins anew with each boot.
+    let since = console.get(from..).unwrap_or(&console);
+    let mut splats = since.lines().filter(|line| log::is_splat(line));
     let result = match scenario.is_last() || *exit == Exit::Stopped {
         true => result,
         false => and_also(result, Err(Error(format!("the machine stopped: {exit:?}")))),

@@ -92,7 +92,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .waits()
         .daemons()
         .rust_only()
-        .expects_log(&[HELP, THAWS, NO_ANSWER]),
+        .expects_log(&["WARNING: kernel/smp.c", HELP, THAWS, NO_ANSWER]),
     Scenario::new("vss_negotiates_while_frozen", negotiates_while_frozen)
         .daemons()
         .rust_only()
