@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/fs.h>
+#include <linux/fs_struct.h>
 #include <linux/hyperv.h>
 #include <linux/interrupt.h>
 #include <linux/ptp_clock_kernel.h>
@@ -18,6 +20,16 @@ void rust_helper_device_lock(struct device *dev)
 void rust_helper_device_unlock(struct device *dev)
 {
 	device_unlock(dev);
+}
+
+/* As filp_open() for reading, by the paths of the first process of user space. */
+struct file *rust_helper_filp_open_init(const char *path)
+{
+	struct file *file;
+
+	scoped_with_init_fs()
+		file = filp_open(path, O_RDONLY, 0);
+	return file;
 }
 
 /*
@@ -70,6 +82,12 @@ void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts)
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs)
 {
 	ratelimit_default_init(rs);
+}
+
+/* Get an active reference to a superblock whose s_umount is held. */
+bool rust_helper_super_get_active(struct super_block *sb)
+{
+	return atomic_inc_not_zero(&sb->s_active);
 }
 
 /*

@@ -10,15 +10,18 @@
 #include <linux/types.h>
 
 struct device;
+struct file;
 struct ptp_clock;
 struct ptp_clock_info;
 struct ptp_system_timestamp;
 struct ratelimit_state;
+struct super_block;
 struct system_counterval_t;
 struct vmbus_channel;
 
 void rust_helper_device_lock(struct device *dev);
 void rust_helper_device_unlock(struct device *dev);
+struct file *rust_helper_filp_open_init(const char *path);
 bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference);
 u64 rust_helper_hv_read_reference_counter(void);
 bool rust_helper_in_vmbus_isr(void);
@@ -28,6 +31,7 @@ void rust_helper_ptp_clock_unregister(struct ptp_clock *clock);
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts);
 void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts);
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs);
+bool rust_helper_super_get_active(struct super_block *sb);
 u32 rust_helper_vmbus_bytes_to_write(struct vmbus_channel *channel);
 void rust_helper_vmbus_schedule(struct vmbus_channel *channel);
 void rust_helper_vmbus_set_pending_size(struct vmbus_channel *channel, u32 size);

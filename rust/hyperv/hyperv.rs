@@ -7,12 +7,13 @@
 //!
 //! Safe code cannot leave a callback behind. A channel, a character device or a PTP clock ends when it
 //! is dropped. If it was leaked (`mem::forget`), it ends when its device is unbound. Work items exist
-//! only inside channels.
+//! only inside channels, or end with the last driver of the module.
 
 #![warn(clippy::multiple_unsafe_ops_per_block)]
 
 pub mod channel;
 pub mod chardev;
+pub mod freeze;
 mod managed;
 pub mod param;
 pub mod power;

@@ -4,7 +4,10 @@
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    work, //
+};
 use core::{
     marker::PhantomData,
     mem::offset_of,
@@ -67,15 +70,19 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         fields.resume = Some(Self::resume_callback);
         fields.driver.probe_type = bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
 
+        work::driver_registers()?;
+
         // SAFETY: `hdrv` is guaranteed to be a valid `DriverType`.
         to_result(unsafe {
             bindings::__vmbus_driver_register(hdrv.get(), module.as_ptr(), name.as_char_ptr())
         })
+        .inspect_err(|_| work::driver_unregistered())
     }
 
     unsafe fn unregister(hdrv: &Opaque<Self::DriverType>) {
         // SAFETY: `hdrv` is guaranteed to be a valid `DriverType`.
         unsafe { bindings::vmbus_driver_unregister(hdrv.get()) };
+        work::driver_unregistered();
     }
 }
 

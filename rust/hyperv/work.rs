@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Work that is cancelled before its owner goes.
+//! Work that ends before its owner goes, or before the module does.
 //!
 //! `kernel::workqueue` leaks a reference to each queued item until the item has run. A driver must
-//! know that nothing runs any more when its device is gone: here a work item is owned, and dropping
-//! it cancels it. Safe code could leak such an item, so none is handed out: work items exist only
+//! know that nothing runs any more when its device is gone: a [`DelayedWork`] is owned, and dropping
+//! it cancels it. Safe code could leak such an item, so none is handed out: these work items exist only
 //! inside registrations that the device's unbinding ends.
+//!
+//! [`Detached`] work is for what no unbinding may wait for. It runs on queues of the module, which the
+//! last driver's unregistration empties: that is when the module is removed.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -14,16 +17,41 @@ use crate::{
     time::Deadline, //
 };
 use kernel::{
-    container_of,
+    container_of, impl_has_work,
     prelude::*,
-    sync::LockClassKey,
-    types::Opaque, //
+    static_lock_class,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Release, //
+        },
+        Arc,
+        LockClassKey, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+    types::Opaque,
+    workqueue::{
+        Queue,
+        Work,
+        WorkItem, //
+    },
 };
 
 /// What a work item does.
 pub trait Run: Send + Sync + 'static {
     /// Called in process context each time the work was scheduled, never twice at a time. May sleep.
     fn run(&self);
+}
+
+impl<T: Run> Run for Arc<T> {
+    fn run(&self) {
+        (**self).run();
+    }
 }
 
 impl Run for Option<KBox<dyn Run>> {
@@ -146,5 +174,159 @@ impl<T: Run> DelayedWork<T> {
 impl<T: Run> PinnedDrop for DelayedWork<T> {
     fn drop(self: Pin<&mut Self>) {
         self.as_ref().cancel();
+    }
+}
+
+/// The queues of the module's detached work, by [`Memory`]; null while no driver is registered. Each
+/// module has its own, as this crate is linked into each.
+static QUEUES: [Atomic<*mut bindings::workqueue_struct>; 2] = [
+    Atomic::new(core::ptr::null_mut()),
+    Atomic::new(core::ptr::null_mut()),
+];
+
+/// Calls that may use [`QUEUES`] right now.
+static USERS: Atomic<usize> = Atomic::new(0);
+
+/// Drivers of the module that are registered, or about to be.
+static DRIVERS: Atomic<usize> = Atomic::new(0);
+
+/// What a [`Detached`] work item does when memory is short.
+#[derive(Clone, Copy)]
+pub enum Memory {
+    /// Memory may wait for the work, so its queue has a spare thread (`WQ_MEM_RECLAIM`). The work must
+    /// not wait for work on queues that have none.
+    MayWait,
+    /// The work may wait for memory.
+    Waits,
+}
+
+impl Memory {
+    fn queue(self) -> &'static Atomic<*mut bindings::workqueue_struct> {
+        match self {
+            Self::MayWait => &QUEUES[0],
+            Self::Waits => &QUEUES[1],
+        }
+    }
+
+    /// Creates the queue. It stands still while the system hibernates: devices may be suspended then.
+    fn create_queue(self) -> Result<*mut bindings::workqueue_struct> {
+        let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_FREEZABLE;
+        let (name, flags) = match self {
+            Self::MayWait => (c"hyperv_reclaim", flags | bindings::wq_flags_WQ_MEM_RECLAIM),
+            Self::Waits => (c"hyperv", flags),
+        };
+
+        // SAFETY: The format is a C string without arguments.
+        let queue = unsafe { bindings::alloc_workqueue_noprof(name.as_char_ptr(), flags, 0) };
+        if queue.is_null() {
+            return Err(ENOMEM);
+        }
+        Ok(queue)
+    }
+
+    /// Destroys the queue when all that was scheduled has run. May sleep.
+    fn destroy_queue(self) {
+        let queue = self.queue().xchg(core::ptr::null_mut(), Full);
+        if queue.is_null() {
+            return;
+        }
+        while USERS.load(Acquire) != 0 {
+            fsleep(Delta::from_millis(1));
+        }
+
+        // SAFETY: The queue is valid. Whoever loads the pointer from now on finds null, and whoever
+        // loaded it before has finished.
+        unsafe { bindings::destroy_workqueue(queue) };
+    }
+}
+
+/// A driver is about to be registered: detached work can be scheduled from now on.
+///
+/// Fails with `ENOMEM`.
+pub(crate) fn driver_registers() -> Result {
+    if DRIVERS.fetch_add(1, Full) != 0 {
+        return Ok(());
+    }
+    for memory in [Memory::MayWait, Memory::Waits] {
+        let queue = match memory.create_queue() {
+            Ok(queue) => queue,
+            Err(error) => {
+                driver_unregistered();
+                return Err(error);
+            }
+        };
+        if memory
+            .queue()
+            .cmpxchg(core::ptr::null_mut(), queue, Full)
+            .is_err()
+        {
+            // The last driver is just being unregistered. Without a queue nothing is scheduled.
+            // SAFETY: The queue is valid, and nobody else knows it.
+            unsafe { bindings::destroy_workqueue(queue) };
+        }
+    }
+    Ok(())
+}
+
+/// A driver was unregistered. If it was the last, waits until all detached work has run. May sleep.
+pub(crate) fn driver_unregistered() {
+    if DRIVERS.fetch_sub(1, Full) == 1 {
+        // In this order: work of the first kind may schedule work of the second.
+        Memory::MayWait.destroy_queue();
+        Memory::Waits.destroy_queue();
+    }
+}
+
+/// Work that outlives the binding of a device, but not the module: the removal of the module waits for
+/// it.
+#[pin_data]
+pub struct Detached {
+    inner: KBox<dyn Run>,
+    memory: Memory,
+    #[pin]
+    work: Work<Self>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Detached { self.work }
+}
+
+impl WorkItem for Detached {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.inner.run();
+    }
+}
+
+impl Detached {
+    /// Creates work that is not scheduled.
+    ///
+    /// Fails with `ENOMEM`.
+    pub fn new(inner: KBox<dyn Run>, memory: Memory) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                inner,
+                memory,
+                work <- Work::new(c"Detached::work", static_lock_class!()),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Runs the work soon; once more if it runs already. May be called in any context.
+    ///
+    /// Returns false, and does nothing, while no driver of the module is registered.
+    pub fn schedule(this: &Arc<Self>) -> bool {
+        USERS.fetch_add(1, Full);
+        let queue = this.memory.queue().load(Acquire);
+        if !queue.is_null() {
+            // SAFETY: The queue is destroyed only when nobody uses it.
+            let queue = unsafe { Queue::from_raw(queue) };
+            // If it is scheduled already, it has yet to run.
+            let _ = queue.enqueue(this.clone());
+        }
+        USERS.fetch_sub(1, Release);
+        !queue.is_null()
     }
 }
