@@ -4,7 +4,9 @@
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
+use crate::bindings;
 use core::cell::UnsafeCell;
+use kernel::prelude::*;
 
 /// The value of a parameter that is a truth value; made by
 /// [`module_param_bool!`](crate::module_param_bool).
@@ -32,6 +34,82 @@ impl Bool {
     }
 }
 
+/// The value of a parameter that is a number; made by
+/// [`module_param_uint!`](crate::module_param_uint).
+#[repr(transparent)]
+pub struct Uint(UnsafeCell<u32>);
+
+// SAFETY: A `u32` is read and written by single accesses, by the kernel and by `Uint::get()`.
+unsafe impl Sync for Uint {}
+
+impl Uint {
+    #[doc(hidden)]
+    pub const fn new(value: u32) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    #[doc(hidden)]
+    pub const fn as_ptr(&self) -> *mut u32 {
+        self.0.get()
+    }
+
+    /// The value now. May be called in any context.
+    pub fn get(&self) -> u32 {
+        // SAFETY: The pointer is valid.
+        unsafe { self.0.get().read_volatile() }
+    }
+}
+
+/// Sets a parameter to a number of at most `MAX`; `EINVAL` for others, and for what is no number.
+///
+/// # Safety
+///
+/// `value` must be null or a C string. The argument of `param` must be a `u32`.
+#[doc(hidden)]
+pub unsafe extern "C" fn set_uint<const MAX: u32>(
+    value: *const c_char,
+    param: *const bindings::kernel_param,
+) -> c_int {
+    // SAFETY: Guaranteed by the safety requirements of this function.
+    match unsafe { bindings::param_set_uint_minmax(value, param, 0, MAX) } {
+        0 => 0,
+        // `ERANGE` for more than 32 bits.
+        _ => EINVAL.to_errno(),
+    }
+}
+
+/// Declares a number as module parameter, from 0 to a greatest value: a `static` of type [`Uint`] that
+/// root can read and write in `/sys/module/<module>/parameters/`, and everybody can read. Other values
+/// are refused (`EINVAL`).
+///
+/// # Examples
+///
+/// ```ignore
+/// hyperv::module_param_uint!(patience, 30, 3600, "Seconds to wait");
+/// ```
+#[macro_export]
+macro_rules! module_param_uint {
+    ($name:ident, $default:literal, $max:literal, $description:literal) => {
+        $crate::module_param!(
+            $name,
+            $crate::param::Uint::new($default),
+            $crate::param::Uint,
+            {
+                static OPS: ::kernel::bindings::kernel_param_ops =
+                    ::kernel::bindings::kernel_param_ops {
+                        flags: 0,
+                        set: Some($crate::param::set_uint::<$max>),
+                        get: Some(::kernel::bindings::param_get_uint),
+                        free: None,
+                    };
+                &raw const OPS
+            },
+            "uint",
+            $description
+        );
+    };
+}
+
 /// Declares a truth value as module parameter: a `static` of type [`Bool`] that root can read and
 /// write in `/sys/module/<module>/parameters/`, and everybody can read.
 ///
@@ -43,9 +121,26 @@ impl Bool {
 #[macro_export]
 macro_rules! module_param_bool {
     ($name:ident, $default:literal, $description:literal) => {
+        $crate::module_param!(
+            $name,
+            $crate::param::Bool::new($default),
+            $crate::param::Bool,
+            // SAFETY: Only the address is taken.
+            unsafe { &raw const ::kernel::bindings::param_ops_bool },
+            "bool",
+            $description
+        );
+    };
+}
+
+/// What the macros above have in common.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! module_param {
+    ($name:ident, $default:expr, $type:ty, $ops:expr, $kind:literal, $description:literal) => {
         #[allow(non_upper_case_globals)]
         #[doc = $description]
-        pub(crate) static $name: $crate::param::Bool = $crate::param::Bool::new($default);
+        pub(crate) static $name: $type = $default;
 
         const _: () = {
             const fn modinfo<const N: usize>(text: &str) -> [u8; N] {
@@ -58,7 +153,7 @@ macro_rules! module_param_bool {
                 bytes
             }
 
-            const PARMTYPE: &str = concat!("parmtype=", stringify!($name), ":bool\0");
+            const PARMTYPE: &str = concat!("parmtype=", stringify!($name), ":", $kind, "\0");
             const PARM: &str = concat!("parm=", stringify!($name), ":", $description, "\0");
 
             #[link_section = ".modinfo"]
@@ -81,8 +176,7 @@ macro_rules! module_param_bool {
                     mod_: unsafe {
                         ::core::ptr::from_ref(&::kernel::bindings::__this_module).cast_mut()
                     },
-                    // SAFETY: Only the address is taken.
-                    ops: unsafe { &raw const ::kernel::bindings::param_ops_bool },
+                    ops: $ops,
                     perm: 0o644,
                     level: -1,
                     flags: 0,

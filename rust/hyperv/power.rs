@@ -1,10 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Powering the system off and restarting it, in order.
+//! Powering the system off and restarting it, in order; and what comes before hibernation.
 //!
-//! C header: [`include/linux/reboot.h`](srctree/include/linux/reboot.h)
+//! C headers: [`include/linux/reboot.h`](srctree/include/linux/reboot.h),
+//! [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    managed::{
+        Managed,
+        Registered, //
+    },
+    work::{
+        Detached,
+        Memory,
+        Run, //
+    },
+};
+use kernel::{
+    container_of,
+    device::{
+        Bound,
+        Device, //
+    },
+    error::to_result,
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
 
 /// Has user space power the system off; does it by force where that can't be started.
 ///
@@ -26,4 +49,125 @@ pub fn orderly_reboot() {
 pub fn is_hibernation_supported() -> bool {
     // SAFETY: Has no requirements.
     unsafe { bindings::hv_is_hibernation_supported() }
+}
+
+/// What is told of hibernations. All methods are called in process context, and may sleep and do I/O.
+pub trait Hibernation: Send + Sync + 'static {
+    /// The system is about to hibernate. User space is not frozen yet, and waits for this.
+    fn begins(&self);
+
+    /// The system has resumed, or has not hibernated. Also called once when the registration ends.
+    fn is_over(&self);
+}
+
+/// Has somebody told of hibernations, until this is dropped or, if this is leaked, until the device
+/// that it was registered for is unbound.
+///
+/// A call that runs then goes on: only the removal of the module waits for it.
+pub struct HibernationNotifier(#[expect(dead_code)] Managed);
+
+impl HibernationNotifier {
+    /// Has `listener` told from now on.
+    ///
+    /// Fails with `ENOMEM`.
+    pub fn new(dev: &Device<Bound>, listener: Arc<dyn Hibernation>) -> Result<Self> {
+        let notifier = KBox::pin_init(Notifier::new(listener), GFP_KERNEL)?;
+
+        // SAFETY: What is in a `Detached` does not move, and nobody gets a mutable reference to it.
+        let notifier = unsafe { Pin::into_inner_unchecked(notifier) };
+        let inner = Inner {
+            end: Detached::new(notifier, Memory::Waits)?,
+        };
+        Ok(Self(Managed::new(dev, KBox::pin(inner, GFP_KERNEL)?)?))
+    }
+}
+
+/// A registration. To unregister a notifier waits for all that run: it is left to detached work, which
+/// owns the notifier.
+struct Inner {
+    end: Arc<Detached>,
+}
+
+impl Registered for Inner {}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A device is bound, so a driver is registered. If none is, this has the last reference.
+        Detached::schedule(&self.end);
+    }
+}
+
+/// A notifier that is registered until this was run, or is dropped.
+#[pin_data(PinnedDrop)]
+struct Notifier {
+    #[pin]
+    block: Opaque<bindings::notifier_block>,
+    listener: Arc<dyn Hibernation>,
+}
+
+// SAFETY: Notifiers are registered and unregistered from any thread, and `listener` is `Send`.
+unsafe impl Send for Notifier {}
+
+// SAFETY: Only the functions of the notifier chain, which lock it, access `block`; `listener` is `Sync`.
+unsafe impl Sync for Notifier {}
+
+impl Notifier {
+    fn new(listener: Arc<dyn Hibernation>) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            // First: it may be called before its registration returns.
+            listener,
+            block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
+                let mut block: bindings::notifier_block = pin_init::zeroed();
+                block.notifier_call = Some(Self::callback);
+
+                // SAFETY: `slot` is valid for writes.
+                unsafe { slot.write(block) };
+
+                // SAFETY: `slot` stays where it is until it is unregistered.
+                to_result(unsafe { bindings::register_pm_notifier(slot) })
+            }),
+        })
+    }
+
+    extern "C" fn callback(
+        block: *mut bindings::notifier_block,
+        action: c_ulong,
+        _: *mut c_void,
+    ) -> c_int {
+        // CAST: `Opaque` is transparent.
+        // SAFETY: `block` is the field of a `Self`.
+        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        let this = unsafe { container_of!(block.cast::<Opaque<_>>(), Self, block) };
+
+        // SAFETY: That `Self` is valid: unregistering waits for this.
+        let this = unsafe { &*this };
+
+        // CAST: These are small numbers.
+        match action as u32 {
+            bindings::PM_HIBERNATION_PREPARE => this.listener.begins(),
+            bindings::PM_POST_HIBERNATION => this.listener.is_over(),
+            _ => {}
+        }
+        bindings::NOTIFY_DONE as c_int
+    }
+
+    fn unregister(&self) {
+        // The second time, the chain says that it does not know it.
+        // SAFETY: `block` was registered, which the second time is looked up, not dereferenced.
+        unsafe { bindings::unregister_pm_notifier(self.block.get()) };
+    }
+}
+
+impl Run for Notifier {
+    fn run(&self) {
+        self.unregister();
+        self.listener.is_over();
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Notifier {
+    fn drop(self: Pin<&mut Self>) {
+        self.unregister();
+    }
 }
