@@ -20,6 +20,7 @@ use crate::{
     },
     transport::{
         Daemon,
+        Late,
         Lost,
         Outcome,
         Protocol,
@@ -73,19 +74,39 @@ pub(crate) struct Info {
 }
 
 /// A service that a daemon does the work of. All methods are called in softirq context, but
-/// [`DaemonService::restarted`] and [`DaemonService::daemon_gone`] also where they may sleep.
+/// [`DaemonService::restarted`], [`DaemonService::unanswered`] and [`DaemonService::daemon_gone`] also
+/// where they may sleep.
 pub(crate) trait DaemonService: Send {
     /// Writes what the daemon is to be asked about the request in `body` to `message`, or answers
     /// the request.
     fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked;
 
-    /// Answers the request in `body`, about which the daemon was asked, with what it has answered.
-    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Status;
+    /// Goes on with the request in `body` for which [`Asked::Later`] was returned last, as
+    /// [`DaemonService::ask`] does. Called each time the channel is woken.
+    fn resume(
+        &mut self,
+        body: &mut [u8],
+        daemon: Option<Registration>,
+        message: &mut [u8],
+    ) -> Asked {
+        let _ = (body, daemon, message);
+        Asked::Answered(Status::FAIL)
+    }
 
-    /// The daemon was asked about the request in `body`, but has gone, or took too long; or the
-    /// host doesn't wait any more.
-    fn unanswered(&mut self, body: &[u8], lost: Lost) {
-        let _ = (body, lost);
+    /// Answers the request in `body`, about which the daemon was asked, with what it has answered.
+    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Asked;
+
+    /// The request in `body`, about which the daemon was asked, gets no answer from it. What is returned
+    /// does not matter if the host has started over.
+    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Asked {
+        let _ = (body, lost, reason);
+        Asked::Answered(Status::FAIL)
+    }
+
+    /// What the request in `body` waits for, which [`Asked::Later`] was returned for, takes too long.
+    fn overdue(&mut self, body: &mut [u8]) -> Status {
+        let _ = body;
+        Status::FAIL
     }
 
     /// Writes what the daemon has to be asked although the host doesn't, and returns its size.
@@ -104,14 +125,41 @@ pub(crate) trait DaemonService: Send {
 
     /// The host has started over, or the channel was closed.
     fn restarted(&mut self) {}
+
+    /// When the service has something to do that is not about a request, if it has.
+    fn deadline(&self) -> Option<Deadline> {
+        None
+    }
+
+    /// That time is over.
+    fn expired(&mut self) {}
 }
 
 /// What becomes of a request.
 pub(crate) enum Asked {
-    /// The daemon is asked the first `len` bytes of the message, and has `timeout` to answer.
-    Question { len: usize, timeout: Delta },
+    /// The daemon is asked the first `len` bytes of the message, and has `timeout` to answer. `late`
+    /// says what becomes of an answer after that.
+    Question {
+        len: usize,
+        timeout: Delta,
+        late: Late,
+    },
     /// The request is answered without it.
     Answered(Status),
+    /// The service does something about it in process context, and wakes the channel then, for
+    /// [`DaemonService::resume`]. It has `timeout` to do so.
+    Later { timeout: Delta },
+}
+
+/// Why a question gets no answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The daemon has gone.
+    Gone,
+    /// The daemon took too long.
+    TimedOut,
+    /// The host has started over.
+    Restarted,
 }
 
 /// The conversation with the host on the service's channel.
@@ -141,6 +189,8 @@ enum Job {
     Offered(Taken, Deadline),
     /// The daemon has been asked, and has until then to answer.
     Asked(Taken, Deadline),
+    /// The service works on it, and has until then.
+    Later(Taken, Deadline),
     /// The daemon works on a message of ours. Requests wait until the deadline and fail after it.
     Told(Buffer, Deadline),
     /// Its answer waits for room in the ring.
@@ -175,12 +225,18 @@ impl Session {
     fn next_deadline(&self) -> Option<Deadline> {
         let is_ahead = |until: &Deadline| !until.is_over();
         let until = match self.job {
-            Some(Job::Asked(_, until) | Job::Offered(_, until)) => Some(until),
+            Some(Job::Asked(_, until) | Job::Offered(_, until) | Job::Later(_, until)) => {
+                Some(until)
+            }
             // Skip these once they are over: the packets that come in next end them.
             Some(Job::Told(_, until)) => Some(until).filter(is_ahead),
             _ => None,
         };
-        until.or(self.blocked_until.filter(is_ahead))
+        let until = until.or(self.blocked_until.filter(is_ahead));
+        match (until, self.service.deadline()) {
+            (Some(until), Some(deadline)) => Some(until.min(deadline)),
+            (until, deadline) => until.or(deadline),
+        }
     }
 
     /// Has the channel's job wake the service in time, if it does not run before that anyway.
@@ -213,11 +269,14 @@ impl Session {
             Job::Asked(mut taken, _) => {
                 let lost = self.transport.abandon();
                 if let Ok(mut request) = Request::new(taken.payload()) {
-                    self.service.unanswered(request.body(), lost);
+                    self.service
+                        .unanswered(request.body(), lost, Reason::Restarted);
                 }
                 Job::None(taken.abandon())
             }
-            Job::Offered(taken, _) | Job::Answered(taken) => Job::None(taken.abandon()),
+            Job::Offered(taken, _) | Job::Later(taken, _) | Job::Answered(taken) => {
+                Job::None(taken.abandon())
+            }
             job @ (Job::None(_) | Job::Told(..)) => job,
         });
         self.version = None;
@@ -233,8 +292,13 @@ impl Session {
                 Some(match self.service.tell(&mut self.message) {
                     Some(len) => {
                         let until = Deadline::after(ANSWER_TIMEOUT);
-                        self.transport
-                            .ask(self.daemon, &mut self.message, len, None);
+                        self.transport.ask(
+                            self.daemon,
+                            &mut self.message,
+                            len,
+                            None,
+                            Late::Dropped,
+                        );
                         Job::Told(buffer, until)
                     }
                     None => Job::None(buffer),
@@ -294,15 +358,15 @@ impl Session {
 
     /// Starts work on a request, or answers it.
     fn request(&mut self, mut packet: Packet<'_>, buffer: Buffer) -> (Handled, Job) {
-        if self.daemon.is_some() && !self.transport.is_free() {
-            let handled = match self.is_blocked() {
-                true => packet.leave(),
-                false => fail(packet),
-            };
-            return (handled, Job::None(buffer));
+        let mut daemon = self.daemon.map(|daemon| daemon.registration);
+        if daemon.is_some() && !self.transport.is_free() {
+            if self.is_blocked() {
+                return (packet.leave(), Job::None(buffer));
+            }
+            // As good as none.
+            daemon = None;
         }
         self.blocked_until = None;
-        let daemon = self.daemon.map(|daemon| daemon.registration);
         let asked = match Request::new(packet.payload_mut()) {
             Ok(mut request) => {
                 let asked = self.service.ask(request.body(), daemon, &mut self.message);
@@ -313,18 +377,50 @@ impl Session {
             }
             Err(unanswerable) => return (packet.ignore(&unanswerable), Job::None(buffer)),
         };
+        if let Asked::Answered(_) = asked {
+            return (packet.reply().0, Job::None(buffer));
+        }
+        match packet.take(buffer) {
+            Ok((handled, taken)) => (handled, self.go_on(taken, asked)),
+            Err((packet, buffer)) => (fail(packet), Job::None(buffer)),
+        }
+    }
+
+    /// Does about a request that was taken what the service says.
+    fn go_on(&mut self, mut taken: Taken, asked: Asked) -> Job {
         match asked {
-            Asked::Question { len, timeout } => {
-                let (handled, taken) = match packet.take(buffer) {
-                    Ok(taken) => taken,
-                    Err((packet, buffer)) => return (fail(packet), Job::None(buffer)),
-                };
+            Asked::Question { len, timeout, late } => {
                 let until = Deadline::after(timeout);
                 self.transport
-                    .ask(self.daemon, &mut self.message, len, Some(until));
-                (handled, Job::Asked(taken, until))
+                    .ask(self.daemon, &mut self.message, len, Some(until), late);
+                Job::Asked(taken, until)
             }
-            Asked::Answered(_) => (packet.reply().0, Job::None(buffer)),
+            Asked::Later { timeout } => Job::Later(taken, Deadline::after(timeout)),
+            Asked::Answered(status) => {
+                if let Ok(request) = Request::new(taken.payload()) {
+                    request.answer(status);
+                }
+                Job::Answered(taken)
+            }
+        }
+    }
+
+    /// Has the service go on with a request that it works on.
+    fn resume(&mut self, mut taken: Taken, until: Deadline) -> Job {
+        let Ok(mut request) = Request::new(taken.payload()) else {
+            return Job::Answered(taken);
+        };
+        let daemon = self.daemon.map(|daemon| daemon.registration);
+        match self
+            .service
+            .resume(request.body(), daemon, &mut self.message)
+        {
+            Asked::Later { .. } if until.is_over() => {
+                let status = self.service.overdue(request.body());
+                self.go_on(taken, Asked::Answered(status))
+            }
+            Asked::Later { .. } => Job::Later(taken, until),
+            asked => self.go_on(taken, asked),
         }
     }
 
@@ -344,18 +440,16 @@ impl Session {
             Outcome::Answered(daemon) => Ok(daemon),
             Outcome::None(lost) => Err(lost),
         };
-        if let Ok(mut request) = Request::new(taken.payload()) {
-            let body = request.body();
-            let status = match result {
-                Ok(daemon) => self.service.answered(body, daemon, &self.message),
-                Err(lost) => {
-                    self.service.unanswered(body, lost);
-                    Status::FAIL
-                }
-            };
-            request.answer(status);
-        }
-        Job::Answered(taken)
+        let Ok(mut request) = Request::new(taken.payload()) else {
+            return Job::Answered(taken);
+        };
+        let body = request.body();
+        let asked = match result {
+            Ok(daemon) => self.service.answered(body, daemon, &self.message),
+            Err(lost) if until.is_over() => self.service.unanswered(body, lost, Reason::TimedOut),
+            Err(lost) => self.service.unanswered(body, lost, Reason::Gone),
+        };
+        self.go_on(taken, asked)
     }
 }
 
@@ -377,6 +471,13 @@ impl Handler for Session {
         };
         // Behind what the last daemon has or hasn't answered.
         self.look_for_daemon();
+        if self.service.deadline().is_some_and(Deadline::is_over) {
+            self.service.expired();
+        }
+        let job = match job {
+            Some(Job::Later(taken, until)) => Some(self.resume(taken, until)),
+            job => job,
+        };
         let job = match job {
             Some(Job::Offered(taken, until)) if self.daemon.is_some() || until.is_over() => {
                 Some(self.accept(taken, sender.limit()))

@@ -8,6 +8,7 @@ use crate::{
         Asked,
         DaemonService,
         Info,
+        Reason,
         ANSWER_TIMEOUT, //
     },
     icmsg::{
@@ -23,6 +24,7 @@ use crate::{
         Version, //
     },
     transport::{
+        Late,
         Lost,
         Protocol, //
     },
@@ -88,12 +90,13 @@ impl DaemonService for Fcopy {
             Ok((_, len)) => Asked::Question {
                 len,
                 timeout: ANSWER_TIMEOUT,
+                late: Late::Dropped,
             },
             Err(status) => Asked::Answered(status),
         }
     }
 
-    fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Status {
+    fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Asked {
         let status = fcopy::status(answer);
         self.progress = match Operation::parse(body) {
             // There's nothing to cancel of a copy that didn't begin.
@@ -101,14 +104,15 @@ impl DaemonService for Fcopy {
             Ok(Operation::Start | Operation::Write) => Progress::Partial,
             Ok(Operation::Complete | Operation::Cancel) | Err(_) => Progress::None,
         };
-        status
+        Asked::Answered(status)
     }
 
-    fn unanswered(&mut self, _: &[u8], lost: Lost) {
+    fn unanswered(&mut self, _: &mut [u8], lost: Lost, _: Reason) -> Asked {
         // Whatever it was, the daemon may have done it.
-        if lost == Lost::Read {
+        if lost != Lost::Unread {
             self.progress = Progress::Partial;
         }
+        Asked::Answered(Status::FAIL)
     }
 
     fn tell(&mut self, message: &mut [u8]) -> Option<usize> {

@@ -6,6 +6,7 @@
 
 mod daemon;
 mod fcopy;
+mod freeze;
 mod heartbeat;
 mod icmsg;
 mod kvp;
@@ -21,6 +22,7 @@ use daemon::{
     Info, //
 };
 use fcopy::Fcopy;
+use freeze::Freezer;
 use heartbeat::Heartbeat;
 use hyperv::{
     channel::{
@@ -30,7 +32,12 @@ use hyperv::{
         RingSize,
         Waker, //
     },
-    chardev, ptp,
+    chardev,
+    power::{
+        Hibernation,
+        HibernationNotifier, //
+    },
+    ptp,
     vmbus::{
         self,
         DeviceId,
@@ -52,7 +59,10 @@ use service::{
 };
 use shutdown::Shutdown;
 use timesync::TimeSync;
-use transport::Transport;
+use transport::{
+    Straggler,
+    Transport, //
+};
 use unique::{
     Claim,
     Unique, //
@@ -116,11 +126,19 @@ hyperv::module_param_bool!(
     "If not set leave file copy to uio_hv_generic and its daemon"
 );
 
+hyperv::module_param_uint!(
+    vss_freeze_limit,
+    900,
+    86400,
+    "Seconds for which file systems stay frozen for a backup at the most (0: for ever)"
+);
+
 /// A service that is bound to its device.
 ///
-/// Fields are dropped in order. First the daemon's device: no answer comes any more. Then the channel
-/// and its job. Then the PTP clock. Last the claim.
+/// Fields are dropped in order. First what looks out for hibernations. Then the daemon's device: no
+/// answer comes any more. Then the channel and its job. Then the PTP clock. Last the claim.
 struct BoundService<'bound> {
+    _hibernation: Option<HibernationNotifier>,
     _device: Option<chardev::Registration>,
     channel: Channel<'bound>,
     _ptp: Option<ptp::Registration>,
@@ -143,6 +161,7 @@ fn open_session<'bound>(
     job: Job,
 ) -> Result<BoundService<'bound>> {
     Ok(BoundService {
+        _hibernation: None,
         _device: None,
         channel: Channel::open(dev, RING, session, job)?,
         _ptp: None,
@@ -169,18 +188,32 @@ fn open_daemon<'bound>(
     dev: &'bound vmbus::Device<Core<'_>>,
     info: &'static Info,
     service: KBox<dyn DaemonService>,
+    straggler: Option<Arc<dyn Straggler>>,
 ) -> Result<BoundService<'bound>> {
     let claim = info.unique.claim(dev)?;
-    let transport = Transport::new(&info.protocol, Waker::from(&***dev))?;
+    let transport = Transport::new(&info.protocol, Waker::from(&***dev), straggler)?;
     let transport = Arc::pin_init(transport, GFP_KERNEL)?;
     let (session, job) = daemon::Session::new(info, service, transport.clone())?;
     let channel = Channel::open(dev, info.ring, KBox::new(session, GFP_KERNEL)?, job)?;
     Ok(BoundService {
+        _hibernation: None,
         // A daemon finds a channel that is open.
         _device: Some(chardev::Registration::new(dev.as_ref(), transport)?),
         channel,
         _ptp: None,
         _claim: Some(claim),
+    })
+}
+
+/// Opens the backup service, which thaws before the guest hibernates.
+fn open_vss<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>> {
+    let freezer = Freezer::new(Waker::from(&***dev))?;
+    let service = KBox::new(Vss::new(freezer.clone())?, GFP_KERNEL)?;
+    let bound = open_daemon(dev, &vss::INFO, service, Some(freezer.clone()))?;
+    let hibernation: Arc<dyn Hibernation> = freezer;
+    Ok(BoundService {
+        _hibernation: Some(HibernationNotifier::new(dev.as_ref(), hibernation)?),
+        ..bound
     })
 }
 
@@ -197,15 +230,20 @@ impl vmbus::Driver for HvUtils {
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         match class {
             Class::Fcopy if !fcopy_chardev.get() => Err(ENODEV),
-            Class::Fcopy => open_daemon(dev, &fcopy::INFO, KBox::new(Fcopy::new(), GFP_KERNEL)?),
+            Class::Fcopy => open_daemon(
+                dev,
+                &fcopy::INFO,
+                KBox::new(Fcopy::new(), GFP_KERNEL)?,
+                None,
+            ),
             Class::Heartbeat => open(dev, Heartbeat, None),
-            Class::Kvp => open_daemon(dev, &kvp::INFO, KBox::new(Kvp, GFP_KERNEL)?),
+            Class::Kvp => open_daemon(dev, &kvp::INFO, KBox::new(Kvp, GFP_KERNEL)?, None),
             Class::Shutdown => {
                 let (service, job) = Shutdown::new(dev)?;
                 open(dev, service, job)
             }
             Class::TimeSync => open_timesync(dev),
-            Class::Vss => open_daemon(dev, &vss::INFO, KBox::new(Vss::new()?, GFP_KERNEL)?),
+            Class::Vss => open_vss(dev),
         }
     }
 

@@ -20,7 +20,10 @@ use crate::{
         Status,
         Version, //
     },
-    transport::Protocol,
+    transport::{
+        Late,
+        Protocol, //
+    },
     unique::Unique, //
 };
 use kernel::time::Delta;
@@ -58,15 +61,16 @@ impl DaemonService for Kvp {
             Ok(()) => Asked::Question {
                 len: DAEMON_LEN,
                 timeout: ANSWER_TIMEOUT,
+                late: Late::Dropped,
             },
             Err(status) => Asked::Answered(status),
         }
     }
 
-    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Status {
-        match answer.first_chunk() {
+    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Asked {
+        Asked::Answered(match answer.first_chunk() {
             Some(answer) => kvp::from_daemon(daemon, answer, body),
             None => Status::FAIL,
-        }
+        })
     }
 }

@@ -21,6 +21,7 @@ use kernel::{
     static_lock_class,
     sync::{
         poll::PollCondVarBox,
+        Arc,
         Mutex,
         SpinLockIrq, //
     },
@@ -61,6 +62,8 @@ pub(crate) struct Transport {
     /// Wakes the service when there's something for it; `None` once the device went away.
     #[pin]
     waker: Mutex<Option<Waker>>,
+    /// Told of late answers that are refused.
+    straggler: Option<Arc<dyn Straggler>>,
     /// Notified when there is something for the daemon. Dropping a `PollCondVarBox` does not wait for
     /// RCU.
     changed: PollCondVarBox,
@@ -78,9 +81,11 @@ struct State {
     phase: Phase,
     /// The one message on its way. `None` while it is being read.
     message: Option<KVec<u8>>,
-    /// The next answer is one to a question that nobody asks any more. A daemon that reads a new
+    /// What becomes of the answer to the question that was asked last, if it is late.
+    late: Late,
+    /// Set if the next answer is one to a question that nobody asks any more. A daemon that reads a new
     /// question owes nothing for older ones: it may have skipped an answer.
-    owes_answer: bool,
+    owed: Option<Late>,
     /// Set when the pending question failed. Cleared when the service reads the outcome, even if a new
     /// daemon has connected meanwhile.
     lost: Option<Lost>,
@@ -148,8 +153,27 @@ pub(crate) enum Outcome {
 pub(crate) enum Lost {
     /// The daemon has not read it, and never will.
     Unread,
-    /// The daemon has read it, and may have done what it says.
-    Read,
+    /// The daemon has read it, and may still do what it says.
+    Working,
+    /// The daemon has read it, and may have done what it says. It has answered too late, or has gone.
+    Over,
+}
+
+/// What becomes of an answer that nobody waits for any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// It is dropped, and the daemon does not notice.
+    Dropped,
+    /// The daemon gets an error (`EINVAL`), and the [`Straggler`] is told.
+    Refused,
+}
+
+/// Told when a daemon ends what it was doing for a question that was given up.
+pub(crate) trait Straggler: Send + Sync {
+    /// The daemon is done with a question whose late answer is refused ([`Lost::Working`]): it has
+    /// answered, has gone on to the next question, or has gone. Also called when the device is gone. May
+    /// be called in any context.
+    fn is_over(&self);
 }
 
 impl Transport {
@@ -157,12 +181,14 @@ impl Transport {
     pub(crate) fn new(
         protocol: &'static Protocol,
         waker: Waker,
+        straggler: Option<Arc<dyn Straggler>>,
     ) -> Result<impl PinInit<Self, Error>> {
         let (inbox, message) = (protocol.new_message()?, protocol.new_message()?);
         let changed = PollCondVarBox::new(c"Transport::changed", static_lock_class!())?;
         Ok(try_pin_init!(Self {
             protocol,
             waker <- new_mutex!(Some(waker), "Transport::waker"),
+            straggler,
             changed,
             inbox <- new_mutex!(inbox, "Transport::inbox"),
             state <- new_spinlock_irq!(State {
@@ -170,7 +196,8 @@ impl Transport {
                 opened: 0,
                 phase: Phase::Idle,
                 message: Some(message),
-                owes_answer: false,
+                late: Late::Dropped,
+                owed: None,
                 lost: None,
                 deadline: None,
             }, "Transport::state"),
@@ -192,18 +219,20 @@ impl Transport {
     /// other memory in its place. The way must be free.
     ///
     /// The service waits for the answer until the deadline, or else for as long as the daemon has
-    /// the device open.
+    /// the device open. `late` says what becomes of an answer after that.
     pub(crate) fn ask(
         &self,
         daemon: Option<Daemon>,
         message: &mut KVec<u8>,
         len: usize,
         deadline: Option<Deadline>,
+        late: Late,
     ) {
         let mut state = self.state.lock();
         state.lost = None;
         if daemon.is_some() && state.daemon() == daemon && state.put(message, What::Question, len) {
             state.deadline = deadline;
+            state.late = late;
             self.changed.notify_all();
         } else {
             // It has just gone, of which the service is being told; another may have come.
@@ -294,7 +323,7 @@ impl Transport {
                     true,
                 ) => {
                     state.phase = Phase::Asked;
-                    state.owes_answer = false;
+                    self.settle(&mut state);
                     return;
                 }
                 (
@@ -312,8 +341,11 @@ impl Transport {
                 // Another one may read it.
                 (Phase::Unread { .. }, false) => self.changed.notify_all(),
                 // Nobody waits for it any more, but the daemon can't know.
-                (_, true) => state.owes_answer = true,
-                (_, false) => {}
+                (_, true) => state.owed = Some(state.late),
+                (_, false) => {
+                    state.owed = Some(state.late);
+                    self.settle(&mut state);
+                }
             }
         }
         self.wake();
@@ -324,7 +356,10 @@ impl Transport {
         let registration = {
             let mut state = self.state.lock();
             match state.end {
-                End::Revoked => return Err(ENODEV),
+                End::Revoked => {
+                    self.settle(&mut state);
+                    return Err(ENODEV);
+                }
                 End::Absent | End::Confirming(_) => return Err(EINVAL),
                 End::Connected => {
                     let registration = (self.protocol.register)(inbox).ok_or(EINVAL)?;
@@ -341,7 +376,11 @@ impl Transport {
                     Some(registration)
                 }
                 End::Registered(_) => {
-                    state.answer(inbox)?;
+                    match self.settle(&mut state) {
+                        None => state.answer(inbox)?,
+                        Some(Late::Dropped) => {}
+                        Some(Late::Refused) => return Err(EINVAL),
+                    }
                     None
                 }
             }
@@ -351,6 +390,15 @@ impl Transport {
         }
         self.wake();
         Ok(())
+    }
+
+    /// The daemon owes no answer any more. Returns what becomes of the one that it owed.
+    fn settle(&self, state: &mut State) -> Option<Late> {
+        let owed = state.owed.take();
+        if let (Some(Late::Refused), Some(straggler)) = (owed, &self.straggler) {
+            straggler.is_over();
+        }
+        owed
     }
 }
 
@@ -378,9 +426,6 @@ impl State {
 
     /// Takes an answer out of `inbox`: daemons answer in the order in which they are asked.
     fn answer(&mut self, inbox: &mut KVec<u8>) -> Result {
-        if mem::take(&mut self.owes_answer) {
-            return Ok(());
-        }
         match (&mut self.message, self.phase) {
             (Some(message), Phase::Asked) => {
                 mem::swap(message, inbox);
@@ -395,17 +440,17 @@ impl State {
     fn fail(&mut self) {
         let lost = match self.phase {
             Phase::Asked => {
-                self.owes_answer = true;
-                Lost::Read
+                self.owed = Some(self.late);
+                Lost::Working
             }
-            Phase::Answered => Lost::Read,
+            Phase::Answered => Lost::Over,
             Phase::Unread {
                 what: What::Question,
                 ..
             } => match self.message {
                 Some(_) => Lost::Unread,
                 // It is being read.
-                None => Lost::Read,
+                None => Lost::Working,
             },
             _ => return,
         };
@@ -439,12 +484,16 @@ impl chardev::Device for Transport {
     fn release(&self) {
         {
             let mut state = self.state.lock();
+            self.settle(&mut state);
             if let End::Revoked = state.end {
                 return;
             }
             state.end = End::Absent;
             state.fail();
-            state.owes_answer = false;
+            state.owed = None;
+            if state.lost == Some(Lost::Working) {
+                state.lost = Some(Lost::Over);
+            }
             if let Phase::Unread { .. } = state.phase {
                 state.phase = Phase::Idle;
             }

@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Volume shadow copy (VSS): the host backs the guest up while it runs; `hv_vss_daemon` freezes and
-//! thaws its file systems.
+//! thaws its file systems. Where it does not thaw them, this module does.
 
 use crate::{
     daemon::{
         Asked,
         DaemonService,
         Info,
+        Reason,
         ANSWER_TIMEOUT, //
+    },
+    freeze::{
+        Backup,
+        Cause,
+        Freezer,
+        Refusal, //
     },
     icmsg::{
         vss::{
@@ -22,14 +29,20 @@ use crate::{
         Version, //
     },
     transport::{
+        Late,
         Lost,
         Protocol, //
     },
     unique::Unique, //
 };
-use hyperv::ratelimit::RateLimit;
+use core::fmt;
+use hyperv::{
+    ratelimit::RateLimit,
+    time::Deadline, //
+};
 use kernel::{
     prelude::*,
+    sync::Arc,
     time::Delta, //
 };
 
@@ -60,37 +73,206 @@ pub(crate) static INFO: Info = Info {
 
 /// The VSS service.
 pub(crate) struct Vss {
-    file_systems: FileSystems,
+    freezer: Arc<Freezer>,
+    step: Step,
+    /// `Some` while file systems are frozen for the host.
+    frozen: Option<Frozen>,
     /// Of what the host can have logged.
     limit: Pin<KBox<RateLimit>>,
 }
 
-/// What the guest's file systems are, as far as is known.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum FileSystems {
-    /// Writable.
-    Thawed,
-    /// Frozen for the host, which will have them thawed.
-    Frozen,
-    /// Frozen, or about to be, and the host won't have them thawed any more.
-    Orphaned,
-    /// Frozen, and the daemon that is there has failed to thaw them: the next one may not.
-    Stuck,
+/// How far the request is that is worked on.
+#[derive(Clone, Copy)]
+enum Step {
+    /// There is none, or one that the daemon alone is asked about.
+    None,
+    /// FREEZE: the worker records what is frozen already.
+    Preparing,
+    /// FREEZE: the daemon freezes.
+    Freezing,
+    /// THAW: the daemon thaws.
+    Thawing(Backup),
+    /// THAW: the worker thaws what the daemon has left frozen. The daemon's answer, if nothing was frozen
+    /// for the host, is passed on.
+    Finishing(Backup, Status),
+}
+
+/// File systems are frozen for the host.
+struct Frozen {
+    /// For how long at the most, in seconds; 0 for as long as the host wants.
+    limit: u32,
+    /// When that is over.
+    until: Option<Deadline>,
+}
+
+/// Why a request fails, for the log.
+enum Why {
+    /// There is no daemon.
+    NoDaemon,
+    /// The daemon has answered that it failed.
+    Daemon,
+    /// The daemon has not answered.
+    NoAnswer(Reason),
+    /// Something was thawed before the host has asked for it.
+    Spoilt(Cause),
+    /// Nothing can be frozen.
+    Refused(Refusal),
+    /// The kernel cannot thaw.
+    FileSystems(Error),
+    /// To look what is frozen, or to thaw it, takes too long.
+    FileSystemsTimedOut,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDaemon => f.write_str("there is no daemon"),
+            Self::Daemon => f.write_str("the daemon failed"),
+            Self::NoAnswer(Reason::Gone) => {
+                f.write_str("no answer from the daemon, which has gone")
+            }
+            Self::NoAnswer(Reason::TimedOut) => f.write_str("no answer from the daemon, time-out"),
+            Self::NoAnswer(Reason::Restarted) => {
+                f.write_str("no answer from the daemon before the host started over, or went")
+            }
+            Self::Spoilt(cause) => write!(
+                f,
+                "the backup is not consistent, file systems were thawed before ({cause})"
+            ),
+            Self::Refused(Refusal::Busy) => {
+                f.write_str("a daemon has yet to end an earlier freeze")
+            }
+            Self::Refused(Refusal::Hibernates) => f.write_str("the guest hibernates"),
+            Self::Refused(Refusal::Error(error)) | Self::FileSystems(error) => {
+                write!(f, "file systems, error {}", error.to_errno())
+            }
+            Self::FileSystemsTimedOut => f.write_str("file systems, time-out"),
+        }
+    }
 }
 
 impl Vss {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(freezer: Arc<Freezer>) -> Result<Self> {
         Ok(Self {
-            file_systems: FileSystems::Thawed,
+            freezer,
+            step: Step::None,
+            frozen: None,
             limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
         })
     }
 
-    fn failed_to_thaw(&mut self) {
-        self.file_systems = FileSystems::Stuck;
-        if self.limit.as_ref().allows() {
-            pr_err!("VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT\n");
+    /// Waits for the worker.
+    const fn later() -> Asked {
+        Asked::Later {
+            timeout: ANSWER_TIMEOUT,
         }
+    }
+
+    /// Has the daemon freeze once the worker has prepared it.
+    fn freeze(&mut self, daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+        self.step = Step::Preparing;
+        if daemon.is_none() {
+            return self.fail(Operation::Freeze, Status::FAIL, &Why::NoDaemon);
+        }
+        match self.freezer.begin() {
+            None => Self::later(),
+            Some(Ok(())) => self.question(Step::Freezing, Operation::Freeze, message),
+            Some(Err(refusal)) => {
+                self.fail(Operation::Freeze, Status::FAIL, &Why::Refused(refusal))
+            }
+        }
+    }
+
+    /// Has the worker thaw what is left, which the daemon has left with `status`.
+    fn finish_thaw(&mut self, backup: Backup, status: Status) -> Asked {
+        self.freezer.finish_thaw();
+        self.thaw_done(backup, status)
+    }
+
+    /// Answers THAW once nothing is left to thaw.
+    fn thaw_done(&mut self, backup: Backup, status: Status) -> Asked {
+        self.step = Step::Finishing(backup, status);
+        let Some(thawed) = self.freezer.thawed() else {
+            return Self::later();
+        };
+        let (status, why) = match (backup, thawed, status) {
+            (Backup::Spoilt(cause), ..) => (Status::FAIL, Why::Spoilt(cause)),
+            (_, Err(error), _) => (Status::FAIL, Why::FileSystems(error)),
+            (Backup::Consistent, ..) | (.., Status::OK) => {
+                self.step = Step::None;
+                return Asked::Answered(Status::OK);
+            }
+            (Backup::None, ..) => (status, Why::Daemon),
+        };
+        self.fail(Operation::Thaw, status, &why)
+    }
+
+    /// Asks the daemon as the next step of the request.
+    fn question(&mut self, step: Step, operation: Operation, message: &mut [u8]) -> Asked {
+        let Some(message) = message.first_chunk_mut() else {
+            return Asked::Answered(Status::FAIL);
+        };
+        operation.write(message);
+        self.step = step;
+        let (timeout, late) = match operation {
+            Operation::Freeze => (FREEZE_TIMEOUT, Late::Refused),
+            _ => (ANSWER_TIMEOUT, Late::Dropped),
+        };
+        Asked::Question {
+            len: DAEMON_LEN,
+            timeout,
+            late,
+        }
+    }
+
+    /// The request fails. If it is a freeze, nothing stays frozen.
+    fn fail(&mut self, operation: Operation, status: Status, why: &Why) -> Asked {
+        self.log_failure(operation, status, why);
+        if let Step::Preparing | Step::Freezing = self.step {
+            self.freezer.thaw(Cause::Failed);
+        }
+        self.step = Step::None;
+        Asked::Answered(status)
+    }
+
+    fn log_failure(&self, operation: Operation, Status(status): Status, why: &Why) {
+        if !self.limit.as_ref().allows() {
+            return;
+        }
+        let operation = operation.name();
+        match why {
+            // As long as none is installed, all fail.
+            Why::NoDaemon => pr_notice!(
+                "VSS: {}: {} fails, status {:#x}\n",
+                format_args!("{why}"),
+                operation,
+                status
+            ),
+            _ => pr_warn!(
+                "VSS: {}: {} fails, status {:#x}\n",
+                format_args!("{why}"),
+                operation,
+                status
+            ),
+        }
+    }
+
+    /// The daemon does not thaw, so this module does.
+    fn log_thaw(&self, why: &Why) {
+        if self.limit.as_ref().allows() {
+            pr_warn!("VSS: {}: thawing without it\n", format_args!("{why}"));
+        }
+    }
+
+    /// All that the host has asked for was frozen.
+    fn freeze_done(&mut self) -> Asked {
+        let limit = crate::vss_freeze_limit.get();
+        self.frozen = Some(Frozen {
+            limit,
+            until: (limit != 0).then(|| Deadline::after(Delta::from_secs(limit.into()))),
+        });
+        self.step = Step::None;
+        Asked::Answered(Status::OK)
     }
 }
 
@@ -100,89 +282,138 @@ impl DaemonService for Vss {
             Ok(operation) => operation,
             Err(status) => return Asked::Answered(status),
         };
-        let timeout = match operation {
-            Operation::Freeze => FREEZE_TIMEOUT,
-            Operation::Thaw | Operation::HotBackup => ANSWER_TIMEOUT,
+        match operation {
             Operation::GetInfo | Operation::Notice => {
                 operation.succeed(body);
-                return Asked::Answered(Status::OK);
+                Asked::Answered(Status::OK)
             }
-        };
-        let (Some(_), Some(message)) = (daemon, message.first_chunk_mut()) else {
-            // The host doesn't ask again: the next daemon will have to.
-            if operation == Operation::Thaw {
-                self.restarted();
+            Operation::HotBackup | Operation::Freeze if daemon.is_none() => {
+                self.fail(operation, Status::FAIL, &Why::NoDaemon)
             }
-            return Asked::Answered(Status::FAIL);
-        };
-        operation.write(message);
-        Asked::Question {
-            len: DAEMON_LEN,
-            timeout,
+            Operation::HotBackup => self.question(Step::None, operation, message),
+            Operation::Freeze => {
+                // A freeze that follows another has the whole time.
+                self.frozen = None;
+                self.freezer.prepare();
+                self.freeze(daemon, message)
+            }
+            Operation::Thaw => {
+                self.frozen = None;
+                match (self.freezer.begin_thaw(), daemon) {
+                    (backup, Some(_)) => self.question(Step::Thawing(backup), operation, message),
+                    (Backup::None, None) => self.fail(operation, Status::FAIL, &Why::NoDaemon),
+                    (backup, None) => self.finish_thaw(backup, Status::FAIL),
+                }
+            }
         }
     }
 
-    fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Status {
+    fn resume(&mut self, _: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+        match self.step {
+            Step::Preparing => self.freeze(daemon, message),
+            Step::Finishing(backup, status) => self.thaw_done(backup, status),
+            Step::None | Step::Freezing | Step::Thawing(_) => Asked::Answered(Status::FAIL),
+        }
+    }
+
+    fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Asked {
         let status = vss::status(answer);
-        match Operation::parse(body) {
-            Ok(Operation::Thaw) if status != Status::OK => self.failed_to_thaw(),
-            _ if status != Status::OK => {}
-            Ok(Operation::Freeze) => self.file_systems = FileSystems::Frozen,
-            Ok(Operation::Thaw) => self.file_systems = FileSystems::Thawed,
-            Ok(operation) => operation.succeed(body),
-            Err(status) => return status,
-        }
-        status
-    }
-
-    fn unanswered(&mut self, body: &[u8], lost: Lost) {
-        if self.limit.as_ref().allows() {
-            pr_warn!("VSS: no answer from the daemon\n");
-        }
-        match (Operation::parse(body), lost) {
-            (Ok(Operation::Freeze), Lost::Read) | (Ok(Operation::Thaw), _) => {
-                self.file_systems = FileSystems::Orphaned;
+        let operation = match Operation::parse(body) {
+            Ok(operation) => operation,
+            Err(status) => return Asked::Answered(status),
+        };
+        match (self.step, status) {
+            (Step::Freezing, Status::OK) => match self.freezer.complete() {
+                Ok(()) => self.freeze_done(),
+                Err(cause) => self.fail(operation, Status::FAIL, &Why::Spoilt(cause)),
+            },
+            (Step::Freezing, status) => {
+                self.freezer.give_up();
+                self.fail(operation, status, &Why::Daemon)
             }
-            _ => {}
-        }
-    }
-
-    fn tell(&mut self, message: &mut [u8]) -> Option<usize> {
-        if self.file_systems != FileSystems::Orphaned {
-            return None;
-        }
-        if self.limit.as_ref().allows() {
-            pr_warn!("VSS: having the daemon thaw the file systems, as the host won't\n");
-        }
-        Operation::Thaw.write(message.first_chunk_mut()?);
-        Some(DAEMON_LEN)
-    }
-
-    fn told(&mut self, answer: &[u8]) {
-        match vss::status(answer) {
-            Status::OK => {
-                pr_info!("VSS: the daemon has thawed the file systems\n");
-                self.file_systems = FileSystems::Thawed;
+            (Step::Thawing(backup), status) => {
+                if status != Status::OK {
+                    self.log_thaw(&Why::Daemon);
+                }
+                self.finish_thaw(backup, status)
             }
-            _ => self.failed_to_thaw(),
+            (_, Status::OK) => {
+                operation.succeed(body);
+                Asked::Answered(status)
+            }
+            _ => self.fail(operation, status, &Why::Daemon),
         }
+    }
+
+    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Asked {
+        if let (Step::Freezing, Lost::Unread | Lost::Over) = (self.step, lost) {
+            self.freezer.give_up();
+        }
+        let operation = match Operation::parse(body) {
+            Ok(operation) => operation,
+            Err(status) => return Asked::Answered(status),
+        };
+        let why = Why::NoAnswer(reason);
+        match (self.step, reason) {
+            // What follows is the restart's business.
+            (_, Reason::Restarted) => {
+                if self.limit.as_ref().allows() {
+                    pr_warn!(
+                        "VSS: {}: {} is dropped\n",
+                        format_args!("{why}"),
+                        operation.name()
+                    );
+                }
+                Asked::Answered(Status::FAIL)
+            }
+            (Step::Thawing(backup), _) => {
+                self.log_thaw(&why);
+                self.finish_thaw(backup, Status::FAIL)
+            }
+            _ => self.fail(operation, Status::FAIL, &why),
+        }
+    }
+
+    fn overdue(&mut self, body: &mut [u8]) -> Status {
+        let operation = Operation::parse(body).unwrap_or(Operation::Notice);
+        self.fail(operation, Status::FAIL, &Why::FileSystemsTimedOut);
+        Status::FAIL
     }
 
     fn daemon_gone(&mut self) {
-        match self.file_systems {
-            FileSystems::Thawed => return,
-            FileSystems::Stuck => self.file_systems = FileSystems::Orphaned,
-            FileSystems::Frozen | FileSystems::Orphaned => {}
+        match self.frozen {
+            None => {}
+            Some(Frozen { limit: 0, .. }) => pr_err!(
+                "VSS: the daemon has gone while file systems are frozen. They are thawed when the host \
+                 says so. At once, without a backup: fsfreeze --unfreeze MOUNTPOINT\n"
+            ),
+            Some(Frozen { limit, .. }) => pr_err!(
+                "VSS: the daemon has gone while file systems are frozen. They are thawed when the host \
+                 says so, {} s after the freeze at the latest. At once, without a backup: \
+                 fsfreeze --unfreeze MOUNTPOINT\n",
+                limit
+            ),
         }
-        pr_err!(
-            "VSS: the daemon has gone while file systems may be frozen. \
-             Thaw them: fsfreeze --unfreeze MOUNTPOINT, or start the daemon\n"
-        );
     }
 
     fn restarted(&mut self) {
-        if self.file_systems != FileSystems::Thawed {
-            self.file_systems = FileSystems::Orphaned;
-        }
+        self.step = Step::None;
+        self.frozen = None;
+        self.freezer.thaw(Cause::Restarted);
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        self.frozen.as_ref()?.until
+    }
+
+    fn expired(&mut self) {
+        self.frozen = None;
+        self.freezer.thaw(Cause::Limit);
+    }
+}
+
+impl Drop for Vss {
+    fn drop(&mut self) {
+        self.freezer.forget_service();
     }
 }

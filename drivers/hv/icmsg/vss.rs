@@ -58,6 +58,17 @@ impl Operation {
         }
     }
 
+    /// Its name, as hosts call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::HotBackup => "HOT_BACKUP",
+            Self::GetInfo => "GET_DM_INFO",
+            Self::Freeze => "FREEZE",
+            Self::Thaw => "THAW",
+            Self::Notice => "NOTICE",
+        }
+    }
+
     /// Writes what an answer of success says in the request's `body`.
     pub(crate) fn succeed(self, body: &mut [u8]) {
         match self {

@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The file systems that the daemon has frozen for the host, and thawing them where nobody else will.
+//!
+//! The service looks at them and decides in softirq context. A worker records and thaws in process
+//! context: both may take as long as a freeze in progress. Only the removal of the module waits for
+//! the worker.
+
+use crate::transport::Straggler;
+use core::{
+    fmt,
+    mem, //
+};
+use hyperv::{
+    channel::Waker,
+    freeze::{
+        Record,
+        SuperBlock, //
+    },
+    power::Hibernation,
+    work::{
+        Detached,
+        Memory,
+        Run, //
+    },
+};
+use kernel::{
+    new_mutex, new_spinlock_irq,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Release, //
+        },
+        Arc,
+        Mutex,
+        SpinLockIrq, //
+    },
+};
+
+/// Set while there is a record. Two records would take each other's freezes for their own. The next
+/// device cannot freeze before all is thawed that was frozen for the last.
+static IS_CLAIMED: Atomic<bool> = Atomic::new(false);
+
+/// Keeps others from making a record.
+struct Claim;
+
+impl Claim {
+    fn new() -> Option<Self> {
+        IS_CLAIMED.cmpxchg(false, true, Acquire).ok().map(|_| Self)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        IS_CLAIMED.store(false, Release);
+    }
+}
+
+/// Why file systems are thawed, or were.
+#[derive(Clone, Copy)]
+pub(crate) enum Cause {
+    /// The host asks for it.
+    Asked,
+    /// The host freezes once more.
+    Again,
+    /// The host has started over, or the device has gone.
+    Restarted,
+    /// They were frozen for longer than they may be.
+    Limit,
+    /// The guest hibernates.
+    Hibernation,
+    /// The freeze has failed.
+    Failed,
+    /// The daemon has gone on to freeze after the end.
+    Late,
+    /// Somebody else has thawed.
+    Elsewhere,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Asked => "the host asks for it",
+            Self::Again => "the host freezes once more",
+            Self::Restarted => "the host has started over, or has gone",
+            Self::Limit => "vss_freeze_limit is over",
+            Self::Hibernation => "the guest hibernates",
+            Self::Failed => "the freeze has failed",
+            Self::Late => "the daemon went on to freeze",
+            Self::Elsewhere => "not by this module",
+        })
+    }
+}
+
+/// Why nothing can be frozen.
+#[derive(Clone, Copy)]
+pub(crate) enum Refusal {
+    /// An earlier freeze has not ended.
+    Busy,
+    /// The guest hibernates.
+    Hibernates,
+    /// The kernel does not say what is frozen.
+    Error(Error),
+}
+
+/// What is known of the backup when the host asks to thaw.
+#[derive(Clone, Copy)]
+pub(crate) enum Backup {
+    /// Nothing was frozen for the host.
+    None,
+    /// All stayed frozen.
+    Consistent,
+    /// Something was thawed before, for that reason.
+    Spoilt(Cause),
+}
+
+/// A record, and the right to have one.
+struct Held {
+    record: Record,
+    _claim: Claim,
+}
+
+/// How far the freeze is.
+enum Stage {
+    /// Nothing is frozen.
+    Idle,
+    /// The daemon is about to be asked, or freezes, or has failed to.
+    Begun(Held),
+    /// The daemon has frozen.
+    Frozen(Held),
+    /// The worker thaws.
+    Thawing,
+}
+
+struct State {
+    stage: Stage,
+    /// The worker has to make a record.
+    is_wanted: bool,
+    /// Why it did not.
+    refusal: Refusal,
+    /// The daemon may be freezing.
+    is_freezing: bool,
+    /// The worker has to thaw, for that reason.
+    thaw: Option<Cause>,
+    /// Why something was thawed before the host asked for it. Kept until the next freeze.
+    spoilt: Option<Cause>,
+    /// What came of the last thaw.
+    thawed: Result,
+    /// Nothing may be frozen.
+    is_hibernating: bool,
+}
+
+impl State {
+    /// Has the worker thaw, although the host did not ask for it.
+    fn spoil(&mut self, cause: Cause) {
+        self.is_wanted = false;
+        if let Stage::Begun(_) | Stage::Frozen(_) = self.stage {
+            self.spoilt.get_or_insert(cause);
+            self.thaw.get_or_insert(cause);
+        }
+    }
+}
+
+/// What the worker does next.
+enum Task {
+    /// Makes a record.
+    Record,
+    /// Thaws what the daemon has frozen.
+    Thaw(Held, Cause),
+    /// Thaws whatever is frozen.
+    ThawAll(Held, Cause),
+}
+
+/// What the worker and its handles share.
+#[pin_data]
+struct Shared {
+    /// Locked while tasks are carried out.
+    #[pin]
+    turn: Mutex<()>,
+    #[pin]
+    state: SpinLockIrq<State>,
+    /// Wakes the service; `None` once that is gone.
+    #[pin]
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Shared {
+    /// Carries out all tasks.
+    fn carry_out(&self) {
+        let _turn = self.turn.lock();
+        while let Some(task) = self.next() {
+            match task {
+                Task::Record => self.record(),
+                Task::Thaw(mut held, cause) => {
+                    let result = thaw(cause, |done| held.record.thaw(done));
+                    drop(held);
+                    let mut state = self.state.lock();
+                    state.thawed = result;
+                    state.stage = Stage::Idle;
+                }
+                Task::ThawAll(held, cause) => self.thaw_all(held, cause),
+            }
+        }
+        if let Some(waker) = &*self.waker.lock() {
+            waker.wake();
+        }
+    }
+
+    fn next(&self) -> Option<Task> {
+        let mut state = self.state.lock();
+        let cause = match (state.thaw.take(), state.is_wanted) {
+            (Some(cause), _) => cause,
+            (None, true) => Cause::Again,
+            (None, false) => return None,
+        };
+        match (mem::replace(&mut state.stage, Stage::Thawing), cause) {
+            (Stage::Frozen(held), cause) => {
+                if let Cause::Again = cause {
+                    state.spoilt = Some(cause);
+                }
+                Some(Task::Thaw(held, cause))
+            }
+            (stage @ Stage::Begun(_), Cause::Again) => {
+                state.stage = stage;
+                state.is_wanted = false;
+                state.refusal = Refusal::Busy;
+                None
+            }
+            (Stage::Begun(held), cause) => Some(Task::ThawAll(held, cause)),
+            (Stage::Idle | Stage::Thawing, _) => {
+                state.stage = Stage::Idle;
+                state.is_wanted.then_some(Task::Record)
+            }
+        }
+    }
+
+    fn record(&self) {
+        let made = match Claim::new() {
+            Some(claim) => Record::new()
+                .map(|record| Held {
+                    record,
+                    _claim: claim,
+                })
+                .map_err(Refusal::Error),
+            None => Err(Refusal::Busy),
+        };
+        let mut state = self.state.lock();
+        match made {
+            Err(refusal) => state.refusal = refusal,
+            Ok(held) if state.is_wanted => {
+                state.stage = Stage::Begun(held);
+                state.spoilt = None;
+            }
+            Ok(_) => {}
+        }
+        state.is_wanted = false;
+    }
+
+    /// Thaws whatever is frozen, for the last time if the daemon does not freeze any more.
+    fn thaw_all(&self, mut held: Held, cause: Cause) {
+        // Look first: a daemon that ends in between may have frozen something in between.
+        let is_last = !self.state.lock().is_freezing;
+        let result = thaw(cause, |done| held.record.thaw_all(done));
+        let mut state = self.state.lock();
+        state.thawed = result;
+        if is_last {
+            state.stage = Stage::Idle;
+            return;
+        }
+        state.stage = Stage::Begun(held);
+        if !state.is_freezing {
+            state.thaw = Some(Cause::Late);
+        }
+    }
+}
+
+/// Logs what `thaw` thaws. Returns its last error.
+fn thaw(cause: Cause, thaw: impl FnOnce(&mut dyn FnMut(&SuperBlock, Result))) -> Result {
+    let mut result = Ok(());
+    thaw(&mut |super_block, thawed| match thawed {
+        Ok(()) => {
+            pr_notice!(
+                "VSS: thawed {}: {}\n",
+                format_args!("{super_block}"),
+                format_args!("{cause}")
+            );
+        }
+        Err(error) => {
+            pr_err!(
+                "VSS: cannot thaw {}: {:?}\n",
+                format_args!("{super_block}"),
+                error
+            );
+            result = Err(error);
+        }
+    });
+    result
+}
+
+impl Run for Shared {
+    fn run(&self) {
+        self.carry_out();
+    }
+}
+
+/// A handle to what was frozen for the host. Its methods may be called in any context.
+pub(crate) struct Freezer {
+    shared: Arc<Shared>,
+    work: Arc<Detached>,
+}
+
+impl Freezer {
+    /// Nothing is frozen yet. `waker` is the service's, which is woken when the worker has done what it
+    /// was to do.
+    ///
+    /// Fails with `ENOMEM`.
+    pub(crate) fn new(waker: Waker) -> Result<Arc<Self>> {
+        let shared = Arc::pin_init(
+            pin_init!(Shared {
+                turn <- new_mutex!((), "Freezer::turn"),
+                state <- new_spinlock_irq!(State {
+                    stage: Stage::Idle,
+                    is_wanted: false,
+                    refusal: Refusal::Busy,
+                    is_freezing: false,
+                    thaw: None,
+                    spoilt: None,
+                    thawed: Ok(()),
+                    is_hibernating: false,
+                }, "Freezer::state"),
+                waker <- new_mutex!(Some(waker), "Freezer::waker"),
+            }),
+            GFP_KERNEL,
+        )?;
+        let run = KBox::new(shared.clone(), GFP_KERNEL)?;
+        let work = Detached::new(run, Memory::MayWait)?;
+        Ok(Arc::new(Self { shared, work }, GFP_KERNEL)?)
+    }
+
+    /// A freeze is about to begin: has the worker record what is frozen already. What was frozen for the
+    /// host before is thawed.
+    pub(crate) fn prepare(&self) {
+        self.shared.state.lock().is_wanted = true;
+        self.schedule();
+    }
+
+    /// Begins the freeze once it is prepared: the daemon is asked next. `None` if it is not prepared yet.
+    pub(crate) fn begin(&self) -> Option<Result<(), Refusal>> {
+        let mut state = self.shared.state.lock();
+        let is_hibernating = state.is_hibernating;
+        if state.is_wanted {
+            return None;
+        }
+        Some(match &mut state.stage {
+            _ if is_hibernating => Err(Refusal::Hibernates),
+            Stage::Begun(held) => {
+                held.record.begin();
+                state.is_freezing = true;
+                Ok(())
+            }
+            _ => Err(state.refusal),
+        })
+    }
+
+    /// The daemon has frozen. Fails if something was thawed before that.
+    pub(crate) fn complete(&self) -> Result<(), Cause> {
+        let mut state = self.shared.state.lock();
+        state.is_freezing = false;
+        match (
+            mem::replace(&mut state.stage, Stage::Idle),
+            state.spoilt.or(state.thaw),
+        ) {
+            (Stage::Begun(mut held), None) => {
+                held.record.complete();
+                state.stage = Stage::Frozen(held);
+                Ok(())
+            }
+            (stage, cause) => {
+                state.stage = stage;
+                Err(cause.unwrap_or(Cause::Failed))
+            }
+        }
+    }
+
+    /// The daemon freezes no more, and has not frozen all.
+    pub(crate) fn give_up(&self) {
+        self.shared.state.lock().is_freezing = false;
+    }
+
+    /// Has what was frozen for the host thawed, although the host has not asked for it.
+    pub(crate) fn thaw(&self, cause: Cause) {
+        self.shared.state.lock().spoil(cause);
+        self.schedule();
+    }
+
+    /// The host asks to thaw: the daemon is asked next.
+    pub(crate) fn begin_thaw(&self) -> Backup {
+        let mut state = self.shared.state.lock();
+        let spoilt = state.spoilt;
+        match &mut state.stage {
+            Stage::Frozen(held) if spoilt.is_none() => {
+                let is_intact = held.record.is_intact();
+                held.record.begin_thaw();
+                match is_intact {
+                    true => Backup::Consistent,
+                    false => Backup::Spoilt(Cause::Elsewhere),
+                }
+            }
+            _ => spoilt.map_or(Backup::None, Backup::Spoilt),
+        }
+    }
+
+    /// The daemon has thawed, or does not: has the worker thaw what is left.
+    pub(crate) fn finish_thaw(&self) {
+        {
+            let mut state = self.shared.state.lock();
+            match &state.stage {
+                Stage::Frozen(held) if held.record.is_thawed() => {
+                    state.stage = Stage::Idle;
+                    state.thawed = Ok(());
+                    return;
+                }
+                Stage::Frozen(_) | Stage::Begun(_) => state.thaw = Some(Cause::Asked),
+                Stage::Idle => state.thawed = Ok(()),
+                Stage::Thawing => return,
+            }
+        }
+        self.schedule();
+    }
+
+    /// What came of the thaw, once nothing is left to do.
+    pub(crate) fn thawed(&self) -> Option<Result> {
+        let state = self.shared.state.lock();
+        match state.stage {
+            Stage::Thawing => None,
+            _ if state.thaw.is_some() => None,
+            _ => Some(state.thawed),
+        }
+    }
+
+    /// The service has gone: it is not woken any more. May sleep.
+    pub(crate) fn forget_service(&self) {
+        let waker = self.shared.waker.lock().take();
+        drop(waker);
+    }
+
+    fn schedule(&self) {
+        // The driver is registered as long as a device is bound, or a daemon has the device open.
+        Detached::schedule(&self.work);
+    }
+}
+
+impl Straggler for Freezer {
+    fn is_over(&self) {
+        {
+            let mut state = self.shared.state.lock();
+            state.is_freezing = false;
+            match state.stage {
+                Stage::Begun(_) | Stage::Thawing => state.thaw.get_or_insert(Cause::Late),
+                _ => return,
+            };
+        }
+        self.schedule();
+    }
+}
+
+impl Hibernation for Freezer {
+    fn begins(&self) {
+        {
+            let mut state = self.shared.state.lock();
+            state.is_hibernating = true;
+            state.spoil(Cause::Hibernation);
+        }
+        self.shared.carry_out();
+    }
+
+    fn is_over(&self) {
+        self.shared.state.lock().is_hibernating = false;
+    }
+}
