@@ -93,6 +93,10 @@ build/guest/daemons-%.cpio: $(images) $(wildcard tests/selftests/hv_utils/*.c) t
 	@echo "[4/6] the distribution's daemons, $*"
 	@tests/guest/images.sh daemons-$*
 
+build/guest/disks-%.cpio: $(images) | build/kdir/%/.ready
+	@echo "[4/6] xfs and btrfs, $*"
+	@tests/guest/images.sh disks-$*
+
 # What the tests insert: hv_utils, the samples and tests/modules, in a folder for each flavour.
 build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
 	@echo "[5/6] the module, $*"
@@ -123,7 +127,7 @@ host: root
 ## guests               the guests' images and the modules for both flavours
 guest-%: build/guest/outer.cpio build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio \
 	build/guest/bench-%.cpio ;
-guests: root $(addprefix guest-,$(flavours))
+guests: root $(addprefix guest-,$(flavours)) $(patsubst %,build/guest/disks-%.cpio,$(flavours))
 
 # ---- The two commands
 
@@ -185,5 +189,5 @@ help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd check-dkms soak clean distclean help
-.PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
+.PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/disks-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | systemd-FLAVOUR: makes build/guest/NAME.cpio, the
-# initramfs of a guest (daemons-FLAVOUR is to be appended to inner-FLAVOUR), and
+# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | disks-FLAVOUR | systemd-FLAVOUR: makes build/guest/NAME.cpio,
+# the initramfs of a guest (daemons-FLAVOUR and disks-FLAVOUR are to be appended to inner-FLAVOUR), and
 # build/kernel/FLAVOUR/vmlinux, the kernel out of its vmlinuz.
 # None is compressed: an emulated processor reads them faster than it unpacks them.
 set -eu
@@ -18,8 +18,9 @@ case $name in
 outer) flavour=amd64 ;;
 inner-*) flavour=${name#inner-} ;;
 daemons-*) flavour=${name#daemons-} ;;
+disks-*) flavour=${name#disks-} ;;
 systemd-*) flavour=${name#systemd-} ;;
-*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, systemd-amd64" ;;
+*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, disks-amd64, systemd-amd64" ;;
 esac
 kernel=$build/kernel/$flavour
 [ -e "$kernel/.ready" ] || die "there is no build/kernel/$flavour" "make kdir FLAVOUR=$flavour creates it"
@@ -144,15 +145,31 @@ daemons()
 	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/daemons/"
 }
 
+# File systems other than ext4, which the VSS daemon freezes as well.
+disks()
+{
+	local debs=$build/deb/daemons package
+	local packages=(xfsprogs libinih1 liburcu8t64 btrfs-progs liblzo2-2)
+	fetch "$suite" "${packages[@]}"
+	mkdir -p "$tree"/{bin,lib/x86_64-linux-gnu,modules/disks}
+	for package in "${packages[@]}"; do
+		find "$debs/$suite-$package" -name 'lib*.so.*' -exec cp -a {} "$tree/lib/x86_64-linux-gnu/" \;
+	done
+	program "$debs/$suite-xfsprogs/usr/sbin/mkfs.xfs"
+	program "$debs/$suite-btrfs-progs/usr/sbin/mkfs.btrfs"
+	modules xfs btrfs
+	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/disks/"
+}
+
 # Debian as it is installed, as far as that needs no disk: systemd and udev are to find the devices, load
 # the module that depmod prefers, and start the daemons.
 systemd()
 {
-	local made=$build/modules/$flavour/hv_utils.ko modules=$tree/usr/lib/modules/$release path file
+	local made=$build/modules/$flavour/hv_utils.ko modules=$tree/usr/lib/modules/$release module path file
 	[ -e "$made" ] || die "there is no $made" "make guests builds it"
 	sources >"$tree.list"
 	logged "image-$name" mmdebstrap --mode=root --variant=essential --architectures=amd64 \
-		--include="systemd-sysv,udev,kmod,hyperv-daemons/$suite-backports" \
+		--include="systemd-sysv,udev,kmod,e2fsprogs,hyperv-daemons/$suite-backports" \
 		--dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/doc/*' \
 		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 		--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
@@ -162,7 +179,10 @@ systemd()
 
 	mkdir -p "$modules/updates"
 	cp "$kernel/lib/modules/$release/modules."{order,builtin*} "$modules/"
-	modprobe -d "$kernel" -S "$release" --show-depends hv_utils >"$tree.order"
+	# brd and ext4: a root that can be frozen.
+	for module in hv_utils brd ext4; do
+		modprobe -d "$kernel" -S "$release" --show-depends "$module"
+	done >"$tree.order"
 	while read -r _ path _; do
 		file=$modules/kernel/${path#*"/$release/kernel/"}
 		mkdir -p "$(dirname "$file")"
@@ -176,6 +196,7 @@ systemd()
 
 	ln -s usr/lib/systemd/systemd "$tree/init"
 	agent "$tree/usr/local/bin/agent"
+	install -m 755 "$here/systemd/init-disk" "$tree/usr/local/sbin/"
 	install -m 644 "$here/systemd/agent.service" "$tree/etc/systemd/system/"
 	mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
 	ln -s ../agent.service "$tree/etc/systemd/system/multi-user.target.wants/"
@@ -199,6 +220,7 @@ fi
 
 case $name in
 daemons-*) daemons ;;
+disks-*) disks ;;
 systemd-*) systemd ;;
 *) base ;;
 esac

@@ -188,13 +188,27 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 &[stock("hibernation_without_a_daemon")],
             ),
             fault(
-                "The daemon goes while file systems are frozen",
+                "The daemon goes, or hangs, while file systems are frozen",
                 "C leaves them frozen, or waits for the daemon",
                 &[
                     stock("vss_daemon_killed_while_frozen"),
                     stock("vss_unbound_while_frozen"),
                     stock("vss_rescinded_while_frozen"),
                     stock("vss_daemon_fails_to_thaw"),
+                    stock("vss_thaw_unanswered"),
+                    stock("vss_starts_over_while_frozen"),
+                    stock("vss_rescinded_without_a_daemon"),
+                    stock("vss_removed_while_frozen"),
+                    stock("vss_daemon_dies_amid_a_freeze"),
+                    stock("vss_late_freezer"),
+                ],
+            ),
+            fault(
+                "File systems are thawed before the host asks for it",
+                "C says that the backup is good",
+                &[
+                    stock("vss_freeze_limit"),
+                    stock("vss_hibernates_while_frozen"),
                 ],
             ),
         ],

@@ -9,11 +9,11 @@ use host::guest::Module;
 use host::guest::Result;
 use host::ic::frame::Message;
 use host::ic::vss;
+use host::ic::E_FAIL;
 use host::ic::S_OK;
 use host::ports;
 use host::service::Service;
 
-use crate::daemon;
 use crate::daemon::Talk;
 use crate::daemon::QUIET;
 use crate::framing;
@@ -54,7 +54,7 @@ pub const SCENARIOS: &[Scenario] = &[
 pub const EXPECTED: &[&str] = &[
     "WARNING: kernel/smp.c",
     "VSS: no answer from the daemon",
-    "VSS: having the daemon thaw",
+    "VSS: the backup is not consistent",
 ];
 
 /// Before a hibernation: it does not wait at its test level, and leaves memory for the threads that the kernel starts when
@@ -218,7 +218,7 @@ fn answered_by_a_daemon(t: &Context<'_>, service: Service, step: Step) -> Result
     talk.channel.forget_surplus();
     talk.channel.negotiate_all()?;
     if is_frozen {
-        daemon::wait_said(t, "VSS: the daemon has thawed")?;
+        talk.expect("THAW", vss::body(vss::THAW), E_FAIL)?;
     }
     if is_over {
         talk.expect("the next request", removal::request(service), S_OK)?;

@@ -42,6 +42,7 @@ mod faults;
 mod fcopy;
 mod figures;
 mod framing;
+mod freeze;
 mod fuzz;
 mod heartbeat;
 mod hibernation;
@@ -105,6 +106,7 @@ fn all() -> Vec<&'static Scenario> {
         chardev::SCENARIOS,
         kvp::SCENARIOS,
         vss::SCENARIOS,
+        freeze::SCENARIOS,
         fcopy::SCENARIOS,
         timeouts::SCENARIOS,
         fault::SCENARIOS,

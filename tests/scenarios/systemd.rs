@@ -15,18 +15,37 @@ use host::service::Service;
 use crate::scenario::Context;
 use crate::scenario::Machine;
 use crate::scenario::Scenario;
+use crate::vss::HELP;
 
 /// The scenarios of this file. Which of two modules is loaded is depmod's business: one will do.
-pub const SCENARIOS: &[Scenario] = &[Scenario::new("systemd", systemd)
-    .machine(DEBIAN)
-    .unloaded()
-    .rust_only()
-    .apart()];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("systemd", systemd)
+        .machine(DEBIAN)
+        .unloaded()
+        .rust_only()
+        .apart(),
+    Scenario::new("systemd_frozen_root", frozen_root)
+        .machine(DEBIAN_ON_A_DISK)
+        .unloaded()
+        .rust_only()
+        .apart()
+        .expects_log(&[HELP]),
+];
 
 /// It has the image with systemd instead of the small one.
 const DEBIAN: Machine = Machine {
     name: "debian",
     change: debian,
+};
+
+/// The same, and its root is an ext4.
+const DEBIAN_ON_A_DISK: Machine = Machine {
+    name: "debian on a disk",
+    change: |config| {
+        debian(config);
+        config.command_line += " rdinit=/usr/local/sbin/init-disk";
+        config.memory = 1536;
+    },
 };
 
 fn debian(config: &mut Config) {
@@ -54,14 +73,63 @@ fn debian(config: &mut Config) {
 /// How long what systemd and udev do may take, in seconds.
 const LONG: u64 = 300;
 
+/// Waits until a command succeeds.
+fn wait(t: &Context<'_>, command: &str) -> Result<()> {
+    let output = t.sh_within(
+        &format!("timeout {LONG} sh -c 'until {command}; do sleep 1; done'"),
+        Duration::from_secs(LONG + 10),
+    )?;
+    t.equal(
+        &format!("status of the wait for `{command}`"),
+        output.status,
+        0,
+    )
+}
+
+/// The daemon dies while the root is frozen: the host's THAW thaws it, and systemd is as before.
+fn frozen_root(t: &Context<'_>) -> Result<()> {
+    wait(t, "systemctl is-system-running >/dev/null")?;
+    t.equal(
+        "the root's type",
+        t.sh_ok("findmnt -n -o FSTYPE /")?.as_str(),
+        "ext4",
+    )?;
+    wait(t, "systemctl --quiet is-active hv-vss-daemon")?;
+    let vss = t.channel(Service::Vss);
+    vss.wait_negotiated()?;
+    t.sh_ok(
+        "setsid sh -c 'while :; do date >>/root/written && echo >>/run/written; sleep 0.1; done' >/dev/null 2>&1 &",
+    )?;
+    let is_written = "n=$(wc -l </run/written); sleep 2; [ $n -lt $(wc -l </run/written) ]";
+    let is_frozen = "n=$(wc -l </run/written); sleep 2; [ $n = $(wc -l </run/written) ]";
+    wait(t, "[ -s /run/written ]")?;
+    t.equal(
+        "status of FREEZE",
+        vss.ask(vss::body(vss::FREEZE))?.status,
+        S_OK,
+    )?;
+    t.sh_ok("kill -9 $(cat /sys/fs/cgroup/system.slice/hv-vss-daemon.service/cgroup.procs)")?;
+    t.sh_ok(is_frozen)?;
+    t.equal(
+        "status of THAW",
+        vss.ask(vss::body(vss::THAW))?.status,
+        S_OK,
+    )?;
+    t.sh_ok(is_written)?;
+    t.log_has("VSS: thawed ram0 (ext4): the host asks for it")?;
+    t.sh_ok("systemctl restart hv-vss-daemon")?;
+    wait(t, "systemctl --quiet is-active hv-vss-daemon")?;
+    for (name, operation) in [("FREEZE", vss::FREEZE), ("THAW", vss::THAW)] {
+        t.equal(name, vss.ask(vss::body(operation))?.status, S_OK)?;
+    }
+    t.sh_ok(is_written)?;
+    t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon")
+        .map(|_| ())
+}
+
 /// Nobody inserts the module or starts a daemon, and all of it works.
 fn systemd(t: &Context<'_>) -> Result<()> {
-    let wait = |command: &str| {
-        t.sh_within(
-            &format!("timeout {LONG} sh -c 'until {command}; do sleep 1; done'"),
-            Duration::from_secs(LONG + 10),
-        )
-    };
+    let wait = |command: &str| wait(t, command);
     wait("udevadm settle --timeout=1")?;
     wait("systemctl is-system-running >/dev/null")?;
     let failed = t.sh_ok("systemctl --failed --plain --no-legend")?;

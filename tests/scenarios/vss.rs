@@ -2,8 +2,6 @@
 
 //! Backups with the distribution's `hv_vss_daemon`, of an ext4 that is written to all the time.
 
-use std::time::Duration;
-
 use host::guest::Module;
 use host::guest::Result;
 use host::ic::frame::Message;
@@ -20,18 +18,19 @@ use crate::daemon::wait_said;
 use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
-use crate::hibernation;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
 /// What the log says where nobody is left to thaw.
-const HELP: &str = "fsfreeze --unfreeze MOUNTPOINT";
+pub const HELP: &str = "fsfreeze --unfreeze MOUNTPOINT";
 /// What it says of a daemon that cannot.
-const FAILED: &str = "VSS: the daemon failed to thaw. Thaw: fsfreeze --unfreeze MOUNTPOINT";
-/// What it says where the module sees to that.
-const THAWS: &str = "VSS: having the daemon thaw";
+const FAILED: &str = "VSS: the daemon failed: thawing without it";
+/// What it says where the module thaws.
+pub const THAWED: &str = "VSS: thawed ram0 (ext4)";
+/// What it says of a backup during which something was thawed.
+pub const SPOILT: &str = "VSS: the backup is not consistent";
 /// What it says of a daemon that has died, or hangs.
-const NO_ANSWER: &str = "VSS: no answer from the daemon";
+pub const NO_ANSWER: &str = "VSS: no answer from the daemon";
 
 /// All of a message to the module but its first byte, as `printf` wants it.
 const ZEROES: &str = "\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000";
@@ -66,84 +65,124 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only(),
     Scenario::new("vss_daemon_fails_to_thaw", daemon_fails_to_thaw)
         .daemons()
-        .expects_log(&[THAWS, HELP]),
-    Scenario::new("vss_daemon_that_does_not_read", daemon_that_does_not_read).daemons(),
+        .rust_only()
+        .expects_log(&[FAILED, "VSS: the daemon failed: THAW fails"]),
+    Scenario::new("vss_daemon_that_does_not_read", daemon_that_does_not_read)
+        .daemons()
+        .rust_only()
+        .expects_log(&[NO_ANSWER]),
     Scenario::new("vss_daemon_killed_while_frozen", daemon_killed_while_frozen)
         .daemons()
         .rust_only()
-        .expects_log(&[HELP, THAWS]),
+        .expects_log(&[HELP, SPOILT]),
     Scenario::new(
         "vss_daemon_killed_over_a_freeze",
         daemon_killed_over_a_freeze,
     )
     .daemons()
-    .expects_log(&[HELP, THAWS, NO_ANSWER]),
+    .rust_only()
+    .expects_log(&[NO_ANSWER]),
     Scenario::new(
         "vss_daemon_killed_before_a_freeze",
         daemon_killed_before_a_freeze,
     )
     .daemons()
     .expects_log(&[NO_ANSWER]),
-    Scenario::new("vss_next_daemon_is_told_again", next_daemon_is_told_again)
-        .daemons()
-        .rust_only()
-        .expects_log(&[HELP, THAWS]),
-    Scenario::new("vss_hibernates_over_a_thaw", hibernates_over_a_thaw)
-        .waits()
-        .daemons()
-        .rust_only()
-        .expects_log(&["WARNING: kernel/smp.c", HELP, THAWS, NO_ANSWER]),
     Scenario::new("vss_negotiates_while_frozen", negotiates_while_frozen)
         .daemons()
-        .rust_only()
-        .expects_log(&[THAWS]),
+        .rust_only(),
     Scenario::new("vss_rescinded_while_frozen", rescinded_while_frozen)
         .daemons()
-        .expects_log(&[HELP]),
+        .rust_only(),
     Scenario::new("vss_unbound_while_frozen", unbound_while_frozen)
         .daemons()
-        .rust_only()
-        .expects_log(&[HELP]),
+        .rust_only(),
     Scenario::new("vss_unbound_over_a_freeze", unbound_over_a_freeze)
         .daemons()
         .rust_only()
-        .expects_log(&[HELP, NO_ANSWER]),
+        .expects_log(&[NO_ANSWER]),
 ];
 
-/// An ext4 on a disk, and a program that appends numbers to a file on it, one after another.
+/// A file system on a disk, and a program that appends numbers to a file on it, one after another.
 pub struct Disk<'a> {
     t: &'a Context<'a>,
+    /// Its disk.
+    device: String,
+    /// Where it is mounted.
+    pub directory: String,
+    /// The name of the program's files in `/tmp`.
+    name: String,
 }
 
 impl<'a> Disk<'a> {
+    /// An ext4 at `/mnt`.
+    pub fn new(t: &'a Context<'_>) -> Result<Self> {
+        Self::make(t, 0, "/mnt", "mkfs.ext4 -q -F", "4M", "ext4 -o sync")
+    }
+
+    /// Another one, on the disk of that number, which is not 0.
+    pub fn numbered(t: &'a Context<'_>, number: u32) -> Result<Self> {
+        let directory = format!("/mnt{number}");
+        Self::make(
+            t,
+            number,
+            &directory,
+            "mkfs.ext4 -q -F",
+            "4M",
+            "ext4 -o sync",
+        )
+    }
+
     /// Makes the file system, and starts the program: a shell that starts no programs of its own, and leaves the
     /// processor to others.
-    pub fn new(t: &'a Context<'_>) -> Result<Self> {
-        t.sh_ok(
-            "mkfs.ext4 -q -F /dev/ram0 4M && mkdir -p /mnt && mount -t ext4 -o sync /dev/ram0 /mnt",
-        )?;
-        t.sh_ok(
-            "rm -f /tmp/written; setsid sh -c 'renice -n 19 -p $$; echo $$ >/tmp/writer; i=0; while i=$((i + 1)); do \
-             echo $i >>/mnt/log && echo $i >>/tmp/written; done' >/dev/null 2>&1 &",
-        )?;
-        let disk = Self { t };
+    pub fn make(
+        t: &'a Context<'_>,
+        number: u32,
+        directory: &str,
+        mkfs: &str,
+        size: &str,
+        mount: &str,
+    ) -> Result<Self> {
+        let device = format!("/dev/ram{number}");
+        t.sh_ok(&format!(
+            "{mkfs} {device} {size} && mkdir -p {directory} && mount -t {mount} {device} {directory}"
+        ))?;
+        Self::on(t, &device, directory, &format!("disk{number}"))
+    }
+
+    /// Starts the program on a file system that is mounted.
+    pub fn on(t: &'a Context<'_>, device: &str, directory: &str, name: &str) -> Result<Self> {
+        let disk = Self {
+            t,
+            device: device.to_owned(),
+            directory: directory.to_owned(),
+            name: format!("/tmp/{name}"),
+        };
+        let name = &disk.name;
+        t.sh_ok(&format!(
+            "rm -f {name}.written; setsid sh -c 'renice -n 19 -p $$; echo $$ >{name}.writer; i=0; \
+             while i=$((i + 1)); do echo $i >>{directory}/log && echo $i >>{name}.written; done' >/dev/null 2>&1 &"
+        ))?;
         disk.is_written()?;
         Ok(disk)
     }
 
     /// The writer gets on.
     pub fn is_written(&self) -> Result<()> {
-        self.t
-            .sh_ok("touch /tmp/written; wc -l </tmp/written >/tmp/before")?;
+        let name = &self.name;
+        self.t.sh_ok(&format!(
+            "touch {name}.written; wc -l <{name}.written >{name}.before"
+        ))?;
         wait_for(
             self.t,
-            "[ $(wc -l </tmp/written) -gt $(($(cat /tmp/before) + 2)) ]",
+            &format!("[ $(wc -l <{name}.written) -gt $(($(cat {name}.before) + 2)) ]"),
         )
     }
 
     /// The writer does not get on, and nothing on the disk changes.
-    fn is_frozen(&self) -> Result<()> {
-        let state = "wc -l </tmp/written; head -c 4M /dev/ram0 | crc32";
+    pub fn is_frozen(&self) -> Result<()> {
+        let Self { name, device, .. } = self;
+        let state = format!("wc -l <{name}.written; head -c 4M {device} | crc32");
         let before = self.t.sh_ok(&format!("sleep 0.1; {state}"))?;
         let after = self.t.sh_ok(&format!("sleep 0.3; {state}"))?;
         self.t.equal("what was written", after, before)
@@ -152,14 +191,21 @@ impl<'a> Disk<'a> {
     /// Everything that was written is there, after a mount too.
     pub fn finish(&self) -> Result<()> {
         self.is_written()?;
-        self.t.sh_ok(
-            "kill -9 $(cat /tmp/writer); i=0; until umount /mnt; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; \
-             sleep 0.02; done 2>/dev/null; mount -t ext4 /dev/ram0 /mnt",
-        )?;
-        self.t.sh_ok(
-            "last=$(wc -l </tmp/written) && awk -v last=$last '$1 != NR { exit 1 } \
-             END { if (NR < last || NR > last + 1) exit 1 }' /mnt/log && umount /mnt",
-        )?;
+        let Self {
+            name,
+            device,
+            directory,
+            ..
+        } = self;
+        self.t.sh_ok(&format!(
+            "type=$(awk '$2 == \"{directory}\" {{ print $3 }}' /proc/mounts); kill -9 $(cat {name}.writer); i=0; \
+             until umount {directory}; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; \
+             sleep 0.02; done 2>/dev/null; mount -t $type {device} {directory}"
+        ))?;
+        self.t.sh_ok(&format!(
+            "last=$(wc -l <{name}.written) && awk -v last=$last '$1 != NR {{ exit 1 }} \
+             END {{ if (NR < last || NR > last + 1) exit 1 }}' {directory}/log && umount {directory}"
+        ))?;
         Ok(())
     }
 }
@@ -327,31 +373,32 @@ fn old_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Starts a daemon that freezes and does not manage to thaw.
+/// Starts a daemon that freezes /mnt and does not manage to thaw it.
 fn start_failing_to_thaw(t: &Context<'_>) -> Result<ShellDaemon> {
     let script = format!(
         "while operation=$(dd bs=12 count=1 2>/dev/null | od -An -tu1 -N1 | tr -d \" \"); do \
-             [ \"$operation\" = 5 ] && status=000 || status=001; printf \"\\\\$status{ZEROES}\" >&0; \
+             [ \"$operation\" = 5 ] && fsfreeze --freeze /mnt && status=000 || status=001; printf \"\\\\$status{ZEROES}\" >&0; \
          done"
     );
     ShellDaemon::registered(t, Service::Vss, &script)
 }
 
-/// A daemon that freezes and does not manage to thaw: host and administrator are told, the latter also where the host
-/// does not ask.
+/// A daemon that freezes and does not manage to thaw: the module does, and the log says so.
 fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
     let daemon = start_failing_to_thaw(t)?;
     let talk = Talk::with(t, Service::Vss);
     talk.channel.negotiate_all()?;
-    talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
-    talk.expect("THAW", vss::body(vss::THAW), 1)?;
-    wait_said(t, FAILED)?;
-    t.clear_kernel_log()?;
-    talk.channel.negotiate_all()?;
-    wait_said(t, FAILED)?;
-    talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
+    talk.expect("THAW without a FREEZE", vss::body(vss::THAW), 1)?;
+    freeze(talk, &disk)?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    disk.is_written()?;
+    for text in [FAILED, THAWED] {
+        t.log_has(text)?;
+    }
     daemon.kill(t)?;
-    talk.finish()
+    talk.finish()?;
+    disk.finish()
 }
 
 /// A program that registers and then reads nothing keeps no request waiting.
@@ -365,26 +412,36 @@ fn daemon_that_does_not_read(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The daemon dies between FREEZE and THAW: the log says what to do, the host's THAW fails, the next daemon thaws.
+/// The daemon dies between FREEZE and THAW: all stays frozen until the host's THAW, for which the module thaws.
 fn daemon_killed_while_frozen(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
     freeze(talk, &disk)?;
     daemon::VSS.kill(t)?;
-    wait_said(t, HELP)?;
-    talk.expect("THAW", vss::body(vss::THAW), E_FAIL)?;
+    wait_for(t, &format!("dmesg | grep -q '{HELP}'"))?;
     disk.is_frozen()?;
-    daemon::VSS.start(t)?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     disk.is_written()?;
-    wait_said(t, "VSS: the daemon has thawed")?;
+    t.log_has(THAWED)?;
+    talk.expect("THAW once more", vss::body(vss::THAW), E_FAIL)?;
 
-    // The same, and what the log says is done.
+    // The next daemon thaws as well.
+    daemon::VSS.start(t)?;
+    freeze(talk, &disk)?;
+    daemon::VSS.kill(t)?;
+    daemon::VSS.start(t)?;
+    disk.is_frozen()?;
+    talk.expect("THAW by the new daemon", vss::body(vss::THAW), S_OK)?;
+    disk.is_written()?;
+
+    // What the log says is done: that is no backup.
     freeze(talk, &disk)?;
     daemon::VSS.kill(t)?;
     t.sh_ok("fsfreeze --unfreeze /mnt")?;
     disk.is_written()?;
     daemon::VSS.start(t)?;
-    talk.expect("THAW by the new daemon", vss::body(vss::THAW), S_OK)?;
+    talk.expect("THAW after all", vss::body(vss::THAW), E_FAIL)?;
+    t.log_has(SPOILT)?;
     talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
     talk.finish()?;
     disk.finish()
@@ -400,9 +457,8 @@ fn daemon_killed_over_a_freeze(t: &Context<'_>) -> Result<()> {
     wait_for(t, "[ -e /tmp/read ]")?;
     hung.kill(t)?;
     talk.promptly("FREEZE", &request, E_FAIL)?;
-    wait_said(t, HELP)?;
+    disk.is_written()?;
     daemon::VSS.start(t)?;
-    wait_said(t, "VSS: the daemon has thawed")?;
     freeze(talk, &disk)?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     talk.finish()?;
@@ -419,62 +475,12 @@ fn daemon_killed_before_a_freeze(t: &Context<'_>) -> Result<()> {
     daemon::VSS.start(t)?;
     talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
     let log = t.kernel_log()?;
-    for text in [HELP, THAWS] {
+    for text in [HELP, THAWED] {
         t.check(
             !log.contains(text),
             &format!("the log does not say {text:?}"),
         )?;
     }
-    talk.finish()
-}
-
-/// A daemon that was told to thaw, and did not manage: the next one is told again.
-fn next_daemon_is_told_again(t: &Context<'_>) -> Result<()> {
-    for host_asks in [false, true] {
-        let daemon = start_failing_to_thaw(t)?;
-        let talk = Talk::with(t, Service::Vss);
-        talk.channel.negotiate_all()?;
-        talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
-        if host_asks {
-            talk.expect("THAW", vss::body(vss::THAW), 1)?;
-        } else {
-            talk.channel.negotiate_all()?;
-        }
-        wait_said(t, FAILED)?;
-        daemon.kill(t)?;
-        daemon::VSS.start(t)?;
-        wait_said(t, "VSS: the daemon has thawed")?;
-        talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
-        talk.finish()?;
-        daemon::VSS.kill(t)?;
-        t.clear_kernel_log()?;
-    }
-    Ok(())
-}
-
-/// A daemon hangs over what it was told, and the guest hibernates: the host's requests fail until there is another one,
-/// and none stays unanswered.
-fn hibernates_over_a_thaw(t: &Context<'_>) -> Result<()> {
-    let answer = ShellDaemon::write("/tmp/success");
-    let script = format!(
-        "dd bs=12 count=1; {answer}; {}",
-        ShellDaemon::ANSWERS_NOTHING
-    );
-    let daemon = ShellDaemon::registered(t, Service::Vss, &script)?;
-    let talk = Talk::with(t, Service::Vss);
-    talk.channel.negotiate_all()?;
-    talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
-    talk.channel.negotiate_all()?;
-    wait_for(t, "[ -e /tmp/read ]")?;
-    hibernation::hibernate(t)?;
-    talk.channel.wait_open()?;
-    talk.channel.negotiate_all()?;
-    let backup = talk.channel.request(vss::body(vss::HOT_BACKUP))?;
-    talk.channel.send(&backup)?;
-    talk.within("HOT_BACKUP", &backup, E_FAIL, Duration::from_secs(35))?;
-    daemon.kill(t)?;
-    daemon::VSS.start(t)?;
-    talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
     talk.finish()
 }
 
@@ -485,14 +491,14 @@ fn negotiates_while_frozen(t: &Context<'_>) -> Result<()> {
     freeze(talk, &disk)?;
     talk.channel.negotiate_all()?;
     disk.is_written()?;
-    wait_said(t, "VSS: the daemon has thawed")?;
+    t.log_has(THAWED)?;
     freeze(talk, &disk)?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     talk.finish()?;
     disk.finish()
 }
 
-/// The host takes the device away while file systems are frozen: the daemon thaws them.
+/// The host takes the device away while file systems are frozen: the module thaws them.
 fn rescinded_while_frozen(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -518,10 +524,9 @@ fn unbound_while_frozen(t: &Context<'_>) -> Result<()> {
     daemon::VSS.stop(t)?;
     let took = daemon::rebind(t, "unbind", Service::Vss)?;
     t.check(took < PROMPT, &format!("unbinding took {took:?}"))?;
-    wait_said(t, HELP)?;
-    disk.is_frozen()?;
-    daemon::VSS.resume(t)?;
     disk.is_written()?;
+    t.log_has(THAWED)?;
+    daemon::VSS.resume(t)?;
     daemon::VSS.wait_gone(t)?;
     daemon::rebind(t, "bind", Service::Vss)?;
     talk.channel.wait_open()?;
@@ -536,7 +541,6 @@ fn unbound_over_a_freeze(t: &Context<'_>) -> Result<()> {
     talk.pend(vss::body(vss::FREEZE))?;
     wait_for(t, "[ -e /tmp/read ]")?;
     daemon::rebind(t, "unbind", Service::Vss)?;
-    wait_said(t, HELP)?;
     daemon.kill(t)?;
     daemon::rebind(t, "bind", Service::Vss)?;
     talk.channel.wait_open()
