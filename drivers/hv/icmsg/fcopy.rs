@@ -28,10 +28,11 @@ const HEADER_LEN: usize = 36;
 mod start {
     use core::ops::Range;
 
-    /// The file's name and the folder's path.
+    /// The file's name and the folder's path: `W_MAX_PATH` units of UTF-16 from the host, and as many
+    /// bytes of UTF-8 for the daemon.
     pub(super) const NAMES: [Range<usize>; 2] = [36..556, 556..1076];
-    /// Of a name's room, as much as the daemon's programs are built for: `W_MAX_PATH`.
-    pub(super) const NAME_MAX: usize = 260;
+    /// Bytes of UTF-8 in the name of a file or folder; `NAME_MAX` of Linux.
+    pub(super) const COMPONENT_MAX: usize = 255;
     /// Flags (u32) and size of the file (u64).
     pub(super) const FLAGS: usize = 1076;
     pub(super) const SIZE: usize = 1080;
@@ -135,8 +136,12 @@ fn start_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize,
     let body = body.get(..start::LEN).ok_or(Status::INVALID_ARGUMENT)?;
     message[OPERATION + 4..start::LEN].fill(0);
     for name in start::NAMES {
-        let room = name.start..name.start + start::NAME_MAX;
-        utf16_to_utf8(&body[name], &mut message[room])?;
+        let room = &mut message[name.clone()];
+        let len = utf16_to_utf8(&body[name], room).map_err(|_| Status::NAME_TOO_LONG)?;
+        let mut components = room[..len - 1].split(|byte| *byte == b'/');
+        if components.any(|component| component.len() > start::COMPONENT_MAX) {
+            return Err(Status::NAME_TOO_LONG);
+        }
     }
     wire::put_u32_native(message, start::FLAGS, wire::u32_at(body, start::FLAGS));
     wire::put_u64_native(message, start::SIZE, wire::u64_at(body, start::SIZE));
@@ -226,6 +231,32 @@ mod tests {
         assert_eq!(&message[556..558], b"/\0");
         assert_eq!(wire::u32_native_at(&message, start::FLAGS), 3);
         assert_eq!(wire::u64_native_at(&message, start::SIZE), 1 << 40);
+    }
+
+    #[test]
+    fn names_have_all_of_their_room() {
+        /// A `START` with so many times "\u{6587}", which has 3 bytes, as folders of at most `each`.
+        fn start(count: usize, each: usize) -> [u8; start::LEN] {
+            let mut body = [0; start::LEN];
+            let mut at = start::NAMES[1].start;
+            for number in 0..count {
+                if number > 0 && number % each == 0 {
+                    wire::put_u16(&mut body, at, u16::from(b'/'));
+                    at += 2;
+                }
+                wire::put_u16(&mut body, at, 0x6587);
+                at += 2;
+            }
+            body
+        }
+        let mut message = [0; DAEMON_LEN];
+        let mut path = |count, each| to_daemon(&start(count, each), &mut message).map(|(_, len)| len);
+        // 255 bytes; 511 with a slash; 518 and 521 with two.
+        assert_eq!(path(85, 85), Ok(start::LEN));
+        assert_eq!(path(86, 86), Err(Status::NAME_TOO_LONG));
+        assert_eq!(path(170, 85), Ok(start::LEN));
+        assert_eq!(path(172, 85), Ok(start::LEN));
+        assert_eq!(path(173, 85), Err(Status::NAME_TOO_LONG));
     }
 
     #[test]

@@ -109,6 +109,8 @@ impl Status {
     pub(crate) const NOT_SUPPORTED: Self = Self(0x8007_0032);
     /// The request contradicts itself or the protocol; from `HV_INVALIDARG`.
     pub(crate) const INVALID_ARGUMENT: Self = Self(0x8007_0057);
+    /// A name is too long; `ERROR_FILENAME_EXCED_RANGE` of Windows.
+    pub(crate) const NAME_TOO_LONG: Self = Self(0x8007_00ce);
     /// The end of an enumeration, or a key that isn't there; from `HV_S_CONT`.
     pub(crate) const NO_MORE_ITEMS: Self = Self(0x8007_0103);
 }
