@@ -63,6 +63,8 @@ enum Progress {
     None,
     /// A part, and the host goes on with it.
     Partial,
+    /// A part that the host was told is not whole: it can only cancel it.
+    Broken,
     /// A part, and the host has started over without it.
     Orphaned,
 }
@@ -77,11 +79,18 @@ impl Fcopy {
 
 impl DaemonService for Fcopy {
     fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+        let is_amid = matches!(self.progress, Progress::Partial | Progress::Broken);
+        if Operation::parse(body) == Ok(Operation::Cancel) && !is_amid {
+            // A daemon would remove the file that it was given last: one that was there before, or a
+            // copy that is whole.
+            return Asked::Answered(Status::OK);
+        }
         let (Some(_), Some(message)) = (daemon, message.first_chunk_mut()) else {
             return Asked::Answered(Status::FAIL);
         };
         match fcopy::to_daemon(body, message) {
-            // A daemon that has come since the copy began writes such a piece anywhere.
+            // A daemon that has come since the copy began writes such a piece anywhere. After a piece
+            // that was not written, a daemon says that the file is whole.
             Ok((Operation::Write | Operation::Complete, _))
                 if self.progress != Progress::Partial =>
             {
@@ -101,6 +110,7 @@ impl DaemonService for Fcopy {
         self.progress = match Operation::parse(body) {
             // There's nothing to cancel of a copy that didn't begin.
             Ok(Operation::Start) if status != Status::OK => Progress::None,
+            Ok(Operation::Write) if status != Status::OK => Progress::Broken,
             Ok(Operation::Start | Operation::Write) => Progress::Partial,
             Ok(Operation::Complete | Operation::Cancel) | Err(_) => Progress::None,
         };
@@ -108,9 +118,9 @@ impl DaemonService for Fcopy {
     }
 
     fn unanswered(&mut self, _: &mut [u8], lost: Lost, _: Reason) -> Asked {
-        // Whatever it was, the daemon may have done it.
+        // Whatever it was, the daemon may have done it, or a part of it.
         if lost != Lost::Unread {
-            self.progress = Progress::Partial;
+            self.progress = Progress::Broken;
         }
         Asked::Answered(Status::FAIL)
     }
@@ -118,7 +128,7 @@ impl DaemonService for Fcopy {
     fn tell(&mut self, message: &mut [u8]) -> Option<usize> {
         match self.progress {
             Progress::Orphaned => message.first_chunk_mut().map(fcopy::cancel),
-            Progress::None | Progress::Partial => None,
+            Progress::None | Progress::Partial | Progress::Broken => None,
         }
     }
 
@@ -132,7 +142,7 @@ impl DaemonService for Fcopy {
     }
 
     fn restarted(&mut self) {
-        if self.progress == Progress::Partial {
+        if matches!(self.progress, Progress::Partial | Progress::Broken) {
             self.progress = Progress::Orphaned;
         }
     }

@@ -54,6 +54,14 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fcopy_cancelled", cancelled)
         .daemons()
         .rust_only(),
+    Scenario::new("fcopy_cancels_no_copy", cancels_no_copy)
+        .once()
+        .daemons()
+        .rust_only(),
+    Scenario::new("fcopy_goes_on_after_an_error", goes_on_after_an_error)
+        .once()
+        .daemons()
+        .rust_only(),
     Scenario::new("fcopy_refuses", refuses)
         .once()
         .daemons()
@@ -298,7 +306,7 @@ fn names(t: &Context<'_>) -> Result<()> {
     is_there(t, "/tmp/in/ein/Ordner/für/Dateien", b"content")?;
     // As long as names and a path can be, and longer.
     let deep = ["文".repeat(40), "件".repeat(40), "名".repeat(20)].join("/");
-    let deepest = format!("{}/{}", "文".repeat(85), "件".repeat(84));
+    let deepest = format!("{}/{}", "件".repeat(85), "文".repeat(84));
     for (folder, name) in [
         ("", "n".repeat(255)),
         ("", "文".repeat(85)),
@@ -366,6 +374,40 @@ fn cancelled(t: &Context<'_>) -> Result<()> {
     t.sh_ok("[ ! -e /tmp/in/file ]")?;
     copy(talk, "/tmp/in/", "file", 0, b"content")?;
     is_there(t, "/tmp/in/file", b"content")?;
+    talk.finish()
+}
+
+/// CANCEL with no copy in work succeeds, and no file goes: not one that was there before, and none that is whole.
+fn cancels_no_copy(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    let cancel = || talk.expect("CANCEL", fcopy::end(fcopy::CANCEL), S_OK);
+    cancel()?;
+    t.sh_ok("echo before >/tmp/in/before")?;
+    let again = fcopy::start("/tmp/in/", "before", 0, 6);
+    talk.expect("START of a file that exists", again, E_FILE_EXISTS)?;
+    cancel()?;
+    copy(talk, "/tmp/in/", "file", 0, b"content")?;
+    cancel()?;
+    is_there(t, "/tmp/in/before", b"before\n")?;
+    is_there(t, "/tmp/in/file", b"content")?;
+    talk.finish()?;
+    daemon::FCOPY.kill(t)?;
+    cancel().map(|_| ())
+}
+
+/// A host that goes on after a piece that was not written is not told that the file is whole.
+fn goes_on_after_an_error(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    t.sh_ok("mount -t tmpfs -o size=4k none /tmp/in")?;
+    let piece = content(4096);
+    talk.expect("START", fcopy::start("/tmp/in/", "file", 0, 12288), S_OK)?;
+    talk.expect("the first WRITE", fcopy::write(0, &piece), S_OK)?;
+    talk.expect("the second", fcopy::write(4096, &piece), E_DISK_FULL)?;
+    t.sh_ok("mount -o remount,size=64k /tmp/in")?;
+    talk.expect("the third", fcopy::write(8192, &piece), E_FAIL)?;
+    talk.expect("COMPLETE", fcopy::end(fcopy::COMPLETE), E_FAIL)?;
+    talk.expect("CANCEL", fcopy::end(fcopy::CANCEL), S_OK)?;
+    t.sh_ok("[ ! -e /tmp/in/file ] && umount /tmp/in")?;
     talk.finish()
 }
 
