@@ -64,9 +64,9 @@ pub(crate) struct Info {
     pub(crate) versions: &'static [Version],
     /// The size of each ring.
     pub(crate) ring: RingSize,
-    /// How long the answer to a negotiation waits for a daemon, if it does. A host asks nothing
-    /// before it.
-    pub(crate) patience: Option<Delta>,
+    /// Whether negotiations wait until a daemon has registered. A host pushes what it has right after
+    /// them.
+    pub(crate) waits_for_daemon: bool,
     /// Set while a device has the service: there can be one.
     pub(crate) unique: Unique,
     /// What is said to the daemon.
@@ -82,7 +82,7 @@ pub(crate) trait DaemonService: Send {
     fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked;
 
     /// Goes on with the request in `body` for which [`Asked::Later`] was returned last, as
-    /// [`DaemonService::ask`] does. Called each time the channel is woken.
+    /// [`DaemonService::ask`] does. Called each time the channel is woken; with `daemon` if it can be asked.
     fn resume(
         &mut self,
         body: &mut [u8],
@@ -185,8 +185,8 @@ pub(crate) struct Session {
 enum Job {
     /// There is none.
     None(Buffer),
-    /// The host has offered versions. The answer waits for a daemon, until then.
-    Offered(Taken, Deadline),
+    /// The host has offered versions. The answer waits for a daemon.
+    Offered(Taken),
     /// The daemon has been asked, and has until then to answer.
     Asked(Taken, Deadline),
     /// The service works on it, and has until then.
@@ -225,9 +225,7 @@ impl Session {
     fn next_deadline(&self) -> Option<Deadline> {
         let is_ahead = |until: &Deadline| !until.is_over();
         let until = match self.job {
-            Some(Job::Asked(_, until) | Job::Offered(_, until) | Job::Later(_, until)) => {
-                Some(until)
-            }
+            Some(Job::Asked(_, until) | Job::Later(_, until)) => Some(until),
             // Skip these once they are over: the packets that come in next end them.
             Some(Job::Told(_, until)) => Some(until).filter(is_ahead),
             _ => None,
@@ -274,7 +272,7 @@ impl Session {
                 }
                 Job::None(taken.abandon())
             }
-            Job::Offered(taken, _) | Job::Later(taken, _) | Job::Answered(taken) => {
+            Job::Offered(taken) | Job::Later(taken, _) | Job::Answered(taken) => {
                 Job::None(taken.abandon())
             }
             job @ (Job::None(_) | Job::Told(..)) => job,
@@ -320,19 +318,15 @@ impl Session {
 
     fn negotiate(&mut self, mut packet: Packet<'_>, job: Option<Job>) -> (Handled, Option<Job>) {
         let limit = packet.sender().limit();
-        if matches!(job, Some(Job::Offered(..))) && limit.allows() {
-            pr_info!("{}: the host offers versions again\n", self.info.name);
-        }
         // It doesn't wait for anything from before: an answer would be taken for one to this.
-        let job = match (self.restart(job), self.info.patience) {
-            (Some(Job::None(buffer)), Some(patience)) if self.daemon.is_none() => {
-                let until = Deadline::after(patience);
+        let job = match self.restart(job) {
+            Some(Job::None(buffer)) if self.info.waits_for_daemon && self.daemon.is_none() => {
                 return match packet.take(buffer) {
-                    Ok((handled, taken)) => (handled, Some(Job::Offered(taken, until))),
+                    Ok((handled, taken)) => (handled, Some(Job::Offered(taken))),
                     Err((packet, buffer)) => (fail(packet), Some(Job::None(buffer))),
                 };
             }
-            (job, _) => job,
+            job => job,
         };
         let request = match Request::new(packet.payload_mut()) {
             Ok(request) => request,
@@ -410,7 +404,9 @@ impl Session {
         let Ok(mut request) = Request::new(taken.payload()) else {
             return Job::Answered(taken);
         };
-        let daemon = self.daemon.map(|daemon| daemon.registration);
+        let is_free = self.transport.is_free();
+        let daemon = self.daemon.filter(|_| is_free);
+        let daemon = daemon.map(|daemon| daemon.registration);
         match self
             .service
             .resume(request.body(), daemon, &mut self.message)
@@ -479,7 +475,7 @@ impl Handler for Session {
             job => job,
         };
         let job = match job {
-            Some(Job::Offered(taken, until)) if self.daemon.is_some() || until.is_over() => {
+            Some(Job::Offered(taken)) if self.daemon.is_some() => {
                 Some(self.accept(taken, sender.limit()))
             }
             job => job,
@@ -503,6 +499,8 @@ impl Handler for Session {
         let kind = Request::new(packet.payload_mut()).map(|request| request.kind());
         let (handled, job) = match (kind, self.version, self.job.take()) {
             (Err(unanswerable), _, job) => (packet.ignore(&unanswerable), job),
+            // Each negotiation is answered, in its turn.
+            (Ok(_), _, job @ Some(Job::Offered(_))) => (packet.leave(), job),
             (Ok(Kind::NEGOTIATE), _, job) => self.negotiate(packet, job),
             (Ok(kind), Some(_), Some(Job::None(buffer))) if kind == self.info.kind => {
                 let (handled, job) = self.request(packet, buffer);

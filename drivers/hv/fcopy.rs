@@ -39,7 +39,7 @@ pub(crate) static INFO: Info = Info {
     frameworks: &[Version::new(3, 0)],
     versions: &[Version::new(1, 1)],
     ring: RingSize::with_data(4 * 4096),
-    patience: None,
+    waits_for_daemon: false,
     unique: Unique::new(),
     protocol: Protocol {
         device: c"vmbus/hv_fcopy",

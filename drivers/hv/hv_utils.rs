@@ -237,7 +237,7 @@ impl vmbus::Driver for HvUtils {
                 None,
             ),
             Class::Heartbeat => open(dev, Heartbeat, None),
-            Class::Kvp => open_daemon(dev, &kvp::INFO, KBox::new(Kvp, GFP_KERNEL)?, None),
+            Class::Kvp => open_daemon(dev, &kvp::INFO, KBox::new(Kvp::new(), GFP_KERNEL)?, None),
             Class::Shutdown => {
                 let (service, job) = Shutdown::new(dev)?;
                 open(dev, service, job)

@@ -8,6 +8,7 @@ use crate::{
         Asked,
         DaemonService,
         Info,
+        Reason,
         ANSWER_TIMEOUT, //
     },
     icmsg::{
@@ -22,11 +23,11 @@ use crate::{
     },
     transport::{
         Late,
+        Lost,
         Protocol, //
     },
     unique::Unique, //
 };
-use kernel::time::Delta;
 
 /// What is fixed about the KVP service.
 pub(crate) static INFO: Info = Info {
@@ -35,9 +36,8 @@ pub(crate) static INFO: Info = Info {
     frameworks: &[Version::new(3, 0), Version::new(1, 0)],
     versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
     ring: crate::RING,
-    // The host injects IP settings right after the negotiation, and doesn't try again: the daemon
-    // has to be there then. Hosts wait for a minute.
-    patience: Some(Delta::from_secs(55)),
+    // The host sets keys and IP settings right after the negotiation, once. It waits.
+    waits_for_daemon: true,
     unique: Unique::new(),
     protocol: Protocol {
         device: c"vmbus/hv_kvp",
@@ -50,12 +50,27 @@ pub(crate) static INFO: Info = Info {
 };
 
 /// The KVP service.
-pub(crate) struct Kvp;
+pub(crate) struct Kvp {
+    /// The daemon has gone over the request that is worked on: the next one is asked, once.
+    is_asked_again: bool,
+}
 
-impl DaemonService for Kvp {
-    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
-        let (Some(daemon), Some(message)) = (daemon, message.first_chunk_mut()) else {
+impl Kvp {
+    pub(crate) fn new() -> Self {
+        Self {
+            is_asked_again: false,
+        }
+    }
+
+    /// Asks the daemon about the request in `body`; without one the request waits for one.
+    fn ask_daemon(&self, body: &[u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+        let Some(message) = message.first_chunk_mut() else {
             return Asked::Answered(Status::FAIL);
+        };
+        let Some(daemon) = daemon else {
+            return Asked::Later {
+                timeout: ANSWER_TIMEOUT,
+            };
         };
         match kvp::to_daemon(body, daemon, message) {
             Ok(()) => Asked::Question {
@@ -66,11 +81,38 @@ impl DaemonService for Kvp {
             Err(status) => Asked::Answered(status),
         }
     }
+}
+
+impl DaemonService for Kvp {
+    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+        self.is_asked_again = false;
+        self.ask_daemon(body, daemon, message)
+    }
+
+    fn resume(
+        &mut self,
+        body: &mut [u8],
+        daemon: Option<Registration>,
+        message: &mut [u8],
+    ) -> Asked {
+        self.ask_daemon(body, daemon, message)
+    }
 
     fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Asked {
         Asked::Answered(match answer.first_chunk() {
             Some(answer) => kvp::from_daemon(daemon, answer, body),
             None => Status::FAIL,
         })
+    }
+
+    fn unanswered(&mut self, _: &mut [u8], _: Lost, reason: Reason) -> Asked {
+        // To do any operation twice is to do it once: what the last daemon did of it does not matter.
+        if reason != Reason::Gone || self.is_asked_again {
+            return Asked::Answered(Status::FAIL);
+        }
+        self.is_asked_again = true;
+        Asked::Later {
+            timeout: ANSWER_TIMEOUT,
+        }
     }
 }

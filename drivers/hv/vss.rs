@@ -56,7 +56,7 @@ pub(crate) static INFO: Info = Info {
     frameworks: &[Version::new(3, 0)],
     versions: &[Version::new(5, 0)],
     ring: crate::RING,
-    patience: None,
+    waits_for_daemon: false,
     unique: Unique::new(),
     protocol: Protocol {
         device: c"vmbus/hv_vss",

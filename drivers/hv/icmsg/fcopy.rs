@@ -250,7 +250,8 @@ mod tests {
             body
         }
         let mut message = [0; DAEMON_LEN];
-        let mut path = |count, each| to_daemon(&start(count, each), &mut message).map(|(_, len)| len);
+        let mut path =
+            |count, each| to_daemon(&start(count, each), &mut message).map(|(_, len)| len);
         // 255 bytes; 511 with a slash; 518 and 521 with two.
         assert_eq!(path(85, 85), Ok(start::LEN));
         assert_eq!(path(86, 86), Err(Status::NAME_TOO_LONG));
