@@ -156,7 +156,7 @@ faults: root guest-amd64 guest-debug host
 check-debug: root guest-debug host
 	@tests/check.sh debug
 
-## check-systemd        Debian as it is installed: udev loads the module, systemd starts the daemons
+## check-systemd        Debian as it is installed: udev loads the module, systemd starts the daemons (REPEAT=20: 20 boots)
 check-systemd: root guest-$(FLAVOUR) build/guest/systemd-$(FLAVOUR).cpio host
 	@FLAVOUR=$(FLAVOUR) tests/check.sh systemd
 

@@ -72,10 +72,9 @@ use vss::Vss;
 /// The ring, each way, of a service whose messages are short.
 const RING: RingSize = RingSize::with_data(3 * 4096);
 
-/// The services.
+/// The services of [`HvUtils`].
 #[derive(Clone, Copy)]
 enum Class {
-    Fcopy,
     Heartbeat,
     Kvp,
     Shutdown,
@@ -107,27 +106,35 @@ hyperv::vmbus_device_table!(
             DeviceId::from_class(Guid::new(0x35fa2e29_ea23_4236_96ae_3a6ebacba440)),
             Class::Vss
         ),
-        (
-            DeviceId::from_class(Guid::new(0x34d14be3_dee4_41c8_9ae7_6b174977c192)),
-            Class::Fcopy
-        ),
     ]
+);
+
+hyperv::vmbus_device_table!(
+    FCOPY_ID_TABLE,
+    <HvUtilsFcopy as vmbus::Driver>::IdInfo,
+    [(
+        DeviceId::from_class(Guid::new(0x34d14be3_dee4_41c8_9ae7_6b174977c192)),
+        ()
+    )]
 );
 
 hyperv::module_param_bool!(
     timesync_implicit,
+    0o644,
     false,
     "If set treat SAMPLE as SYNC when clock is behind"
 );
 
 hyperv::module_param_bool!(
     fcopy_chardev,
-    true,
-    "If not set leave file copy to uio_hv_generic and its daemon"
+    0o444,
+    !cfg!(CONFIG_UIO_HV_GENERIC),
+    "If set serve file copy by /dev/vmbus/hv_fcopy, else leave it to uio_hv_generic"
 );
 
 hyperv::module_param_uint!(
     vss_freeze_limit,
+    0o644,
     900,
     86400,
     "Seconds for which file systems stay frozen for a backup at the most (0: for ever)"
@@ -217,6 +224,7 @@ fn open_vss<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService
     })
 }
 
+/// The driver of all services but file copy.
 struct HvUtils;
 
 impl vmbus::Driver for HvUtils {
@@ -229,13 +237,6 @@ impl vmbus::Driver for HvUtils {
         class: &'bound Self::IdInfo,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         match class {
-            Class::Fcopy if !fcopy_chardev.get() => Err(ENODEV),
-            Class::Fcopy => open_daemon(
-                dev,
-                &fcopy::INFO,
-                KBox::new(Fcopy::new(), GFP_KERNEL)?,
-                None,
-            ),
             Class::Heartbeat => open(dev, Heartbeat, None),
             Class::Kvp => open_daemon(dev, &kvp::INFO, KBox::new(Kvp::new(), GFP_KERNEL)?, None),
             Class::Shutdown => {
@@ -262,11 +263,47 @@ impl vmbus::Driver for HvUtils {
     }
 }
 
+/// The driver of file copy. `uio_hv_generic` matches the same device, and the driver that is registered
+/// first gets it: this one is registered only where its daemon is wanted.
+struct HvUtilsFcopy;
+
+impl vmbus::Driver for HvUtilsFcopy {
+    type IdInfo = ();
+    type Data<'bound> = BoundService<'bound>;
+    const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &FCOPY_ID_TABLE;
+
+    fn probe<'bound>(
+        dev: &'bound vmbus::Device<Core<'_>>,
+        (): &'bound Self::IdInfo,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        let service = KBox::new(Fcopy::new(), GFP_KERNEL)?;
+        open_daemon(dev, &fcopy::INFO, service, None)
+    }
+
+    fn suspend<'bound>(
+        dev: &'bound vmbus::Device<Core<'_>>,
+        this: Pin<&'bound Self::Data<'bound>>,
+    ) -> Result {
+        this.channel.suspend(dev)
+    }
+
+    fn resume<'bound>(
+        dev: &'bound vmbus::Device<Core<'_>>,
+        this: Pin<&'bound Self::Data<'bound>>,
+    ) -> Result {
+        this.channel.resume(dev)
+    }
+}
+
+/// A driver that is registered.
+type Registration<T> = driver::Registration<vmbus::Adapter<T>>;
+
 #[pin_data]
 struct Module {
     _farewell: Farewell,
     #[pin]
-    _driver: driver::Registration<vmbus::Adapter<HvUtils>>,
+    _driver: Registration<HvUtils>,
+    _fcopy_driver: Option<Pin<KBox<Registration<HvUtilsFcopy>>>>,
 }
 
 impl InPlaceModule for Module {
@@ -274,7 +311,14 @@ impl InPlaceModule for Module {
         pr_info!("Registering HyperV Utility Driver\n");
         try_pin_init!(Self {
             _farewell: Farewell,
-            _driver <- driver::Registration::new(c"hv_utils", module),
+            _driver <- Registration::new(c"hv_utils", module),
+            _fcopy_driver: match fcopy_chardev.get() {
+                true => Some(KBox::pin_init(
+                    Registration::new(c"hv_utils_fcopy", module),
+                    GFP_KERNEL,
+                )?),
+                false => None,
+            },
         })
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Module parameters that can be changed while the module is loaded.
+//! Module parameters that can be read, and changed, while the module is loaded.
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
@@ -78,20 +78,20 @@ pub unsafe extern "C" fn set_uint<const MAX: u32>(
     }
 }
 
-/// Declares a number as module parameter, from 0 to a greatest value: a `static` of type [`Uint`] that
-/// root can read and write in `/sys/module/<module>/parameters/`, and everybody can read. Other values
-/// are refused (`EINVAL`).
+/// Declares a number as module parameter, from 0 to a greatest value: a `static` of type [`Uint`], and a
+/// file in `/sys/module/<module>/parameters/` with that mode. Other values are refused (`EINVAL`).
 ///
 /// # Examples
 ///
 /// ```ignore
-/// hyperv::module_param_uint!(patience, 30, 3600, "Seconds to wait");
+/// hyperv::module_param_uint!(patience, 0o644, 30, 3600, "Seconds to wait");
 /// ```
 #[macro_export]
 macro_rules! module_param_uint {
-    ($name:ident, $default:literal, $max:literal, $description:literal) => {
+    ($name:ident, $mode:literal, $default:expr, $max:literal, $description:literal) => {
         $crate::module_param!(
             $name,
+            $mode,
             $crate::param::Uint::new($default),
             $crate::param::Uint,
             {
@@ -110,19 +110,20 @@ macro_rules! module_param_uint {
     };
 }
 
-/// Declares a truth value as module parameter: a `static` of type [`Bool`] that root can read and
-/// write in `/sys/module/<module>/parameters/`, and everybody can read.
+/// Declares a truth value as module parameter: a `static` of type [`Bool`], and a file in
+/// `/sys/module/<module>/parameters/` with that mode.
 ///
 /// # Examples
 ///
 /// ```ignore
-/// hyperv::module_param_bool!(eager, false, "Do it before it is asked for");
+/// hyperv::module_param_bool!(eager, 0o444, false, "Do it before it is asked for");
 /// ```
 #[macro_export]
 macro_rules! module_param_bool {
-    ($name:ident, $default:literal, $description:literal) => {
+    ($name:ident, $mode:literal, $default:expr, $description:literal) => {
         $crate::module_param!(
             $name,
+            $mode,
             $crate::param::Bool::new($default),
             $crate::param::Bool,
             // SAFETY: Only the address is taken.
@@ -137,7 +138,7 @@ macro_rules! module_param_bool {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! module_param {
-    ($name:ident, $default:expr, $type:ty, $ops:expr, $kind:literal, $description:literal) => {
+    ($name:ident, $mode:literal, $default:expr, $type:ty, $ops:expr, $kind:literal, $description:literal) => {
         #[allow(non_upper_case_globals)]
         #[doc = $description]
         pub(crate) static $name: $type = $default;
@@ -177,7 +178,7 @@ macro_rules! module_param {
                         ::core::ptr::from_ref(&::kernel::bindings::__this_module).cast_mut()
                     },
                     ops: $ops,
-                    perm: 0o644,
+                    perm: $mode,
                     level: -1,
                     flags: 0,
                     __bindgen_anon_1: ::kernel::bindings::kernel_param__bindgen_ty_1 {

@@ -166,7 +166,9 @@ disks()
 systemd()
 {
 	local made=$build/modules/$flavour/hv_utils.ko modules=$tree/usr/lib/modules/$release module path file
+	local debs=$build/deb/daemons
 	[ -e "$made" ] || die "there is no $made" "make guests builds it"
+	fetch bookworm hyperv-daemons
 	sources >"$tree.list"
 	logged "image-$name" mmdebstrap --mode=root --variant=essential --architectures=amd64 \
 		--include="systemd-sysv,udev,kmod,e2fsprogs,hyperv-daemons/$suite-backports" \
@@ -180,7 +182,7 @@ systemd()
 	mkdir -p "$modules/updates"
 	cp "$kernel/lib/modules/$release/modules."{order,builtin*} "$modules/"
 	# brd and ext4: a root that can be frozen.
-	for module in hv_utils brd ext4; do
+	for module in hv_utils uio_hv_generic brd ext4; do
 		modprobe -d "$kernel" -S "$release" --show-depends "$module"
 	done >"$tree.order"
 	while read -r _ path _; do
@@ -196,7 +198,9 @@ systemd()
 
 	ln -s usr/lib/systemd/systemd "$tree/init"
 	agent "$tree/usr/local/bin/agent"
-	install -m 755 "$here/systemd/init-disk" "$tree/usr/local/sbin/"
+	install -m 755 "$here/systemd/"init-{disk,fcopy} "$tree/usr/local/sbin/"
+	# The daemon that Debian no longer has.
+	install -m 755 "$debs/bookworm-hyperv-daemons/usr/sbin/hv_fcopy_daemon" "$tree/usr/sbin/"
 	install -m 644 "$here/systemd/agent.service" "$tree/etc/systemd/system/"
 	mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
 	ln -s ../agent.service "$tree/etc/systemd/system/multi-user.target.wants/"

@@ -295,7 +295,7 @@ impl<'a> Bench<'a> {
 
     /// Inserts the module.
     fn insmod(&self) -> Result<()> {
-        let line = format!("insmod {}", file(self.module));
+        let line = format!("insmod {} {}", file(self.module), self.module.parameters());
         self.guest.sh_ok(&line).map(|_| ())
     }
 
@@ -475,8 +475,7 @@ fn floor(bench: &mut Bench<'_>) -> Result<()> {
     echo.wait_closed()
 }
 
-/// Insertion, until what needs no daemon is negotiated; removal. The device that C does not serve is left to nobody
-/// meanwhile.
+/// Insertion, until what needs no daemon is negotiated; removal. File copy is left to `uio_hv_generic`, which is not there.
 fn load(bench: &mut Bench<'_>) -> Result<()> {
     let guest = bench.guest;
     let line = format!("insmod {}", file(bench.module));
@@ -491,17 +490,10 @@ fn load(bench: &mut Bench<'_>) -> Result<()> {
         Ok(())
     };
     let remove = || guest.rmmod();
-    let device = Service::FCopy.instance();
-    let leave_to = |driver: &str| {
-        let file = format!("/sys/bus/vmbus/devices/{device}/driver_override");
-        guest.sh_ok(&format!("echo {driver} >{file}")).map(|_| ())
-    };
-    leave_to("none")?;
     insert()?;
     bench.row("insmod", FEW, Some(&remove), |_| insert())?;
     remove()?;
-    bench.row("rmmod", FEW, Some(&insert), |_| remove())?;
-    leave_to("")
+    bench.row("rmmod", FEW, Some(&insert), |_| remove())
 }
 
 /// One beat.

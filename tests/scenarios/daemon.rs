@@ -347,12 +347,18 @@ impl<'a> Talk<'a> {
     }
 }
 
+/// The folder of the driver that serves it.
+pub fn driver(service: Service) -> &'static str {
+    match service {
+        Service::FCopy => "/sys/bus/vmbus/drivers/hv_utils_fcopy",
+        _ => "/sys/bus/vmbus/drivers/hv_utils",
+    }
+}
+
 /// Writes to the driver's `bind` or `unbind`; gives how long that took.
 pub fn rebind(t: &Guest, file: &str, service: Service) -> Result<Duration> {
     let id = service.instance();
     let start = Instant::now();
-    t.sh_ok(&format!(
-        "echo {id} >/sys/bus/vmbus/drivers/hv_utils/{file}"
-    ))?;
+    t.sh_ok(&format!("echo {id} >{}/{file}", driver(service)))?;
     Ok(start.elapsed())
 }

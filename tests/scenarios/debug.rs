@@ -110,7 +110,7 @@ fn each_allocation_fails(t: &Context<'_>, before: &str, command: &str, after: &s
 /// The shell's command that writes to the driver's `bind` or `unbind`.
 fn rebinding(file: &str, service: Service) -> String {
     let id = service.instance();
-    format!("echo {id} >/sys/bus/vmbus/drivers/hv_utils/{file}")
+    format!("echo {id} >{}/{file}", daemon::driver(service))
 }
 
 /// The service does what it is for.

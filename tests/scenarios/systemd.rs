@@ -12,6 +12,8 @@ use host::ic::S_OK;
 use host::machine::Config;
 use host::service::Service;
 
+use crate::daemon::Talk;
+use crate::fcopy;
 use crate::scenario::Context;
 use crate::scenario::Machine;
 use crate::scenario::Scenario;
@@ -30,6 +32,19 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .apart()
         .expects_log(&[HELP]),
+    Scenario::new("systemd_copies_over_uio", copies_over_uio)
+        .machine(DEBIAN)
+        .unloaded()
+        .rust_only()
+        .apart(),
+    Scenario::new(
+        "systemd_copies_over_a_character_device",
+        copies_over_a_device,
+    )
+    .machine(DEBIAN_WITH_FCOPY)
+    .unloaded()
+    .rust_only()
+    .apart(),
 ];
 
 /// It has the image with systemd instead of the small one.
@@ -45,6 +60,15 @@ const DEBIAN_ON_A_DISK: Machine = Machine {
         debian(config);
         config.command_line += " rdinit=/usr/local/sbin/init-disk";
         config.memory = 1536;
+    },
+};
+
+/// The same, with file copy by the character device.
+const DEBIAN_WITH_FCOPY: Machine = Machine {
+    name: "debian with fcopy_chardev",
+    change: |config| {
+        debian(config);
+        config.command_line += " rdinit=/usr/local/sbin/init-fcopy";
     },
 };
 
@@ -124,6 +148,53 @@ fn frozen_root(t: &Context<'_>) -> Result<()> {
     }
     t.sh_ok(is_written)?;
     t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon")
+        .map(|_| ())
+}
+
+/// udev has loaded both modules, and the device of file copy has this driver.
+fn has_driver(t: &Context<'_>, driver: &str) -> Result<()> {
+    wait(t, "udevadm settle --timeout=1")?;
+    wait(t, "systemctl is-system-running >/dev/null")?;
+    t.sh_ok("[ -e /sys/module/hv_utils ] && [ -e /sys/module/uio_hv_generic ]")?;
+    let device = Service::FCopy.instance();
+    let bound = t.sh_ok(&format!(
+        "basename $(readlink /sys/bus/vmbus/devices/{device}/driver)"
+    ))?;
+    t.equal("the driver", bound.as_str(), driver)
+}
+
+/// The host copies a file to the guest, and the daemon that was started last has written it.
+fn copies(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::FCopy);
+    channel.wait_negotiated()?;
+    channel.script()?;
+    t.sh_ok("mkdir /tmp/in")?;
+    fcopy::copy(
+        Talk::with(t, Service::FCopy),
+        "/tmp/in/",
+        "file",
+        0,
+        b"content",
+    )?;
+    fcopy::is_there(t, "/tmp/in/file", b"content")
+}
+
+/// Debian as it is has one daemon of file copy, which copies by `uio_hv_generic` as before: whichever module comes first.
+fn copies_over_uio(t: &Context<'_>) -> Result<()> {
+    has_driver(t, "uio_hv_generic")?;
+    // Its unit looks for the device before udev has made it, with C's module too.
+    t.sh_ok("systemctl start hv-fcopy-uio-daemon && systemctl is-active hv-fcopy-uio-daemon")?;
+    copies(t)?;
+    t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon hv-fcopy-uio-daemon")
+        .map(|_| ())
+}
+
+/// The administrator has the other daemon and the parameter: that daemon copies, whichever module comes first.
+fn copies_over_a_device(t: &Context<'_>) -> Result<()> {
+    has_driver(t, "hv_utils_fcopy")?;
+    t.sh_ok("hv_fcopy_daemon")?;
+    copies(t)?;
+    t.sh_ok("pkill hv_fcopy_daemon; systemctl stop hv-kvp-daemon hv-vss-daemon")
         .map(|_| ())
 }
 

@@ -115,6 +115,14 @@ impl Module {
             Self::C => "c",
         }
     }
+
+    /// The parameters with which it serves all that it can. The guest's kernel has `uio_hv_generic` for file copy, too.
+    pub const fn parameters(self) -> &'static str {
+        match self {
+            Self::Rust => "fcopy_chardev=1",
+            Self::C => "",
+        }
+    }
 }
 
 /// A guest that has booted up to its agent.
@@ -273,9 +281,9 @@ impl Guest {
             .map(|_| ())
     }
 
-    /// Inserts a module from the initramfs.
+    /// Inserts a module from the initramfs, with all of its services.
     pub fn insmod(&self, module: Module) -> Result<()> {
-        self.insmod_with(module, "")
+        self.insmod_with(module, module.parameters())
     }
 
     /// Removes the module.

@@ -34,6 +34,7 @@ FIXTURE(chardev) {
 
 FIXTURE_VARIANT(chardev) {
 	const char *path;
+	const char *driver;
 	const char *class;
 	/* What a daemon writes: bytes, and how the first ones say that it registers. */
 	size_t len;
@@ -45,6 +46,7 @@ FIXTURE_VARIANT(chardev) {
 
 FIXTURE_VARIANT_ADD(chardev, kvp) {
 	.path = "/dev/vmbus/hv_kvp",
+	.driver = "hv_utils",
 	.class = "{a9a0f4e7-5a45-4d96-b827-8a841e8c03e6}",
 	.len = 7432,
 	.registration = 100,
@@ -54,6 +56,7 @@ FIXTURE_VARIANT_ADD(chardev, kvp) {
 
 FIXTURE_VARIANT_ADD(chardev, vss) {
 	.path = "/dev/vmbus/hv_vss",
+	.driver = "hv_utils",
 	.class = "{35fa2e29-ea23-4236-96ae-3a6ebacba440}",
 	.len = 12,
 	.registration = 129,
@@ -63,6 +66,7 @@ FIXTURE_VARIANT_ADD(chardev, vss) {
 
 FIXTURE_VARIANT_ADD(chardev, fcopy) {
 	.path = "/dev/vmbus/hv_fcopy",
+	.driver = "hv_utils_fcopy",
 	.class = "{34d14be3-dee4-41c8-9ae7-6b174977c192}",
 	.len = 4,
 	.registration = 1,
@@ -97,13 +101,13 @@ static int find_device(const char *class, char *id, size_t size)
 }
 
 /* Writes the device's id to the driver's file: "bind" or "unbind". */
-static int rebind(const char *name, const char *id)
+static int rebind(const char *driver, const char *name, const char *id)
 {
 	char path[128];
 	ssize_t written;
 	int fd;
 
-	snprintf(path, sizeof(path), BUS "/drivers/hv_utils/%s", name);
+	snprintf(path, sizeof(path), BUS "/drivers/%s/%s", driver, name);
 	fd = open(path, O_WRONLY);
 	if (fd < 0)
 		return -1;
@@ -281,7 +285,7 @@ TEST_F(chardev, is_revoked_when_its_device_goes)
 	}
 	usleep(100000);
 	start = now();
-	EXPECT_EQ(0, rebind("unbind", self->id));
+	EXPECT_EQ(0, rebind(variant->driver, "unbind", self->id));
 	EXPECT_GT(5.0, now() - start);
 	for (i = 0; i < ARRAY_SIZE(waits); i++) {
 		ASSERT_EQ(pids[i], waitpid(pids[i], &status, 0));
@@ -297,7 +301,7 @@ TEST_F(chardev, is_revoked_when_its_device_goes)
 	EXPECT_EQ(-1, access(variant->path, F_OK));
 
 	/* The device comes back while the old file is open still; that stays as it is. */
-	ASSERT_EQ(0, rebind("bind", self->id));
+	ASSERT_EQ(0, rebind(variant->driver, "bind", self->id));
 	EXPECT_EQ(POLLERR | POLLHUP, ready(self->fd, 0));
 	close(self->fd);
 	self->fd = open(variant->path, O_RDWR);

@@ -52,7 +52,7 @@ static const struct device devices[] = {
 
 static const char * const parameters[] = {
 	"/sys/module/hv_utils/parameters/timesync_implicit",
-	"/sys/module/hv_utils/parameters/fcopy_chardev",
+	"/sys/module/hv_utils/parameters/vss_freeze_limit",
 };
 
 /* What the processes have in common: how often each thing was done, and whether all went well. */
