@@ -3,8 +3,8 @@
 //! An integration service that a daemon does the work of: its conversation with the host.
 //!
 //! One request is worked on at a time, as the protocol has it. What comes in meanwhile stays in the
-//! ring, except for a negotiation: with it the host starts over, and doesn't wait for any answer
-//! from before.
+//! ring. Only a negotiation is taken at once: with it the host starts over, and waits for no answer from
+//! before. While a negotiation waits for a daemon, the next one stays in the ring, too: each is answered.
 
 use crate::{
     icmsg::{
@@ -146,9 +146,9 @@ pub(crate) enum Asked {
     },
     /// The request is answered without it.
     Answered(Status),
-    /// The service does something about it in process context, and wakes the channel then, for
-    /// [`DaemonService::resume`]. It has `timeout` to do so.
-    Later { timeout: Delta },
+    /// The service goes on with it each time the channel is woken, by [`DaemonService::resume`], and has
+    /// until then.
+    Later { until: Deadline },
 }
 
 /// Why a question gets no answer.
@@ -389,7 +389,7 @@ impl Session {
                     .ask(self.daemon, &mut self.message, len, Some(until), late);
                 Job::Asked(taken, until)
             }
-            Asked::Later { timeout } => Job::Later(taken, Deadline::after(timeout)),
+            Asked::Later { until } => Job::Later(taken, until),
             Asked::Answered(status) => {
                 if let Ok(request) = Request::new(taken.payload()) {
                     request.answer(status);

@@ -30,7 +30,10 @@ use crate::{
     },
     unique::Unique, //
 };
-use hyperv::channel::RingSize;
+use hyperv::{
+    channel::RingSize,
+    time::Deadline, //
+};
 
 /// What is fixed about the file copy service.
 pub(crate) static INFO: Info = Info {
@@ -54,6 +57,8 @@ pub(crate) static INFO: Info = Info {
 /// The file copy service.
 pub(crate) struct Fcopy {
     progress: Progress,
+    /// The daemon is asked to cancel the last copy before it is asked for the next one.
+    is_cancelling: bool,
 }
 
 /// What the daemon has of a file.
@@ -73,14 +78,28 @@ impl Fcopy {
     pub(crate) fn new() -> Self {
         Self {
             progress: Progress::None,
+            is_cancelling: false,
+        }
+    }
+
+    /// Returns whether the daemon has a part of a file.
+    fn is_amid(&self) -> bool {
+        matches!(self.progress, Progress::Partial | Progress::Broken)
+    }
+
+    const fn question(len: usize) -> Asked {
+        Asked::Question {
+            len,
+            timeout: ANSWER_TIMEOUT,
+            late: Late::Dropped,
         }
     }
 }
 
 impl DaemonService for Fcopy {
     fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
-        let is_amid = matches!(self.progress, Progress::Partial | Progress::Broken);
-        if Operation::parse(body) == Ok(Operation::Cancel) && !is_amid {
+        self.is_cancelling = false;
+        if Operation::parse(body) == Ok(Operation::Cancel) && !self.is_amid() {
             // A daemon would remove the file that it was given last: one that was there before, or a
             // copy that is whole.
             return Asked::Answered(Status::OK);
@@ -96,16 +115,32 @@ impl DaemonService for Fcopy {
             {
                 Asked::Answered(Status::FAIL)
             }
-            Ok((_, len)) => Asked::Question {
-                len,
-                timeout: ANSWER_TIMEOUT,
-                late: Late::Dropped,
-            },
+            // A daemon would forget the file that it has a part of.
+            Ok((Operation::Start, _)) if self.is_amid() => {
+                self.is_cancelling = true;
+                Self::question(fcopy::cancel(message))
+            }
+            Ok((_, len)) => Self::question(len),
             Err(status) => Asked::Answered(status),
         }
     }
 
+    fn resume(
+        &mut self,
+        body: &mut [u8],
+        daemon: Option<Registration>,
+        message: &mut [u8],
+    ) -> Asked {
+        self.ask(body, daemon, message)
+    }
+
     fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Asked {
+        if self.is_cancelling {
+            self.progress = Progress::None;
+            return Asked::Later {
+                until: Deadline::after(ANSWER_TIMEOUT),
+            };
+        }
         let status = fcopy::status(answer);
         self.progress = match Operation::parse(body) {
             // There's nothing to cancel of a copy that didn't begin.
@@ -142,7 +177,7 @@ impl DaemonService for Fcopy {
     }
 
     fn restarted(&mut self) {
-        if matches!(self.progress, Progress::Partial | Progress::Broken) {
+        if self.is_amid() {
             self.progress = Progress::Orphaned;
         }
     }

@@ -13,10 +13,7 @@ use core::{
 };
 use hyperv::{
     channel::Waker,
-    freeze::{
-        Record,
-        SuperBlock, //
-    },
+    freeze::Record,
     power::Hibernation,
     work::{
         Detached,
@@ -134,12 +131,19 @@ enum Stage {
     Thawing,
 }
 
+/// What the worker has done about the record that a freeze needs.
+enum Preparation {
+    /// No freeze is about to begin.
+    None,
+    /// The worker has to make the record.
+    Wanted,
+    /// It has made it, or not.
+    Ended(Result<(), Refusal>),
+}
+
 struct State {
     stage: Stage,
-    /// The worker has to make a record.
-    is_wanted: bool,
-    /// Why it did not.
-    refusal: Refusal,
+    preparation: Preparation,
     /// The daemon may be freezing.
     is_freezing: bool,
     /// The worker has to thaw, for that reason.
@@ -153,9 +157,17 @@ struct State {
 }
 
 impl State {
+    /// A freeze that was prepared does not begin.
+    fn cancel_preparation(&mut self) {
+        if let Preparation::Ended(Ok(())) = self.preparation {
+            self.stage = Stage::Idle;
+        }
+        self.preparation = Preparation::None;
+    }
+
     /// Has the worker thaw, although the host did not ask for it.
     fn spoil(&mut self, cause: Cause) {
-        self.is_wanted = false;
+        self.cancel_preparation();
         if let Stage::Begun(_) | Stage::Frozen(_) = self.stage {
             self.spoilt.get_or_insert(cause);
             self.thaw.get_or_insert(cause);
@@ -169,8 +181,6 @@ enum Task {
     Record,
     /// Thaws what the daemon has frozen.
     Thaw(Held, Cause),
-    /// Thaws whatever is frozen.
-    ThawAll(Held, Cause),
 }
 
 /// What the worker and its handles share.
@@ -193,14 +203,7 @@ impl Shared {
         while let Some(task) = self.next() {
             match task {
                 Task::Record => self.record(),
-                Task::Thaw(mut held, cause) => {
-                    let result = thaw(cause, |done| held.record.thaw(done));
-                    drop(held);
-                    let mut state = self.state.lock();
-                    state.thawed = result;
-                    state.stage = Stage::Idle;
-                }
-                Task::ThawAll(held, cause) => self.thaw_all(held, cause),
+                Task::Thaw(held, cause) => self.thaw(held, cause),
             }
         }
         if let Some(waker) = &*self.waker.lock() {
@@ -210,10 +213,11 @@ impl Shared {
 
     fn next(&self) -> Option<Task> {
         let mut state = self.state.lock();
-        let cause = match (state.thaw.take(), state.is_wanted) {
-            (Some(cause), _) => cause,
-            (None, true) => Cause::Again,
-            (None, false) => return None,
+        let is_wanted = matches!(state.preparation, Preparation::Wanted);
+        let cause = match state.thaw.take() {
+            Some(cause) => cause,
+            None if is_wanted => Cause::Again,
+            None => return None,
         };
         match (mem::replace(&mut state.stage, Stage::Thawing), cause) {
             (Stage::Frozen(held), cause) => {
@@ -224,14 +228,13 @@ impl Shared {
             }
             (stage @ Stage::Begun(_), Cause::Again) => {
                 state.stage = stage;
-                state.is_wanted = false;
-                state.refusal = Refusal::Busy;
+                state.preparation = Preparation::Ended(Err(Refusal::Busy));
                 None
             }
-            (Stage::Begun(held), cause) => Some(Task::ThawAll(held, cause)),
+            (Stage::Begun(held), cause) => Some(Task::Thaw(held, cause)),
             (Stage::Idle | Stage::Thawing, _) => {
                 state.stage = Stage::Idle;
-                state.is_wanted.then_some(Task::Record)
+                is_wanted.then_some(Task::Record)
             }
         }
     }
@@ -247,22 +250,23 @@ impl Shared {
             None => Err(Refusal::Busy),
         };
         let mut state = self.state.lock();
-        match made {
-            Err(refusal) => state.refusal = refusal,
-            Ok(held) if state.is_wanted => {
-                state.stage = Stage::Begun(held);
-                state.spoilt = None;
-            }
-            Ok(_) => {}
-        }
-        state.is_wanted = false;
+        let Preparation::Wanted = state.preparation else {
+            return;
+        };
+        state.preparation = Preparation::Ended(made.map(|held| {
+            state.stage = Stage::Begun(held);
+            state.spoilt = None;
+        }));
     }
 
-    /// Thaws whatever is frozen, for the last time if the daemon does not freeze any more.
-    fn thaw_all(&self, mut held: Held, cause: Cause) {
+    /// Thaws, for the last time if the daemon does not freeze any more.
+    fn thaw(&self, mut held: Held, cause: Cause) {
         // Look first: a daemon that ends in between may have frozen something in between.
         let is_last = !self.state.lock().is_freezing;
-        let result = thaw(cause, |done| held.record.thaw_all(done));
+        let result = thaw(cause, &mut held.record);
+        if !is_last {
+            held.record.unpin();
+        }
         let mut state = self.state.lock();
         state.thawed = result;
         if is_last {
@@ -276,10 +280,10 @@ impl Shared {
     }
 }
 
-/// Logs what `thaw` thaws. Returns its last error.
-fn thaw(cause: Cause, thaw: impl FnOnce(&mut dyn FnMut(&SuperBlock, Result))) -> Result {
+/// Thaws what is recorded, and logs that. Returns the last error.
+fn thaw(cause: Cause, record: &mut Record) -> Result {
     let mut result = Ok(());
-    thaw(&mut |super_block, thawed| match thawed {
+    record.thaw(&mut |super_block, thawed| match thawed {
         Ok(()) => {
             pr_notice!(
                 "VSS: thawed {}: {}\n",
@@ -322,8 +326,7 @@ impl Freezer {
                 turn <- new_mutex!((), "Freezer::turn"),
                 state <- new_spinlock_irq!(State {
                     stage: Stage::Idle,
-                    is_wanted: false,
-                    refusal: Refusal::Busy,
+                    preparation: Preparation::None,
                     is_freezing: false,
                     thaw: None,
                     spoilt: None,
@@ -342,26 +345,28 @@ impl Freezer {
     /// A freeze is about to begin: has the worker record what is frozen already. What was frozen for the
     /// host before is thawed.
     pub(crate) fn prepare(&self) {
-        self.shared.state.lock().is_wanted = true;
+        self.shared.state.lock().preparation = Preparation::Wanted;
         self.schedule();
     }
 
     /// Begins the freeze once it is prepared: the daemon is asked next. `None` if it is not prepared yet.
     pub(crate) fn begin(&self) -> Option<Result<(), Refusal>> {
         let mut state = self.shared.state.lock();
-        let is_hibernating = state.is_hibernating;
-        if state.is_wanted {
-            return None;
+        if state.is_hibernating {
+            return Some(Err(Refusal::Hibernates));
         }
-        Some(match &mut state.stage {
-            _ if is_hibernating => Err(Refusal::Hibernates),
-            Stage::Begun(held) => {
+        let result = match state.preparation {
+            Preparation::Wanted => return None,
+            Preparation::None => Err(Refusal::Busy),
+            Preparation::Ended(result) => result,
+        };
+        state.preparation = Preparation::None;
+        Some(result.map(|()| {
+            if let Stage::Begun(held) = &mut state.stage {
                 held.record.begin();
-                state.is_freezing = true;
-                Ok(())
             }
-            _ => Err(state.refusal),
-        })
+            state.is_freezing = true;
+        }))
     }
 
     /// The daemon has frozen. Fails if something was thawed before that.
@@ -384,9 +389,24 @@ impl Freezer {
         }
     }
 
-    /// The daemon freezes no more, and has not frozen all.
+    /// The daemon freezes no more, and has not frozen all: what it has frozen is to be thawed.
     pub(crate) fn give_up(&self) {
         self.shared.state.lock().is_freezing = false;
+    }
+
+    /// The daemon was not asked: nothing is to be thawed.
+    pub(crate) fn cancel(&self) {
+        let mut state = self.shared.state.lock();
+        state.cancel_preparation();
+    }
+
+    /// The daemon has not read that it is to freeze: nothing is to be thawed.
+    pub(crate) fn retract(&self) {
+        let mut state = self.shared.state.lock();
+        state.is_freezing = false;
+        if let (Stage::Begun(_), None) = (&state.stage, state.thaw) {
+            state.stage = Stage::Idle;
+        }
     }
 
     /// Has what was frozen for the host thawed, although the host has not asked for it.
@@ -412,18 +432,24 @@ impl Freezer {
         }
     }
 
-    /// The daemon has thawed, or does not: has the worker thaw what is left.
-    pub(crate) fn finish_thaw(&self) {
+    /// The daemon says that it has thawed, or does not: has the worker thaw what is left.
+    pub(crate) fn finish_thaw(&self, is_said: bool) {
         {
             let mut state = self.shared.state.lock();
-            match &state.stage {
-                Stage::Frozen(held) if held.record.is_thawed() => {
+            if let Stage::Frozen(held) = &mut state.stage {
+                if !is_said {
+                    held.record.retract_thaw();
+                }
+                if held.record.is_thawed() {
                     state.stage = Stage::Idle;
+                }
+            }
+            match state.stage {
+                Stage::Frozen(_) | Stage::Begun(_) => state.thaw = Some(Cause::Asked),
+                Stage::Idle => {
                     state.thawed = Ok(());
                     return;
                 }
-                Stage::Frozen(_) | Stage::Begun(_) => state.thaw = Some(Cause::Asked),
-                Stage::Idle => state.thawed = Ok(()),
                 Stage::Thawing => return,
             }
         }
@@ -457,10 +483,11 @@ impl Straggler for Freezer {
         {
             let mut state = self.shared.state.lock();
             state.is_freezing = false;
-            match state.stage {
-                Stage::Begun(_) | Stage::Thawing => state.thaw.get_or_insert(Cause::Late),
-                _ => return,
-            };
+            if let Stage::Idle | Stage::Frozen(_) = state.stage {
+                return;
+            }
+            state.spoilt.get_or_insert(Cause::Late);
+            state.thaw.get_or_insert(Cause::Late);
         }
         self.schedule();
     }

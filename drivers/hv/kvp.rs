@@ -28,6 +28,7 @@ use crate::{
     },
     unique::Unique, //
 };
+use hyperv::time::Deadline;
 
 /// What is fixed about the KVP service.
 pub(crate) static INFO: Info = Info {
@@ -51,13 +52,16 @@ pub(crate) static INFO: Info = Info {
 
 /// The KVP service.
 pub(crate) struct Kvp {
-    /// The daemon has gone over the request that is worked on: the next one is asked, once.
+    /// Until when the request that is worked on waits for a daemon.
+    until: Deadline,
+    /// The daemon has gone over that request: the next one is asked, once.
     is_asked_again: bool,
 }
 
 impl Kvp {
     pub(crate) fn new() -> Self {
         Self {
+            until: Deadline::after(ANSWER_TIMEOUT),
             is_asked_again: false,
         }
     }
@@ -68,9 +72,7 @@ impl Kvp {
             return Asked::Answered(Status::FAIL);
         };
         let Some(daemon) = daemon else {
-            return Asked::Later {
-                timeout: ANSWER_TIMEOUT,
-            };
+            return Asked::Later { until: self.until };
         };
         match kvp::to_daemon(body, daemon, message) {
             Ok(()) => Asked::Question {
@@ -85,6 +87,7 @@ impl Kvp {
 
 impl DaemonService for Kvp {
     fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+        self.until = Deadline::after(ANSWER_TIMEOUT);
         self.is_asked_again = false;
         self.ask_daemon(body, daemon, message)
     }
@@ -99,20 +102,23 @@ impl DaemonService for Kvp {
     }
 
     fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Asked {
-        Asked::Answered(match answer.first_chunk() {
+        let status = match answer.first_chunk() {
             Some(answer) => kvp::from_daemon(daemon, answer, body),
             None => Status::FAIL,
+        };
+        Asked::Answered(match status {
+            // The last daemon has deleted it.
+            Status::NO_MORE_ITEMS if self.is_asked_again && kvp::is_delete(body) => Status::OK,
+            status => status,
         })
     }
 
     fn unanswered(&mut self, _: &mut [u8], _: Lost, reason: Reason) -> Asked {
-        // To do any operation twice is to do it once: what the last daemon did of it does not matter.
+        // It does not matter whether the last daemon has done it: it is done again.
         if reason != Reason::Gone || self.is_asked_again {
             return Asked::Answered(Status::FAIL);
         }
         self.is_asked_again = true;
-        Asked::Later {
-            timeout: ANSWER_TIMEOUT,
-        }
+        Asked::Later { until: self.until }
     }
 }

@@ -162,9 +162,9 @@ impl Vss {
     }
 
     /// Waits for the worker.
-    const fn later() -> Asked {
+    fn later() -> Asked {
         Asked::Later {
-            timeout: ANSWER_TIMEOUT,
+            until: Deadline::after(ANSWER_TIMEOUT),
         }
     }
 
@@ -185,7 +185,7 @@ impl Vss {
 
     /// Has the worker thaw what is left, which the daemon has left with `status`.
     fn finish_thaw(&mut self, backup: Backup, status: Status) -> Asked {
-        self.freezer.finish_thaw();
+        self.freezer.finish_thaw(status == Status::OK);
         self.thaw_done(backup, status)
     }
 
@@ -228,8 +228,10 @@ impl Vss {
     /// The request fails. If it is a freeze, nothing stays frozen.
     fn fail(&mut self, operation: Operation, status: Status, why: &Why) -> Asked {
         self.log_failure(operation, status, why);
-        if let Step::Preparing | Step::Freezing = self.step {
-            self.freezer.thaw(Cause::Failed);
+        match self.step {
+            Step::Preparing => self.freezer.cancel(),
+            Step::Freezing => self.freezer.thaw(Cause::Failed),
+            Step::None | Step::Thawing(_) | Step::Finishing(..) => {}
         }
         self.step = Step::None;
         Asked::Answered(status)
@@ -346,8 +348,10 @@ impl DaemonService for Vss {
     }
 
     fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Asked {
-        if let (Step::Freezing, Lost::Unread | Lost::Over) = (self.step, lost) {
-            self.freezer.give_up();
+        match (self.step, lost) {
+            (Step::Freezing, Lost::Unread) => self.freezer.retract(),
+            (Step::Freezing, Lost::Over) => self.freezer.give_up(),
+            _ => {}
         }
         let operation = match Operation::parse(body) {
             Ok(operation) => operation,

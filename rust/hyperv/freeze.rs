@@ -60,7 +60,7 @@ const SPARE: usize = 32;
 
 /// What user space freezes for the record's owner.
 ///
-/// May be dropped in any context.
+/// May be dropped in any context while a driver of the module is registered, else in process context.
 pub struct Record {
     types: KVec<FileSystemType>,
     /// Never grows: memory may wait for frozen file systems.
@@ -72,7 +72,10 @@ pub struct Record {
 
 /// A superblock that user space can freeze.
 struct Entry {
-    super_block: SuperBlock,
+    /// The number of its device, by which it is found again.
+    device: bindings::dev_t,
+    /// `None` once the superblock takes no part any more.
+    super_block: Option<SuperBlock>,
     role: Role,
 }
 
@@ -83,7 +86,8 @@ enum Role {
     Earlier,
     /// User space may freeze it.
     Candidate,
-    /// User space has frozen it. It needs to be thawed while so many freezes of user space are left.
+    /// User space has frozen it. It needs to be thawed while at least so many freezes of user space are
+    /// left. Freezes nest: others than the owner's may be among them.
     Frozen(c_int),
 }
 
@@ -117,8 +121,8 @@ impl Record {
     /// User space is about to be asked: what it has frozen by now is left alone. May be called in any
     /// context.
     pub fn begin(&mut self) {
-        for Entry { super_block, role } in &mut self.entries {
-            *role = match super_block.user_freezes() {
+        for entry in &mut self.entries {
+            entry.role = match entry.user_freezes() {
                 0 => Role::Candidate,
                 _ => Role::Earlier,
             };
@@ -128,12 +132,12 @@ impl Record {
     /// User space has frozen all. Superblocks that are not frozen lose their pins. May be called in any
     /// context.
     pub fn complete(&mut self) {
-        for Entry { super_block, role } in &mut self.entries {
-            if let (Role::Candidate, freezes @ 1..) = (*role, super_block.user_freezes()) {
-                *role = Role::Frozen(freezes);
+        for entry in &mut self.entries {
+            if entry.role == Role::Candidate && entry.user_freezes() > 0 {
+                entry.role = Role::Frozen(1);
             }
         }
-        self.release(&|role| role == Role::Candidate);
+        self.release(&|entry| entry.role == Role::Candidate);
     }
 
     /// Returns whether all that was frozen still is. A superblock that was thawed and frozen again in
@@ -142,15 +146,26 @@ impl Record {
         self.entries
             .iter()
             .filter(|entry| entry.role != Role::Candidate)
-            .all(|entry| entry.super_block.is_frozen())
+            .filter_map(|entry| entry.super_block.as_ref())
+            .all(SuperBlock::is_frozen)
     }
 
-    /// User space is about to be asked to thaw: it may undo one freeze of each superblock from now on.
-    /// May be called in any context.
+    /// User space is about to be asked to thaw: it undoes one freeze of each superblock from now on. May be
+    /// called in any context.
     pub fn begin_thaw(&mut self) {
-        for Entry { super_block, role } in &mut self.entries {
-            if let Role::Frozen(freezes) = role {
-                *freezes = super_block.user_freezes();
+        for entry in &mut self.entries {
+            if let Role::Frozen(_) = entry.role {
+                entry.role = Role::Frozen(entry.user_freezes().max(1));
+            }
+        }
+    }
+
+    /// User space has not thawed all: what is still frozen needs to be thawed. May be called in any
+    /// context.
+    pub fn retract_thaw(&mut self) {
+        for entry in &mut self.entries {
+            if let Role::Frozen(_) = entry.role {
+                entry.role = Role::Frozen(1);
             }
         }
     }
@@ -160,26 +175,18 @@ impl Record {
         !self.entries.iter().any(Entry::is_left)
     }
 
-    /// Thaws what was frozen when [`Record::complete`] was called. Calls `done` for each superblock that
-    /// was thawed, or could not be. May sleep.
+    /// Thaws what user space has frozen since [`Record::begin`], what was mounted meanwhile included.
+    /// Calls `done` for each superblock that was thawed, or could not be. May sleep as [`Record::new`]
+    /// does.
+    ///
+    /// Once [`Record::complete`] was called, a superblock that was not frozen then is left alone.
     pub fn thaw(&mut self, done: &mut dyn FnMut(&SuperBlock, Result)) {
-        for entry in &mut self.entries {
-            if entry.is_left() {
-                entry.super_block.thaw_with(done);
-                entry.role = Role::Candidate;
-            }
-        }
-    }
-
-    /// Thaws all that user space has frozen since [`Record::begin`]. Calls `done` as [`Record::thaw`]
-    /// does. May sleep as [`Record::new`] does.
-    pub fn thaw_all(&mut self, done: &mut dyn FnMut(&SuperBlock, Result)) {
         let mut tried = 0;
         loop {
             // Freezes nest: each superblock is thawed once.
             for entry in &self.entries[tried..] {
-                if entry.role != Role::Earlier {
-                    entry.super_block.thaw_with(done);
+                if let (true, Some(super_block)) = (entry.is_left(), &entry.super_block) {
+                    super_block.thaw_with(done);
                 }
             }
             tried = self.entries.len();
@@ -190,38 +197,51 @@ impl Record {
         }
     }
 
+    /// User space goes on to freeze: what is not frozen loses its pin, and is found again when it is. May
+    /// be called in any context.
+    pub fn unpin(&mut self) {
+        self.release(&|entry| entry.role != Role::Earlier && entry.user_freezes() == 0);
+        self.entries.retain(|entry| entry.super_block.is_some());
+    }
+
     /// Adds the superblocks that are wanted and not recorded yet, as many as there is room for.
     fn collect(&mut self, is_wanted: &dyn Fn(&Locked<'_>) -> bool) {
         let Self { types, entries, .. } = self;
+        // All pins fit into what drops them.
+        let room = entries.capacity() - self.release.pins.lock().len();
         for file_systems in types {
             file_systems.for_each(&mut |locked| {
-                if entries.len() == entries.capacity()
+                let device = locked.device();
+                if entries.len() >= room
                     || !locked.can_be_frozen()
                     || !is_wanted(&locked)
-                    || entries.iter().any(|entry| locked.is(&entry.super_block))
+                    || entries.iter().any(|entry| entry.device == device)
                 {
                     return;
                 }
                 if let Some(super_block) = locked.pin() {
-                    let role = Role::Candidate;
                     // There is room: this does not fail. A pin must not be dropped here.
-                    core::mem::forget(entries.push_within_capacity(Entry { super_block, role }));
+                    core::mem::forget(entries.push_within_capacity(Entry {
+                        device,
+                        super_block: Some(super_block),
+                        role: Role::Candidate,
+                    }));
                 }
             });
         }
     }
 
-    /// Drops pins.
-    fn release(&mut self, is_over: &dyn Fn(Role) -> bool) {
+    /// Drops the pins of entries.
+    fn release(&mut self, is_over: &dyn Fn(&Entry) -> bool) {
         {
             let mut pins = self.release.pins.lock();
-            let mut index = 0;
-            while let Some(entry) = self.entries.get(index) {
-                if !is_over(entry.role) {
-                    index += 1;
-                } else if let Ok(entry) = self.entries.remove(index) {
-                    // There is room: the pins are never more than the entries were.
-                    core::mem::forget(pins.push_within_capacity(entry.super_block));
+            for entry in &mut self.entries {
+                if !is_over(entry) {
+                    continue;
+                }
+                if let Some(super_block) = entry.super_block.take() {
+                    // There is room, as `collect()` sees to.
+                    core::mem::forget(pins.push_within_capacity(super_block));
                 }
             }
             if pins.is_empty() {
@@ -242,11 +262,19 @@ impl Drop for Record {
 }
 
 impl Entry {
-    /// Returns whether the freeze of [`Record::complete`] has not been undone.
+    /// See [`SuperBlock::user_freezes`].
+    fn user_freezes(&self) -> c_int {
+        self.super_block
+            .as_ref()
+            .map_or(0, SuperBlock::user_freezes)
+    }
+
+    /// Returns whether it needs to be thawed.
     fn is_left(&self) -> bool {
         match self.role {
-            Role::Frozen(0) | Role::Earlier | Role::Candidate => false,
-            Role::Frozen(freezes) => self.super_block.user_freezes() >= freezes,
+            Role::Earlier => false,
+            Role::Candidate => self.user_freezes() > 0,
+            Role::Frozen(freezes) => self.user_freezes() >= freezes,
         }
     }
 }
@@ -365,9 +393,10 @@ impl Locked<'_> {
         unsafe { user_freezes(self.0) }
     }
 
-    /// Returns whether it is that superblock.
-    fn is(&self, known: &SuperBlock) -> bool {
-        self.0 == known.0
+    /// The number of its device, which no other superblock has.
+    fn device(&self) -> bindings::dev_t {
+        // SAFETY: By the type invariant, the superblock is valid. It was born: the field is set.
+        unsafe { (*self.0.as_ptr()).s_dev }
     }
 
     /// Keeps the superblock. `None` if its last user has just gone.

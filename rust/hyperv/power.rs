@@ -23,9 +23,17 @@ use kernel::{
         Bound,
         Device, //
     },
-    error::to_result,
+    new_mutex,
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Release, //
+        },
+        Arc,
+        Mutex, //
+    },
     types::Opaque, //
 };
 
@@ -60,49 +68,54 @@ pub trait Hibernation: Send + Sync + 'static {
     fn is_over(&self);
 }
 
-/// Has somebody told of hibernations, until this is dropped or, if this is leaked, until the device
-/// that it was registered for is unbound.
+/// Tells somebody of hibernations, from soon after it was made until this is dropped or, if this is leaked,
+/// until the device that it was registered for is unbound.
 ///
-/// A call that runs then goes on: only the removal of the module waits for it.
+/// A hibernation that begins before that may go unnoticed. A call that runs then goes on: only the removal
+/// of the module waits for it.
 pub struct HibernationNotifier(#[expect(dead_code)] Managed);
 
 impl HibernationNotifier {
-    /// Has `listener` told from now on.
+    /// Tells `listener`.
     ///
     /// Fails with `ENOMEM`.
     pub fn new(dev: &Device<Bound>, listener: Arc<dyn Hibernation>) -> Result<Self> {
-        let notifier = KBox::pin_init(Notifier::new(listener), GFP_KERNEL)?;
-
-        // SAFETY: What is in a `Detached` does not move, and nobody gets a mutable reference to it.
-        let notifier = unsafe { Pin::into_inner_unchecked(notifier) };
-        let inner = Inner {
-            end: Detached::new(notifier, Memory::Waits)?,
-        };
+        let notifier = Arc::pin_init(Notifier::new(listener), GFP_KERNEL)?;
+        let run = KBox::new(notifier.clone(), GFP_KERNEL)?;
+        let work = Detached::new(run, Memory::Waits)?;
+        Detached::schedule(&work);
+        let inner = Inner { notifier, work };
         Ok(Self(Managed::new(dev, KBox::pin(inner, GFP_KERNEL)?)?))
     }
 }
 
-/// A registration. To unregister a notifier waits for all that run: it is left to detached work, which
-/// owns the notifier.
+/// A registration. Registering and unregistering wait for all notifiers that run: a thaw may take minutes.
+/// So both are left to detached work.
 struct Inner {
-    end: Arc<Detached>,
+    notifier: Arc<Notifier>,
+    work: Arc<Detached>,
 }
 
 impl Registered for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // A device is bound, so a driver is registered. If none is, this has the last reference.
-        Detached::schedule(&self.end);
+        self.notifier.is_wanted.store(false, Release);
+        if !Detached::schedule(&self.work) {
+            self.notifier.run();
+        }
     }
 }
 
-/// A notifier that is registered until this was run, or is dropped.
+/// A notifier that is registered while it is wanted: see [`Notifier::run`].
 #[pin_data(PinnedDrop)]
 struct Notifier {
     #[pin]
     block: Opaque<bindings::notifier_block>,
     listener: Arc<dyn Hibernation>,
+    is_wanted: Atomic<bool>,
+    #[pin]
+    is_registered: Mutex<bool>,
 }
 
 // SAFETY: Notifiers are registered and unregistered from any thread, and `listener` is `Send`.
@@ -112,19 +125,17 @@ unsafe impl Send for Notifier {}
 unsafe impl Sync for Notifier {}
 
 impl Notifier {
-    fn new(listener: Arc<dyn Hibernation>) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            // First: it may be called before its registration returns.
+    fn new(listener: Arc<dyn Hibernation>) -> impl PinInit<Self> {
+        pin_init!(Self {
             listener,
-            block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
+            is_wanted: Atomic::new(true),
+            is_registered <- new_mutex!(false, "Notifier::is_registered"),
+            block <- Opaque::ffi_init(|slot: *mut bindings::notifier_block| {
                 let mut block: bindings::notifier_block = pin_init::zeroed();
                 block.notifier_call = Some(Self::callback);
 
                 // SAFETY: `slot` is valid for writes.
                 unsafe { slot.write(block) };
-
-                // SAFETY: `slot` stays where it is until it is unregistered.
-                to_result(unsafe { bindings::register_pm_notifier(slot) })
             }),
         })
     }
@@ -152,22 +163,35 @@ impl Notifier {
     }
 
     fn unregister(&self) {
-        // The second time, the chain says that it does not know it.
-        // SAFETY: `block` was registered, which the second time is looked up, not dereferenced.
+        // SAFETY: `block` was registered.
         unsafe { bindings::unregister_pm_notifier(self.block.get()) };
     }
 }
 
 impl Run for Notifier {
+    /// Registers or unregisters the notifier, as is wanted.
     fn run(&self) {
-        self.unregister();
-        self.listener.is_over();
+        let mut is_registered = self.is_registered.lock();
+        match (self.is_wanted.load(Acquire), *is_registered) {
+            (true, false) => {
+                // SAFETY: `block` stays where it is until it is unregistered, in `drop()` at the latest.
+                *is_registered = unsafe { bindings::register_pm_notifier(self.block.get()) } == 0;
+            }
+            (false, true) => {
+                self.unregister();
+                *is_registered = false;
+                self.listener.is_over();
+            }
+            _ => {}
+        }
     }
 }
 
 #[pinned_drop]
 impl PinnedDrop for Notifier {
     fn drop(self: Pin<&mut Self>) {
-        self.unregister();
+        if *self.is_registered.lock() {
+            self.unregister();
+        }
     }
 }

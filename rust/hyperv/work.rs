@@ -62,7 +62,8 @@ impl Run for Option<KBox<dyn Run>> {
     }
 }
 
-/// A work item that runs some time after it was scheduled, on the system's work queue.
+/// A work item that runs some time after it was scheduled, on the module's queue for work that memory may
+/// wait for: time-outs end what is frozen.
 ///
 /// Must not be leaked while it may be scheduled: its owner has to be dropped before the module goes.
 #[pin_data(PinnedDrop)]
@@ -123,8 +124,14 @@ impl<T: Run> DelayedWork<T> {
         })
     }
 
-    /// The system's queue.
+    /// The queue. It exists as long as a device is bound.
     fn queue() -> *mut bindings::workqueue_struct {
+        let queue = Memory::MayWait.queue().load(Acquire);
+        if !queue.is_null() {
+            return queue;
+        }
+
+        // A driver was registered while the last one was being unregistered.
         // SAFETY: It is set at boot, and always exists.
         unsafe { bindings::system_percpu_wq }
     }

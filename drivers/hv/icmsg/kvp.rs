@@ -108,6 +108,11 @@ impl Operation {
     }
 }
 
+/// Returns whether the host wants a key to be gone.
+pub(crate) fn is_delete(body: &[u8]) -> bool {
+    Operation::parse(body) == Ok(Operation::Delete)
+}
+
 /// `KVP_OP_REGISTER`: such a daemon says that it failed by an empty key, and knows nothing of
 /// addresses.
 const LEGACY: u8 = 4;
