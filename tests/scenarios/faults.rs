@@ -107,9 +107,18 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Negotiation",
         &[
             fault(
-                "There is no daemon",
-                "C does not answer when its 55 s are over",
-                &[stock("kvp_times_out_without_a_daemon")],
+                "The daemon comes 20 s or 90 s after the host",
+                "",
+                &[stock("kvp_pushed_to_a_late_daemon")],
+            ),
+            fault(
+                "The daemon comes again while the host sets keys",
+                "C fails the requests in between",
+                &[
+                    stock("kvp_pushed_between_two_daemons"),
+                    stock("kvp_pushed_without_a_daemon"),
+                    stock("kvp_pushed_over_a_restart"),
+                ],
             ),
             fault(
                 "No version is common",

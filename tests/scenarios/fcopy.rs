@@ -62,6 +62,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .once()
         .daemons()
         .rust_only(),
+    Scenario::new("fcopy_starts_amid_a_copy", starts_amid_a_copy)
+        .once()
+        .daemons()
+        .rust_only(),
     Scenario::new("fcopy_refuses", refuses)
         .once()
         .daemons()
@@ -89,9 +93,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .once()
         .daemons()
         .rust_only()
-        .unloaded()
-        // What the bus says when a driver leaves a device to another.
-        .expects_log(&["probe failed for device"]),
+        .unloaded(),
 ];
 
 /// It has room for a large file, which is in memory as all files are.
@@ -411,6 +413,29 @@ fn goes_on_after_an_error(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
+/// A host that starts the next copy amid one leaves no part of a file behind.
+fn starts_amid_a_copy(t: &Context<'_>) -> Result<()> {
+    let talk = begin(t)?;
+    talk.expect("START", fcopy::start("/tmp/in/", "first", 0, 12288), S_OK)?;
+    talk.expect("WRITE", fcopy::write(0, &content(4096)), S_OK)?;
+    let invalid = fcopy::start("/tmp/in/", &"n".repeat(256), 0, 1);
+    talk.expect("START of nothing", invalid, E_NAME_TOO_LONG)?;
+    is_there(t, "/tmp/in/first", &content(4096))?;
+    copy(talk, "/tmp/in/", "second", 0, b"content")?;
+    t.sh_ok("[ ! -e /tmp/in/first ]")?;
+    is_there(t, "/tmp/in/second", b"content")?;
+
+    // The daemon dies over the first one, or does not answer.
+    talk.expect("START", fcopy::start("/tmp/in/", "third", 0, 12288), S_OK)?;
+    daemon::FCOPY.stop(t)?;
+    let request = talk.pend(fcopy::start("/tmp/in/", "fourth", 0, 1))?;
+    daemon::FCOPY.kill(t)?;
+    talk.promptly("START", &request, E_FAIL)?;
+    daemon::FCOPY.start(t)?;
+    copy(talk, "/tmp/in/", "fifth", 0, b"content")?;
+    talk.finish()
+}
+
 /// What no host sends is answered once, and the copy goes on.
 fn refuses(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
@@ -547,17 +572,37 @@ fn unbound_amid_a_copy(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// With the parameter the device is left to uio_hv_generic, whose daemon copies the same files.
+/// The kernel has uio_hv_generic: the device is left to it, and its daemon copies the same files, whichever module comes
+/// first. The parameter gives the device to whichever comes first.
 fn left_to_uio(t: &Context<'_>) -> Result<()> {
-    t.load_with("fcopy_chardev=0")?;
     let channel = t.channel(Service::FCopy);
+    let parameter = "/sys/module/hv_utils/parameters/fcopy_chardev";
+    let driver = daemon::driver(Service::FCopy);
+    t.load_with("")?;
+    t.equal(
+        "the default",
+        t.sh_ok(&format!("cat {parameter}"))?.as_str(),
+        "N",
+    )?;
+    t.sh_ok(&format!("[ ! -e {driver} ] && [ -e /dev/vmbus/hv_kvp ]"))?;
     t.check(!channel.is_open(), "the channel is not open")?;
-    t.sh_ok("[ ! -e /dev/vmbus/hv_fcopy ] && [ -e /dev/vmbus/hv_kvp ]")?;
     insert_uio(t)?;
     copies_over_uio(t)?;
+    t.unload()?;
+    t.load_with("")?;
+    daemon::FCOPY_UIO.kill(t)?;
+    copies_over_uio(t)?;
+    t.unload()?;
+    t.load()?;
+    daemon::FCOPY_UIO.kill(t)?;
+    copies_over_uio(t)?;
     remove_uio(t)?;
-    // The parameter counts for what is bound from now on.
-    t.sh_ok("echo 1 >/sys/module/hv_utils/parameters/fcopy_chardev")?;
+    t.equal(
+        "the parameter",
+        t.sh_ok(&format!("cat {parameter}"))?.as_str(),
+        "Y",
+    )?;
+    t.sh_ok(&format!("! echo 0 >{parameter}"))?;
     daemon::rebind(t, "bind", Service::FCopy)?;
     channel.wait_open()?;
     // uio_hv_generic has left a function on the channel that was to be called now.

@@ -14,6 +14,7 @@ use host::service::Service;
 
 use crate::daemon;
 use crate::daemon::wait_for;
+use crate::daemon::wait_said;
 use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
@@ -63,6 +64,16 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .rust_only()
         .expects_log(&[HELP]),
+    Scenario::new("vss_freezes_twice", freezes_twice).daemons(),
+    Scenario::new("vss_unmounts_while_frozen", unmounts).daemons(),
+    Scenario::new("vss_mounted_amid_a_freeze", mounted_amid)
+        .daemons()
+        .rust_only()
+        .expects_log(&[HELP]),
+    Scenario::new("vss_freeze_that_nobody_read", unread)
+        .daemons()
+        .rust_only()
+        .expects_log(&[NO_ANSWER]),
     Scenario::new("vss_thaw_amid_a_freeze", thaw_amid)
         .daemons()
         .rust_only(),
@@ -125,6 +136,7 @@ fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
 /// The log says once that this was thawed.
 fn log_says_thawed(t: &Context<'_>, disk: &str, cause: &str) -> Result<()> {
     let line = format!("VSS: thawed {disk} (ext4): {cause}");
+    wait_said(t, &line)?;
     let times = t
         .kernel_log()?
         .lines()
@@ -189,6 +201,86 @@ fn file_systems(t: &Context<'_>) -> Result<()> {
     disks.iter().try_for_each(Disk::finish)
 }
 
+/// The host freezes twice, and thaws once: all is thawed.
+fn freezes_twice(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let talk = begin(t)?;
+    freeze(talk, &disk)?;
+    freeze(talk, &disk)?;
+    wait_said(t, "VSS: thawed ram0 (ext4): the host freezes once more")?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    disk.is_written()?;
+    talk.finish()?;
+    disk.finish()
+}
+
+/// A file system that the daemon leaves alone can be unmounted while others are frozen: nobody keeps its device.
+fn unmounts(t: &Context<'_>) -> Result<()> {
+    let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
+    let answer = ShellDaemon::write("/tmp/success");
+    let script = format!(
+        "dd bs=8192 count=1 && fsfreeze --freeze /mnt; {answer}; \
+         dd bs=8192 count=1 && fsfreeze --unfreeze /mnt; {answer}; exec sleep 1000"
+    );
+    let daemon = ShellDaemon::registered(t, Service::Vss, &script)?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    freeze(talk, &disk)?;
+    other.finish()?;
+    disk.is_frozen()?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    disk.is_written()?;
+    talk.finish()?;
+    daemon.kill(t)?;
+    disk.finish()
+}
+
+/// A file system is mounted after the module has looked, and before the daemon has: the daemon freezes it, and dies. The
+/// module thaws it, too.
+fn mounted_amid(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    t.sh_ok("rm -f /tmp/go; mkfifo /tmp/go")?;
+    let daemon = ShellDaemon::registered(t, Service::Vss, &two_freezes())?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    let request = talk.pend(vss::body(vss::FREEZE))?;
+    wait_for(t, "[ -e /tmp/read ]")?;
+    let other = Disk::numbered(t, 1)?;
+    t.sh_ok("echo >/tmp/go")?;
+    talk.promptly("FREEZE", &request, S_OK)?;
+    daemon.kill(t)?;
+    disk.is_frozen()?;
+    other.is_frozen()?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    disk.is_written()?;
+    other.is_written()?;
+    talk.finish()?;
+    other.finish()?;
+    disk.finish()
+}
+
+/// The daemon has not read that it is to freeze, and the host starts over: what the administrator has frozen meanwhile
+/// stays frozen.
+fn unread(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let daemon = ShellDaemon::registered(t, Service::Vss, ShellDaemon::READS_NOTHING)?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    talk.pend(vss::body(vss::FREEZE))?;
+    t.sh_ok("fsfreeze --freeze /mnt")?;
+    talk.channel.negotiate_all()?;
+    disk.is_frozen()?;
+    daemon.kill(t)?;
+    disk.is_frozen()?;
+    t.sh_ok("fsfreeze --unfreeze /mnt")?;
+    disk.is_written()?;
+    begin(t)?;
+    freeze(talk, &disk)?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    talk.finish()?;
+    disk.finish()
+}
+
 /// The host sends THAW while a freeze takes long: both are answered, and all is thawed right after the freeze.
 fn thaw_amid(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
@@ -225,7 +317,7 @@ fn thaw_unanswered(t: &Context<'_>) -> Result<()> {
     disk.is_frozen()?;
     at(t, talk, &thaw, S_OK, asked, 30)?;
     disk.is_written()?;
-    t.log_has(THAWED)?;
+    wait_said(t, THAWED)?;
     daemon::VSS.resume(t)?;
     freeze(talk, &disk)?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
@@ -356,7 +448,7 @@ fn rescinded(t: &Context<'_>) -> Result<()> {
     talk.channel.rescind()?;
     talk.channel.wait_released()?;
     disk.is_written()?;
-    t.log_has(THAWED)?;
+    wait_said(t, THAWED)?;
     talk.channel.reoffer()?;
     talk.channel.wait_open()?;
     disk.finish()
@@ -370,7 +462,7 @@ fn removed(t: &Context<'_>) -> Result<()> {
     daemon::VSS.kill(t)?;
     disk.is_frozen()?;
     t.unload()?;
-    t.log_has(THAWED)?;
+    wait_said(t, THAWED)?;
     disk.is_written()?;
     t.load()?;
     talk.channel.wait_open()?;

@@ -52,6 +52,7 @@ mod log;
 mod memory;
 mod plot;
 mod profile;
+mod pushed;
 mod reload;
 mod removal;
 mod report;
@@ -105,6 +106,7 @@ fn all() -> Vec<&'static Scenario> {
         removal::SCENARIOS,
         chardev::SCENARIOS,
         kvp::SCENARIOS,
+        pushed::SCENARIOS,
         vss::SCENARIOS,
         freeze::SCENARIOS,
         fcopy::SCENARIOS,

@@ -107,7 +107,11 @@ fn daemon_restarted_under_load(t: &Context<'_>, service: Service) -> Result<()> 
     println!(
         "# {service}: of the requests under {daemons} daemons {served} were served, {failed} failed"
     );
-    t.check(served > 0 && failed > 0, "some are served, some are not")?;
+    t.check(served > 0, "some are served")?;
+    if service != Service::Kvp {
+        // Requests of KVP wait for the next daemon.
+        t.check(failed > 0, "some are not")?;
+    }
     daemon.kill(t)?;
     removal::serves(t, service)
 }

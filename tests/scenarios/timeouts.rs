@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use host::guest::Result;
 use host::ic::fcopy;
-use host::ic::frame;
 use host::ic::frame::Message;
 use host::ic::kvp;
 use host::ic::vss;
@@ -28,10 +27,6 @@ const TIMEOUT_IN_C: &str = "VSS: timeout waiting for daemon to reply";
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("kvp_times_out_without_a_daemon", kvp_without_a_daemon)
-        .waits()
-        .daemons()
-        .rust_only(),
     Scenario::new("kvp_late_answer", kvp_late_answer)
         .waits()
         .daemons()
@@ -107,25 +102,6 @@ pub fn at(
         &format!("it takes {seconds} s (it took {took:?})"),
     )?;
     Ok(reply)
-}
-
-/// A negotiation waits 55 s for a daemon, also on a device that has been there before.
-fn kvp_without_a_daemon(t: &Context<'_>) -> Result<()> {
-    Talk::begin(t, Service::Kvp, daemon::KVP)?.finish()?;
-    daemon::KVP.kill(t)?;
-    daemon::rebind(t, "unbind", Service::Kvp)?;
-    daemon::rebind(t, "bind", Service::Kvp)?;
-    let kvp = Talk::with(t, Service::Kvp);
-    kvp.channel.wait_open()?;
-    let offer = Message::negotiation(&[(3, 0)], &[(4, 0), (5, 0)], 77);
-    kvp.channel.send(&offer)?;
-    let reply = at(t, kvp, &offer, S_OK, Instant::now(), 55)?;
-    let chosen = frame::negotiated(&reply).map_err(|rejection| rejection.to_string())?;
-    t.equal("versions", chosen, ((3, 0), (4, 0)))?;
-    kvp.expect("without a daemon", kvp::enumerate(kvp::AUTO, 1), E_FAIL)?;
-    daemon::KVP.start(t)?;
-    kvp.expect("with one", kvp::enumerate(kvp::AUTO, 1), S_OK)?;
-    kvp.finish()
 }
 
 /// A daemon that has read a request has 30 s to answer; what it answers later is nobody's.

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a host pushes once: no key and no address that it sets is lost, whenever the KVP daemon comes, goes and comes
+//! again.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use host::guest::Result;
+use host::ic::frame::Message;
+use host::ic::kvp;
+use host::ic::E_FAIL;
+use host::ic::E_NO_MORE_ITEMS;
+use host::ic::S_OK;
+use host::service::Service;
+
+use crate::daemon;
+use crate::daemon::ShellDaemon;
+use crate::daemon::Talk;
+use crate::daemon::PROMPT;
+use crate::daemon::QUIET;
+use crate::kvp::new_addresses;
+use crate::kvp::pairs;
+use crate::kvp::with_adapter;
+use crate::scenario::Context;
+use crate::scenario::Scenario;
+use crate::timeouts::at;
+
+/// How many keys a host sets right after the negotiation.
+const KEYS: usize = 11;
+
+/// The scenarios of this file.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("kvp_pushed_to_a_late_daemon", |t| {
+        late_daemon(t, 20)?;
+        late_daemon(t, 90)
+    })
+    .waits()
+    .daemons(),
+    // To skip an hour takes four minutes.
+    Scenario::new("kvp_pushed_after_an_hour", |t| late_daemon(t, 3600))
+        .waits()
+        .daemons()
+        .rust_only()
+        .apart(),
+    Scenario::new("kvp_pushed_between_two_daemons", between_two_daemons)
+        .waits()
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_pushed_without_a_daemon", without_a_daemon)
+        .waits()
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_pushed_over_a_restart", over_a_restart)
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_pushed_to_ignition", to_ignition)
+        .waits()
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_pushed_again_to_a_daemon_that_dies", dies_twice)
+        .once()
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_deletes_over_a_restart", deletes)
+        .once()
+        .daemons()
+        .rust_only(),
+    Scenario::new("kvp_rescinded_while_it_waits", rescinded).daemons(),
+    Scenario::new("kvp_unbound_while_it_waits", unbound)
+        .daemons()
+        .rust_only(),
+];
+
+/// The key and value of that number.
+fn pair(number: usize) -> (String, String) {
+    (format!("key{number}"), format!("value of {number}"))
+}
+
+/// A SET of that number.
+fn set(number: usize) -> Vec<u8> {
+    let (key, value) = pair(number);
+    kvp::set(kvp::AUTO_EXTERNAL, &key, &value)
+}
+
+/// The pool has these keys, and no others.
+fn pool_has(t: &Context<'_>, talk: Talk<'_>, numbers: impl Iterator<Item = usize>) -> Result<()> {
+    let expected: Vec<_> = numbers.map(pair).collect();
+    t.equal("the pool", pairs(talk, kvp::AUTO_EXTERNAL)?, expected)
+}
+
+/// No daemon for so many seconds: the negotiation waits, and all that the host sets right after it arrives.
+fn late_daemon(t: &Context<'_>, seconds: u64) -> Result<()> {
+    with_adapter(t, |id| {
+        let talk = Talk::with(t, Service::Kvp);
+        let offer = Message::negotiation(&[(3, 0)], &[(4, 0)], 7);
+        talk.channel.send(&offer)?;
+        t.sh_within(
+            &format!("rm -f /var/lib/hyperv/.kvp_pool_3; sleep {seconds}"),
+            Duration::from_secs(seconds + 60),
+        )?;
+        talk.channel.expect_silence(QUIET)?;
+        daemon::KVP.launch(t)?;
+        talk.within("the negotiation", &offer, S_OK, PROMPT)?;
+        for number in 0..KEYS {
+            talk.expect("SET", set(number), S_OK)?;
+        }
+        talk.expect("SET_IP_INFO", kvp::set_ip_info(&new_addresses(id)), S_OK)?;
+        let shown = t.sh_ok("ip -4 addr show dev dummy0")?;
+        t.check(
+            shown.contains("10.20.30.40/16"),
+            &format!("{shown:?} has the address"),
+        )?;
+        pool_has(t, talk, 0..KEYS)?;
+        daemon::KVP.kill(t)?;
+        talk.finish()
+    })
+}
+
+/// The daemon ends, and the next one starts 20 s later: a SET in between waits.
+fn between_two_daemons(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    talk.expect("SET", set(0), S_OK)?;
+    daemon::KVP.kill(t)?;
+    let request = talk.pend(set(1))?;
+    t.sh_ok("sleep 20")?;
+    talk.channel.expect_silence(QUIET)?;
+    daemon::KVP.start(t)?;
+    talk.promptly("the SET in between", &request, S_OK)?;
+    talk.expect("SET", set(2), S_OK)?;
+    pool_has(t, talk, 0..3)?;
+    talk.finish()
+}
+
+/// No next daemon: the SET fails after 30 s, and the host can set again.
+fn without_a_daemon(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    daemon::KVP.kill(t)?;
+    let sent = Instant::now();
+    let request = talk.pend(set(0))?;
+    at(t, talk, &request, E_FAIL, sent, 30)?;
+    daemon::KVP.start(t)?;
+    pool_has(t, talk, 0..0)?;
+    talk.expect("SET", set(1), S_OK)?;
+    pool_has(t, talk, 1..2)?;
+    talk.finish()
+}
+
+/// The daemon is killed and started again, as its unit does, while the host sets keys: what the host was told to be set
+/// is set.
+fn over_a_restart(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    t.sh_ok(
+        "rm -f /tmp/over; setsid sh -c 'for i in 1 2 3 4 5; do usleep 150000; killall -KILL hv_kvp_daemon; \
+         hv_kvp_daemon; done; : >/tmp/over' >/dev/null 2>&1 &",
+    )?;
+    let mut count = 0;
+    while count < KEYS || t.sh("[ -e /tmp/over ]")?.status != 0 {
+        let request = talk.channel.request(set(count))?;
+        talk.channel.send(&request)?;
+        talk.within("SET", &request, S_OK, Duration::from_secs(30))?;
+        count += 1;
+    }
+    println!("# {count} keys over 5 restarts");
+    // Right after its start a daemon may register and be killed: only the last one is left.
+    pool_has(t, talk, 0..count)?;
+    talk.finish()
+}
+
+/// A client as Ignition's comes first, answers each question with zeroes, and goes; the distribution's daemon comes later.
+/// The host's requests to the former succeed, one in between waits, and the daemon serves all later ones.
+fn to_ignition(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::with(t, Service::Kvp);
+    let offer = Message::negotiation(&[(3, 0)], &[(4, 0)], 7);
+    talk.channel.send(&offer)?;
+    talk.channel.expect_silence(QUIET)?;
+    let ignition = ShellDaemon::registered(t, Service::Kvp, &ShellDaemon::answers("/tmp/success"))?;
+    talk.promptly("the negotiation", &offer, S_OK)?;
+    let value = "x".repeat(900);
+    for number in 0..200 {
+        let set = kvp::set(kvp::AUTO_EXTERNAL, &format!("ignition{number}"), &value);
+        talk.expect("SET", set, S_OK)?;
+    }
+    ignition.kill(t)?;
+    let request = talk.pend(set(0))?;
+    t.sh_ok("sleep 10")?;
+    daemon::KVP.start(t)?;
+    talk.promptly("the SET in between", &request, S_OK)?;
+    talk.expect("SET", set(1), S_OK)?;
+    pool_has(t, talk, 0..2)?;
+    talk.finish()
+}
+
+/// A request that daemons die of is asked twice, and fails then: the third daemon lives.
+fn dies_twice(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::with(t, Service::Kvp);
+    let mut daemon = ShellDaemon::registered(t, Service::Kvp, ShellDaemon::ANSWERS_NOTHING)?;
+    talk.channel.negotiate_all()?;
+    let request = talk.pend(set(0))?;
+    for _ in 0..2 {
+        daemon::wait_for(t, "[ -e /tmp/read ]")?;
+        daemon.kill(t)?;
+        daemon = ShellDaemon::registered(t, Service::Kvp, ShellDaemon::ANSWERS_NOTHING)?;
+    }
+    talk.promptly("SET", &request, E_FAIL)?;
+    t.sh_ok("[ ! -e /tmp/read ]")?;
+    daemon.kill(t)?;
+    talk.finish()
+}
+
+/// The daemon has deleted a key, and dies before it says so: the next one does not find the key, which is what the host
+/// wants.
+fn deletes(t: &Context<'_>) -> Result<()> {
+    let daemon = ShellDaemon::registered(t, Service::Kvp, ShellDaemon::ANSWERS_NOTHING)?;
+    let talk = Talk::with(t, Service::Kvp);
+    talk.channel.negotiate_all()?;
+    let request = talk.pend(kvp::delete(kvp::AUTO_EXTERNAL, "key"))?;
+    daemon::wait_for(t, "[ -e /tmp/read ]")?;
+    daemon.kill(t)?;
+    daemon::KVP.start(t)?;
+    talk.promptly("DELETE", &request, S_OK)?;
+    let again = kvp::delete(kvp::AUTO_EXTERNAL, "key");
+    talk.expect("DELETE of nothing", again, E_NO_MORE_ITEMS)?;
+    talk.finish()
+}
+
+/// The host takes the device away while the negotiation waits: it goes at once, and the next one works.
+fn rescinded(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::with(t, Service::Kvp);
+    let offer = Message::negotiation(&[(3, 0)], &[(4, 0)], 7);
+    talk.channel.send(&offer)?;
+    talk.channel.expect_silence(QUIET)?;
+    talk.channel.rescind()?;
+    talk.channel.wait_released()?;
+    talk.channel.reoffer()?;
+    talk.channel.wait_open()?;
+    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    talk.expect("SET", set(0), S_OK)?;
+    pool_has(t, talk, 0..1)?;
+    talk.finish()
+}
+
+/// The device is unbound while the negotiation waits, and while a SET does.
+fn unbound(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::with(t, Service::Kvp);
+    for is_negotiated in [false, true] {
+        if is_negotiated {
+            Talk::begin(t, Service::Kvp, daemon::KVP)?;
+            daemon::KVP.kill(t)?;
+            talk.pend(set(0))?;
+        } else {
+            talk.channel
+                .send(&Message::negotiation(&[(3, 0)], &[(4, 0)], 7))?;
+            talk.channel.expect_silence(QUIET)?;
+        }
+        let took = daemon::rebind(t, "unbind", Service::Kvp)?;
+        t.check(took < PROMPT, &format!("unbinding took {took:?}"))?;
+        daemon::rebind(t, "bind", Service::Kvp)?;
+        talk.channel.wait_open()?;
+    }
+    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    talk.expect("SET", set(1), S_OK)?;
+    pool_has(t, talk, 1..2)?;
+    talk.finish()
+}
