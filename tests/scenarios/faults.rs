@@ -116,7 +116,6 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 "C fails the requests in between",
                 &[
                     stock("kvp_pushed_between_two_daemons"),
-                    stock("kvp_pushed_without_a_daemon"),
                     stock("kvp_pushed_over_a_restart"),
                 ],
             ),
@@ -216,6 +215,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 "File systems are thawed before the host asks for it",
                 "C says that the backup is good",
                 &[
+                    stock("vss_thawed_by_hand"),
                     stock("vss_freeze_limit"),
                     stock("vss_hibernates_while_frozen"),
                 ],

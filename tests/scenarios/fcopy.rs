@@ -390,10 +390,17 @@ fn cancels_no_copy(t: &Context<'_>) -> Result<()> {
     cancel()?;
     copy(talk, "/tmp/in/", "file", 0, b"content")?;
     cancel()?;
+    talk.expect("WRITE after it", fcopy::write(0, b"CONTENT"), E_FAIL)?;
+    talk.expect("COMPLETE once more", fcopy::end(fcopy::COMPLETE), E_FAIL)?;
     is_there(t, "/tmp/in/before", b"before\n")?;
     is_there(t, "/tmp/in/file", b"content")?;
     talk.finish()?;
     daemon::FCOPY.kill(t)?;
+    let request = talk
+        .channel
+        .request(fcopy::start("/tmp/in/", "next", 0, 1))?;
+    talk.channel.send(&request)?;
+    talk.promptly("START without a daemon", &request, E_FAIL)?;
     cancel().map(|_| ())
 }
 
@@ -425,7 +432,7 @@ fn starts_amid_a_copy(t: &Context<'_>) -> Result<()> {
     t.sh_ok("[ ! -e /tmp/in/first ]")?;
     is_there(t, "/tmp/in/second", b"content")?;
 
-    // The daemon dies over the first one, or does not answer.
+    // The daemon dies before it has cancelled the first one.
     talk.expect("START", fcopy::start("/tmp/in/", "third", 0, 12288), S_OK)?;
     daemon::FCOPY.stop(t)?;
     let request = talk.pend(fcopy::start("/tmp/in/", "fourth", 0, 1))?;

@@ -66,6 +66,21 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(&[HELP]),
     Scenario::new("vss_freezes_twice", freezes_twice).daemons(),
     Scenario::new("vss_unmounts_while_frozen", unmounts).daemons(),
+    Scenario::new("vss_thawed_by_hand", thawed_by_hand)
+        .daemons()
+        .rust_only()
+        .expects_log(&[SPOILT]),
+    Scenario::new("vss_freeze_times_out_frozen", times_out_frozen)
+        .waits()
+        .daemons()
+        .rust_only()
+        .expects_log(&[NO_ANSWER]),
+    Scenario::new(
+        "vss_rescinded_under_a_stopped_daemon",
+        rescinded_under_a_stopped,
+    )
+    .daemons()
+    .rust_only(),
     Scenario::new("vss_mounted_amid_a_freeze", mounted_amid)
         .daemons()
         .rust_only()
@@ -235,6 +250,67 @@ fn unmounts(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
+/// Somebody thaws between FREEZE and THAW, and the daemon thaws as ever: that is no backup.
+fn thawed_by_hand(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let talk = begin(t)?;
+    freeze(talk, &disk)?;
+    t.sh_ok("fsfreeze --unfreeze /mnt")?;
+    disk.is_written()?;
+    talk.expect("THAW", vss::body(vss::THAW), E_FAIL)?;
+    freeze(talk, &disk)?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    talk.finish()?;
+    disk.finish()
+}
+
+/// The daemon hangs amid FREEZE, with a file system frozen: it is thawed when the 15 minutes are over.
+fn times_out_frozen(t: &Context<'_>) -> Result<()> {
+    let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
+    // Programs that write are blocked for longer than the kernel takes for sane.
+    t.sh_ok(&format!(
+        "echo 0 >{HUNG_TASK}; rm -f /tmp/go; mkfifo /tmp/go"
+    ))?;
+    let daemon = ShellDaemon::registered(t, Service::Vss, &two_freezes())?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    // What writes all the time lets no time be skipped.
+    other.stop()?;
+    let asked = Instant::now();
+    let request = talk.pend(vss::body(vss::FREEZE))?;
+    wait_for(t, "[ -e /tmp/read ]")?;
+    disk.is_frozen()?;
+    at(t, talk, &request, E_FAIL, asked, 900)?;
+    disk.is_written()?;
+    t.sh_ok("echo >/tmp/go")?;
+    wait_for(t, "[ -e /tmp/refused ]")?;
+    other.resume()?;
+    other.is_written()?;
+    t.sh_ok(&format!("echo 120 >{HUNG_TASK}"))?;
+    daemon.kill(t)?;
+    talk.finish()?;
+    other.finish()?;
+    disk.finish()
+}
+
+/// The host takes the device away from a daemon that is stopped: the module thaws, and rescind waits for nobody.
+fn rescinded_under_a_stopped(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
+    let talk = begin(t)?;
+    freeze(talk, &disk)?;
+    daemon::VSS.stop(t)?;
+    talk.channel.rescind()?;
+    talk.channel.wait_released()?;
+    disk.is_written()?;
+    wait_said(t, THAWED)?;
+    daemon::VSS.resume(t)?;
+    daemon::VSS.wait_gone(t)?;
+    disk.is_written()?;
+    talk.channel.reoffer()?;
+    talk.channel.wait_open()?;
+    disk.finish()
+}
+
 /// A file system is mounted after the module has looked, and before the daemon has: the daemon freezes it, and dies. The
 /// module thaws it, too.
 fn mounted_amid(t: &Context<'_>) -> Result<()> {
@@ -288,7 +364,7 @@ fn thaw_amid(t: &Context<'_>) -> Result<()> {
     let answer = ShellDaemon::write("/tmp/success");
     let script = format!(
         "dd bs=8192 count=1 && : >/tmp/read; read line </tmp/go; fsfreeze --freeze /mnt; {answer}; \
-         dd bs=8192 count=1 && fsfreeze --unfreeze /mnt; {answer}; exec sleep 1000"
+         dd bs=8192 count=1; {answer}; exec sleep 1000"
     );
     let daemon = ShellDaemon::registered(t, Service::Vss, &script)?;
     let talk = Talk::with(t, Service::Vss);
@@ -301,6 +377,7 @@ fn thaw_amid(t: &Context<'_>) -> Result<()> {
     talk.promptly("FREEZE", &frozen, S_OK)?;
     talk.promptly("THAW", &thawed, S_OK)?;
     disk.is_written()?;
+    log_says_thawed(t, "ram0", "the host asks for it")?;
     talk.finish()?;
     daemon.kill(t)?;
     disk.finish()
@@ -414,6 +491,7 @@ fn freeze_limit_values(t: &Context<'_>) -> Result<()> {
     t.unload()?;
     let loaded = t.load_with("vss_freeze_limit=86401");
     t.check(loaded.is_err(), "the module refuses 86401")?;
+    t.log_has("`86401' invalid for parameter")?;
     t.load()
 }
 
@@ -478,9 +556,9 @@ fn hibernates(t: &Context<'_>) -> Result<()> {
     disk.is_written()?;
     log_says_thawed(t, "ram0", "the guest hibernates")?;
     let log = t.kernel_log()?;
-    let at = |text: &str| log.find(text).unwrap_or(usize::MAX);
+    let frozen = log.find("Freezing user space processes");
     t.check(
-        at(THAWED) < at("Freezing user space processes"),
+        frozen.is_some_and(|at| log[..at].contains(THAWED)),
         "it is thawed before user space is frozen",
     )?;
     talk.channel.wait_open()?;
@@ -517,7 +595,10 @@ fn dies_amid(t: &Context<'_>) -> Result<()> {
     disk.is_written()?;
     other.is_written()?;
     log_says_thawed(t, "ram0", "the freeze has failed")?;
+    t.log_has("VSS: no answer from the daemon, which has gone: FREEZE fails, status 0x80004005")?;
     talk.expect("THAW after it", vss::body(vss::THAW), E_FAIL)?;
+    let log = t.kernel_log()?;
+    t.equal("lines about the backup", log.matches(SPOILT).count(), 1)?;
     talk.finish()?;
     other.finish()?;
     disk.finish()

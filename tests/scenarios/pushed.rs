@@ -43,6 +43,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .rust_only()
         .apart(),
+    Scenario::new("kvp_late_daemon_that_hangs", late_and_hanging)
+        .waits()
+        .daemons()
+        .rust_only(),
     Scenario::new("kvp_pushed_between_two_daemons", between_two_daemons)
         .waits()
         .daemons()
@@ -59,7 +63,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .rust_only(),
     Scenario::new("kvp_pushed_again_to_a_daemon_that_dies", dies_twice)
-        .once()
+        .waits()
         .daemons()
         .rust_only(),
     Scenario::new("kvp_deletes_over_a_restart", deletes)
@@ -132,6 +136,19 @@ fn between_two_daemons(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
+/// A daemon that comes 20 s late has its 30 s to answer.
+fn late_and_hanging(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    daemon::KVP.kill(t)?;
+    let request = talk.pend(set(0))?;
+    t.sh_ok("sleep 20")?;
+    let asked = Instant::now();
+    let daemon = ShellDaemon::registered(t, Service::Kvp, ShellDaemon::ANSWERS_NOTHING)?;
+    at(t, talk, &request, E_FAIL, asked, 30)?;
+    daemon.kill(t)?;
+    talk.finish()
+}
+
 /// No next daemon: the SET fails after 30 s, and the host can set again.
 fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
@@ -146,14 +163,24 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The daemon is killed and started again, as its unit does, while the host sets keys: what the host was told to be set
-/// is set.
+/// How often the daemon is killed.
+const KILLS: usize = 5;
+
+/// The daemon is killed and started again, as its unit does, while the host sets keys: each SET succeeds, and is in the
+/// pool.
 fn over_a_restart(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
-    t.sh_ok(
-        "rm -f /tmp/over; setsid sh -c 'for i in 1 2 3 4 5; do usleep 150000; killall -KILL hv_kvp_daemon; \
-         hv_kvp_daemon; done; : >/tmp/over' >/dev/null 2>&1 &",
-    )?;
+    // The daemon empties a pool's file before it writes it anew: killed then, it loses keys itself.
+    let is_whole = "[ $(stat -c %s /var/lib/hyperv/.kvp_pool_3) -ge $size ]";
+    t.sh_ok(&format!(
+        "rm -f /tmp/over; setsid sh -c 'size=0; for i in $(seq {KILLS}); do usleep 150000; \
+         while killall -STOP hv_kvp_daemon; ! {is_whole}; do killall -CONT hv_kvp_daemon; usleep 1000; done; \
+         size=$(stat -c %s /var/lib/hyperv/.kvp_pool_3); killall -KILL hv_kvp_daemon; \
+         while pidof hv_kvp_daemon; do :; done; hv_kvp_daemon; \
+         until [ $(grep -c \"KVP LIC Version\" {LOG}) -gt $i ]; do usleep 1000; done; \
+         done; : >/tmp/over' >/dev/null 2>&1 &",
+        LOG = daemon::LOG
+    ))?;
     let mut count = 0;
     while count < KEYS || t.sh("[ -e /tmp/over ]")?.status != 0 {
         let request = talk.channel.request(set(count))?;
@@ -161,8 +188,7 @@ fn over_a_restart(t: &Context<'_>) -> Result<()> {
         talk.within("SET", &request, S_OK, Duration::from_secs(30))?;
         count += 1;
     }
-    println!("# {count} keys over 5 restarts");
-    // Right after its start a daemon may register and be killed: only the last one is left.
+    println!("# {count} keys over {KILLS} restarts");
     pool_has(t, talk, 0..count)?;
     talk.finish()
 }

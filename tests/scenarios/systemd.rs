@@ -160,7 +160,12 @@ fn has_driver(t: &Context<'_>, driver: &str) -> Result<()> {
     let bound = t.sh_ok(&format!(
         "basename $(readlink /sys/bus/vmbus/devices/{device}/driver)"
     ))?;
-    t.equal("the driver", bound.as_str(), driver)
+    t.equal("the driver", bound.as_str(), driver)?;
+    // The log since the boot: the agent's has been cleared.
+    let said = t.sh_ok(
+        "journalctl --dmesg --priority=warning --quiet --output=cat | grep -E 'hv_|uio|probe' | grep -v taints; :",
+    )?;
+    t.equal("warnings", said.as_str(), "")
 }
 
 /// The host copies a file to the guest, and the daemon that was started last has written it.
@@ -189,10 +194,14 @@ fn copies_over_uio(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
-/// The administrator has the other daemon and the parameter: that daemon copies, whichever module comes first.
+/// The administrator has the other daemon, and the two lines in modprobe.d: that daemon copies.
 fn copies_over_a_device(t: &Context<'_>) -> Result<()> {
     has_driver(t, "hv_utils_fcopy")?;
     t.sh_ok("hv_fcopy_daemon")?;
+    wait(
+        t,
+        "journalctl --quiet --output=cat | grep -q 'HV_FCOPY: kernel module version'",
+    )?;
     copies(t)?;
     t.sh_ok("pkill hv_fcopy_daemon; systemctl stop hv-kvp-daemon hv-vss-daemon")
         .map(|_| ())

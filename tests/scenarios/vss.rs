@@ -2,6 +2,9 @@
 
 //! Backups with the distribution's `hv_vss_daemon`, of an ext4 that is written to all the time.
 
+use std::time::Duration;
+use std::time::Instant;
+
 use host::guest::Module;
 use host::guest::Result;
 use host::ic::frame::Message;
@@ -29,6 +32,9 @@ const FAILED: &str = "VSS: the daemon failed: thawing without it";
 pub const THAWED: &str = "VSS: thawed ram0 (ext4)";
 /// What it says of a backup during which something was thawed.
 pub const SPOILT: &str = "VSS: the backup is not consistent";
+/// File systems that are thawed at once are written within this time; those that wait for a time-out are not.
+const SOON: Duration = Duration::from_secs(20);
+
 /// What it says of a daemon that has died, or hangs.
 pub const NO_ANSWER: &str = "VSS: no answer from the daemon";
 
@@ -163,23 +169,49 @@ impl<'a> Disk<'a> {
         Ok(disk)
     }
 
-    /// The writer gets on.
+    /// The writer gets on, soon.
     pub fn is_written(&self) -> Result<()> {
         let name = &self.name;
+        let since = Instant::now();
         self.t.sh_ok(&format!(
             "touch {name}.written; wc -l <{name}.written >{name}.before"
         ))?;
         wait_for(
             self.t,
             &format!("[ $(wc -l <{name}.written) -gt $(($(cat {name}.before) + 2)) ]"),
+        )?;
+        let took = since.elapsed();
+        self.t.check(
+            took < SOON,
+            &format!("it took {took:?} until it is written"),
         )
+    }
+
+    /// Has the writer do nothing.
+    pub fn stop(&self) -> Result<()> {
+        let name = &self.name;
+        self.t
+            .sh_ok(&format!("kill -STOP $(cat {name}.writer)"))
+            .map(|_| ())
+    }
+
+    /// Has it go on.
+    pub fn resume(&self) -> Result<()> {
+        let name = &self.name;
+        self.t
+            .sh_ok(&format!("kill -CONT $(cat {name}.writer)"))
+            .map(|_| ())
     }
 
     /// The writer does not get on, and nothing on the disk changes.
     pub fn is_frozen(&self) -> Result<()> {
         let Self { name, device, .. } = self;
+        wait_for(
+            self.t,
+            &format!("grep -q '^State:.D' /proc/$(cat {name}.writer)/status"),
+        )?;
         let state = format!("wc -l <{name}.written; head -c 4M {device} | crc32");
-        let before = self.t.sh_ok(&format!("sleep 0.1; {state}"))?;
+        let before = self.t.sh_ok(&state)?;
         let after = self.t.sh_ok(&format!("sleep 0.3; {state}"))?;
         self.t.equal("what was written", after, before)
     }
@@ -338,7 +370,9 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Vss);
     talk.channel.negotiate_all()?;
     for operation in [vss::HOT_BACKUP, vss::FREEZE, vss::THAW] {
-        talk.expect("without a daemon", vss::body(operation), E_FAIL)?;
+        let request = talk.channel.request(vss::body(operation))?;
+        talk.channel.send(&request)?;
+        talk.promptly("without a daemon", &request, E_FAIL)?;
     }
     daemon::VSS.start(t)?;
     talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
@@ -467,6 +501,7 @@ fn daemon_killed_over_a_freeze(t: &Context<'_>) -> Result<()> {
 
 /// One that it has not read is not a freeze.
 fn daemon_killed_before_a_freeze(t: &Context<'_>) -> Result<()> {
+    let disk = Disk::new(t)?;
     let talk = begin(t)?;
     daemon::VSS.stop(t)?;
     let request = talk.pend(vss::body(vss::FREEZE))?;
@@ -481,7 +516,8 @@ fn daemon_killed_before_a_freeze(t: &Context<'_>) -> Result<()> {
             &format!("the log does not say {text:?}"),
         )?;
     }
-    talk.finish()
+    talk.finish()?;
+    disk.finish()
 }
 
 /// A host that starts over has forgotten that file systems are frozen.
@@ -506,6 +542,7 @@ fn rescinded_while_frozen(t: &Context<'_>) -> Result<()> {
     talk.channel.rescind()?;
     talk.channel.wait_released()?;
     disk.is_written()?;
+    wait_said(t, THAWED)?;
     daemon::VSS.wait_gone(t)?;
     talk.channel.reoffer()?;
     talk.channel.wait_open()?;
