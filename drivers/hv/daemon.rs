@@ -49,7 +49,7 @@ use kernel::{
     time::Delta, //
 };
 
-/// How long a host waits for a daemon to answer.
+/// How long a daemon has to answer.
 pub(crate) const ANSWER_TIMEOUT: Delta = Delta::from_secs(30);
 
 /// What is fixed about a service that a daemon does the work of.
@@ -103,7 +103,7 @@ pub(crate) trait DaemonService: Send {
         Asked::Answered(Status::FAIL)
     }
 
-    /// What the request in `body` waits for, which [`Asked::Later`] was returned for, takes too long.
+    /// The request in `body` is past the deadline of its [`Asked::Later`].
     fn overdue(&mut self, body: &mut [u8]) -> Status {
         let _ = body;
         Status::FAIL
@@ -175,7 +175,7 @@ pub(crate) struct Session {
     message: KVec<u8>,
     /// What was agreed on with the host, if anything.
     version: Option<Version>,
-    /// Until when a request waits for the way to the daemon to be free, if one does.
+    /// Deadline of a request that waits until the daemon can be asked.
     blocked_until: Option<Deadline>,
     /// `None` only while it is being changed.
     job: Option<Job>,
@@ -318,7 +318,7 @@ impl Session {
 
     fn negotiate(&mut self, mut packet: Packet<'_>, job: Option<Job>) -> (Handled, Option<Job>) {
         let limit = packet.sender().limit();
-        // It doesn't wait for anything from before: an answer would be taken for one to this.
+        // Drop the pending answer: the host would take it for this one's.
         let job = match self.restart(job) {
             Some(Job::None(buffer)) if self.info.waits_for_daemon && self.daemon.is_none() => {
                 return match packet.take(buffer) {
@@ -465,7 +465,7 @@ impl Handler for Session {
             Some(Job::Told(buffer, until)) => Some(self.conclude_told(buffer, until)),
             job => job,
         };
-        // Behind what the last daemon has or hasn't answered.
+        // After handling the last daemon's outcome.
         self.look_for_daemon();
         if self.service.deadline().is_some_and(Deadline::is_over) {
             self.service.expired();

@@ -68,7 +68,7 @@ enum Progress {
     None,
     /// A part, and the host goes on with it.
     Partial,
-    /// A part that the host was told is not whole: it can only cancel it.
+    /// A part with a failed piece: no more pieces are taken.
     Broken,
     /// A part, and the host has started over without it.
     Orphaned,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The file systems that the daemon has frozen for the host, and thawing them where nobody else will.
+//! Thaws file systems that the daemon froze for the host, if nobody else does.
 //!
 //! The service looks at them and decides in softirq context. A worker records and thaws in process
 //! context: both may take as long as a freeze in progress. Only the removal of the module waits for
@@ -41,15 +41,15 @@ use kernel::{
 static IS_CLAIMED: Atomic<bool> = Atomic::new(false);
 
 /// Keeps others from making a record.
-struct Claim;
+struct RecordClaim;
 
-impl Claim {
+impl RecordClaim {
     fn new() -> Option<Self> {
         IS_CLAIMED.cmpxchg(false, true, Acquire).ok().map(|_| Self)
     }
 }
 
-impl Drop for Claim {
+impl Drop for RecordClaim {
     fn drop(&mut self) {
         IS_CLAIMED.store(false, Release);
     }
@@ -116,7 +116,7 @@ pub(crate) enum Backup {
 /// A record, and the right to have one.
 struct Held {
     record: Record,
-    _claim: Claim,
+    _claim: RecordClaim,
 }
 
 /// How far the freeze is.
@@ -240,7 +240,7 @@ impl Shared {
     }
 
     fn record(&self) {
-        let made = match Claim::new() {
+        let made = match RecordClaim::new() {
             Some(claim) => Record::new()
                 .map(|record| Held {
                     record,
@@ -261,7 +261,7 @@ impl Shared {
 
     /// Thaws, for the last time if the daemon does not freeze any more.
     fn thaw(&self, mut held: Held, cause: Cause) {
-        // Look first: a daemon that ends in between may have frozen something in between.
+        // Look first: a daemon that ends during the thaw may have frozen more.
         let is_last = !self.state.lock().is_freezing;
         let result = thaw(cause, &mut held.record);
         if !is_last {
@@ -390,7 +390,7 @@ impl Freezer {
     }
 
     /// The daemon freezes no more, and has not frozen all: what it has frozen is to be thawed.
-    pub(crate) fn give_up(&self) {
+    pub(crate) fn freeze_failed(&self) {
         self.shared.state.lock().is_freezing = false;
     }
 
@@ -400,8 +400,8 @@ impl Freezer {
         state.cancel_preparation();
     }
 
-    /// The daemon has not read that it is to freeze: nothing is to be thawed.
-    pub(crate) fn retract(&self) {
+    /// The daemon has not read that it is to freeze: there is nothing to thaw.
+    pub(crate) fn freeze_unread(&self) {
         let mut state = self.shared.state.lock();
         state.is_freezing = false;
         if let (Stage::Begun(_), None) = (&state.stage, state.thaw) {
@@ -433,12 +433,12 @@ impl Freezer {
     }
 
     /// The daemon says that it has thawed, or does not: has the worker thaw what is left.
-    pub(crate) fn finish_thaw(&self, is_said: bool) {
+    pub(crate) fn finish_thaw(&self, daemon_succeeded: bool) {
         {
             let mut state = self.shared.state.lock();
             if let Stage::Frozen(held) = &mut state.stage {
-                if !is_said {
-                    held.record.retract_thaw();
+                if !daemon_succeeded {
+                    held.record.thaw_failed();
                 }
                 if held.record.is_thawed() {
                     state.stage = Stage::Idle;
@@ -479,7 +479,7 @@ impl Freezer {
 }
 
 impl Straggler for Freezer {
-    fn is_over(&self) {
+    fn daemon_finished(&self) {
         {
             let mut state = self.shared.state.lock();
             state.is_freezing = false;
@@ -503,7 +503,7 @@ impl Hibernation for Freezer {
         self.shared.carry_out();
     }
 
-    fn is_over(&self) {
+    fn ends(&self) {
         self.shared.state.lock().is_hibernating = false;
     }
 }

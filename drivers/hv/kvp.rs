@@ -66,7 +66,7 @@ impl Kvp {
         }
     }
 
-    /// Asks the daemon about the request in `body`; without one the request waits for one.
+    /// Asks the daemon about the request in `body`, or waits for a daemon.
     fn ask_daemon(&self, body: &[u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
         let Some(message) = message.first_chunk_mut() else {
             return Asked::Answered(Status::FAIL);
@@ -114,7 +114,7 @@ impl DaemonService for Kvp {
     }
 
     fn unanswered(&mut self, _: &mut [u8], _: Lost, reason: Reason) -> Asked {
-        // It does not matter whether the last daemon has done it: it is done again.
+        // The last daemon may have done it: repeating is harmless.
         if reason != Reason::Gone || self.is_asked_again {
             return Asked::Answered(Status::FAIL);
         }

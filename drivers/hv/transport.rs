@@ -173,7 +173,7 @@ pub(crate) trait Straggler: Send + Sync {
     /// The daemon is done with a question whose late answer is refused ([`Lost::Working`]): it has
     /// answered, has gone on to the next question, or has gone. Also called when the device is gone. May
     /// be called in any context.
-    fn is_over(&self);
+    fn daemon_finished(&self);
 }
 
 impl Transport {
@@ -396,7 +396,7 @@ impl Transport {
     fn settle(&self, state: &mut State) -> Option<Late> {
         let owed = state.owed.take();
         if let (Some(Late::Refused), Some(straggler)) = (owed, &self.straggler) {
-            straggler.is_over();
+            straggler.daemon_finished();
         }
         owed
     }

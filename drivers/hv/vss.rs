@@ -46,7 +46,7 @@ use kernel::{
     time::Delta, //
 };
 
-/// How long a host waits for file systems to be frozen.
+/// How long the daemon may take to freeze.
 const FREEZE_TIMEOUT: Delta = Delta::from_secs(15 * 60);
 
 /// What is fixed about the VSS service.
@@ -183,7 +183,7 @@ impl Vss {
         }
     }
 
-    /// Has the worker thaw what is left, which the daemon has left with `status`.
+    /// Has the worker thaw what the daemon, which answered `status`, left frozen.
     fn finish_thaw(&mut self, backup: Backup, status: Status) -> Asked {
         self.freezer.finish_thaw(status == Status::OK);
         self.thaw_done(backup, status)
@@ -225,7 +225,7 @@ impl Vss {
         }
     }
 
-    /// The request fails. If it is a freeze, nothing stays frozen.
+    /// The request fails. If it is a freeze that began, nothing stays frozen.
     fn fail(&mut self, operation: Operation, status: Status, why: &Why) -> Asked {
         self.log_failure(operation, status, why);
         match self.step {
@@ -330,7 +330,7 @@ impl DaemonService for Vss {
                 Err(cause) => self.fail(operation, Status::FAIL, &Why::Spoilt(cause)),
             },
             (Step::Freezing, status) => {
-                self.freezer.give_up();
+                self.freezer.freeze_failed();
                 self.fail(operation, status, &Why::Daemon)
             }
             (Step::Thawing(backup), status) => {
@@ -349,8 +349,8 @@ impl DaemonService for Vss {
 
     fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Asked {
         match (self.step, lost) {
-            (Step::Freezing, Lost::Unread) => self.freezer.retract(),
-            (Step::Freezing, Lost::Over) => self.freezer.give_up(),
+            (Step::Freezing, Lost::Unread) => self.freezer.freeze_unread(),
+            (Step::Freezing, Lost::Over) => self.freezer.freeze_failed(),
             _ => {}
         }
         let operation = match Operation::parse(body) {
@@ -359,7 +359,7 @@ impl DaemonService for Vss {
         };
         let why = Why::NoAnswer(reason);
         match (self.step, reason) {
-            // What follows is the restart's business.
+            // `restarted()` does the rest.
             (_, Reason::Restarted) => {
                 if self.limit.as_ref().allows() {
                     pr_warn!(

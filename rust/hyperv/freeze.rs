@@ -8,7 +8,7 @@
 //!
 //! Superblocks are found by their types: `iterate_supers()` is not exported, `iterate_supers_type()` is.
 //! The types are those in `/proc/filesystems` that need a block device. The types of all mounted file
-//! systems on block devices are among them. The record holds a reference to each type's module. Other
+//! systems on block devices are among them, but for `fuseblk`. The record holds a reference to each type's module. Other
 //! types are left out: an iteration over them may wait for a server, and hv_vss_daemon does not freeze
 //! them.
 //!
@@ -86,8 +86,8 @@ enum Role {
     Earlier,
     /// User space may freeze it.
     Candidate,
-    /// User space has frozen it. It needs to be thawed while at least so many freezes of user space are
-    /// left. Freezes nest: others than the owner's may be among them.
+    /// User space has frozen it. Thaw it while at least this many freezes by user space remain. Freezes
+    /// nest: others than the owner's may be among them.
     Frozen(c_int),
 }
 
@@ -162,7 +162,7 @@ impl Record {
 
     /// User space has not thawed all: what is still frozen needs to be thawed. May be called in any
     /// context.
-    pub fn retract_thaw(&mut self) {
+    pub fn thaw_failed(&mut self) {
         for entry in &mut self.entries {
             if let Role::Frozen(_) = entry.role {
                 entry.role = Role::Frozen(1);
@@ -197,8 +197,8 @@ impl Record {
         }
     }
 
-    /// User space goes on to freeze: what is not frozen loses its pin, and is found again when it is. May
-    /// be called in any context.
+    /// User space still freezes: unpin what is not frozen. [`Record::thaw`] finds it again. May be called in
+    /// any context.
     pub fn unpin(&mut self) {
         self.release(&|entry| entry.role != Role::Earlier && entry.user_freezes() == 0);
         self.entries.retain(|entry| entry.super_block.is_some());
@@ -476,7 +476,7 @@ impl fmt::Display for SuperBlock {
         // SAFETY: By the type invariant, the superblock is valid.
         let id = unsafe { &raw const (*sb).s_id };
 
-        // SAFETY: It is valid for reads. Who changes it while it is printed has part of either printed.
+        // SAFETY: It is valid for reads. A concurrent change may print a mix.
         let id = unsafe { id.read_volatile() };
         let len = id.iter().position(|&c| c == 0).unwrap_or(id.len());
 

@@ -60,7 +60,7 @@ impl Uint {
     }
 }
 
-/// Sets a parameter to a number of at most `MAX`; `EINVAL` for others, and for what is no number.
+/// Sets a parameter to a number. Fails with `EINVAL` for other text, and above `MAX`.
 ///
 /// # Safety
 ///

@@ -61,15 +61,15 @@ pub fn is_hibernation_supported() -> bool {
 
 /// What is told of hibernations. All methods are called in process context, and may sleep and do I/O.
 pub trait Hibernation: Send + Sync + 'static {
-    /// The system is about to hibernate. User space is not frozen yet, and waits for this.
+    /// The system is about to hibernate. User space is not frozen before this returns.
     fn begins(&self);
 
     /// The system has resumed, or has not hibernated. Also called once when the registration ends.
-    fn is_over(&self);
+    fn ends(&self);
 }
 
-/// Tells somebody of hibernations, from soon after it was made until this is dropped or, if this is leaked,
-/// until the device that it was registered for is unbound.
+/// Notifies a listener of hibernations, from soon after creation until this is dropped or, if this is
+/// leaked, until the device is unbound.
 ///
 /// A hibernation that begins before that may go unnoticed. A call that runs then goes on: only the removal
 /// of the module waits for it.
@@ -156,7 +156,7 @@ impl Notifier {
         // CAST: These are small numbers.
         match action as u32 {
             bindings::PM_HIBERNATION_PREPARE => this.listener.begins(),
-            bindings::PM_POST_HIBERNATION => this.listener.is_over(),
+            bindings::PM_POST_HIBERNATION => this.listener.ends(),
             _ => {}
         }
         bindings::NOTIFY_DONE as c_int
@@ -180,7 +180,7 @@ impl Run for Notifier {
             (false, true) => {
                 self.unregister();
                 *is_registered = false;
-                self.listener.is_over();
+                self.listener.ends();
             }
             _ => {}
         }

@@ -62,8 +62,7 @@ impl Run for Option<KBox<dyn Run>> {
     }
 }
 
-/// A work item that runs some time after it was scheduled, on the module's queue for work that memory may
-/// wait for: time-outs end what is frozen.
+/// A work item that runs after a delay, on the module's queue with a spare thread: time-outs thaw.
 ///
 /// Must not be leaked while it may be scheduled: its owner has to be dropped before the module goes.
 #[pin_data(PinnedDrop)]
@@ -145,7 +144,7 @@ impl<T: Run> DelayedWork<T> {
         unsafe { bindings::queue_delayed_work_on(cpu, Self::queue(), self.raw.get(), 0) };
     }
 
-    /// Runs the work when `deadline` is over, instead of when it was to run before. May be called in
+    /// Runs the work at `deadline`, replacing any earlier schedule. May be called in
     /// any context.
     pub(crate) fn schedule_at(self: Pin<&Self>, deadline: Deadline) {
         let cpu = bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int;

@@ -36,7 +36,7 @@ const LIMIT: &str = "/sys/module/hv_utils/parameters/vss_freeze_limit";
 /// After how many seconds the kernel warns of a task that is blocked.
 const HUNG_TASK: &str = "/proc/sys/kernel/hung_task_timeout_secs";
 
-/// It has xfs and btrfs, and room for them.
+/// A guest with xfs, btrfs and enough memory.
 const DISKS: Machine = Machine {
     name: "disks",
     change: |config| {
