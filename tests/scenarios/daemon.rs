@@ -41,7 +41,7 @@ pub const FCOPY_UIO: Daemon = Daemon {
 };
 
 /// Where the daemons' log messages go.
-pub const LOG: &str = "/tmp/daemons.log";
+const LOG: &str = "/tmp/daemons.log";
 
 /// How long anything may take that should happen at once, in a guest that is emulated twice over.
 pub const PROMPT: Duration = Duration::from_secs(5);

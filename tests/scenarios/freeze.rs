@@ -148,6 +148,15 @@ fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
     Talk::begin(t, Service::Vss, daemon::VSS)
 }
 
+/// The same with a daemon that is a script, which can wait for a line in `/tmp/go`.
+fn begin_with<'a>(t: &'a Context<'_>, script: &str) -> Result<(ShellDaemon, Talk<'a>)> {
+    t.sh_ok("rm -f /tmp/go /tmp/frozen /tmp/refused; mkfifo /tmp/go")?;
+    let daemon = ShellDaemon::registered(t, Service::Vss, script)?;
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    Ok((daemon, talk))
+}
+
 /// The log says once that this was thawed.
 fn log_says_thawed(t: &Context<'_>, disk: &str, cause: &str) -> Result<()> {
     let line = format!("VSS: thawed {disk} (ext4): {cause}");
@@ -237,9 +246,7 @@ fn unmounts(t: &Context<'_>) -> Result<()> {
         "dd bs=8192 count=1 && fsfreeze --freeze /mnt; {answer}; \
          dd bs=8192 count=1 && fsfreeze --unfreeze /mnt; {answer}; exec sleep 1000"
     );
-    let daemon = ShellDaemon::registered(t, Service::Vss, &script)?;
-    let talk = Talk::with(t, Service::Vss);
-    talk.channel.negotiate_all()?;
+    let (daemon, talk) = begin_with(t, &script)?;
     freeze(talk, &disk)?;
     other.finish()?;
     disk.is_frozen()?;
@@ -271,9 +278,7 @@ fn times_out_frozen(t: &Context<'_>) -> Result<()> {
     t.sh_ok(&format!(
         "echo 0 >{HUNG_TASK}; rm -f /tmp/go; mkfifo /tmp/go"
     ))?;
-    let daemon = ShellDaemon::registered(t, Service::Vss, &two_freezes())?;
-    let talk = Talk::with(t, Service::Vss);
-    talk.channel.negotiate_all()?;
+    let (daemon, talk) = begin_with(t, &two_freezes())?;
     // What writes all the time lets no time be skipped.
     other.stop()?;
     let asked = Instant::now();
@@ -315,10 +320,7 @@ fn rescinded_under_a_stopped(t: &Context<'_>) -> Result<()> {
 /// module thaws it, too.
 fn mounted_amid(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
-    t.sh_ok("rm -f /tmp/go; mkfifo /tmp/go")?;
-    let daemon = ShellDaemon::registered(t, Service::Vss, &two_freezes())?;
-    let talk = Talk::with(t, Service::Vss);
-    talk.channel.negotiate_all()?;
+    let (daemon, talk) = begin_with(t, &two_freezes())?;
     let request = talk.pend(vss::body(vss::FREEZE))?;
     wait_for(t, "[ -e /tmp/read ]")?;
     let other = Disk::numbered(t, 1)?;
@@ -339,9 +341,7 @@ fn mounted_amid(t: &Context<'_>) -> Result<()> {
 /// stays frozen.
 fn unread(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
-    let daemon = ShellDaemon::registered(t, Service::Vss, ShellDaemon::READS_NOTHING)?;
-    let talk = Talk::with(t, Service::Vss);
-    talk.channel.negotiate_all()?;
+    let (daemon, talk) = begin_with(t, ShellDaemon::READS_NOTHING)?;
     talk.pend(vss::body(vss::FREEZE))?;
     t.sh_ok("fsfreeze --freeze /mnt")?;
     talk.channel.negotiate_all()?;
@@ -366,9 +366,7 @@ fn thaw_amid(t: &Context<'_>) -> Result<()> {
         "dd bs=8192 count=1 && : >/tmp/read; read line </tmp/go; fsfreeze --freeze /mnt; {answer}; \
          dd bs=8192 count=1; {answer}; exec sleep 1000"
     );
-    let daemon = ShellDaemon::registered(t, Service::Vss, &script)?;
-    let talk = Talk::with(t, Service::Vss);
-    talk.channel.negotiate_all()?;
+    let (daemon, talk) = begin_with(t, &script)?;
     let frozen = talk.pend(vss::body(vss::FREEZE))?;
     wait_for(t, "[ -e /tmp/read ]")?;
     let thawed = talk.pend(vss::body(vss::THAW))?;
@@ -583,10 +581,7 @@ fn two_freezes() -> String {
 /// The daemon dies amid FREEZE, between two file systems: FREEZE fails, and nothing stays frozen.
 fn dies_amid(t: &Context<'_>) -> Result<()> {
     let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
-    t.sh_ok("rm -f /tmp/go; mkfifo /tmp/go")?;
-    let daemon = ShellDaemon::registered(t, Service::Vss, &two_freezes())?;
-    let talk = Talk::with(t, Service::Vss);
-    talk.channel.negotiate_all()?;
+    let (daemon, talk) = begin_with(t, &two_freezes())?;
     let request = talk.pend(vss::body(vss::FREEZE))?;
     wait_for(t, "[ -e /tmp/read ]")?;
     disk.is_frozen()?;
@@ -619,10 +614,7 @@ enum End {
 /// freezes after that, too. Its late answer is refused.
 fn late_freezer(t: &Context<'_>, end: End) -> Result<()> {
     let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
-    t.sh_ok("rm -f /tmp/go /tmp/frozen /tmp/refused; mkfifo /tmp/go")?;
-    let daemon = ShellDaemon::registered(t, Service::Vss, &two_freezes())?;
-    let talk = Talk::with(t, Service::Vss);
-    talk.channel.negotiate_all()?;
+    let (daemon, talk) = begin_with(t, &two_freezes())?;
     talk.pend(vss::body(vss::FREEZE))?;
     wait_for(t, "[ -e /tmp/read ]")?;
     disk.is_frozen()?;
