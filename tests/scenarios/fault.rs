@@ -43,6 +43,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(&[
             "probe failed for device",
             "probe with driver hv_utils failed with error -11",
+            "probe with driver hv_utils_fcopy failed with error -11",
         ]),
     Scenario::new("open_after_a_failed_open_of_c", open_after_c)
         .unloaded()

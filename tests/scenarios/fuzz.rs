@@ -47,7 +47,8 @@ const SAYS: &[&str] = &[
     "no version that is known",
     "TimeSync: clock not set",
     "VSS: no answer from the daemon",
-    "VSS: having the daemon thaw",
+    "VSS: the backup is not consistent",
+    "VSS: the daemon failed",
     "callbacks suppressed",
 ];
 
@@ -61,9 +62,10 @@ const SAYS_OF_OTHERS: &[&str] = &[
     "outbound ring indices out of range",
     "reply not sent",
     "VSS: no answer from the daemon",
-    "VSS: having the daemon thaw",
-    "VSS: the daemon has gone while file systems may be frozen",
-    "VSS: the daemon failed to thaw",
+    "VSS: a daemon has yet to end an earlier freeze",
+    "VSS: the backup is not consistent",
+    "VSS: the daemon failed",
+    "VSS: the daemon has gone while file systems are frozen",
 ];
 
 /// The services that answer at once.
