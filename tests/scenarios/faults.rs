@@ -112,8 +112,8 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 &[stock("kvp_pushed_to_a_late_daemon")],
             ),
             fault(
-                "The daemon comes again while the host sets keys",
-                "C fails the requests in between",
+                "The daemon is started again while the host sets keys",
+                "C fails the request over which it died",
                 &[
                     stock("kvp_pushed_between_two_daemons"),
                     stock("kvp_pushed_over_a_restart"),
@@ -208,17 +208,12 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                     stock("vss_rescinded_without_a_daemon"),
                     stock("vss_removed_while_frozen"),
                     stock("vss_daemon_dies_amid_a_freeze"),
-                    stock("vss_late_freezer"),
                 ],
             ),
             fault(
                 "File systems are thawed before the host asks for it",
                 "C says that the backup is good",
-                &[
-                    stock("vss_thawed_by_hand"),
-                    stock("vss_freeze_limit"),
-                    stock("vss_hibernates_while_frozen"),
-                ],
+                &[stock("vss_thawed_by_hand")],
             ),
         ],
     ),

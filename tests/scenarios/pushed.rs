@@ -49,8 +49,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only(),
     Scenario::new("kvp_pushed_between_two_daemons", between_two_daemons)
         .waits()
-        .daemons()
-        .rust_only(),
+        .daemons(),
     Scenario::new("kvp_pushed_without_a_daemon", without_a_daemon)
         .waits()
         .daemons()

@@ -197,13 +197,13 @@ fn copies_over_uio(t: &Context<'_>) -> Result<()> {
 /// The administrator has the other daemon, and the two lines in modprobe.d: that daemon copies.
 fn copies_over_a_device(t: &Context<'_>) -> Result<()> {
     has_driver(t, "hv_utils_fcopy")?;
-    t.sh_ok("hv_fcopy_daemon")?;
+    t.sh_ok("systemd-run --quiet --unit=hv-fcopy-daemon hv_fcopy_daemon --no-daemon")?;
     wait(
         t,
-        "journalctl --quiet --output=cat | grep -q 'HV_FCOPY: kernel module version'",
+        "journalctl --quiet --output=cat | grep -q HV_FCOPY:.kernel.module.version",
     )?;
     copies(t)?;
-    t.sh_ok("pkill hv_fcopy_daemon; systemctl stop hv-kvp-daemon hv-vss-daemon")
+    t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon hv-fcopy-daemon")
         .map(|_| ())
 }
 

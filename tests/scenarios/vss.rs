@@ -452,7 +452,7 @@ fn daemon_killed_while_frozen(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     freeze(talk, &disk)?;
     daemon::VSS.kill(t)?;
-    wait_for(t, &format!("dmesg | grep -q '{HELP}'"))?;
+    wait_said(t, HELP)?;
     disk.is_frozen()?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     disk.is_written()?;
