@@ -200,7 +200,7 @@ fn copies_over_a_device(t: &Context<'_>) -> Result<()> {
     t.sh_ok("systemd-run --quiet --unit=hv-fcopy-daemon hv_fcopy_daemon --no-daemon")?;
     wait(
         t,
-        "journalctl --quiet --output=cat | grep -q HV_FCOPY:.kernel.module.version",
+        "journalctl --quiet --unit=hv-fcopy-daemon --output=cat | grep -q kernel.module.version",
     )?;
     copies(t)?;
     t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon hv-fcopy-daemon")
