@@ -72,49 +72,43 @@ use vss::Vss;
 /// The ring, each way, of a service whose messages are short.
 const RING: RingSize = RingSize::with_data(3 * 4096);
 
-/// The services of [`HvUtils`].
-#[derive(Clone, Copy)]
-enum Class {
-    Heartbeat,
-    Kvp,
-    Shutdown,
-    TimeSync,
-    Vss,
-}
+/// Binds a service to its device.
+struct Open(for<'bound> fn(&'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>>);
 
+// The services, by the class of their devices.
 hyperv::vmbus_device_table!(
     ID_TABLE,
-    <HvUtils as vmbus::Driver>::IdInfo,
+    Open,
     [
         (
             DeviceId::from_class(Guid::new(0x0e0b6031_5213_4934_818b_38d90ced39db)),
-            Class::Shutdown
+            Open(open_shutdown)
         ),
         (
             DeviceId::from_class(Guid::new(0x9527e630_d0ae_497b_adce_e80ab0175caf)),
-            Class::TimeSync
+            Open(open_timesync)
         ),
         (
             DeviceId::from_class(Guid::new(0x57164f39_9115_4e78_ab55_382f3bd5422d)),
-            Class::Heartbeat
+            Open(open_heartbeat)
         ),
         (
             DeviceId::from_class(Guid::new(0xa9a0f4e7_5a45_4d96_b827_8a841e8c03e6)),
-            Class::Kvp
+            Open(open_kvp)
         ),
         (
             DeviceId::from_class(Guid::new(0x35fa2e29_ea23_4236_96ae_3a6ebacba440)),
-            Class::Vss
+            Open(open_vss)
         ),
     ]
 );
 
 hyperv::vmbus_device_table!(
     FCOPY_ID_TABLE,
-    <HvUtilsFcopy as vmbus::Driver>::IdInfo,
+    Open,
     [(
         DeviceId::from_class(Guid::new(0x34d14be3_dee4_41c8_9ae7_6b174977c192)),
-        ()
+        Open(open_fcopy)
     )]
 );
 
@@ -224,60 +218,47 @@ fn open_vss<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService
     })
 }
 
-/// The driver of all services but file copy.
-struct HvUtils;
-
-impl vmbus::Driver for HvUtils {
-    type IdInfo = Class;
-    type Data<'bound> = BoundService<'bound>;
-    const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &ID_TABLE;
-
-    fn probe<'bound>(
-        dev: &'bound vmbus::Device<Core<'_>>,
-        class: &'bound Self::IdInfo,
-    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        match class {
-            Class::Heartbeat => open(dev, Heartbeat, None),
-            Class::Kvp => open_daemon(dev, &kvp::INFO, KBox::new(Kvp::new(), GFP_KERNEL)?, None),
-            Class::Shutdown => {
-                let (service, job) = Shutdown::new(dev)?;
-                open(dev, service, job)
-            }
-            Class::TimeSync => open_timesync(dev),
-            Class::Vss => open_vss(dev),
-        }
-    }
-
-    fn suspend<'bound>(
-        dev: &'bound vmbus::Device<Core<'_>>,
-        this: Pin<&'bound Self::Data<'bound>>,
-    ) -> Result {
-        this.channel.suspend(dev)
-    }
-
-    fn resume<'bound>(
-        dev: &'bound vmbus::Device<Core<'_>>,
-        this: Pin<&'bound Self::Data<'bound>>,
-    ) -> Result {
-        this.channel.resume(dev)
-    }
+fn open_heartbeat<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>> {
+    open(dev, Heartbeat, None)
 }
 
-/// The driver of file copy. `uio_hv_generic` matches the same device, and the driver that is registered
-/// first gets it: this one is registered only where its daemon is wanted.
-struct HvUtilsFcopy;
+fn open_shutdown<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>> {
+    let (service, job) = Shutdown::new(dev)?;
+    open(dev, service, job)
+}
 
-impl vmbus::Driver for HvUtilsFcopy {
-    type IdInfo = ();
+fn open_kvp<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>> {
+    open_daemon(dev, &kvp::INFO, KBox::new(Kvp::new(), GFP_KERNEL)?, None)
+}
+
+fn open_fcopy<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundService<'bound>> {
+    open_daemon(
+        dev,
+        &fcopy::INFO,
+        KBox::new(Fcopy::new(), GFP_KERNEL)?,
+        None,
+    )
+}
+
+/// The driver of file copy, or that of all other services.
+///
+/// `uio_hv_generic` matches file copy's device, too, and the driver that is registered first gets it. So
+/// file copy has a driver of its own, which is registered only where its daemon is wanted.
+struct HvUtils<const IS_FCOPY: bool>;
+
+impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
+    type IdInfo = Open;
     type Data<'bound> = BoundService<'bound>;
-    const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &FCOPY_ID_TABLE;
+    const ID_TABLE: vmbus::IdTable<Self::IdInfo> = match IS_FCOPY {
+        true => &FCOPY_ID_TABLE,
+        false => &ID_TABLE,
+    };
 
     fn probe<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
-        (): &'bound Self::IdInfo,
+        Open(open): &'bound Self::IdInfo,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        let service = KBox::new(Fcopy::new(), GFP_KERNEL)?;
-        open_daemon(dev, &fcopy::INFO, service, None)
+        open(dev)
     }
 
     fn suspend<'bound>(
@@ -296,14 +277,14 @@ impl vmbus::Driver for HvUtilsFcopy {
 }
 
 /// A driver that is registered.
-type Registration<T> = driver::Registration<vmbus::Adapter<T>>;
+type Registration<const IS_FCOPY: bool> = driver::Registration<vmbus::Adapter<HvUtils<IS_FCOPY>>>;
 
 #[pin_data]
 struct Module {
     _farewell: Farewell,
     #[pin]
-    _driver: Registration<HvUtils>,
-    _fcopy_driver: Option<Pin<KBox<Registration<HvUtilsFcopy>>>>,
+    _driver: Registration<false>,
+    _fcopy_driver: Option<Pin<KBox<Registration<true>>>>,
 }
 
 impl InPlaceModule for Module {
