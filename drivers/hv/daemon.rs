@@ -88,20 +88,14 @@ pub(crate) trait DaemonService: Send {
         body: &mut [u8],
         daemon: Option<Registration>,
         message: &mut [u8],
-    ) -> Asked {
-        let _ = (body, daemon, message);
-        Asked::Answered(Status::FAIL)
-    }
+    ) -> Asked;
 
     /// Answers the request in `body`, about which the daemon was asked, with what it has answered.
     fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Asked;
 
     /// The request in `body`, about which the daemon was asked, gets no answer from it. What is returned
     /// does not matter if the host has started over.
-    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Asked {
-        let _ = (body, lost, reason);
-        Asked::Answered(Status::FAIL)
-    }
+    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Asked;
 
     /// The request in `body` is past the deadline of its [`Asked::Later`].
     fn overdue(&mut self, body: &mut [u8]) -> Status {

@@ -4,6 +4,7 @@
 #include <linux/fs_struct.h>
 #include <linux/hyperv.h>
 #include <linux/interrupt.h>
+#include <linux/mutex.h>
 #include <linux/ptp_clock_kernel.h>
 #include <linux/ratelimit.h>
 #include <linux/timekeeping.h>
@@ -11,6 +12,19 @@
 #include <clocksource/hyperv_timer.h>
 
 #include "helpers.h"
+
+/* Held while the first driver of the module comes, or the last one goes. */
+static DEFINE_MUTEX(drivers_mutex);
+
+void rust_helper_drivers_lock(void)
+{
+	mutex_lock(&drivers_mutex);
+}
+
+void rust_helper_drivers_unlock(void)
+{
+	mutex_unlock(&drivers_mutex);
+}
 
 void rust_helper_device_lock(struct device *dev)
 {

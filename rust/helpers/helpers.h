@@ -32,6 +32,8 @@ void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts);
 void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts);
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs);
 bool rust_helper_super_get_active(struct super_block *sb);
+void rust_helper_drivers_lock(void);
+void rust_helper_drivers_unlock(void);
 u32 rust_helper_vmbus_bytes_to_write(struct vmbus_channel *channel);
 void rust_helper_vmbus_schedule(struct vmbus_channel *channel);
 void rust_helper_vmbus_set_pending_size(struct vmbus_channel *channel, u32 size);

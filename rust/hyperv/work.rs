@@ -25,6 +25,7 @@ use kernel::{
             Acquire,
             Atomic,
             Full,
+            Relaxed,
             Release, //
         },
         Arc,
@@ -34,7 +35,10 @@ use kernel::{
         delay::fsleep,
         Delta, //
     },
-    types::Opaque,
+    types::{
+        Opaque,
+        ScopeGuard, //
+    },
     workqueue::{
         Queue,
         Work,
@@ -123,16 +127,9 @@ impl<T: Run> DelayedWork<T> {
         })
     }
 
-    /// The queue. It exists as long as a device is bound.
+    /// The queue. It exists while a driver is registered, which is as long as a device is bound.
     fn queue() -> *mut bindings::workqueue_struct {
-        let queue = Memory::MayWait.queue().load(Acquire);
-        if !queue.is_null() {
-            return queue;
-        }
-
-        // A driver was registered while the last one was being unregistered.
-        // SAFETY: It is set at boot, and always exists.
-        unsafe { bindings::system_percpu_wq }
+        Memory::MayWait.queue().load(Acquire)
     }
 
     /// Runs the work soon, unless it is scheduled already. May be called in any context.
@@ -193,8 +190,19 @@ static QUEUES: [Atomic<*mut bindings::workqueue_struct>; 2] = [
 /// Calls that may use [`QUEUES`] right now.
 static USERS: Atomic<usize> = Atomic::new(0);
 
-/// Drivers of the module that are registered, or about to be.
+/// Number of drivers of the module that are registered, or about to be. Changed under
+/// [`lock_drivers`].
 static DRIVERS: Atomic<usize> = Atomic::new(0);
+
+/// Keeps others from creating and destroying queues, until the guard is dropped.
+fn lock_drivers() -> ScopeGuard<(), fn(())> {
+    // SAFETY: In process context, and not locked by this thread: no work item registers drivers.
+    unsafe { bindings::rust_helper_drivers_lock() };
+    ScopeGuard::new_with_data((), |()| {
+        // SAFETY: Locked above.
+        unsafe { bindings::rust_helper_drivers_unlock() };
+    })
+}
 
 /// What a [`Detached`] work item does when memory is short.
 #[derive(Clone, Copy)]
@@ -233,9 +241,6 @@ impl Memory {
     /// Destroys the queue when all that was scheduled has run. May sleep.
     fn destroy_queue(self) {
         let queue = self.queue().xchg(core::ptr::null_mut(), Full);
-        if queue.is_null() {
-            return;
-        }
         while USERS.load(Acquire) != 0 {
             fsleep(Delta::from_millis(1));
         }
@@ -250,33 +255,26 @@ impl Memory {
 ///
 /// Fails with `ENOMEM`.
 pub(crate) fn driver_registers() -> Result {
-    if DRIVERS.fetch_add(1, Full) != 0 {
-        return Ok(());
+    let _guard = lock_drivers();
+    let drivers = DRIVERS.load(Relaxed);
+    if drivers == 0 {
+        let first = Memory::MayWait.create_queue()?;
+        Memory::MayWait.queue().store(first, Release);
+        let second = Memory::Waits
+            .create_queue()
+            .inspect_err(|_| Memory::MayWait.destroy_queue())?;
+        Memory::Waits.queue().store(second, Release);
     }
-    for memory in [Memory::MayWait, Memory::Waits] {
-        let queue = match memory.create_queue() {
-            Ok(queue) => queue,
-            Err(error) => {
-                driver_unregistered();
-                return Err(error);
-            }
-        };
-        if memory
-            .queue()
-            .cmpxchg(core::ptr::null_mut(), queue, Full)
-            .is_err()
-        {
-            // The last driver is just being unregistered. Without a queue nothing is scheduled.
-            // SAFETY: The queue is valid, and nobody else knows it.
-            unsafe { bindings::destroy_workqueue(queue) };
-        }
-    }
+    DRIVERS.store(drivers + 1, Relaxed);
     Ok(())
 }
 
 /// A driver was unregistered. If it was the last, waits until all detached work has run. May sleep.
 pub(crate) fn driver_unregistered() {
-    if DRIVERS.fetch_sub(1, Full) == 1 {
+    let _guard = lock_drivers();
+    let drivers = DRIVERS.load(Relaxed) - 1;
+    DRIVERS.store(drivers, Relaxed);
+    if drivers == 0 {
         // In this order: work of the first kind may schedule work of the second.
         Memory::MayWait.destroy_queue();
         Memory::Waits.destroy_queue();

@@ -122,7 +122,7 @@ fn frozen_root(t: &Context<'_>) -> Result<()> {
     let vss = t.channel(Service::Vss);
     vss.wait_negotiated()?;
     t.sh_ok(
-        "setsid sh -c 'while :; do date >>/root/written && echo >>/run/written; sleep 0.1; done' >/dev/null 2>&1 &",
+        "setsid sh -c 'while :; do date >>/var/written && echo >>/run/written; sleep 0.1; done' >/dev/null 2>&1 &",
     )?;
     let is_written = "n=$(wc -l </run/written); sleep 2; [ $n -lt $(wc -l </run/written) ]";
     let is_frozen = "n=$(wc -l </run/written); sleep 2; [ $n = $(wc -l </run/written) ]";
