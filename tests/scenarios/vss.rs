@@ -210,7 +210,7 @@ impl<'a> Disk<'a> {
             self.t,
             &format!("grep -q '^State:.D' /proc/$(cat {name}.writer)/status"),
         )?;
-        let state = format!("wc -l <{name}.written; head -c 4M {device} | crc32");
+        let state = format!("wc -l <{name}.written; head -c 4194304 {device} | crc32");
         let before = self.t.sh_ok(&state)?;
         let after = self.t.sh_ok(&format!("sleep 0.3; {state}"))?;
         self.t.equal("what was written", after, before)
