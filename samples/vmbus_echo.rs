@@ -53,6 +53,7 @@ impl Handler for Echo {
 
 struct EchoDriver;
 
+#[vtable]
 impl vmbus::Driver for EchoDriver {
     type IdInfo = ();
     type Data<'bound> = Channel<'bound>;

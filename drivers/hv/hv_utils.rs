@@ -246,6 +246,7 @@ fn open_fcopy<'bound>(dev: &'bound vmbus::Device<Core<'_>>) -> Result<BoundServi
 /// file copy has a driver of its own, which is registered only where its daemon is wanted.
 struct HvUtils<const IS_FCOPY: bool>;
 
+#[vtable]
 impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
     type IdInfo = Open;
     type Data<'bound> = BoundService<'bound>;

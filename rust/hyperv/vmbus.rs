@@ -22,7 +22,8 @@ use kernel::{
     driver,
     error::{
         from_result,
-        to_result, //
+        to_result,
+        VTABLE_DEFAULT_ERROR, //
     },
     prelude::*,
     sync::aref::AlwaysRefCounted,
@@ -66,8 +67,12 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         fields.name = name.as_char_ptr();
         fields.id_table = T::ID_TABLE.as_ptr();
         fields.probe = Some(Self::probe_callback);
-        fields.suspend = Some(Self::suspend_callback);
-        fields.resume = Some(Self::resume_callback);
+        if T::HAS_SUSPEND {
+            fields.suspend = Some(Self::suspend_callback);
+        }
+        if T::HAS_RESUME {
+            fields.resume = Some(Self::resume_callback);
+        }
         fields.driver.probe_type = bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
 
         work::driver_registers()?;
@@ -252,6 +257,7 @@ macro_rules! module_vmbus_driver {
 /// The VMBus driver trait.
 ///
 /// `samples/vmbus_echo.rs` is a complete driver.
+#[vtable]
 pub trait Driver {
     /// The type holding information about each one of the device ids supported by the driver.
     type IdInfo: 'static;
@@ -273,18 +279,27 @@ pub trait Driver {
     /// sleep, but cannot do I/O: other devices are suspended already.
     ///
     /// The channel has to be closed here: the host does not keep it. An error aborts the hibernation.
-    /// Not called for a device that is unbound by then.
+    /// Without this function the error is `EOPNOTSUPP`: the system does not hibernate while a device is
+    /// bound to the driver. Not called for a device that is unbound by then.
     fn suspend<'bound>(
         dev: &'bound Device<device::Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
-    ) -> Result;
+    ) -> Result {
+        let _ = (dev, this);
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 
     /// Called after the system has resumed from hibernation, or has failed to hibernate, with the
-    /// device's lock held.
+    /// device's lock held. Not called if `suspend` failed.
+    ///
+    /// The kernel logs an error and goes on. Without this function the error is `EOPNOTSUPP`.
     fn resume<'bound>(
         dev: &'bound Device<device::Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
-    ) -> Result;
+    ) -> Result {
+        let _ = (dev, this);
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 }
 
 /// A VMBus device.

@@ -132,6 +132,7 @@ impl ptp::Clock for Clock {
 
 struct Leak;
 
+#[vtable]
 impl vmbus::Driver for Leak {
     type IdInfo = ();
     type Data<'bound> = ();
@@ -157,20 +158,6 @@ impl vmbus::Driver for Leak {
         forget(Channel::open(dev, RING, echo, Some(job))?);
         forget(chardev::Registration::new(dev.as_ref(), device)?);
         Ok(())
-    }
-
-    fn suspend<'bound>(
-        _: &'bound vmbus::Device<Core<'_>>,
-        _: Pin<&'bound Self::Data<'bound>>,
-    ) -> Result {
-        Err(EOPNOTSUPP)
-    }
-
-    fn resume<'bound>(
-        _: &'bound vmbus::Device<Core<'_>>,
-        _: Pin<&'bound Self::Data<'bound>>,
-    ) -> Result {
-        Err(EOPNOTSUPP)
     }
 }
 
