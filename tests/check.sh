@@ -158,6 +158,22 @@ step_checkpatch()
 	done < <(files -name '*.[ch]')
 }
 
+# What in the folder "linux" uses of the rest of its crate, which would not be there upstream.
+outside_linux()
+{
+	awk '
+	/^use crate::\{$/ { is_list = 1; next }
+	/^};$/ { is_list = 0 }
+	is_list && /^    [a-z]/ && !/^    (bindings|compat|linux)[,:]/ ||
+	/crate::[a-z]/ && !/crate::(bindings|compat|linux|module_param)/ { print FILENAME ": " $0 }' \
+		rust/hyperv/linux/*.rs
+}
+
+step_layers()
+{
+	each "layers: rust/hyperv/linux" outside_linux
+}
+
 # The scenarios that the table of faults names.
 step_faults()
 {
@@ -316,7 +332,7 @@ step_soak()
 kind()
 {
 	case $1 in
-	format | shellcheck | clippy | install | checkpatch | faults) echo "source and build" ;;
+	format | shellcheck | clippy | install | checkpatch | layers | faults) echo "source and build" ;;
 	host | unit | properties) echo "unit tests" ;;
 	bench) echo "benchmark" ;;
 	*) echo "scenarios" ;;
@@ -384,7 +400,7 @@ run()
 	words <"$log.tally" | sed 's/^/    /'
 }
 
-steps=(format shellcheck clippy install checkpatch faults host unit properties scenarios timeouts bench)
+steps=(format shellcheck clippy install checkpatch layers faults host unit properties scenarios timeouts bench)
 pattern=$word
 for name in "${steps[@]}" debug systemd soak; do
 	if [ "$name" = "$word" ]; then

@@ -39,9 +39,11 @@ use hyperv::{
         Sender,
         Taken, //
     },
-    ratelimit::RateLimit,
-    time::Deadline,
-    work::Run, //
+    linux::{
+        ratelimit::RateLimit,
+        time::Deadline,
+        workqueue::Run, //
+    },
 };
 use kernel::{
     prelude::*,

@@ -32,7 +32,7 @@ use crate::{
 };
 use hyperv::{
     channel::RingSize,
-    time::Deadline, //
+    linux::time::Deadline, //
 };
 
 /// What is fixed about the file copy service.

@@ -13,12 +13,14 @@ use core::{
 };
 use hyperv::{
     channel::Waker,
-    freeze::Record,
-    power::Hibernation,
-    work::{
-        Detached,
-        Memory,
-        Run, //
+    linux::{
+        super_block::Record,
+        suspend::Hibernation,
+        workqueue::{
+            Detached,
+            Memory,
+            Run, //
+        },
     },
 };
 use kernel::{

@@ -32,10 +32,12 @@ use hyperv::{
         RingSize,
         Waker, //
     },
-    chardev,
-    power::{
-        Hibernation,
-        HibernationNotifier, //
+    linux::{
+        miscdevice,
+        suspend::{
+            Hibernation,
+            HibernationNotifier, //
+        },
     },
     ptp,
     vmbus::{
@@ -140,7 +142,7 @@ hyperv::module_param_uint!(
 /// answer comes any more. Then the channel and its job. Then the PTP clock. Last the claim.
 struct BoundService<'bound> {
     _hibernation: Option<HibernationNotifier>,
-    _device: Option<chardev::Registration>,
+    _device: Option<miscdevice::Registration>,
     channel: Channel<'bound>,
     _ptp: Option<ptp::Registration>,
     _claim: Option<Claim>,
@@ -199,7 +201,7 @@ fn open_daemon<'bound>(
     Ok(BoundService {
         _hibernation: None,
         // A daemon finds a channel that is open.
-        _device: Some(chardev::Registration::new(dev.as_ref(), transport)?),
+        _device: Some(miscdevice::Registration::new(dev.as_ref(), transport)?),
         channel,
         _ptp: None,
         _claim: Some(claim),

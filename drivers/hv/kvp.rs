@@ -28,7 +28,7 @@ use crate::{
     },
     unique::Unique, //
 };
-use hyperv::time::Deadline;
+use hyperv::linux::time::Deadline;
 
 /// What is fixed about the KVP service.
 pub(crate) static INFO: Info = Info {

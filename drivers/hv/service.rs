@@ -17,7 +17,7 @@ use hyperv::{
         Packet,
         Sender, //
     },
-    ratelimit::RateLimit, //
+    linux::ratelimit::RateLimit, //
 };
 use kernel::prelude::*;
 

@@ -23,10 +23,12 @@ use hyperv::{
         Job,
         Sender, //
     },
-    power,
-    ratelimit::RateLimit,
-    vmbus,
-    work::Run, //
+    linux::{
+        ratelimit::RateLimit,
+        reboot,
+        workqueue::Run, //
+    },
+    vmbus, //
 };
 use kernel::{
     prelude::*,
@@ -45,7 +47,7 @@ impl Shutdown {
     pub(crate) fn new(device: &vmbus::Device) -> Result<(Self, Job)> {
         let shutdown = Self {
             limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
-            can_hibernate: power::is_hibernation_supported(),
+            can_hibernate: vmbus::is_hibernation_supported(),
         };
         let event = HibernateEvent {
             device: device.into(),
@@ -86,8 +88,8 @@ impl Service for Shutdown {
 
     fn act(&mut self, action: Self::Action, sender: &Sender<'_>) {
         match action {
-            Operation::PowerOff => power::orderly_poweroff(),
-            Operation::Restart => power::orderly_reboot(),
+            Operation::PowerOff => reboot::orderly_poweroff(),
+            Operation::Restart => reboot::orderly_reboot(),
             Operation::Hibernate => sender.defer(),
         }
     }

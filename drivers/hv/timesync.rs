@@ -25,13 +25,16 @@ use hyperv::{
         Job,
         Sender, //
     },
+    linux::{
+        ratelimit::RateLimit,
+        time,
+        workqueue::Run, //
+    },
     ptp::{
         self,
         Clock, //
     },
-    ratelimit::RateLimit,
-    time,
-    work::Run, //
+    timer, //
 };
 use kernel::{
     device::{
@@ -93,7 +96,7 @@ impl Service for TimeSync {
     type Action = Message;
 
     fn answer(&mut self, version: Version, body: &mut [u8]) -> (Status, Option<Self::Action>) {
-        match Message::parse(version, body, time::reference()) {
+        match Message::parse(version, body, timer::read_reference_counter()) {
             Some(message) => (Status::OK, Some(message)),
             None => (Status::FAIL, None),
         }
@@ -104,7 +107,7 @@ impl Service for TimeSync {
         self.host.set(sample);
 
         let is_behind = || {
-            let host = self.host.at(time::reference());
+            let host = self.host.at(timer::read_reference_counter());
             host.is_ok_and(|host| host.saturating_sub(time::wall_clock()) >= BEHIND)
         };
         if sync || (timesync_implicit.get() && is_behind()) {
@@ -172,7 +175,7 @@ struct StepClock {
 
 impl Run for StepClock {
     fn run(&self) {
-        let host = self.host.at(time::reference());
+        let host = self.host.at(timer::read_reference_counter());
         let result = host.and_then(time::set_wall_clock);
         if let Err(error) = result {
             if self.limit.as_ref().allows() {

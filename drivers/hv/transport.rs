@@ -7,13 +7,15 @@ use crate::icmsg::Registration;
 use core::mem;
 use hyperv::{
     channel::Waker,
-    chardev::{
-        self,
-        Poll,
-        Ready,
-        Wait, //
+    linux::{
+        miscdevice::{
+            self,
+            Poll,
+            Ready,
+            Wait, //
+        },
+        time::Deadline, //
     },
-    time::Deadline, //
 };
 use kernel::{
     new_mutex, new_spinlock_irq,
@@ -460,7 +462,7 @@ impl State {
     }
 }
 
-impl chardev::Device for Transport {
+impl miscdevice::Device for Transport {
     type OwnerModule = crate::Module;
 
     fn name(&self) -> &'static CStr {

@@ -36,7 +36,7 @@ use crate::{
     unique::Unique, //
 };
 use core::fmt;
-use hyperv::{
+use hyperv::linux::{
     ratelimit::RateLimit,
     time::Deadline, //
 };

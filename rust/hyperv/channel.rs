@@ -10,17 +10,19 @@
 
 use crate::{
     bindings,
-    managed::{
-        Managed,
-        Registered, //
+    linux::{
+        devres::{
+            Managed,
+            Registered, //
+        },
+        ratelimit::RateLimit,
+        time::Deadline,
+        workqueue::{
+            DelayedWork,
+            Run, //
+        },
     },
-    ratelimit::RateLimit,
-    time::Deadline,
-    vmbus,
-    work::{
-        DelayedWork,
-        Run, //
-    }, //
+    vmbus, //
 };
 use core::{
     cell::{

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Abstractions for drivers of Hyper-V's VMBus, and for what such drivers need besides.
+//! Abstractions for drivers of Hyper-V's VMBus. What such drivers need besides is in [`linux`].
 //!
 //! Everything in here would move to `rust/kernel/` upstream. It knows nothing of any one device,
 //! and all unsafe code of this project is in here: a driver on top needs none.
@@ -12,16 +12,10 @@
 #![warn(clippy::multiple_unsafe_ops_per_block)]
 
 pub mod channel;
-pub mod chardev;
-pub mod freeze;
-mod managed;
-pub mod param;
-pub mod power;
+pub mod linux;
 pub mod ptp;
-pub mod ratelimit;
-pub mod time;
+pub mod timer;
 pub mod vmbus;
-pub mod work;
 
 #[doc(hidden)]
 pub mod bindings;

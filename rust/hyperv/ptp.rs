@@ -6,11 +6,11 @@
 
 use crate::{
     bindings,
-    managed::{
+    linux::devres::{
         Managed,
         Registered, //
     },
-    time, //
+    timer, //
 };
 use core::{
     cell::Cell,
@@ -152,7 +152,7 @@ impl<T: Clock> Inner<T> {
             // SAFETY: `system` is valid where it isn't null.
             unsafe { bindings::rust_helper_ptp_read_system_prets(system) };
         }
-        let now = this.inner.at(time::reference());
+        let now = this.inner.at(timer::read_reference_counter());
         if has_system {
             // SAFETY: As above.
             unsafe { bindings::rust_helper_ptp_read_system_postts(system) };

@@ -6,7 +6,7 @@
 
 use crate::{
     bindings,
-    work, //
+    linux::workqueue, //
 };
 use core::{
     marker::PhantomData,
@@ -75,19 +75,19 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         }
         fields.driver.probe_type = bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
 
-        work::driver_registers()?;
+        workqueue::driver_registers()?;
 
         // SAFETY: `hdrv` is guaranteed to be a valid `DriverType`.
         to_result(unsafe {
             bindings::__vmbus_driver_register(hdrv.get(), module.as_ptr(), name.as_char_ptr())
         })
-        .inspect_err(|_| work::driver_unregistered())
+        .inspect_err(|_| workqueue::driver_unregistered())
     }
 
     unsafe fn unregister(hdrv: &Opaque<Self::DriverType>) {
         // SAFETY: `hdrv` is guaranteed to be a valid `DriverType`.
         unsafe { bindings::vmbus_driver_unregister(hdrv.get()) };
-        work::driver_unregistered();
+        workqueue::driver_unregistered();
     }
 }
 
@@ -400,3 +400,9 @@ unsafe impl Sync for Device {}
 // SAFETY: Same as `Device<Normal>` -- the underlying `struct hv_device` is the same;
 // `Bound` is a zero-sized type-state marker that does not affect thread safety.
 unsafe impl Sync for Device<device::Bound> {}
+
+/// Returns whether this virtual machine can hibernate, i.e. has the ACPI state S4. May sleep.
+pub fn is_hibernation_supported() -> bool {
+    // SAFETY: Has no requirements.
+    unsafe { bindings::hv_is_hibernation_supported() }
+}

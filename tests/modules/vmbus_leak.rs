@@ -16,20 +16,22 @@ use hyperv::{
         Packet,
         RingSize, //
     },
-    chardev::{
-        self,
-        Poll,
-        Ready,
-        Wait, //
+    linux::{
+        miscdevice::{
+            self,
+            Poll,
+            Ready,
+            Wait, //
+        },
+        time::Deadline,
+        workqueue::Run, //
     },
     ptp,
-    time::Deadline,
     vmbus::{
         self,
         DeviceId,
         Guid, //
     },
-    work::Run, //
 };
 use kernel::{
     device::Core,
@@ -88,7 +90,7 @@ struct Device {
     is_revoked: Atomic<bool>,
 }
 
-impl chardev::Device for Device {
+impl miscdevice::Device for Device {
     type OwnerModule = DriverModule;
 
     fn name(&self) -> &'static CStr {
@@ -156,7 +158,7 @@ impl vmbus::Driver for Leak {
             Clock,
         )?);
         forget(Channel::open(dev, RING, echo, Some(job))?);
-        forget(chardev::Registration::new(dev.as_ref(), device)?);
+        forget(miscdevice::Registration::new(dev.as_ref(), device)?);
         Ok(())
     }
 }

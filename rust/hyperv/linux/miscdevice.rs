@@ -7,7 +7,7 @@
 
 use crate::{
     bindings,
-    managed::{
+    linux::devres::{
         Managed,
         Registered, //
     }, //

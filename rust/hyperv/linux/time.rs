@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The hypervisor's reference time and the system's clocks.
+//! The wall clock, and moments by which delayed work runs.
 //!
-//! C headers: [`include/clocksource/hyperv_timer.h`](srctree/include/clocksource/hyperv_timer.h),
+//! C headers: [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h),
 //! [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
 use crate::bindings;
@@ -18,13 +18,6 @@ use kernel::{
         RealTime, //
     },
 };
-
-/// Reads the partition reference time: units of 100 ns since the virtual machine was started. It
-/// stands still while the machine is saved. May be called in any context.
-pub fn reference() -> u64 {
-    // SAFETY: Safe to be called in any context.
-    unsafe { bindings::rust_helper_hv_read_reference_counter() }
-}
 
 /// Reads the wall clock: Unix time in nanoseconds. May be called in any context but an NMI.
 pub fn wall_clock() -> i64 {

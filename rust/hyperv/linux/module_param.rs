@@ -92,13 +92,13 @@ macro_rules! module_param_uint {
         $crate::module_param!(
             $name,
             $mode,
-            $crate::param::Uint::new($default),
-            $crate::param::Uint,
+            $crate::linux::module_param::Uint::new($default),
+            $crate::linux::module_param::Uint,
             {
                 static OPS: ::kernel::bindings::kernel_param_ops =
                     ::kernel::bindings::kernel_param_ops {
                         flags: 0,
-                        set: Some($crate::param::set_uint::<$max>),
+                        set: Some($crate::linux::module_param::set_uint::<$max>),
                         get: Some(::kernel::bindings::param_get_uint),
                         free: None,
                     };
@@ -124,8 +124,8 @@ macro_rules! module_param_bool {
         $crate::module_param!(
             $name,
             $mode,
-            $crate::param::Bool::new($default),
-            $crate::param::Bool,
+            $crate::linux::module_param::Bool::new($default),
+            $crate::linux::module_param::Bool,
             // SAFETY: Only the address is taken.
             unsafe { &raw const ::kernel::bindings::param_ops_bool },
             "bool",

@@ -14,7 +14,7 @@
 
 use crate::{
     bindings,
-    time::Deadline, //
+    linux::time::Deadline, //
 };
 use kernel::{
     container_of, impl_has_work,

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Powering the system off and restarting it, in order; and what comes before hibernation.
+//! What comes before and after hibernation.
 //!
-//! C headers: [`include/linux/reboot.h`](srctree/include/linux/reboot.h),
-//! [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
+//! C header: [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
 
 use crate::{
     bindings,
-    managed::{
-        Managed,
-        Registered, //
-    },
-    work::{
-        Detached,
-        Memory,
-        Run, //
+    linux::{
+        devres::{
+            Managed,
+            Registered, //
+        },
+        workqueue::{
+            Detached,
+            Memory,
+            Run, //
+        },
     },
 };
 use kernel::{
@@ -36,28 +37,6 @@ use kernel::{
     },
     types::Opaque, //
 };
-
-/// Has user space power the system off; does it by force where that can't be started.
-///
-/// May be called in any context: it is the kernel's own work item that does it.
-pub fn orderly_poweroff() {
-    // SAFETY: Safe to be called in any context.
-    unsafe { bindings::orderly_poweroff(true) };
-}
-
-/// Has user space restart the system; does it by force where that can't be started.
-///
-/// May be called in any context: it is the kernel's own work item that does it.
-pub fn orderly_reboot() {
-    // SAFETY: Safe to be called in any context.
-    unsafe { bindings::orderly_reboot() };
-}
-
-/// Returns whether this virtual machine can hibernate, i.e. has the ACPI state S4. May sleep.
-pub fn is_hibernation_supported() -> bool {
-    // SAFETY: Has no requirements.
-    unsafe { bindings::hv_is_hibernation_supported() }
-}
 
 /// What is told of hibernations. All methods are called in process context, and may sleep and do I/O.
 pub trait Hibernation: Send + Sync + 'static {

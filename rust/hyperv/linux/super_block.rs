@@ -30,7 +30,7 @@
 
 use crate::{
     bindings,
-    work::{
+    linux::workqueue::{
         Detached,
         Memory,
         Run, //

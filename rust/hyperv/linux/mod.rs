@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the kernel crate lacks, and what has nothing to do with Hyper-V.
+//!
+//! Each file here extends the file of `rust/kernel/` that has its name, or would be it upstream;
+//! `super_block.rs` would be in `rust/kernel/fs/`. It uses nothing of this crate but the bindings and the
+//! other files here. So each can be sent to its maintainer. `tests/check.sh` checks that.
+
+pub(crate) mod devres;
+pub mod miscdevice;
+pub mod module_param;
+pub mod ratelimit;
+pub mod reboot;
+pub mod super_block;
+pub mod suspend;
+pub mod time;
+pub mod workqueue;

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The hypervisor's reference time.
+//!
+//! C header: [`include/clocksource/hyperv_timer.h`](srctree/include/clocksource/hyperv_timer.h)
+
+use crate::bindings;
+
+/// Reads the partition reference time: units of 100 ns since the virtual machine was started. It
+/// stands still while the machine is saved. May be called in any context.
+pub fn read_reference_counter() -> u64 {
+    // SAFETY: Safe to be called in any context.
+    unsafe { bindings::rust_helper_hv_read_reference_counter() }
+}
