@@ -46,12 +46,12 @@ impl Shutdown {
     /// The service and the job of its channel.
     pub(crate) fn new(device: &vmbus::Device) -> Result<(Self, Job)> {
         let shutdown = Self {
-            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
+            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
             can_hibernate: vmbus::is_hibernation_supported(),
         };
         let event = HibernateEvent {
             device: device.into(),
-            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
+            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
         };
         Ok((shutdown, Some(KBox::new(event, GFP_KERNEL)?)))
     }

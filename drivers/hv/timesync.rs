@@ -67,7 +67,7 @@ impl TimeSync {
         let host = Arc::new(HostClock::new(), GFP_KERNEL)?;
         let step = StepClock {
             host: host.clone(),
-            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
+            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
         };
         Ok((Self { host }, Some(KBox::new(step, GFP_KERNEL)?)))
     }

@@ -157,7 +157,7 @@ impl Vss {
             freezer,
             step: Step::None,
             frozen: None,
-            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
+            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
         })
     }
 

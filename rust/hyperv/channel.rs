@@ -689,7 +689,7 @@ impl Inner {
             context: handler.context(),
             state <- new_mutex!(State::Closed, "Channel::state"),
             calls: Atomic::new(1),
-            limit <- RateLimit::new(),
+            limit <- RateLimit::new(c"hyperv"),
             job <- DelayedWork::new(
                 job,
                 c"Channel::job",

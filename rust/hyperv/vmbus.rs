@@ -75,7 +75,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         }
         fields.driver.probe_type = bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
 
-        workqueue::driver_registers()?;
+        workqueue::driver_registers(name)?;
 
         // SAFETY: `hdrv` is guaranteed to be a valid `DriverType`.
         to_result(unsafe {

@@ -13,6 +13,7 @@ use kernel::{
 /// Allows ten events in five seconds, the kernel's default.
 #[pin_data]
 pub struct RateLimit {
+    name: &'static CStr,
     #[pin]
     state: Opaque<bindings::ratelimit_state>,
 }
@@ -24,9 +25,10 @@ unsafe impl Send for RateLimit {}
 unsafe impl Sync for RateLimit {}
 
 impl RateLimit {
-    /// Creates a limit that no event counts against yet.
-    pub fn new() -> impl PinInit<Self> {
+    /// Creates a limit that no event counts against yet. The log knows it by `name`.
+    pub fn new(name: &'static CStr) -> impl PinInit<Self> {
         pin_init!(Self {
+            name,
             // SAFETY: `slot` is valid for writes.
             state <- Opaque::ffi_init(|slot| unsafe {
                 bindings::rust_helper_ratelimit_default_init(slot)
@@ -39,6 +41,6 @@ impl RateLimit {
     #[must_use]
     pub fn allows(self: Pin<&Self>) -> bool {
         // SAFETY: `state` was initialized in `new()`; the name is only read.
-        unsafe { bindings::___ratelimit(self.state.get(), c"hyperv".as_char_ptr()) != 0 }
+        unsafe { bindings::___ratelimit(self.state.get(), self.name.as_char_ptr()) != 0 }
     }
 }

@@ -222,16 +222,19 @@ impl Memory {
         }
     }
 
-    /// Creates the queue. It stands still while the system hibernates: devices may be suspended then.
-    fn create_queue(self) -> Result<*mut bindings::workqueue_struct> {
+    /// Creates the queue, with a name after `driver`. It stands still while the system hibernates: devices
+    /// may be suspended then.
+    fn create_queue(self, driver: &CStr) -> Result<*mut bindings::workqueue_struct> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_FREEZABLE;
-        let (name, flags) = match self {
-            Self::MayWait => (c"hyperv_reclaim", flags | bindings::wq_flags_WQ_MEM_RECLAIM),
-            Self::Waits => (c"hyperv", flags),
+        let (format, flags) = match self {
+            Self::MayWait => (c"%s_reclaim", flags | bindings::wq_flags_WQ_MEM_RECLAIM),
+            Self::Waits => (c"%s", flags),
         };
 
-        // SAFETY: The format is a C string without arguments.
-        let queue = unsafe { bindings::alloc_workqueue_noprof(name.as_char_ptr(), flags, 0) };
+        // SAFETY: Both strings are C strings, and the second is what the format wants.
+        let queue = unsafe {
+            bindings::alloc_workqueue_noprof(format.as_char_ptr(), flags, 0, driver.as_char_ptr())
+        };
         if queue.is_null() {
             return Err(ENOMEM);
         }
@@ -251,17 +254,18 @@ impl Memory {
     }
 }
 
-/// A driver is about to be registered: detached work can be scheduled from now on.
+/// A driver is about to be registered: detached work can be scheduled from now on. The queues have the
+/// name of the module's first driver.
 ///
 /// Fails with `ENOMEM`.
-pub(crate) fn driver_registers() -> Result {
+pub(crate) fn driver_registers(name: &CStr) -> Result {
     let _guard = lock_drivers();
     let drivers = DRIVERS.load(Relaxed);
     if drivers == 0 {
-        let first = Memory::MayWait.create_queue()?;
+        let first = Memory::MayWait.create_queue(name)?;
         Memory::MayWait.queue().store(first, Release);
         let second = Memory::Waits
-            .create_queue()
+            .create_queue(name)
             .inspect_err(|_| Memory::MayWait.destroy_queue())?;
         Memory::Waits.queue().store(second, Release);
     }
