@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a channel's callback does with its rings: takes packets in, and sends answers.
+//!
+//! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
+
+use super::{
+    packet::Next,
+    ring::packet_size,
+    Buffer,
+    Context,
+    Handler,
+    Job,
+    Packet,
+    Taken, //
+};
+use crate::{
+    bindings,
+    linux::{
+        ratelimit::RateLimit,
+        time::Deadline,
+        workqueue::DelayedWork, //
+    },
+    vmbus, //
+};
+use core::{
+    cell::Cell,
+    ptr::NonNull, //
+};
+use kernel::prelude::*;
+
+/// Packets handled before other softirqs get a turn, so that a host that floods the ring does not
+/// hold a CPU.
+const BUDGET: usize = 64;
+
+/// Packets handled in the host's interrupt itself. The softirq handles the others.
+const INTERRUPT_BUDGET: usize = 4;
+
+/// What a channel's callback may do, for as long as it runs.
+///
+/// # Invariants
+///
+/// `channel` is open, and only this callback uses its rings.
+pub struct Sender<'a> {
+    pub(super) channel: NonNull<bindings::vmbus_channel>,
+    pub(super) device: &'a vmbus::Device,
+    pub(super) limit: Pin<&'a RateLimit>,
+    pub(super) job: Pin<&'a DelayedWork<Job>>,
+    pub(super) pending_size: &'a Cell<u32>,
+    pub(super) unsent: &'a Cell<Option<Error>>,
+    pub(super) context: Context,
+    /// Bytes that the outbound ring has room for at least. The host only makes more.
+    pub(super) room: Cell<u32>,
+    /// Something waits for room. All that waits asks again in each invocation of the callback.
+    pub(super) waits_for_room: Cell<bool>,
+}
+
+impl<'a> Sender<'a> {
+    /// The limit of log messages that the channel's host can cause.
+    pub fn limit(&self) -> Pin<&'a RateLimit> {
+        self.limit
+    }
+
+    /// Runs the channel's job soon, in process context, unless the job is scheduled already.
+    pub fn defer(&self) {
+        self.job.schedule();
+    }
+
+    /// Runs the channel's job when `deadline` is over, instead of when it was to run before.
+    pub fn defer_until(&self, deadline: Deadline) {
+        self.job.schedule_at(deadline);
+    }
+
+    /// Sends the payload of a packet that was taken back as its answer, if there is room for it.
+    ///
+    /// If there is none, returns the packet. [`Handler::woken`] is called once there is room.
+    pub fn reply(&self, mut taken: Taken) -> Result<Buffer, Taken> {
+        if !self.has_room(taken.payload.len()) {
+            return Err(taken);
+        }
+        self.send(&mut taken.payload, taken.transaction);
+        Ok(taken.abandon())
+    }
+
+    /// Returns whether the host's interrupt has called the handler, which must not print then.
+    pub fn is_in_interrupt(&self) -> bool {
+        if self.context == Context::Softirq {
+            return false;
+        }
+
+        // SAFETY: Has no requirements.
+        unsafe { bindings::rust_helper_in_vmbus_isr() }
+    }
+
+    /// The first packet in the inbound ring, if there is one.
+    fn first(&self) -> Option<NonNull<bindings::vmpacket_descriptor>> {
+        // SAFETY: By the type invariant, the channel is open, and nobody else reads.
+        NonNull::new(unsafe { bindings::hv_pkt_iter_first(self.channel.as_ptr()) })
+    }
+
+    /// The packet behind that of `descriptor`.
+    ///
+    /// # Safety
+    ///
+    /// hv_vmbus' iterator has returned `descriptor` last, and no packet refers to it any more.
+    unsafe fn next(
+        &self,
+        descriptor: NonNull<bindings::vmpacket_descriptor>,
+    ) -> Option<NonNull<bindings::vmpacket_descriptor>> {
+        // SAFETY: By the type invariant and the safety requirements of this function.
+        NonNull::new(unsafe {
+            bindings::__hv_pkt_iter_next(self.channel.as_ptr(), descriptor.as_ptr())
+        })
+    }
+
+    /// Shows the host how far the inbound ring was read. Signals if the host waits for that.
+    fn publish_read_index(&self) {
+        // SAFETY: By the type invariant, the channel is open, and nobody else reads.
+        unsafe { bindings::hv_pkt_iter_close(self.channel.as_ptr()) };
+    }
+
+    /// Asks the host to signal once the outbound ring has room for `size` bytes, 0 for never.
+    pub(super) fn set_pending_size(&self, size: u32) {
+        self.pending_size.set(size);
+        // SAFETY: By the type invariant, the channel is open.
+        unsafe { bindings::rust_helper_vmbus_set_pending_size(self.channel.as_ptr(), size) };
+    }
+
+    /// Returns whether there is room for a packet with a payload of `len` bytes. If not, the host
+    /// signals when there is. Whoever waits asks again in the next invocation of the callback.
+    fn has_room(&self, len: usize) -> bool {
+        // A ring with nothing free would look empty.
+        let needed = packet_size(len);
+        let look = || {
+            // SAFETY: By the type invariant, the channel is open.
+            let room = unsafe { bindings::rust_helper_vmbus_bytes_to_write(self.channel.as_ptr()) };
+            self.room.set(room);
+            room > needed
+        };
+        if self.room.get() > needed || look() {
+            return true;
+        }
+        self.set_pending_size(needed.max(self.pending_size.get()));
+        let has_room = look();
+        self.waits_for_room
+            .set(self.waits_for_room.get() || !has_room);
+        has_room
+    }
+
+    /// Sends in-band data. Returns false if an answer that the host waits for was not sent; the log
+    /// says why.
+    pub(super) fn send(&self, payload: &mut [u8], transaction: u64) -> bool {
+        // CAST: Packets are at most 0xffff * 8 bytes long.
+        let len = payload.len() as u32;
+        // SAFETY: By the type invariant, the channel is open; `payload` is valid for reads.
+        let errno = unsafe {
+            bindings::vmbus_sendpacket(
+                self.channel.as_ptr(),
+                payload.as_mut_ptr().cast(),
+                len,
+                transaction,
+                bindings::vmbus_packet_type_VM_PKT_DATA_INBAND,
+                0,
+            )
+        };
+        if errno != 0 {
+            return self.failed_to_send(errno);
+        }
+        let size = packet_size(payload.len());
+        self.room.set(self.room.get().saturating_sub(size));
+        true
+    }
+
+    /// Returns true if the host does not wait for this answer. Otherwise keeps the error for the log.
+    #[cold]
+    #[inline(never)]
+    fn failed_to_send(&self, errno: c_int) -> bool {
+        match Error::from_errno(errno) {
+            // Only an answer that the host does not wait for is sent without room.
+            EAGAIN => true,
+            error => {
+                self.unsent.set(Some(error));
+                false
+            }
+        }
+    }
+
+    /// Logs the error of the last answer that could not be sent.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn log_unsent(&self) {
+        if let Some(error) = self.unsent.take() {
+            if self.limit.allows() {
+                dev_warn!(self.device.as_ref(), "reply not sent: {:?}\n", error);
+            }
+        }
+    }
+
+    /// Passes the packets in the ring to `handler`, as long as there is room to answer them. Returns
+    /// whether the ring is done with until the next event.
+    pub(super) fn poll(&self, handler: &mut dyn Handler) -> bool {
+        let mut next = self.first();
+        for done in 0..BUDGET {
+            // The host signals only when it finds the ring empty. Publish the read index before the
+            // last look.
+            let Some(descriptor) = next.or_else(|| {
+                self.publish_read_index();
+                self.first()
+            }) else {
+                return true;
+            };
+
+            // INVARIANT: The iterator has returned `descriptor` last.
+            let packet = Packet {
+                channel: self,
+                descriptor,
+            };
+            if done == INTERRUPT_BUDGET && self.is_in_interrupt() {
+                break;
+            }
+            let payload = packet.payload();
+            if !self.has_room(payload.len()) && handler.wants_answer(payload) {
+                self.publish_read_index();
+                return true;
+            }
+            // To send would have hv_vmbus print that the host has spoilt the indices.
+            if self.room.get() == u32::MAX && self.is_in_interrupt() {
+                break;
+            }
+            match handler.receive(packet).0 {
+                // SAFETY: As above; `receive()` has consumed the packet.
+                Next::Advance => next = unsafe { self.next(descriptor) },
+                Next::Stay => {
+                    self.publish_read_index();
+                    return true;
+                }
+                Next::Postpone => break,
+            }
+        }
+        self.publish_read_index();
+        false
+    }
+}
