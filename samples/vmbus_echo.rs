@@ -15,15 +15,25 @@ use hyperv::{
         Packet,
         RingSize, //
     },
+    linux::sysfs::Text,
     vmbus::{
         self,
+        Attribute,
+        AttributeGroup,
         DeviceId,
         Guid, //
     },
 };
 use kernel::{
     device::Core,
-    prelude::*, //
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
 };
 
 hyperv::vmbus_device_table!(
@@ -36,7 +46,9 @@ hyperv::vmbus_device_table!(
 );
 
 /// Sees the packets of one channel. What a driver has to remember about a channel goes in here.
-struct Echo;
+struct Echo {
+    packets: Arc<Atomic<u64>>,
+}
 
 impl Handler for Echo {
     // It takes no locks, so it may be called right in the host's interrupt.
@@ -45,10 +57,22 @@ impl Handler for Echo {
     }
 
     fn receive(&mut self, packet: Packet<'_>) -> Handled {
+        self.packets.fetch_add(1, Relaxed);
         // A packet has to go one way or another: without this line the function does not compile.
         let (handled, _has_left) = packet.reply();
         handled
     }
+}
+
+/// A device that is bound. Its channel ends when this is dropped.
+struct EchoDevice<'bound> {
+    channel: Channel<'bound>,
+    packets: Arc<Atomic<u64>>,
+}
+
+/// Number of packets that have come in since the device was bound.
+fn packets(this: Pin<&EchoDevice<'_>>, text: &mut Text<'_>) -> Result {
+    write!(text, "{}", this.packets.load(Relaxed))
 }
 
 struct EchoDriver;
@@ -56,8 +80,14 @@ struct EchoDriver;
 #[vtable]
 impl vmbus::Driver for EchoDriver {
     type IdInfo = ();
-    type Data<'bound> = Channel<'bound>;
+    type Data<'bound> = EchoDevice<'bound>;
     const ID_TABLE: vmbus::IdTable<Self::IdInfo> = &ID_TABLE;
+
+    // `/sys/bus/vmbus/devices/*/vmbus_echo/packets`
+    const ATTRIBUTES: AttributeGroup<Self> = AttributeGroup {
+        name: c"vmbus_echo",
+        attributes: &[Attribute::<Self>::read_only(c"packets", packets)],
+    };
 
     fn probe<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
@@ -66,21 +96,28 @@ impl vmbus::Driver for EchoDriver {
         const RING: RingSize = RingSize::with_data(12 * 1024);
         dev_info!(dev.as_ref(), "Rust VMBus driver sample probed\n");
 
-        Channel::open(dev, RING, KBox::new(Echo, GFP_KERNEL)?, None)
+        let packets = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let echo = Echo {
+            packets: packets.clone(),
+        };
+        Ok(EchoDevice {
+            channel: Channel::open(dev, RING, KBox::new(echo, GFP_KERNEL)?, None)?,
+            packets,
+        })
     }
 
     fn suspend<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        this.suspend(dev)
+        this.channel.suspend(dev)
     }
 
     fn resume<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
         this: Pin<&'bound Self::Data<'bound>>,
     ) -> Result {
-        this.resume(dev)
+        this.channel.resume(dev)
     }
 }
 

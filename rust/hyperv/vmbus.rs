@@ -6,7 +6,13 @@
 
 use crate::{
     bindings,
-    linux::workqueue, //
+    linux::{
+        sysfs::{
+            self,
+            HasAttributes, //
+        },
+        workqueue,
+    },
 };
 use core::{
     marker::PhantomData,
@@ -54,6 +60,13 @@ unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
     const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, driver);
 }
 
+// SAFETY:
+// - `T::Data` is `Sync`.
+// - `probe_callback()` sets the data with `Device::set_drvdata()`. Only `driver::Registration` drops it.
+unsafe impl<T: Driver> HasAttributes for Adapter<T> {
+    const ATTRIBUTES: AttributeGroup<T> = T::ATTRIBUTES;
+}
+
 // SAFETY: A call to `unregister` for a given instance of `DriverType` is guaranteed to be valid if
 // a preceding call to `register` has been successful.
 unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
@@ -73,6 +86,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         if T::HAS_RESUME {
             fields.resume = Some(Self::resume_callback);
         }
+        fields.driver.dev_groups = sysfs::dev_groups::<Self>();
         fields.driver.probe_type = bindings::probe_type_PROBE_PREFER_ASYNCHRONOUS;
 
         workqueue::driver_registers(name)?;
@@ -254,11 +268,17 @@ macro_rules! module_vmbus_driver {
     };
 }
 
+/// An attribute of the devices of the VMBus driver `T`.
+pub type Attribute<T> = sysfs::Attribute<Adapter<T>>;
+
+/// The attributes of the devices of the VMBus driver `T`.
+pub type AttributeGroup<T> = sysfs::Group<Adapter<T>>;
+
 /// The VMBus driver trait.
 ///
 /// `samples/vmbus_echo.rs` is a complete driver.
 #[vtable]
-pub trait Driver {
+pub trait Driver: Sized + 'static {
     /// The type holding information about each one of the device ids supported by the driver.
     type IdInfo: 'static;
 
@@ -267,6 +287,10 @@ pub trait Driver {
 
     /// The table of device ids supported by the driver.
     const ID_TABLE: IdTable<Self::IdInfo>;
+
+    /// The files that each bound device has in sysfs. They appear after `probe()`, and go before the data
+    /// is dropped. If they cannot be created, the device is not bound.
+    const ATTRIBUTES: AttributeGroup<Self> = AttributeGroup::<Self>::NONE;
 
     /// Called when a device that is in the table appears. A device that is bound by force, without
     /// being in the table, is refused (`ENODEV`) before.

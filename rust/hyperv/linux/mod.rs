@@ -13,5 +13,6 @@ pub mod ratelimit;
 pub mod reboot;
 pub mod super_block;
 pub mod suspend;
+pub mod sysfs;
 pub mod time;
 pub mod workqueue;
