@@ -108,14 +108,14 @@ impl vmbus::Driver for EchoDriver {
 
     fn suspend<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
-        this: Pin<&'bound Self::Data<'bound>>,
+        this: Pin<&Self::Data<'bound>>,
     ) -> Result {
         this.channel.suspend(dev)
     }
 
     fn resume<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
-        this: Pin<&'bound Self::Data<'bound>>,
+        this: Pin<&Self::Data<'bound>>,
     ) -> Result {
         this.channel.resume(dev)
     }

@@ -266,14 +266,14 @@ impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
 
     fn suspend<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
-        this: Pin<&'bound Self::Data<'bound>>,
+        this: Pin<&Self::Data<'bound>>,
     ) -> Result {
         this.channel.suspend(dev)
     }
 
     fn resume<'bound>(
         dev: &'bound vmbus::Device<Core<'_>>,
-        this: Pin<&'bound Self::Data<'bound>>,
+        this: Pin<&Self::Data<'bound>>,
     ) -> Result {
         this.channel.resume(dev)
     }

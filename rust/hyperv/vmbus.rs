@@ -146,10 +146,7 @@ impl<T: Driver> Adapter<T> {
     /// other driver may be bound to it during the call.
     unsafe fn with_data(
         hdev: *mut bindings::hv_device,
-        f: impl for<'bound> FnOnce(
-            &'bound Device<device::Core<'_>>,
-            Pin<&'bound T::Data<'bound>>,
-        ) -> Result,
+        f: impl for<'bound> FnOnce(&'bound Device<device::Core<'_>>, Pin<&T::Data<'bound>>) -> Result,
     ) -> c_int {
         // SAFETY: Guaranteed by the safety requirements of this function.
         //
@@ -307,7 +304,7 @@ pub trait Driver: Sized + 'static {
     /// bound to the driver. Not called for a device that is unbound by then.
     fn suspend<'bound>(
         dev: &'bound Device<device::Core<'_>>,
-        this: Pin<&'bound Self::Data<'bound>>,
+        this: Pin<&Self::Data<'bound>>,
     ) -> Result {
         let _ = (dev, this);
         build_error!(VTABLE_DEFAULT_ERROR)
@@ -319,7 +316,7 @@ pub trait Driver: Sized + 'static {
     /// The kernel logs an error and goes on. Without this function the error is `EOPNOTSUPP`.
     fn resume<'bound>(
         dev: &'bound Device<device::Core<'_>>,
-        this: Pin<&'bound Self::Data<'bound>>,
+        this: Pin<&Self::Data<'bound>>,
     ) -> Result {
         let _ = (dev, this);
         build_error!(VTABLE_DEFAULT_ERROR)
