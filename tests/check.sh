@@ -210,8 +210,12 @@ step_host()
 # The services' pure code, on this machine.
 step_unit()
 {
-	{ rustc --edition 2021 --test -A dead_code --crate-name icmsg -o "$logs/unit" drivers/hv/icmsg/mod.rs &&
-	  "$logs/unit" ${pattern:+"$pattern"}; } 2>&1 | retell unit
+	local part
+
+	for part in icmsg exchange; do
+		{ rustc --edition 2021 --test -A dead_code --crate-name "$part" -o "$logs/unit-$part" "drivers/hv/$part/mod.rs" &&
+		  "$logs/unit-$part" ${pattern:+"$pattern"}; } 2>&1 | retell unit
+	done
 }
 
 # What holds for that code whatever it is given.

@@ -7,6 +7,10 @@
 //! before. While a negotiation waits for a daemon, the next one stays in the ring, too: each is answered.
 
 use crate::{
+    exchange::{
+        Late,
+        Lost, //
+    },
     icmsg::{
         Kind,
         Registration,
@@ -14,25 +18,30 @@ use crate::{
         Status,
         Version, //
     },
-    service::{
-        log_negotiation,
-        log_unexpected, //
+    session::{
+        self,
+        Answer,
+        Negotiation,
+        Service, //
     },
     transport::{
         Daemon,
-        Late,
-        Lost,
+        Message,
         Outcome,
         Protocol,
         Transport, //
     },
     unique::Unique, //
 };
+use core::{
+    convert::Infallible,
+    mem, //
+};
 use hyperv::{
     channel::{
         Buffer,
+        Context,
         Handled,
-        Handler,
         Job as ChannelJob,
         Packet,
         RingSize,
@@ -40,7 +49,6 @@ use hyperv::{
         Taken, //
     },
     linux::{
-        ratelimit::RateLimit,
         time::Deadline,
         workqueue::Run, //
     },
@@ -56,14 +64,8 @@ pub(crate) const ANSWER_TIMEOUT: Delta = Delta::from_secs(30);
 
 /// What is fixed about a service that a daemon does the work of.
 pub(crate) struct Info {
-    /// The name in log messages.
-    pub(crate) name: &'static str,
-    /// The type of the service's requests.
-    pub(crate) kind: Kind,
-    /// The framework versions that the service works with, best first.
-    pub(crate) frameworks: &'static [Version],
-    /// The message versions that the service knows, best first.
-    pub(crate) versions: &'static [Version],
+    /// What is fixed about its conversation with the host.
+    pub(crate) session: session::Info,
     /// The size of each ring.
     pub(crate) ring: RingSize,
     /// Whether negotiations wait until a daemon has registered. A host pushes what it has right after
@@ -81,25 +83,21 @@ pub(crate) struct Info {
 pub(crate) trait DaemonService: Send {
     /// Writes what the daemon is to be asked about the request in `body` to `message`, or answers
     /// the request.
-    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked;
+    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Next;
 
-    /// Goes on with the request in `body` for which [`Asked::Later`] was returned last, as
+    /// Goes on with the request in `body` for which [`Next::Wait`] was returned last, as
     /// [`DaemonService::ask`] does. Called each time the channel is woken; with `daemon` if it can be asked.
-    fn resume(
-        &mut self,
-        body: &mut [u8],
-        daemon: Option<Registration>,
-        message: &mut [u8],
-    ) -> Asked;
+    fn resume(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8])
+        -> Next;
 
     /// Answers the request in `body`, about which the daemon was asked, with what it has answered.
-    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Asked;
+    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Next;
 
     /// The request in `body`, about which the daemon was asked, gets no answer from it. What is returned
     /// does not matter if the host has started over.
-    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Asked;
+    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Next;
 
-    /// The request in `body` is past the deadline of its [`Asked::Later`].
+    /// The request in `body` is past the deadline of its [`Next::Wait`].
     fn overdue(&mut self, body: &mut [u8]) -> Status {
         let _ = body;
         Status::FAIL
@@ -131,20 +129,19 @@ pub(crate) trait DaemonService: Send {
     fn expired(&mut self) {}
 }
 
-/// What becomes of a request.
-pub(crate) enum Asked {
+/// What comes next for a request.
+pub(crate) enum Next {
     /// The daemon is asked the first `len` bytes of the message, and has `timeout` to answer. `late`
     /// says what becomes of an answer after that.
-    Question {
+    Ask {
         len: usize,
         timeout: Delta,
         late: Late,
     },
-    /// The request is answered without it.
-    Answered(Status),
-    /// The service goes on with it each time the channel is woken, by [`DaemonService::resume`], and has
-    /// until then.
-    Later { until: Deadline },
+    /// The request is answered.
+    Answer(Status),
+    /// The request waits, until then at the most: see [`DaemonService::resume`].
+    Wait { until: Deadline },
 }
 
 /// Why a question gets no answer.
@@ -158,72 +155,84 @@ pub(crate) enum Reason {
     Restarted,
 }
 
-/// The conversation with the host on the service's channel.
-pub(crate) struct Session {
+/// A service and its daemon.
+pub(crate) struct WithDaemon {
     info: &'static Info,
     service: KBox<dyn DaemonService>,
     transport: Arc<Transport>,
     /// The daemon that was there last time.
     daemon: Option<Daemon>,
+    /// Whether it could be asked then, and was not.
+    is_free: bool,
     /// When the channel's job runs, or ran last.
     armed: Option<Deadline>,
     /// Where questions are written, and answers read.
-    message: KVec<u8>,
-    /// What was agreed on with the host, if anything.
-    version: Option<Version>,
+    message: Message,
     /// Deadline of a request that waits until the daemon can be asked.
     blocked_until: Option<Deadline>,
-    /// `None` only while it is being changed.
-    job: Option<Job>,
+    job: Job,
 }
 
 /// The request that is worked on.
 enum Job {
     /// There is none.
     None(Buffer),
+    /// There is none. The daemon works on a message of ours. Requests wait until the deadline and fail
+    /// after it.
+    Told(Buffer, Deadline),
     /// The host has offered versions. The answer waits for a daemon.
     Offered(Taken),
     /// The daemon has been asked, and has until then to answer.
     Asked(Taken, Deadline),
-    /// The service works on it, and has until then.
-    Later(Taken, Deadline),
-    /// The daemon works on a message of ours. Requests wait until the deadline and fail after it.
-    Told(Buffer, Deadline),
+    /// The service lets it wait, until then at the most.
+    Waiting(Taken, Deadline),
     /// Its answer waits for room in the ring.
     Answered(Taken),
 }
 
-impl Session {
-    /// The conversation, and the job of its channel.
+impl Default for Job {
+    fn default() -> Self {
+        Self::None(Buffer::default())
+    }
+}
+
+/// What is left to do about a message that was taken.
+pub(crate) enum Later {
+    /// A daemon has to come before an offer of versions is answered.
+    Offered,
+    /// The service says what comes next.
+    Request(Next),
+}
+
+impl WithDaemon {
+    /// The service, and the job of its channel.
     pub(crate) fn new(
         info: &'static Info,
         service: KBox<dyn DaemonService>,
         transport: Arc<Transport>,
     ) -> Result<(Self, ChannelJob)> {
-        let expiry = Expiry {
-            transport: transport.clone(),
-        };
-        let session = Self {
+        let wake = Wake(transport.clone());
+        let this = Self {
             info,
             service,
             transport,
             daemon: None,
+            is_free: false,
             armed: None,
-            message: info.protocol.new_message()?,
-            version: None,
+            message: Message::new(&info.protocol)?,
             blocked_until: None,
-            job: Some(Job::None(Buffer::new(info.ring)?)),
+            job: Job::None(Buffer::new(info.ring)?),
         };
-        Ok((session, Some(KBox::new(expiry, GFP_KERNEL)?)))
+        Ok((this, Some(KBox::new(wake, GFP_KERNEL)?)))
     }
 
     /// The time at which the service has to be woken next.
     fn next_deadline(&self) -> Option<Deadline> {
         let is_ahead = |until: &Deadline| !until.is_over();
         let until = match self.job {
-            Some(Job::Asked(_, until) | Job::Later(_, until)) => Some(until),
+            Job::Asked(_, until) | Job::Waiting(_, until) => Some(until),
             // Skip these once they are over: the packets that come in next end them.
-            Some(Job::Told(_, until)) => Some(until).filter(is_ahead),
+            Job::Told(_, until) => Some(until).filter(is_ahead),
             _ => None,
         };
         let until = until.or(self.blocked_until.filter(is_ahead));
@@ -250,143 +259,107 @@ impl Session {
 
     /// Notices that the daemon is another one.
     fn look_for_daemon(&mut self) {
-        let daemon = self.transport.daemon();
+        let (daemon, is_free) = self.transport.daemon();
+        self.is_free = is_free;
         if self.daemon.is_some() && self.daemon != daemon {
             self.service.daemon_gone();
         }
         self.daemon = daemon;
     }
 
-    /// Forgets the host's request, without an answer, and what was agreed on.
-    fn restart(&mut self, job: Option<Job>) -> Option<Job> {
-        let job = job.map(|job| match job {
-            Job::Asked(mut taken, _) => {
-                let lost = self.transport.abandon();
-                if let Ok(mut request) = Request::new(taken.payload()) {
-                    self.service
-                        .unanswered(request.body(), lost, Reason::Restarted);
-                }
-                Job::None(taken.abandon())
-            }
-            Job::Offered(taken) | Job::Later(taken, _) | Job::Answered(taken) => {
-                Job::None(taken.abandon())
-            }
-            job @ (Job::None(_) | Job::Told(..)) => job,
-        });
-        self.version = None;
-        self.blocked_until = None;
-        self.service.restarted();
-        self.tell(job)
+    /// The daemon, if it can be asked.
+    fn free_daemon(&self) -> Option<Registration> {
+        let daemon = self.daemon.filter(|_| self.is_free);
+        daemon.map(|daemon| daemon.registration)
+    }
+
+    /// Asks the daemon what the first `len` bytes of the message say.
+    fn question(&mut self, len: usize, late: Late) {
+        self.is_free = false;
+        self.transport
+            .ask(self.daemon, &mut self.message, len, late);
+    }
+
+    /// Returns whether a request has to wait for the daemon to end a read, which it may never do.
+    fn is_blocked(&mut self) -> bool {
+        if self.daemon.is_none() || self.is_free {
+            self.blocked_until = None;
+            return false;
+        }
+        let until = self
+            .blocked_until
+            .get_or_insert_with(|| Deadline::after(ANSWER_TIMEOUT));
+        !until.is_over()
     }
 
     /// Tells the daemon what it has to be told, if it isn't working on something.
-    fn tell(&mut self, job: Option<Job>) -> Option<Job> {
+    fn tell(&mut self, job: Job) -> Job {
         match job {
-            Some(Job::None(buffer)) if self.transport.is_free() => {
-                Some(match self.service.tell(&mut self.message) {
-                    Some(len) => {
-                        let until = Deadline::after(ANSWER_TIMEOUT);
-                        self.transport.ask(
-                            self.daemon,
-                            &mut self.message,
-                            len,
-                            None,
-                            Late::Dropped,
-                        );
-                        Job::Told(buffer, until)
-                    }
-                    None => Job::None(buffer),
-                })
+            Job::None(buffer) if self.is_free => {
+                let Some(len) = self.service.tell(&mut self.message) else {
+                    return Job::None(buffer);
+                };
+                self.question(len, Late::Dropped);
+                Job::Told(buffer, Deadline::after(ANSWER_TIMEOUT))
             }
             job => job,
         }
     }
 
-    /// Passes on what the daemon has answered to what it was told.
+    /// Passes on what the daemon has answered to what it was told. It has as long as it lives.
     fn conclude_told(&mut self, buffer: Buffer, until: Deadline) -> Job {
-        match self.transport.outcome(&mut self.message) {
+        match self.transport.outcome(&mut self.message, false) {
             Outcome::Pending => return Job::Told(buffer, until),
             Outcome::Answered(_) => self.service.told(&self.message),
-            Outcome::None(_) => {}
+            Outcome::Gone(_) | Outcome::TimedOut(_) => {}
         }
         Job::None(buffer)
     }
 
-    fn negotiate(&mut self, mut packet: Packet<'_>, job: Option<Job>) -> (Handled, Option<Job>) {
-        let limit = packet.sender().limit();
-        // Drop the pending answer: the host would take it for this one's.
-        let job = match self.restart(job) {
-            Some(Job::None(buffer)) if self.info.waits_for_daemon && self.daemon.is_none() => {
-                return match packet.take(buffer) {
-                    Ok((handled, taken)) => (handled, Some(Job::Offered(taken))),
-                    Err((packet, buffer)) => (fail(packet), Some(Job::None(buffer))),
-                };
-            }
-            job => job,
+    /// Answers the request if the daemon has, or won't any more.
+    fn conclude(&mut self, mut taken: Taken, until: Deadline) -> Job {
+        let result = match self.transport.outcome(&mut self.message, until.is_over()) {
+            Outcome::Pending => return Job::Asked(taken, until),
+            Outcome::Answered(daemon) => Ok(daemon),
+            Outcome::Gone(lost) => Err((lost, Reason::Gone)),
+            Outcome::TimedOut(lost) => Err((lost, Reason::TimedOut)),
         };
-        let request = match Request::new(packet.payload_mut()) {
-            Ok(request) => request,
-            Err(unanswerable) => return (packet.ignore(&unanswerable), job),
+        let Ok(mut request) = Request::new(taken.payload()) else {
+            return Job::Answered(taken);
         };
-        let version = request.negotiate(self.info.frameworks, self.info.versions);
-        let (handled, has_left) = packet.reply();
-        if has_left {
-            self.version = version;
-            log_negotiation(self.info.name, version, limit);
-        }
-        (handled, job)
+        let body = request.body();
+        let next = match result {
+            Ok(daemon) => self.service.answered(body, daemon, &self.message),
+            Err((lost, reason)) => self.service.unanswered(body, lost, reason),
+        };
+        self.go_on(taken, next)
     }
 
-    /// Answers the host's offer of versions.
-    fn accept(&mut self, mut taken: Taken, limit: Pin<&RateLimit>) -> Job {
-        if let Ok(request) = Request::new(taken.payload()) {
-            self.version = request.negotiate(self.info.frameworks, self.info.versions);
-            log_negotiation(self.info.name, self.version, limit);
-        }
-        Job::Answered(taken)
-    }
-
-    /// Starts work on a request, or answers it.
-    fn request(&mut self, mut packet: Packet<'_>, buffer: Buffer) -> (Handled, Job) {
-        let mut daemon = self.daemon.map(|daemon| daemon.registration);
-        if daemon.is_some() && !self.transport.is_free() {
-            if self.is_blocked() {
-                return (packet.leave(), Job::None(buffer));
-            }
-            // As good as none.
-            daemon = None;
-        }
-        self.blocked_until = None;
-        let asked = match Request::new(packet.payload_mut()) {
-            Ok(mut request) => {
-                let asked = self.service.ask(request.body(), daemon, &mut self.message);
-                if let Asked::Answered(status) = asked {
-                    request.answer(status);
-                }
-                asked
-            }
-            Err(unanswerable) => return (packet.ignore(&unanswerable), Job::None(buffer)),
+    /// Has the service go on with a request that waits.
+    fn resume(&mut self, mut taken: Taken, until: Deadline) -> Job {
+        let Ok(mut request) = Request::new(taken.payload()) else {
+            return Job::Answered(taken);
         };
-        if let Asked::Answered(_) = asked {
-            return (packet.reply().0, Job::None(buffer));
-        }
-        match packet.take(buffer) {
-            Ok((handled, taken)) => (handled, self.go_on(taken, asked)),
-            Err((packet, buffer)) => (fail(packet), Job::None(buffer)),
+        let (body, daemon) = (request.body(), self.free_daemon());
+        match self.service.resume(body, daemon, &mut self.message) {
+            Next::Wait { .. } if until.is_over() => {
+                let status = self.service.overdue(body);
+                self.go_on(taken, Next::Answer(status))
+            }
+            Next::Wait { .. } => Job::Waiting(taken, until),
+            next => self.go_on(taken, next),
         }
     }
 
     /// Does about a request that was taken what the service says.
-    fn go_on(&mut self, mut taken: Taken, asked: Asked) -> Job {
-        match asked {
-            Asked::Question { len, timeout, late } => {
-                let until = Deadline::after(timeout);
-                self.transport
-                    .ask(self.daemon, &mut self.message, len, Some(until), late);
-                Job::Asked(taken, until)
+    fn go_on(&mut self, mut taken: Taken, next: Next) -> Job {
+        match next {
+            Next::Ask { len, timeout, late } => {
+                self.question(len, late);
+                Job::Asked(taken, Deadline::after(timeout))
             }
-            Asked::Later { until } => Job::Later(taken, until),
-            Asked::Answered(status) => {
+            Next::Wait { until } => Job::Waiting(taken, until),
+            Next::Answer(status) => {
                 if let Ok(request) = Request::new(taken.payload()) {
                     request.answer(status);
                 }
@@ -394,71 +367,95 @@ impl Session {
             }
         }
     }
+}
 
-    /// Has the service go on with a request that it works on.
-    fn resume(&mut self, mut taken: Taken, until: Deadline) -> Job {
-        let Ok(mut request) = Request::new(taken.payload()) else {
-            return Job::Answered(taken);
+impl Service for WithDaemon {
+    const CONTEXT: Context = Context::Softirq;
+
+    type Action = Infallible;
+    type Later = Later;
+
+    fn info(&self) -> &'static session::Info {
+        &self.info.session
+    }
+
+    /// One message at a time, but for a negotiation: with it the host starts over. Of several negotiations
+    /// each is answered, in its turn.
+    fn is_ready(&mut self, kind: Kind, sender: &Sender<'_>) -> bool {
+        let is_ready = match self.job {
+            Job::Offered(_) => false,
+            _ if kind == Kind::NEGOTIATE => true,
+            Job::None(_) => !self.is_blocked(),
+            Job::Told(_, until) => until.is_over(),
+            Job::Asked(..) | Job::Waiting(..) | Job::Answered(_) => false,
         };
-        let is_free = self.transport.is_free();
-        let daemon = self.daemon.filter(|_| is_free);
-        let daemon = daemon.map(|daemon| daemon.registration);
-        match self
-            .service
-            .resume(request.body(), daemon, &mut self.message)
-        {
-            Asked::Later { .. } if until.is_over() => {
-                let status = self.service.overdue(request.body());
-                self.go_on(taken, Asked::Answered(status))
-            }
-            Asked::Later { .. } => Job::Later(taken, until),
-            asked => self.go_on(taken, asked),
+        if !is_ready {
+            self.arm(sender);
+        }
+        is_ready
+    }
+
+    fn answer(&mut self, _: Version, body: &mut [u8]) -> Answer<Infallible, Later> {
+        if let Job::Told(..) = self.job {
+            return Answer::Now(Status::FAIL, None);
+        }
+        self.blocked_until = None;
+        let daemon = self.free_daemon();
+        match self.service.ask(body, daemon, &mut self.message) {
+            Next::Answer(status) => Answer::Now(status, None),
+            next => Answer::Later(Later::Request(next)),
         }
     }
 
-    /// Whether a request goes on waiting for the way to the daemon to be free. A daemon may never
-    /// end a read.
-    fn is_blocked(&mut self) -> bool {
-        let until = *self
-            .blocked_until
-            .get_or_insert_with(|| Deadline::after(ANSWER_TIMEOUT));
-        !until.is_over()
+    fn take<'a>(&mut self, packet: Packet<'a>, later: Later) -> Result<Handled, Packet<'a>> {
+        let buffer = match mem::take(&mut self.job) {
+            Job::None(buffer) => buffer,
+            job => {
+                self.job = job;
+                return Err(packet);
+            }
+        };
+        let sender = packet.sender();
+        let (handled, taken) = packet.take(buffer).map_err(|(packet, buffer)| {
+            self.job = Job::None(buffer);
+            packet
+        })?;
+        self.job = match later {
+            Later::Offered => Job::Offered(taken),
+            Later::Request(next) => self.go_on(taken, next),
+        };
+        self.arm(sender);
+        Ok(handled)
     }
 
-    /// Answers the request if the daemon has, or won't any more.
-    fn conclude(&mut self, mut taken: Taken, until: Deadline) -> Job {
-        let result = match self.transport.outcome(&mut self.message) {
-            Outcome::Pending => return Job::Asked(taken, until),
-            Outcome::Answered(daemon) => Ok(daemon),
-            Outcome::None(lost) => Err(lost),
+    fn restarted(&mut self) -> Option<Later> {
+        let job = match mem::take(&mut self.job) {
+            // Drop the pending answer: the host would take it for the negotiation's.
+            Job::Asked(mut taken, _) => {
+                let lost = self.transport.give_up();
+                (_, self.is_free) = self.transport.daemon();
+                if let Ok(mut request) = Request::new(taken.payload()) {
+                    self.service
+                        .unanswered(request.body(), lost, Reason::Restarted);
+                }
+                Job::None(taken.abandon())
+            }
+            Job::Offered(taken) | Job::Waiting(taken, _) | Job::Answered(taken) => {
+                Job::None(taken.abandon())
+            }
+            job @ (Job::None(_) | Job::Told(..)) => job,
         };
-        let Ok(mut request) = Request::new(taken.payload()) else {
-            return Job::Answered(taken);
-        };
-        let body = request.body();
-        let asked = match result {
-            Ok(daemon) => self.service.answered(body, daemon, &self.message),
-            Err(lost) if until.is_over() => self.service.unanswered(body, lost, Reason::TimedOut),
-            Err(lost) => self.service.unanswered(body, lost, Reason::Gone),
-        };
-        self.go_on(taken, asked)
+        self.blocked_until = None;
+        self.service.restarted();
+        self.job = self.tell(job);
+        let is_idle = matches!(self.job, Job::None(_));
+        (is_idle && self.info.waits_for_daemon && self.daemon.is_none()).then_some(Later::Offered)
     }
-}
 
-/// Answers a request that nothing can be done about.
-fn fail(mut packet: Packet<'_>) -> Handled {
-    match Request::new(packet.payload_mut()) {
-        Ok(request) => request.answer(Status::FAIL),
-        Err(unanswerable) => return packet.ignore(&unanswerable),
-    }
-    packet.reply().0
-}
-
-impl Handler for Session {
-    fn woken(&mut self, sender: &Sender<'_>) {
-        let job = match self.job.take() {
-            Some(Job::Asked(taken, until)) => Some(self.conclude(taken, until)),
-            Some(Job::Told(buffer, until)) => Some(self.conclude_told(buffer, until)),
+    fn woken(&mut self, negotiation: &mut Negotiation, sender: &Sender<'_>) {
+        let job = match mem::take(&mut self.job) {
+            Job::Asked(taken, until) => self.conclude(taken, until),
+            Job::Told(buffer, until) => self.conclude_told(buffer, until),
             job => job,
         };
         // After handling the last daemon's outcome.
@@ -467,72 +464,39 @@ impl Handler for Session {
             self.service.expired();
         }
         let job = match job {
-            Some(Job::Later(taken, until)) => Some(self.resume(taken, until)),
-            job => job,
-        };
-        let job = match job {
-            Some(Job::Offered(taken)) if self.daemon.is_some() => {
-                Some(self.accept(taken, sender.limit()))
+            Job::Waiting(taken, until) => self.resume(taken, until),
+            Job::Offered(mut taken) if self.daemon.is_some() => {
+                if let Ok(request) = Request::new(taken.payload()) {
+                    negotiation.answer(request, sender.limit());
+                }
+                Job::Answered(taken)
             }
             job => job,
         };
         let job = match job {
-            Some(Job::Answered(taken)) => Some(match sender.reply(taken) {
+            Job::Answered(taken) => match sender.reply(taken) {
                 Ok(buffer) => Job::None(buffer),
                 Err(taken) => Job::Answered(taken),
-            }),
+            },
             job => job,
         };
         self.job = self.tell(job);
         self.arm(sender);
     }
 
-    fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
-        if !packet.is_in_band() {
-            return packet.ignore(&"not in-band data");
-        }
-        let sender = packet.sender();
-        let kind = Request::new(packet.payload_mut()).map(|request| request.kind());
-        let (handled, job) = match (kind, self.version, self.job.take()) {
-            (Err(unanswerable), _, job) => (packet.ignore(&unanswerable), job),
-            // Each negotiation is answered, in its turn.
-            (Ok(_), _, job @ Some(Job::Offered(_))) => (packet.leave(), job),
-            (Ok(Kind::NEGOTIATE), _, job) => self.negotiate(packet, job),
-            (Ok(kind), Some(_), Some(Job::None(buffer))) if kind == self.info.kind => {
-                let (handled, job) = self.request(packet, buffer);
-                (handled, Some(job))
-            }
-            (Ok(kind), _, job @ Some(Job::None(_))) => {
-                log_unexpected(self.info.name, kind, sender.limit());
-                (fail(packet), job)
-            }
-            (Ok(_), _, Some(Job::Told(buffer, until))) if until.is_over() => {
-                (fail(packet), Some(Job::Told(buffer, until)))
-            }
-            // One request at a time.
-            (Ok(_), _, job) => (packet.leave(), job),
-        };
-        self.job = job;
-        self.arm(sender);
-        handled
-    }
-
     fn closed(&mut self) {
-        let job = self.job.take();
-        self.job = self.restart(job);
+        self.restarted();
         self.look_for_daemon();
         // The channel has cancelled its job.
         self.armed = None;
     }
 }
 
-/// Ends waiting that has taken too long.
-struct Expiry {
-    transport: Arc<Transport>,
-}
+/// Wakes the service when a time is over.
+struct Wake(Arc<Transport>);
 
-impl Run for Expiry {
+impl Run for Wake {
     fn run(&self) {
-        self.transport.expire();
+        self.0.wake();
     }
 }

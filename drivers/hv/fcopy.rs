@@ -5,11 +5,15 @@
 
 use crate::{
     daemon::{
-        Asked,
         DaemonService,
         Info,
+        Next,
         Reason,
         ANSWER_TIMEOUT, //
+    },
+    exchange::{
+        Late,
+        Lost, //
     },
     icmsg::{
         fcopy::{
@@ -23,11 +27,8 @@ use crate::{
         Status,
         Version, //
     },
-    transport::{
-        Late,
-        Lost,
-        Protocol, //
-    },
+    session,
+    transport::Protocol,
     unique::Unique, //
 };
 use hyperv::{
@@ -37,10 +38,12 @@ use hyperv::{
 
 /// What is fixed about the file copy service.
 pub(crate) static INFO: Info = Info {
-    name: "FCopy",
-    kind: Kind::FCOPY,
-    frameworks: &[Version::new(3, 0)],
-    versions: &[Version::new(1, 1)],
+    session: session::Info {
+        name: "FCopy",
+        kind: Kind::FCOPY,
+        frameworks: &[Version::new(3, 0)],
+        versions: &[Version::new(1, 1)],
+    },
     ring: RingSize::with_data(4 * 4096),
     waits_for_daemon: false,
     unique: Unique::new(),
@@ -87,8 +90,8 @@ impl Fcopy {
         matches!(self.progress, Progress::Partial | Progress::Broken)
     }
 
-    const fn question(len: usize) -> Asked {
-        Asked::Question {
+    const fn question(len: usize) -> Next {
+        Next::Ask {
             len,
             timeout: ANSWER_TIMEOUT,
             late: Late::Dropped,
@@ -97,15 +100,15 @@ impl Fcopy {
 }
 
 impl DaemonService for Fcopy {
-    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Next {
         self.is_cancelling = false;
         if Operation::parse(body) == Ok(Operation::Cancel) && !self.is_amid() {
             // A daemon would remove the file that it was given last: one that was there before, or a
             // copy that is whole.
-            return Asked::Answered(Status::OK);
+            return Next::Answer(Status::OK);
         }
         let (Some(_), Some(message)) = (daemon, message.first_chunk_mut()) else {
-            return Asked::Answered(Status::FAIL);
+            return Next::Answer(Status::FAIL);
         };
         match fcopy::to_daemon(body, message) {
             // A daemon that has come since the copy began writes such a piece anywhere. After a piece
@@ -113,7 +116,7 @@ impl DaemonService for Fcopy {
             Ok((Operation::Write | Operation::Complete, _))
                 if self.progress != Progress::Partial =>
             {
-                Asked::Answered(Status::FAIL)
+                Next::Answer(Status::FAIL)
             }
             // A daemon would forget the file that it has a part of.
             Ok((Operation::Start, _)) if self.is_amid() => {
@@ -121,7 +124,7 @@ impl DaemonService for Fcopy {
                 Self::question(fcopy::cancel(message))
             }
             Ok((_, len)) => Self::question(len),
-            Err(status) => Asked::Answered(status),
+            Err(status) => Next::Answer(status),
         }
     }
 
@@ -130,14 +133,14 @@ impl DaemonService for Fcopy {
         body: &mut [u8],
         daemon: Option<Registration>,
         message: &mut [u8],
-    ) -> Asked {
+    ) -> Next {
         self.ask(body, daemon, message)
     }
 
-    fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Asked {
+    fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Next {
         if self.is_cancelling {
             self.progress = Progress::None;
-            return Asked::Later {
+            return Next::Wait {
                 until: Deadline::after(ANSWER_TIMEOUT),
             };
         }
@@ -149,15 +152,15 @@ impl DaemonService for Fcopy {
             Ok(Operation::Start | Operation::Write) => Progress::Partial,
             Ok(Operation::Complete | Operation::Cancel) | Err(_) => Progress::None,
         };
-        Asked::Answered(status)
+        Next::Answer(status)
     }
 
-    fn unanswered(&mut self, _: &mut [u8], lost: Lost, _: Reason) -> Asked {
+    fn unanswered(&mut self, _: &mut [u8], lost: Lost, _: Reason) -> Next {
         // Whatever it was, the daemon may have done it, or a part of it.
         if lost != Lost::Unread {
             self.progress = Progress::Broken;
         }
-        Asked::Answered(Status::FAIL)
+        Next::Answer(Status::FAIL)
     }
 
     fn tell(&mut self, message: &mut [u8]) -> Option<usize> {

@@ -6,7 +6,7 @@
 //! context: both may take as long as a freeze in progress. Only the removal of the module waits for
 //! the worker.
 
-use crate::transport::Straggler;
+use crate::transport::LateListener;
 use core::{
     fmt,
     mem, //
@@ -480,7 +480,7 @@ impl Freezer {
     }
 }
 
-impl Straggler for Freezer {
+impl LateListener for Freezer {
     fn daemon_finished(&self) {
         {
             let mut state = self.shared.state.lock();

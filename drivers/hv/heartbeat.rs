@@ -12,39 +12,40 @@ use crate::{
         Status,
         Version, //
     },
-    service::{
+    session::{
+        Answer,
         Info,
         Service, //
     },
 };
-use hyperv::channel::{
-    Context,
-    Sender, //
+use core::convert::Infallible;
+use hyperv::channel::Context;
+
+static INFO: Info = Info {
+    name: "Heartbeat",
+    kind: Kind::HEARTBEAT,
+    frameworks: &[Version::new(3, 0), Version::new(1, 0)],
+    versions: &[Version::new(3, 0), Version::new(1, 0)],
 };
 
 /// The heartbeat service. A kernel that answers has its system up, so it reports it healthy.
 pub(crate) struct Heartbeat;
 
 impl Service for Heartbeat {
-    const INFO: &'static Info = &Info {
-        name: "Heartbeat",
-        kind: Kind::HEARTBEAT,
-        frameworks: &[Version::new(3, 0), Version::new(1, 0)],
-        versions: &[Version::new(3, 0), Version::new(1, 0)],
-        context: Context::Interrupt,
-    };
+    const CONTEXT: Context = Context::Interrupt;
 
-    type Action = core::convert::Infallible;
+    type Action = Infallible;
+    type Later = Infallible;
 
-    fn answer(&mut self, version: Version, body: &mut [u8]) -> (Status, Option<Self::Action>) {
+    fn info(&self) -> &'static Info {
+        &INFO
+    }
+
+    fn answer(&mut self, version: Version, body: &mut [u8]) -> Answer<Infallible> {
         let status = match heartbeat::answer(version, body, ApplicationState::Healthy) {
             Some(()) => Status::OK,
             None => Status::FAIL,
         };
-        (status, None)
-    }
-
-    fn act(&mut self, action: Self::Action, _: &Sender<'_>) {
-        match action {}
+        Answer::Now(status, None)
     }
 }

@@ -5,12 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod exchange;
 mod fcopy;
 mod freeze;
 mod heartbeat;
 mod icmsg;
 mod kvp;
-mod service;
+mod session;
 mod shutdown;
 mod timesync;
 mod transport;
@@ -19,7 +20,8 @@ mod vss;
 
 use daemon::{
     DaemonService,
-    Info, //
+    Info,
+    WithDaemon, //
 };
 use fcopy::Fcopy;
 use freeze::Freezer;
@@ -55,14 +57,14 @@ use kernel::{
     InPlaceModule, //
 };
 use kvp::Kvp;
-use service::{
+use session::{
     Service,
     Session, //
 };
 use shutdown::Shutdown;
 use timesync::TimeSync;
 use transport::{
-    Straggler,
+    LateListener,
     Transport, //
 };
 use unique::{
@@ -191,13 +193,14 @@ fn open_daemon<'bound>(
     dev: &'bound vmbus::Device<Core<'_>>,
     info: &'static Info,
     service: KBox<dyn DaemonService>,
-    straggler: Option<Arc<dyn Straggler>>,
+    listener: Option<Arc<dyn LateListener>>,
 ) -> Result<BoundService<'bound>> {
     let claim = info.unique.claim(dev)?;
-    let transport = Transport::new(&info.protocol, Waker::from(&***dev), straggler)?;
+    let transport = Transport::new(&info.protocol, Waker::from(&***dev), listener)?;
     let transport = Arc::pin_init(transport, GFP_KERNEL)?;
-    let (session, job) = daemon::Session::new(info, service, transport.clone())?;
-    let channel = Channel::open(dev, info.ring, KBox::new(session, GFP_KERNEL)?, job)?;
+    let (service, job) = WithDaemon::new(info, service, transport.clone())?;
+    let session = KBox::new(Session::new(service), GFP_KERNEL)?;
+    let channel = Channel::open(dev, info.ring, session, job)?;
     Ok(BoundService {
         _hibernation: None,
         // A daemon finds a channel that is open.

@@ -5,11 +5,15 @@
 
 use crate::{
     daemon::{
-        Asked,
         DaemonService,
         Info,
+        Next,
         Reason,
         ANSWER_TIMEOUT, //
+    },
+    exchange::{
+        Late,
+        Lost, //
     },
     icmsg::{
         kvp::{
@@ -21,21 +25,20 @@ use crate::{
         Status,
         Version, //
     },
-    transport::{
-        Late,
-        Lost,
-        Protocol, //
-    },
+    session,
+    transport::Protocol,
     unique::Unique, //
 };
 use hyperv::linux::time::Deadline;
 
 /// What is fixed about the KVP service.
 pub(crate) static INFO: Info = Info {
-    name: "KVP",
-    kind: Kind::KVP,
-    frameworks: &[Version::new(3, 0), Version::new(1, 0)],
-    versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
+    session: session::Info {
+        name: "KVP",
+        kind: Kind::KVP,
+        frameworks: &[Version::new(3, 0), Version::new(1, 0)],
+        versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
+    },
     ring: crate::RING,
     // The host sets keys and IP settings right after the negotiation, once. It waits.
     waits_for_daemon: true,
@@ -67,26 +70,26 @@ impl Kvp {
     }
 
     /// Asks the daemon about the request in `body`, or waits for a daemon.
-    fn ask_daemon(&self, body: &[u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+    fn ask_daemon(&self, body: &[u8], daemon: Option<Registration>, message: &mut [u8]) -> Next {
         let Some(message) = message.first_chunk_mut() else {
-            return Asked::Answered(Status::FAIL);
+            return Next::Answer(Status::FAIL);
         };
         let Some(daemon) = daemon else {
-            return Asked::Later { until: self.until };
+            return Next::Wait { until: self.until };
         };
         match kvp::to_daemon(body, daemon, message) {
-            Ok(()) => Asked::Question {
+            Ok(()) => Next::Ask {
                 len: DAEMON_LEN,
                 timeout: ANSWER_TIMEOUT,
                 late: Late::Dropped,
             },
-            Err(status) => Asked::Answered(status),
+            Err(status) => Next::Answer(status),
         }
     }
 }
 
 impl DaemonService for Kvp {
-    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Next {
         self.until = Deadline::after(ANSWER_TIMEOUT);
         self.is_asked_again = false;
         self.ask_daemon(body, daemon, message)
@@ -97,28 +100,28 @@ impl DaemonService for Kvp {
         body: &mut [u8],
         daemon: Option<Registration>,
         message: &mut [u8],
-    ) -> Asked {
+    ) -> Next {
         self.ask_daemon(body, daemon, message)
     }
 
-    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Asked {
+    fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Next {
         let status = match answer.first_chunk() {
             Some(answer) => kvp::from_daemon(daemon, answer, body),
             None => Status::FAIL,
         };
-        Asked::Answered(match status {
+        Next::Answer(match status {
             // The last daemon has deleted it.
             Status::NO_MORE_ITEMS if self.is_asked_again && kvp::is_delete(body) => Status::OK,
             status => status,
         })
     }
 
-    fn unanswered(&mut self, _: &mut [u8], _: Lost, reason: Reason) -> Asked {
+    fn unanswered(&mut self, _: &mut [u8], _: Lost, reason: Reason) -> Next {
         // The last daemon may have done it: repeating is harmless.
         if reason != Reason::Gone || self.is_asked_again {
-            return Asked::Answered(Status::FAIL);
+            return Next::Answer(Status::FAIL);
         }
         self.is_asked_again = true;
-        Asked::Later { until: self.until }
+        Next::Wait { until: self.until }
     }
 }

@@ -12,11 +12,13 @@ use crate::{
         Status,
         Version, //
     },
-    service::{
+    session::{
+        Answer,
         Info,
         Service, //
     },
 };
+use core::convert::Infallible;
 use hyperv::{
     channel::{
         Context,
@@ -33,6 +35,18 @@ use hyperv::{
 use kernel::{
     prelude::*,
     sync::aref::ARef, //
+};
+
+static INFO: Info = Info {
+    name: "Shutdown",
+    kind: Kind::SHUTDOWN,
+    frameworks: &[Version::new(3, 0), Version::new(1, 0)],
+    versions: &[
+        Version::new(3, 2),
+        Version::new(3, 1),
+        Version::new(3, 0),
+        Version::new(1, 0),
+    ],
 };
 
 /// The shutdown service.
@@ -58,31 +72,25 @@ impl Shutdown {
 }
 
 impl Service for Shutdown {
-    const INFO: &'static Info = &Info {
-        name: "Shutdown",
-        kind: Kind::SHUTDOWN,
-        frameworks: &[Version::new(3, 0), Version::new(1, 0)],
-        versions: &[
-            Version::new(3, 2),
-            Version::new(3, 1),
-            Version::new(3, 0),
-            Version::new(1, 0),
-        ],
-        // A request is logged with a text of the host's: consoles may take long for that.
-        context: Context::Softirq,
-    };
+    // A request is logged with a text of the host's: consoles may take long for that.
+    const CONTEXT: Context = Context::Softirq;
 
     type Action = Operation;
+    type Later = Infallible;
 
-    fn answer(&mut self, _: Version, body: &mut [u8]) -> (Status, Option<Self::Action>) {
+    fn info(&self) -> &'static Info {
+        &INFO
+    }
+
+    fn answer(&mut self, _: Version, body: &mut [u8]) -> Answer<Self::Action> {
         let message = Message::parse(body);
         if self.limit.as_ref().allows() {
             log(message.as_ref());
         }
         match message.and_then(|message| message.operation) {
-            Some(Operation::Hibernate) if !self.can_hibernate => (Status::FAIL, None),
-            Some(operation) => (Status::OK, Some(operation)),
-            None => (Status::FAIL, None),
+            Some(Operation::Hibernate) if !self.can_hibernate => Answer::Now(Status::FAIL, None),
+            Some(operation) => Answer::Now(Status::OK, Some(operation)),
+            None => Answer::Now(Status::FAIL, None),
         }
     }
 

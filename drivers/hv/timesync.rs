@@ -13,12 +13,14 @@ use crate::{
         Status,
         Version, //
     },
-    service::{
+    session::{
+        Answer,
         Info,
         Service, //
     },
     timesync_implicit, //
 };
+use core::convert::Infallible;
 use hyperv::{
     channel::{
         Context,
@@ -53,6 +55,13 @@ use kernel::{
     },
 };
 
+static INFO: Info = Info {
+    name: "TimeSync",
+    kind: Kind::TIMESYNC,
+    frameworks: &[Version::new(3, 0), Version::new(1, 0)],
+    versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
+};
+
 /// How far the clock has to be behind the host's for `timesync_implicit`, in nanoseconds.
 const BEHIND: i64 = 5 * 1_000_000_000;
 
@@ -67,7 +76,7 @@ impl TimeSync {
         let host = Arc::new(HostClock::new(), GFP_KERNEL)?;
         let step = StepClock {
             host: host.clone(),
-            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
+            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
         };
         Ok((Self { host }, Some(KBox::new(step, GFP_KERNEL)?)))
     }
@@ -85,20 +94,19 @@ impl TimeSync {
 }
 
 impl Service for TimeSync {
-    const INFO: &'static Info = &Info {
-        name: "TimeSync",
-        kind: Kind::TIMESYNC,
-        frameworks: &[Version::new(3, 0), Version::new(1, 0)],
-        versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
-        context: Context::Interrupt,
-    };
+    const CONTEXT: Context = Context::Interrupt;
 
     type Action = Message;
+    type Later = Infallible;
 
-    fn answer(&mut self, version: Version, body: &mut [u8]) -> (Status, Option<Self::Action>) {
-        match Message::parse(version, body, timer::read_reference_counter()) {
-            Some(message) => (Status::OK, Some(message)),
-            None => (Status::FAIL, None),
+    fn info(&self) -> &'static Info {
+        &INFO
+    }
+
+    fn answer(&mut self, version: Version, body: &mut [u8]) -> Answer<Self::Action> {
+        match Message::parse(version, body, timer::reference()) {
+            Some(message) => Answer::Now(Status::OK, Some(message)),
+            None => Answer::Now(Status::FAIL, None),
         }
     }
 
@@ -107,7 +115,7 @@ impl Service for TimeSync {
         self.host.set(sample);
 
         let is_behind = || {
-            let host = self.host.at(timer::read_reference_counter());
+            let host = self.host.at(timer::reference());
             host.is_ok_and(|host| host.saturating_sub(time::wall_clock()) >= BEHIND)
         };
         if sync || (timesync_implicit.get() && is_behind()) {
@@ -115,9 +123,10 @@ impl Service for TimeSync {
         }
     }
 
-    fn restarted(&mut self) {
+    fn restarted(&mut self) -> Option<Infallible> {
         // The reference time may have stood still meanwhile, and the sample with it.
         self.host.forget();
+        None
     }
 }
 
@@ -175,7 +184,7 @@ struct StepClock {
 
 impl Run for StepClock {
     fn run(&self) {
-        let host = self.host.at(timer::read_reference_counter());
+        let host = self.host.at(timer::reference());
         let result = host.and_then(time::set_wall_clock);
         if let Err(error) = result {
             if self.limit.as_ref().allows() {

@@ -3,19 +3,29 @@
 //! The way to a daemon: a character device over which it takes one message at a time and answers
 //! it, whatever becomes of it or of the host meanwhile.
 
-use crate::icmsg::Registration;
-use core::mem;
+use crate::{
+    exchange::{
+        self,
+        Effects,
+        Exchange,
+        Late,
+        Lost,
+        Refused, //
+    },
+    icmsg::Registration, //
+};
+use core::ops::{
+    Deref,
+    DerefMut, //
+};
 use hyperv::{
     channel::Waker,
-    linux::{
-        miscdevice::{
-            self,
-            Poll,
-            Ready,
-            Wait, //
-        },
-        time::Deadline, //
-    },
+    linux::miscdevice::{
+        self,
+        Poll,
+        Ready,
+        Wait, //
+    }, //
 };
 use kernel::{
     new_mutex, new_spinlock_irq,
@@ -32,6 +42,12 @@ use kernel::{
         UserSliceWriter, //
     },
 };
+
+/// A daemon that is ready.
+pub(crate) type Daemon = exchange::Daemon<Registration>;
+
+/// What became of the service's question.
+pub(crate) type Outcome = exchange::Outcome<Registration>;
 
 /// What a daemon and its service say to each other.
 pub(crate) struct Protocol {
@@ -50,10 +66,29 @@ pub(crate) struct Protocol {
     pub(crate) connected: fn(Registration),
 }
 
-impl Protocol {
-    /// Allocates memory for one message.
-    pub(crate) fn new_message(&self) -> Result<KVec<u8>> {
-        Ok(KVec::from_elem(0, self.message_len, GFP_KERNEL)?)
+/// Memory for a message. It is `None` where it was moved away: an empty `KVec` calls `kfree()` when dropped.
+#[derive(Default)]
+pub(crate) struct Message(Option<KVec<u8>>);
+
+impl Message {
+    /// Allocates memory for the longest message of `protocol`.
+    pub(crate) fn new(protocol: &Protocol) -> Result<Self> {
+        let bytes = KVec::from_elem(0, protocol.message_len, GFP_KERNEL)?;
+        Ok(Self(Some(bytes)))
+    }
+}
+
+impl Deref for Message {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl DerefMut for Message {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.0.as_deref_mut().unwrap_or_default()
     }
 }
 
@@ -64,117 +99,22 @@ pub(crate) struct Transport {
     /// Wakes the service when there's something for it; `None` once the device went away.
     #[pin]
     waker: Mutex<Option<Waker>>,
-    /// Told of late answers that are refused.
-    straggler: Option<Arc<dyn Straggler>>,
+    listener: Option<Arc<dyn LateListener>>,
     /// Notified when there is something for the daemon. Dropping a `PollCondVarBox` does not wait for
     /// RCU.
     changed: PollCondVarBox,
-    /// Where a message from the daemon goes first. Locked before `state`.
+    /// Where a message from the daemon goes first. Locked before `exchange`.
     #[pin]
-    inbox: Mutex<KVec<u8>>,
+    inbox: Mutex<Message>,
     #[pin]
-    state: SpinLockIrq<State>,
+    exchange: SpinLockIrq<Exchange<Registration, Message>>,
 }
 
-struct State {
-    end: End,
-    /// Counts how often the device was opened.
-    opened: u32,
-    phase: Phase,
-    /// The one message on its way. `None` while it is being read.
-    message: Option<KVec<u8>>,
-    /// What becomes of the answer to the question that was asked last, if it is late.
-    late: Late,
-    /// Set if the next answer is one to a question that nobody asks any more. A daemon that reads a new
-    /// question owes nothing for older ones: it may have skipped an answer.
-    owed: Option<Late>,
-    /// Set when the pending question failed. Cleared when the service reads the outcome, even if a new
-    /// daemon has connected meanwhile.
-    lost: Option<Lost>,
-    /// When the service stops waiting for an answer.
-    deadline: Option<Deadline>,
-}
-
-/// Who is at the other end of the device.
-#[derive(Clone, Copy)]
-enum End {
-    /// The device went away, and doesn't come back.
-    Revoked,
-    /// Nobody has it open.
-    Absent,
-    /// Somebody has opened it.
-    Connected,
-    /// The daemon has registered. It has not read the confirmation yet.
-    Confirming(Registration),
-    /// The daemon is ready.
-    Registered(Registration),
-}
-
-/// A daemon that is ready.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Daemon {
-    /// How it has registered.
-    pub(crate) registration: Registration,
-    /// Tells it from those before it.
-    number: u32,
-}
-
-/// What the message is, and where.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// There is none.
-    Idle,
-    /// It waits to be read by the daemon, or is being read.
-    Unread { what: What, len: usize },
-    /// It was read; the daemon's answer is due.
-    Asked,
-    /// It is the daemon's answer, for the service to take.
-    Answered,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum What {
-    /// What a registration is confirmed with.
-    Confirmation,
-    /// A question of the service.
-    Question,
-}
-
-/// What became of the service's question.
-pub(crate) enum Outcome {
-    /// Nothing yet.
-    Pending,
-    /// The daemon, which has registered so, has answered.
-    Answered(Registration),
-    /// The daemon has gone, or took too long.
-    None(Lost),
-}
-
-/// How far a question came that gets no answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lost {
-    /// The daemon has not read it, and never will.
-    Unread,
-    /// The daemon has read it, and may still do what it says.
-    Working,
-    /// The daemon has read it, and may have done what it says. It has answered too late, or has gone.
-    Over,
-}
-
-/// What becomes of an answer that nobody waits for any more.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Late {
-    /// It is dropped, and the daemon does not notice.
-    Dropped,
-    /// The daemon gets an error (`EINVAL`), and the [`Straggler`] is told.
-    Refused,
-}
-
-/// Told when a daemon ends what it was doing for a question that was given up.
-pub(crate) trait Straggler: Send + Sync {
-    /// The daemon is done with a question whose late answer is refused ([`Lost::Working`]): it has
-    /// answered, has gone on to the next question, or has gone. Also called when the device is gone. May
-    /// be called in any context.
+/// Told when a daemon ends what it was doing for a question that was given up ([`Late::Refused`]).
+pub(crate) trait LateListener: Send + Sync {
+    /// The daemon is done with a question that ended with [`Lost::Working`]: it has answered, has gone on
+    /// to the next question, or has gone. Also called when the device is gone. May be called in any
+    /// context.
     fn daemon_finished(&self);
 }
 
@@ -183,282 +123,110 @@ impl Transport {
     pub(crate) fn new(
         protocol: &'static Protocol,
         waker: Waker,
-        straggler: Option<Arc<dyn Straggler>>,
+        listener: Option<Arc<dyn LateListener>>,
     ) -> Result<impl PinInit<Self, Error>> {
-        let (inbox, message) = (protocol.new_message()?, protocol.new_message()?);
+        let (inbox, message) = (Message::new(protocol)?, Message::new(protocol)?);
         let changed = PollCondVarBox::new(c"Transport::changed", static_lock_class!())?;
         Ok(try_pin_init!(Self {
             protocol,
             waker <- new_mutex!(Some(waker), "Transport::waker"),
-            straggler,
+            listener,
             changed,
             inbox <- new_mutex!(inbox, "Transport::inbox"),
-            state <- new_spinlock_irq!(State {
-                end: End::Absent,
-                opened: 0,
-                phase: Phase::Idle,
-                message: Some(message),
-                late: Late::Dropped,
-                owed: None,
-                lost: None,
-                deadline: None,
-            }, "Transport::state"),
+            exchange <- new_spinlock_irq!(Exchange::new(message), "Transport::exchange"),
         }))
     }
 
-    /// The daemon, if it is ready.
-    pub(crate) fn daemon(&self) -> Option<Daemon> {
-        self.state.lock().daemon()
+    /// The daemon, if it is ready, and whether it can be asked. If not, the service is woken when it can.
+    pub(crate) fn daemon(&self) -> (Option<Daemon>, bool) {
+        let exchange = self.exchange.lock();
+        (exchange.daemon(), exchange.is_free())
     }
 
-    /// Whether the daemon can be asked a question. If not, the service is woken when it can.
-    pub(crate) fn is_free(&self) -> bool {
-        let state = self.state.lock();
-        state.daemon().is_some() && state.phase == Phase::Idle && state.message.is_some()
-    }
-
-    /// Asks that daemon, if it is there still, what the first `len` bytes of `message` say; leaves
-    /// other memory in its place. The way must be free.
-    ///
-    /// The service waits for the answer until the deadline, or else for as long as the daemon has
-    /// the device open. `late` says what becomes of an answer after that.
+    /// See [`Exchange::ask`].
     pub(crate) fn ask(
         &self,
         daemon: Option<Daemon>,
-        message: &mut KVec<u8>,
+        message: &mut Message,
         len: usize,
-        deadline: Option<Deadline>,
         late: Late,
     ) {
-        let mut state = self.state.lock();
-        state.lost = None;
-        if daemon.is_some() && state.daemon() == daemon && state.put(message, What::Question, len) {
-            state.deadline = deadline;
-            state.late = late;
-            self.changed.notify_all();
-        } else {
-            // It has just gone, of which the service is being told; another may have come.
-            state.lost = Some(Lost::Unread);
-        }
+        let mut exchange = self.exchange.lock();
+        exchange.ask(daemon, message, len, late);
+        self.tell(&mut exchange);
     }
 
-    /// What became of the question; an answer is left in `message`. Any outcome is told once.
-    pub(crate) fn outcome(&self, message: &mut KVec<u8>) -> Outcome {
-        let mut state = self.state.lock();
-        if let Some(lost) = state.lost.take() {
-            return Outcome::None(lost);
-        }
-        match (state.phase, state.end, &mut state.message) {
-            (Phase::Answered, End::Registered(registration), Some(answer)) => {
-                mem::swap(answer, message);
-                state.phase = Phase::Idle;
-                state.deadline = None;
-                Outcome::Answered(registration)
-            }
-            _ => Outcome::Pending,
-        }
+    /// See [`Exchange::outcome`].
+    pub(crate) fn outcome(&self, message: &mut Message, is_over: bool) -> Outcome {
+        self.exchange.lock().outcome(message, is_over)
     }
 
-    /// Gives up the question, if there is one: nobody waits for its answer any more. Returns how
-    /// far it came.
-    pub(crate) fn abandon(&self) -> Lost {
-        let mut state = self.state.lock();
-        state.fail();
-        state.lost.take().unwrap_or(Lost::Unread)
-    }
-
-    /// Gives up the question if the service has waited for long enough, and wakes the service.
-    pub(crate) fn expire(&self) {
-        {
-            let mut state = self.state.lock();
-            let is_over = state.deadline.is_some_and(Deadline::is_over);
-            if is_over && state.phase != Phase::Answered {
-                state.fail();
-            }
-        }
-        self.wake();
+    /// See [`Exchange::give_up`].
+    pub(crate) fn give_up(&self) -> Lost {
+        self.exchange.lock().give_up()
     }
 
     /// Wakes the service.
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         if let Some(waker) = &*self.waker.lock() {
             waker.wake();
         }
     }
 
+    /// Tells who has to be told of events, but for the service: returns whether that has to be woken.
+    fn tell(&self, exchange: &mut Exchange<Registration, Message>) -> bool {
+        let Effects {
+            daemon,
+            service,
+            finished,
+        } = exchange.take_effects();
+        if let (true, Some(listener)) = (finished, &self.listener) {
+            listener.daemon_finished();
+        }
+        if daemon {
+            self.changed.notify_all();
+        }
+        service
+    }
+
+    /// Lets an event of the daemon happen, in process context.
+    fn event<T>(&self, event: impl FnOnce(&mut Exchange<Registration, Message>) -> T) -> T {
+        let mut exchange = self.exchange.lock();
+        let result = event(&mut exchange);
+        let wakes = self.tell(&mut exchange);
+        drop(exchange);
+        if wakes {
+            self.wake();
+        }
+        result
+    }
+
     /// Takes the message to be read by the daemon, with its size.
-    fn take_unread(&self, room: usize, wait: Wait) -> Result<(KVec<u8>, usize)> {
-        let mut state = self.state.lock();
+    fn begin_read(&self, room: usize, wait: Wait) -> Result<(Message, usize)> {
+        let mut exchange = self.exchange.lock();
         loop {
-            if let End::Revoked = state.end {
-                return Err(ENODEV);
-            }
-            if let Phase::Unread { len, .. } = state.phase {
-                if room < len {
-                    return Err(EINVAL);
-                }
-                if let Some(message) = state.message.take() {
-                    return Ok((message, len));
-                }
+            let message = exchange.begin_read(room)?;
+            self.tell(&mut exchange);
+            if let Some(message) = message {
+                return Ok(message);
             }
             if wait == Wait::No {
                 return Err(EAGAIN);
             }
-            if self.changed.wait_interruptible(&mut state) {
+            if self.changed.wait_interruptible(&mut exchange) {
                 return Err(ERESTARTSYS);
             }
         }
     }
-
-    /// Puts the message back that was to be read.
-    fn put_read(&self, message: KVec<u8>, was_read: bool) {
-        {
-            let mut state = self.state.lock();
-            state.message = Some(message);
-            match (state.phase, was_read) {
-                // Its answer is what the service waits for.
-                (
-                    Phase::Unread {
-                        what: What::Question,
-                        ..
-                    },
-                    true,
-                ) => {
-                    state.phase = Phase::Asked;
-                    self.settle(&mut state);
-                    return;
-                }
-                (
-                    Phase::Unread {
-                        what: What::Confirmation,
-                        ..
-                    },
-                    true,
-                ) => {
-                    if let End::Confirming(registration) = state.end {
-                        state.end = End::Registered(registration);
-                    }
-                    state.phase = Phase::Idle;
-                }
-                // Another one may read it.
-                (Phase::Unread { .. }, false) => self.changed.notify_all(),
-                // Nobody waits for it any more, but the daemon can't know.
-                (_, true) => state.owed = Some(state.late),
-                (_, false) => {
-                    state.owed = Some(state.late);
-                    self.settle(&mut state);
-                }
-            }
-        }
-        self.wake();
-    }
-
-    /// Takes the daemon's message out of `inbox`.
-    fn take_message(&self, inbox: &mut KVec<u8>) -> Result {
-        let registration = {
-            let mut state = self.state.lock();
-            match state.end {
-                End::Revoked => {
-                    self.settle(&mut state);
-                    return Err(ENODEV);
-                }
-                End::Absent | End::Confirming(_) => return Err(EINVAL),
-                End::Connected => {
-                    let registration = (self.protocol.register)(inbox).ok_or(EINVAL)?;
-                    state.end = match (self.protocol.confirm)(registration, inbox) {
-                        None => End::Registered(registration),
-                        // Only a file that is open has a message that is being read, and none was
-                        // sent to this one.
-                        Some(len) if state.put(inbox, What::Confirmation, len) => {
-                            End::Confirming(registration)
-                        }
-                        Some(_) => return Err(EBUSY),
-                    };
-                    self.changed.notify_all();
-                    Some(registration)
-                }
-                End::Registered(_) => {
-                    match self.settle(&mut state) {
-                        None => state.answer(inbox)?,
-                        Some(Late::Dropped) => {}
-                        Some(Late::Refused) => return Err(EINVAL),
-                    }
-                    None
-                }
-            }
-        };
-        if let Some(registration) = registration {
-            (self.protocol.connected)(registration);
-        }
-        self.wake();
-        Ok(())
-    }
-
-    /// The daemon owes no answer any more. Returns what becomes of the one that it owed.
-    fn settle(&self, state: &mut State) -> Option<Late> {
-        let owed = state.owed.take();
-        if let (Some(Late::Refused), Some(straggler)) = (owed, &self.straggler) {
-            straggler.daemon_finished();
-        }
-        owed
-    }
 }
 
-impl State {
-    fn daemon(&self) -> Option<Daemon> {
-        match self.end {
-            End::Registered(registration) => Some(Daemon {
-                registration,
-                number: self.opened,
-            }),
-            _ => None,
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Gone => ENODEV,
+            Refused::Busy => EBUSY,
+            Refused::Invalid => EINVAL,
         }
-    }
-
-    /// Has the daemon read `message`, if the last one isn't being read still. Leaves other memory
-    /// in its place.
-    fn put(&mut self, message: &mut KVec<u8>, what: What, len: usize) -> bool {
-        let Some(ours) = &mut self.message else {
-            return false;
-        };
-        mem::swap(ours, message);
-        self.phase = Phase::Unread { what, len };
-        true
-    }
-
-    /// Takes an answer out of `inbox`: daemons answer in the order in which they are asked.
-    fn answer(&mut self, inbox: &mut KVec<u8>) -> Result {
-        match (&mut self.message, self.phase) {
-            (Some(message), Phase::Asked) => {
-                mem::swap(message, inbox);
-                self.phase = Phase::Answered;
-                Ok(())
-            }
-            _ => Err(EINVAL),
-        }
-    }
-
-    /// The question gets no answer.
-    fn fail(&mut self) {
-        let lost = match self.phase {
-            Phase::Asked => {
-                self.owed = Some(self.late);
-                Lost::Working
-            }
-            Phase::Answered => Lost::Over,
-            Phase::Unread {
-                what: What::Question,
-                ..
-            } => match self.message {
-                Some(_) => Lost::Unread,
-                // It is being read.
-                None => Lost::Working,
-            },
-            _ => return,
-        };
-        self.phase = Phase::Idle;
-        self.lost = Some(lost);
-        self.deadline = None;
     }
 }
 
@@ -471,62 +239,52 @@ impl miscdevice::Device for Transport {
 
     /// One daemon at a time: `EBUSY`.
     fn open(&self) -> Result {
-        let mut state = self.state.lock();
-        match state.end {
-            End::Absent => {
-                state.end = End::Connected;
-                state.opened = state.opened.wrapping_add(1);
-                Ok(())
-            }
-            End::Revoked => Err(ENODEV),
-            _ => Err(EBUSY),
-        }
+        Ok(self.event(Exchange::open)?)
     }
 
     fn release(&self) {
-        {
-            let mut state = self.state.lock();
-            self.settle(&mut state);
-            if let End::Revoked = state.end {
-                return;
-            }
-            state.end = End::Absent;
-            state.fail();
-            state.owed = None;
-            if state.lost == Some(Lost::Working) {
-                state.lost = Some(Lost::Over);
-            }
-            if let Phase::Unread { .. } = state.phase {
-                state.phase = Phase::Idle;
-            }
-        }
-        self.wake();
+        self.event(Exchange::release);
     }
 
     /// `EINVAL` leaves the message to be read with more room, and so does `EFAULT`.
     fn read(&self, to: &mut UserSliceWriter, wait: Wait) -> Result<usize> {
-        let (message, len) = self.take_unread(to.len(), wait)?;
+        let (message, len) = self.begin_read(to.len(), wait)?;
         let result = to.write_slice(&message[..len]);
-        self.put_read(message, result.is_ok());
+        self.event(|exchange| exchange.end_read(message, result.is_ok()));
         result.map(|()| len)
     }
 
     fn write(&self, from: &mut UserSliceReader) -> Result {
-        if from.len() != self.protocol.answer_len {
+        let Protocol {
+            answer_len,
+            register,
+            confirm,
+            connected,
+            ..
+        } = *self.protocol;
+        if from.len() != answer_len {
             return Err(EINVAL);
         }
         let mut inbox = self.inbox.lock();
-        from.read_slice(&mut inbox[..self.protocol.answer_len])?;
-        self.take_message(&mut inbox)
+        from.read_slice(&mut inbox[..answer_len])?;
+        let registration = self.event(|exchange| {
+            exchange.write(&mut inbox, |message| {
+                let registration = register(message)?;
+                Some((registration, confirm(registration, message)))
+            })
+        })?;
+        if let Some(registration) = registration {
+            connected(registration);
+        }
+        Ok(())
     }
 
     fn poll(&self, poll: &Poll<'_>) -> Ready {
         poll.register_wait(&self.changed);
-        let state = self.state.lock();
-        match (state.end, state.phase) {
-            (End::Revoked, _) => Ready::GONE,
-            (_, Phase::Unread { .. }) => Ready::READ,
-            _ => Ready::NO,
+        match self.exchange.lock().is_readable() {
+            Err(_) => Ready::GONE,
+            Ok(true) => Ready::READ,
+            Ok(false) => Ready::NO,
         }
     }
 
@@ -535,11 +293,6 @@ impl miscdevice::Device for Transport {
         // Drop the reference to the device: an open file must not keep a rescinded channel alive.
         let waker = self.waker.lock().take();
         drop(waker);
-
-        let mut state = self.state.lock();
-        state.fail();
-        state.end = End::Revoked;
-        state.phase = Phase::Idle;
-        self.changed.notify_all();
+        self.event(Exchange::revoke);
     }
 }

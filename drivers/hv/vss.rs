@@ -5,11 +5,15 @@
 
 use crate::{
     daemon::{
-        Asked,
         DaemonService,
         Info,
+        Next,
         Reason,
         ANSWER_TIMEOUT, //
+    },
+    exchange::{
+        Late,
+        Lost, //
     },
     freeze::{
         Backup,
@@ -28,11 +32,8 @@ use crate::{
         Status,
         Version, //
     },
-    transport::{
-        Late,
-        Lost,
-        Protocol, //
-    },
+    session,
+    transport::Protocol,
     unique::Unique, //
 };
 use core::fmt;
@@ -51,10 +52,12 @@ const FREEZE_TIMEOUT: Delta = Delta::from_secs(15 * 60);
 
 /// What is fixed about the VSS service.
 pub(crate) static INFO: Info = Info {
-    name: "VSS",
-    kind: Kind::VSS,
-    frameworks: &[Version::new(3, 0)],
-    versions: &[Version::new(5, 0)],
+    session: session::Info {
+        name: "VSS",
+        kind: Kind::VSS,
+        frameworks: &[Version::new(3, 0)],
+        versions: &[Version::new(5, 0)],
+    },
     ring: crate::RING,
     waits_for_daemon: false,
     unique: Unique::new(),
@@ -162,14 +165,14 @@ impl Vss {
     }
 
     /// Waits for the worker.
-    fn later() -> Asked {
-        Asked::Later {
+    fn later() -> Next {
+        Next::Wait {
             until: Deadline::after(ANSWER_TIMEOUT),
         }
     }
 
     /// Has the daemon freeze once the worker has prepared it.
-    fn freeze(&mut self, daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+    fn freeze(&mut self, daemon: Option<Registration>, message: &mut [u8]) -> Next {
         self.step = Step::Preparing;
         if daemon.is_none() {
             return self.fail(Operation::Freeze, Status::FAIL, &Why::NoDaemon);
@@ -184,13 +187,13 @@ impl Vss {
     }
 
     /// Has the worker thaw what the daemon, which answered `status`, left frozen.
-    fn finish_thaw(&mut self, backup: Backup, status: Status) -> Asked {
+    fn finish_thaw(&mut self, backup: Backup, status: Status) -> Next {
         self.freezer.finish_thaw(status == Status::OK);
         self.thaw_done(backup, status)
     }
 
     /// Answers THAW once nothing is left to thaw.
-    fn thaw_done(&mut self, backup: Backup, status: Status) -> Asked {
+    fn thaw_done(&mut self, backup: Backup, status: Status) -> Next {
         self.step = Step::Finishing(backup, status);
         let Some(thawed) = self.freezer.thawed() else {
             return Self::later();
@@ -200,7 +203,7 @@ impl Vss {
             (_, Err(error), _) => (Status::FAIL, Why::FileSystems(error)),
             (Backup::Consistent, ..) | (.., Status::OK) => {
                 self.step = Step::None;
-                return Asked::Answered(Status::OK);
+                return Next::Answer(Status::OK);
             }
             (Backup::None, ..) => (status, Why::Daemon),
         };
@@ -208,9 +211,9 @@ impl Vss {
     }
 
     /// Asks the daemon as the next step of the request.
-    fn question(&mut self, step: Step, operation: Operation, message: &mut [u8]) -> Asked {
+    fn question(&mut self, step: Step, operation: Operation, message: &mut [u8]) -> Next {
         let Some(message) = message.first_chunk_mut() else {
-            return Asked::Answered(Status::FAIL);
+            return Next::Answer(Status::FAIL);
         };
         operation.write(message);
         self.step = step;
@@ -218,7 +221,7 @@ impl Vss {
             Operation::Freeze => (FREEZE_TIMEOUT, Late::Refused),
             _ => (ANSWER_TIMEOUT, Late::Dropped),
         };
-        Asked::Question {
+        Next::Ask {
             len: DAEMON_LEN,
             timeout,
             late,
@@ -226,7 +229,7 @@ impl Vss {
     }
 
     /// The request fails. If it is a freeze that began, nothing stays frozen.
-    fn fail(&mut self, operation: Operation, status: Status, why: &Why) -> Asked {
+    fn fail(&mut self, operation: Operation, status: Status, why: &Why) -> Next {
         self.log_failure(operation, status, why);
         match self.step {
             Step::Preparing => self.freezer.cancel(),
@@ -234,7 +237,7 @@ impl Vss {
             Step::None | Step::Thawing(_) | Step::Finishing(..) => {}
         }
         self.step = Step::None;
-        Asked::Answered(status)
+        Next::Answer(status)
     }
 
     fn log_failure(&self, operation: Operation, Status(status): Status, why: &Why) {
@@ -267,27 +270,27 @@ impl Vss {
     }
 
     /// All that the host has asked for was frozen.
-    fn freeze_done(&mut self) -> Asked {
+    fn freeze_done(&mut self) -> Next {
         let limit = crate::vss_freeze_limit.get();
         self.frozen = Some(Frozen {
             limit,
             until: (limit != 0).then(|| Deadline::after(Delta::from_secs(limit.into()))),
         });
         self.step = Step::None;
-        Asked::Answered(Status::OK)
+        Next::Answer(Status::OK)
     }
 }
 
 impl DaemonService for Vss {
-    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Next {
         let operation = match Operation::parse(body) {
             Ok(operation) => operation,
-            Err(status) => return Asked::Answered(status),
+            Err(status) => return Next::Answer(status),
         };
         match operation {
             Operation::GetInfo | Operation::Notice => {
                 operation.succeed(body);
-                Asked::Answered(Status::OK)
+                Next::Answer(Status::OK)
             }
             Operation::HotBackup | Operation::Freeze if daemon.is_none() => {
                 self.fail(operation, Status::FAIL, &Why::NoDaemon)
@@ -310,19 +313,19 @@ impl DaemonService for Vss {
         }
     }
 
-    fn resume(&mut self, _: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Asked {
+    fn resume(&mut self, _: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Next {
         match self.step {
             Step::Preparing => self.freeze(daemon, message),
             Step::Finishing(backup, status) => self.thaw_done(backup, status),
-            Step::None | Step::Freezing | Step::Thawing(_) => Asked::Answered(Status::FAIL),
+            Step::None | Step::Freezing | Step::Thawing(_) => Next::Answer(Status::FAIL),
         }
     }
 
-    fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Asked {
+    fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Next {
         let status = vss::status(answer);
         let operation = match Operation::parse(body) {
             Ok(operation) => operation,
-            Err(status) => return Asked::Answered(status),
+            Err(status) => return Next::Answer(status),
         };
         match (self.step, status) {
             (Step::Freezing, Status::OK) => match self.freezer.complete() {
@@ -341,13 +344,13 @@ impl DaemonService for Vss {
             }
             (_, Status::OK) => {
                 operation.succeed(body);
-                Asked::Answered(status)
+                Next::Answer(status)
             }
             _ => self.fail(operation, status, &Why::Daemon),
         }
     }
 
-    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Asked {
+    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Next {
         match (self.step, lost) {
             (Step::Freezing, Lost::Unread) => self.freezer.freeze_unread(),
             (Step::Freezing, Lost::Over) => self.freezer.freeze_failed(),
@@ -355,7 +358,7 @@ impl DaemonService for Vss {
         }
         let operation = match Operation::parse(body) {
             Ok(operation) => operation,
-            Err(status) => return Asked::Answered(status),
+            Err(status) => return Next::Answer(status),
         };
         let why = Why::NoAnswer(reason);
         match (self.step, reason) {
@@ -368,7 +371,7 @@ impl DaemonService for Vss {
                         operation.name()
                     );
                 }
-                Asked::Answered(Status::FAIL)
+                Next::Answer(Status::FAIL)
             }
             (Step::Thawing(backup), _) => {
                 self.log_thaw(&why);

@@ -113,13 +113,14 @@ impl<'a> Packet<'a> {
     /// Returns the packet and the buffer if the packet does not fit, and memory is short. A buffer
     /// made for this ring always fits.
     pub fn take(self, buffer: Buffer) -> Result<(Handled, Taken), (Self, Buffer)> {
-        let Buffer(mut payload) = buffer;
+        let Buffer(memory) = buffer;
+        let mut payload = memory.unwrap_or_default();
         payload.clear();
         if payload
             .extend_from_slice(self.payload(), GFP_ATOMIC)
             .is_err()
         {
-            return Err((self, Buffer(payload)));
+            return Err((self, Buffer(Some(payload))));
         }
         let taken = Taken {
             transaction: self.transaction(),
@@ -157,16 +158,17 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Memory for a packet that is answered later.
-pub struct Buffer(KVec<u8>);
+/// Memory for a packet that is answered later. By default it has none, and grows when a packet is taken.
+#[derive(Default)]
+pub struct Buffer(Option<KVec<u8>>);
 
 impl Buffer {
     /// Allocates as much memory as the longest packet of a ring of this size needs.
     pub fn new(ring: RingSize) -> Result<Self> {
-        Ok(Self(KVec::with_capacity(
+        Ok(Self(Some(KVec::with_capacity(
             ring.largest_packet(),
             GFP_KERNEL,
-        )?))
+        )?)))
     }
 }
 
@@ -187,6 +189,6 @@ impl Taken {
 
     /// Drops the packet unanswered: the host does not wait for the answer any more.
     pub fn abandon(self) -> Buffer {
-        Buffer(self.payload)
+        Buffer(Some(self.payload))
     }
 }

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A model of service and daemon: visits each state that some sequence of events leads to, and checks what
+//! has to be true there.
+
+use super::*;
+
+#[cfg(not(test))]
+use kernel::prelude::*;
+
+type Check<T = ()> = core::result::Result<T, &'static str>;
+
+const LEN: usize = 8;
+
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Memory {
+    /// Tells the three apart; 0 is none of them.
+    number: u8,
+    text: u8,
+}
+
+const NOTHING: u8 = 0;
+const CONFIRMATION: u8 = 1;
+/// The question that was asked last.
+const LAST: u8 = 2;
+/// A question before that.
+const EARLIER: u8 = 3;
+/// Added to a question: the answer to it.
+const ANSWER: u8 = 4;
+
+#[derive(Clone, Copy)]
+enum Event {
+    Ask(Late),
+    Look,
+    Outcome { is_over: bool },
+    GiveUp,
+    Open,
+    Release,
+    Revoke,
+    BeginRead { room: usize },
+    EndRead { was_read: bool },
+    Write { is_confirmed: bool },
+}
+
+const EVENTS: [Event; 15] = [
+    Event::Ask(Late::Dropped),
+    Event::Ask(Late::Refused),
+    Event::Look,
+    Event::Outcome { is_over: false },
+    Event::Outcome { is_over: true },
+    Event::GiveUp,
+    Event::Open,
+    Event::Release,
+    Event::Revoke,
+    Event::BeginRead { room: LEN },
+    Event::BeginRead { room: LEN - 1 },
+    Event::EndRead { was_read: true },
+    Event::EndRead { was_read: false },
+    Event::Write { is_confirmed: true },
+    Event::Write {
+        is_confirmed: false,
+    },
+];
+
+/// An exchange between a service and daemons, and what both know.
+#[derive(Clone, PartialEq)]
+struct World {
+    exchange: Exchange<(), Memory>,
+    service: Memory,
+    inbox: Memory,
+    /// What the daemon is reading.
+    reading: Option<(Memory, Late)>,
+    /// What the daemon has read last, if its answer is due.
+    read: Option<(u8, Late)>,
+    /// The service waits for an outcome.
+    asked: Option<Late>,
+    /// A question of [`Late::Refused`] has not come to its end.
+    is_unfinished: bool,
+    is_open: bool,
+    is_revoked: bool,
+    /// The daemon that the service knows of. It may have gone.
+    known: Option<Daemon<()>>,
+}
+
+fn check(is_true: bool, rule: &'static str) -> Check {
+    is_true.then_some(()).ok_or(rule)
+}
+
+impl World {
+    fn new() -> Self {
+        let memory = |number| Memory {
+            number,
+            text: NOTHING,
+        };
+        Self {
+            exchange: Exchange::new(memory(1)),
+            service: memory(2),
+            inbox: memory(3),
+            reading: None,
+            read: None,
+            asked: None,
+            is_unfinished: false,
+            is_open: false,
+            is_revoked: false,
+            known: None,
+        }
+    }
+
+    /// Lets `event` happen, if it can, and checks its result.
+    fn happen(&mut self, event: Event) -> Check<bool> {
+        match event {
+            Event::Ask(Late::Refused) if self.is_unfinished => return Ok(false),
+            Event::Ask(late) if self.asked.is_none() => self.ask(late)?,
+            Event::Look => self.known = self.exchange.daemon(),
+            Event::Outcome { is_over } => self.outcome(is_over)?,
+            Event::GiveUp if self.asked.is_some() => {
+                let lost = self.exchange.give_up();
+                self.lost(lost)?;
+            }
+            Event::Open => {
+                let expected = match (self.is_revoked, self.is_open) {
+                    (true, _) => Err(Refused::Gone),
+                    (_, true) => Err(Refused::Busy),
+                    _ => Ok(()),
+                };
+                // Two daemons that follow each other differ.
+                self.exchange.opened %= 2;
+                check(self.exchange.open() == expected, "open")?;
+                self.is_open |= expected.is_ok();
+            }
+            Event::Release if self.is_open && self.reading.is_none() => {
+                self.exchange.release();
+                (self.is_open, self.read) = (false, None);
+            }
+            Event::Revoke => {
+                self.exchange.revoke();
+                self.is_revoked = true;
+            }
+            Event::BeginRead { room } if self.is_open => self.begin_read(room)?,
+            Event::EndRead { was_read } => {
+                let Some((message, late)) = self.reading.take() else {
+                    return Ok(false);
+                };
+                self.exchange.end_read(message, was_read);
+                self.read =
+                    Some((message.text, late)).filter(|_| was_read && message.text != CONFIRMATION);
+            }
+            Event::Write { is_confirmed } if self.is_open => self.write(is_confirmed)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn ask(&mut self, late: Late) -> Check {
+        for text in [
+            self.reading.as_mut().map(|(message, _)| &mut message.text),
+            self.read.as_mut().map(|(text, _)| text),
+        ] {
+            if let Some(text) = text.filter(|text| **text == LAST) {
+                *text = EARLIER;
+            }
+        }
+        self.service.text = LAST;
+        self.asked = Some(late);
+        self.is_unfinished |= late == Late::Refused;
+        let can_ask = self.exchange.is_free() && self.known == self.exchange.daemon();
+        self.exchange.ask(self.known, &mut self.service, LEN, late);
+        check(self.is_pending() == can_ask, "ask")
+    }
+
+    fn outcome(&mut self, is_over: bool) -> Check {
+        match self.exchange.outcome(&mut self.service, is_over) {
+            Outcome::Pending => check(!is_over || self.asked.is_none(), "waits for ever"),
+            Outcome::Gone(lost) | Outcome::TimedOut(lost) => self.lost(lost),
+            Outcome::Answered(()) => {
+                check(self.service.text == LAST + ANSWER, "takes another answer")?;
+                check(!self.is_revoked, "answered when revoked")?;
+                self.end()
+            }
+        }
+    }
+
+    fn lost(&mut self, lost: Lost) -> Check {
+        match lost {
+            Lost::Unread | Lost::Over => self.end(),
+            Lost::Working => {
+                let late = self.asked.take();
+                check(late.is_some(), "two outcomes")
+            }
+        }
+    }
+
+    /// The question came to its end.
+    fn end(&mut self) -> Check {
+        match self.asked.take() {
+            None => Err("two outcomes"),
+            Some(Late::Dropped) => Ok(()),
+            Some(Late::Refused) => self.finish(),
+        }
+    }
+
+    fn finish(&mut self) -> Check {
+        check(mem::take(&mut self.is_unfinished), "ended twice")
+    }
+
+    fn begin_read(&mut self, room: usize) -> Check {
+        let late = self.asked.unwrap_or(Late::Dropped);
+        match self.exchange.begin_read(room) {
+            Ok(None) => check(!self.is_revoked, "waits when revoked"),
+            Err(refused) => check(
+                match refused {
+                    Refused::Gone => self.is_revoked,
+                    Refused::Invalid => room < LEN,
+                    Refused::Busy => false,
+                },
+                "read",
+            ),
+            Ok(Some((message, len))) => {
+                check(self.reading.is_none(), "read twice")?;
+                check(room >= len && len == LEN, "length")?;
+                check(!self.is_revoked, "read when revoked")?;
+                check(
+                    match message.text {
+                        LAST => self.asked.is_some(),
+                        text => text == CONFIRMATION,
+                    },
+                    "read what was given up",
+                )?;
+                self.reading = Some((message, late));
+                self.read = None;
+                Ok(())
+            }
+        }
+    }
+
+    fn write(&mut self, is_confirmed: bool) -> Check {
+        let is_first = matches!(self.exchange.state, State::Quiet(End::Connected(_), _));
+        let read = self.read.take();
+        self.inbox.text = read.map_or(NOTHING, |(text, _)| text + ANSWER);
+        let result = self.exchange.write(&mut self.inbox, |message| {
+            message.text = CONFIRMATION;
+            Some(((), is_confirmed.then_some(LEN)))
+        });
+        let expected = match read {
+            _ if self.is_revoked => Err(Refused::Gone),
+            _ if is_first => Ok(Some(())),
+            Some((LAST, _)) if self.asked.is_some() => Ok(None),
+            Some((_, Late::Dropped)) => Ok(None),
+            Some((_, Late::Refused)) | None => Err(Refused::Invalid),
+        };
+        check(result == expected, "write")
+    }
+
+    fn is_pending(&self) -> bool {
+        matches!(self.exchange.state, State::Pending(..))
+    }
+
+    /// What the service waits for: an outcome, a daemon, and that the daemon can be asked.
+    fn for_service(&self) -> (bool, Option<Daemon<()>>, bool) {
+        let outcome = self.exchange.clone().outcome(&mut Memory::default(), false);
+        let has_outcome = !matches!(outcome, Outcome::Pending);
+        (has_outcome, self.exchange.daemon(), self.exchange.is_free())
+    }
+
+    /// As `happen()`, and checks what is true of all events.
+    fn step(&mut self, event: Event) -> Check<bool> {
+        let before = (self.for_service(), self.exchange.is_readable());
+        if !self.happen(event)? {
+            return Ok(false);
+        }
+        let Effects {
+            daemon,
+            service,
+            finished,
+        } = self.exchange.take_effects();
+        if finished {
+            self.finish()?;
+        }
+        let is_of_daemon = matches!(
+            event,
+            Event::Open
+                | Event::Release
+                | Event::BeginRead { .. }
+                | Event::EndRead { .. }
+                | Event::Write { .. }
+        );
+        check(
+            service || !is_of_daemon || self.for_service() == before.0,
+            "service not told",
+        )?;
+        let is_readable = self.exchange.is_readable();
+        check(
+            daemon || is_readable == before.1 || is_readable == Ok(false),
+            "daemon not told",
+        )?;
+        let is_over = self.asked.is_none() && !self.is_open;
+        check(!(is_over && self.is_unfinished), "never finished")?;
+        self.tidy()?;
+        Ok(true)
+    }
+
+    /// Checks that no memory is lost, and none is in two places. Forgets what nobody depends on.
+    fn tidy(&mut self) -> Check {
+        let Self {
+            exchange,
+            service,
+            inbox,
+            reading,
+            ..
+        } = self;
+        let is_message = reading.is_some()
+            || matches!(
+                exchange.state,
+                State::Pending(..) | State::Quiet(End::Confirming(..), _)
+            );
+        let reading = reading.as_mut().map(|(message, _)| message);
+        let ((Some(third), None) | (None, Some(third))) = (exchange.memory(), reading) else {
+            return Err("memory");
+        };
+        let mut numbers = [service.number, inbox.number, third.number];
+        numbers.sort_unstable();
+        check(numbers == [1, 2, 3], "memory")?;
+        if !is_message {
+            third.text = NOTHING;
+        }
+        *service = Memory {
+            number: 1,
+            text: NOTHING,
+        };
+        *inbox = Memory {
+            number: 2,
+            text: NOTHING,
+        };
+        third.number = 3;
+        Ok(())
+    }
+
+    /// Whatever happened, the next daemon can be asked, and answers.
+    fn recovers(mut self) -> Check {
+        if self.is_revoked {
+            return Ok(());
+        }
+        for event in [
+            Event::EndRead { was_read: true },
+            Event::GiveUp,
+            Event::Release,
+            Event::Open,
+            Event::Write { is_confirmed: true },
+            Event::BeginRead { room: LEN },
+            Event::EndRead { was_read: true },
+            Event::Look,
+            Event::Ask(Late::Refused),
+            Event::BeginRead { room: LEN },
+            Event::EndRead { was_read: true },
+            Event::Write { is_confirmed: true },
+        ] {
+            self.step(event)?;
+        }
+        let outcome = self.exchange.outcome(&mut self.service, false);
+        check(matches!(outcome, Outcome::Answered(())), "no new daemon")
+    }
+}
+
+impl Exchange<(), Memory> {
+    fn memory(&mut self) -> Option<&mut Memory> {
+        match &mut self.state {
+            State::Pending(
+                ..,
+                Question::Sent(Sent::Unread(memory, ..))
+                | Question::Asked(memory)
+                | Question::Answered(memory),
+            )
+            | State::Quiet(
+                End::Absent(memory)
+                | End::Connected(memory)
+                | End::Confirming(_, Sent::Unread(memory, ..))
+                | End::Registered(_, Desk::Free(memory) | Desk::Owing(memory, _))
+                | End::Revoked(Desk::Free(memory) | Desk::Owing(memory, _)),
+                _,
+            ) => Some(memory),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+type List<T> = Vec<T>;
+#[cfg(not(test))]
+type List<T> = KVec<T>;
+
+fn push(list: &mut List<World>, world: World) -> Check {
+    #[cfg(test)]
+    list.push(world);
+    #[cfg(not(test))]
+    list.push(world, GFP_KERNEL).map_err(|_| "no memory")?;
+    Ok(())
+}
+
+/// Returns the number of states, or the rule that was broken.
+pub(super) fn visit_all() -> Check<usize> {
+    let mut worlds = List::new();
+    push(&mut worlds, World::new())?;
+    let mut visited = 0;
+    while let Some(world) = worlds.get(visited).cloned() {
+        visited += 1;
+        for event in EVENTS {
+            let mut next = world.clone();
+            if next.step(event)? && !worlds.contains(&next) {
+                push(&mut worlds, next)?;
+            }
+        }
+        world.recovers()?;
+    }
+    Ok(visited)
+}
