@@ -4,6 +4,10 @@
 //! them.
 
 use crate::{
+    binding::{
+        BoundService,
+        Device, //
+    },
     daemon::{
         DaemonService,
         Info,
@@ -35,9 +39,10 @@ use hyperv::{
     channel::RingSize,
     linux::time::Deadline, //
 };
+use kernel::prelude::*;
 
 /// What is fixed about the file copy service.
-pub(crate) static INFO: Info = Info {
+static INFO: Info = Info {
     session: session::Info {
         name: "FCopy",
         kind: Kind::FCOPY,
@@ -56,6 +61,12 @@ pub(crate) static INFO: Info = Info {
         connected: |_| {},
     },
 };
+
+/// Binds the service to its device.
+pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+    let service = KBox::new(Fcopy::new(), GFP_KERNEL)?;
+    BoundService::open_with_daemon(dev, &INFO, service, None)
+}
 
 /// The file copy service.
 pub(crate) struct Fcopy {

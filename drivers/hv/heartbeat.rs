@@ -3,6 +3,11 @@
 //! Heartbeat: every two seconds the host asks whether the guest is alive.
 
 use crate::{
+    binding::{
+        BoundService,
+        Device,
+        RING, //
+    },
     icmsg::{
         heartbeat::{
             self,
@@ -20,6 +25,7 @@ use crate::{
 };
 use core::convert::Infallible;
 use hyperv::channel::Context;
+use kernel::prelude::*;
 
 static INFO: Info = Info {
     name: "Heartbeat",
@@ -27,6 +33,11 @@ static INFO: Info = Info {
     frameworks: &[Version::new(3, 0), Version::new(1, 0)],
     versions: &[Version::new(3, 0), Version::new(1, 0)],
 };
+
+/// Binds the service to its device.
+pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+    BoundService::open(dev, RING, Heartbeat, None)
+}
 
 /// The heartbeat service. A kernel that answers has its system up, so it reports it healthy.
 pub(crate) struct Heartbeat;

@@ -4,6 +4,11 @@
 //! which `hv_kvp_daemon` keeps.
 
 use crate::{
+    binding::{
+        BoundService,
+        Device,
+        RING, //
+    },
     daemon::{
         DaemonService,
         Info,
@@ -30,16 +35,17 @@ use crate::{
     unique::Unique, //
 };
 use hyperv::linux::time::Deadline;
+use kernel::prelude::*;
 
 /// What is fixed about the KVP service.
-pub(crate) static INFO: Info = Info {
+static INFO: Info = Info {
     session: session::Info {
         name: "KVP",
         kind: Kind::KVP,
         frameworks: &[Version::new(3, 0), Version::new(1, 0)],
         versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
     },
-    ring: crate::RING,
+    ring: RING,
     // The host sets keys and IP settings right after the negotiation, once. It waits.
     waits_for_daemon: true,
     unique: Unique::new(),
@@ -52,6 +58,12 @@ pub(crate) static INFO: Info = Info {
         connected: |_| {},
     },
 };
+
+/// Binds the service to its device.
+pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+    let service = KBox::new(Kvp::new(), GFP_KERNEL)?;
+    BoundService::open_with_daemon(dev, &INFO, service, None)
+}
 
 /// The KVP service.
 pub(crate) struct Kvp {

@@ -20,7 +20,16 @@ use hyperv::{
     },
     linux::ratelimit::RateLimit, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
+};
 
 /// What is fixed about a service's conversation.
 pub(crate) struct Info {
@@ -99,9 +108,37 @@ pub(crate) struct Negotiation {
     info: &'static Info,
     /// The version of messages; `None` before they were agreed on.
     version: Option<Version>,
+    facts: Arc<Facts>,
+}
+
+/// What user space is told about a conversation.
+pub(crate) struct Facts {
+    /// The major number, and the minor number in the low 16 bits; 0 for none.
+    version: Atomic<u32>,
+}
+
+impl Facts {
+    pub(crate) const fn new() -> Self {
+        Self {
+            version: Atomic::new(0),
+        }
+    }
+
+    /// The version of messages that was agreed on with the host.
+    pub(crate) fn version(&self) -> Option<Version> {
+        let version = self.version.load(Relaxed);
+        // CAST: Half of the number each.
+        (version != 0).then_some(Version::new((version >> 16) as u16, version as u16))
+    }
 }
 
 impl Negotiation {
+    fn set(&mut self, version: Option<Version>) {
+        self.version = version;
+        let number = |Version { major, minor }| u32::from(major) << 16 | u32::from(minor);
+        self.facts.version.store(version.map_or(0, number), Relaxed);
+    }
+
     /// Answers the host's offer of versions.
     #[cold]
     pub(crate) fn answer(&mut self, request: Request<'_>, limit: Pin<&RateLimit>) {
@@ -111,7 +148,7 @@ impl Negotiation {
             versions,
             ..
         } = *self.info;
-        self.version = request.negotiate(frameworks, versions);
+        self.set(request.negotiate(frameworks, versions));
         if !limit.allows() {
             return;
         }
@@ -129,11 +166,12 @@ pub(crate) struct Session<S> {
 }
 
 impl<S: Service> Session<S> {
-    pub(crate) fn new(service: S) -> Self {
+    pub(crate) fn new(service: S, facts: Arc<Facts>) -> Self {
         Self {
             negotiation: Negotiation {
                 info: service.info(),
                 version: None,
+                facts,
             },
             service,
         }
@@ -159,7 +197,7 @@ impl<S: Service> Session<S> {
             }
             return fail(packet);
         }
-        self.negotiation.version = None;
+        self.negotiation.set(None);
         if let Some(later) = self.service.restarted() {
             return self.service.take(packet, later).unwrap_or_else(fail);
         }
@@ -226,7 +264,7 @@ impl<S: Service> Handler for Session<S> {
     }
 
     fn closed(&mut self) {
-        self.negotiation.version = None;
+        self.negotiation.set(None);
         self.service.closed();
     }
 }

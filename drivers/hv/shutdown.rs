@@ -3,6 +3,11 @@
 //! Shutdown: the host has the guest power off, restart or hibernate.
 
 use crate::{
+    binding::{
+        BoundService,
+        Device,
+        RING, //
+    },
     icmsg::{
         shutdown::{
             Operation,
@@ -48,6 +53,12 @@ static INFO: Info = Info {
         Version::new(1, 0),
     ],
 };
+
+/// Binds the service to its device.
+pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+    let (service, job) = Shutdown::new(dev)?;
+    BoundService::open(dev, RING, service, job)
+}
 
 /// The shutdown service.
 pub(crate) struct Shutdown {

@@ -4,6 +4,11 @@
 //! offers the host's clock to its own time service as PTP clock `hyperv`.
 
 use crate::{
+    binding::{
+        BoundService,
+        Device,
+        RING, //
+    },
     icmsg::{
         timesync::{
             Sample,
@@ -18,7 +23,8 @@ use crate::{
         Info,
         Service, //
     },
-    timesync_implicit, //
+    timesync_implicit,
+    unique::Unique, //
 };
 use core::convert::Infallible;
 use hyperv::{
@@ -43,6 +49,7 @@ use kernel::{
         self,
         Bound, //
     },
+    module::this_module,
     prelude::*,
     sync::{
         atomic::{
@@ -62,6 +69,20 @@ static INFO: Info = Info {
     versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
 };
 
+/// Binds the service to its device.
+pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+    static UNIQUE: Unique = Unique::new();
+    let claim = UNIQUE.claim(dev)?;
+    let (service, job) = TimeSync::new()?;
+    let ptp = service.register_ptp(dev.as_ref(), this_module::<crate::Module>());
+    let bound = BoundService::open(dev, RING, service, job)?;
+    Ok(BoundService {
+        _ptp: ptp,
+        _claim: Some(claim),
+        ..bound
+    })
+}
+
 /// How far the clock has to be behind the host's for `timesync_implicit`, in nanoseconds.
 const BEHIND: i64 = 5 * 1_000_000_000;
 
@@ -76,7 +97,7 @@ impl TimeSync {
         let host = Arc::new(HostClock::new(), GFP_KERNEL)?;
         let step = StepClock {
             host: host.clone(),
-            limit: KBox::pin_init(RateLimit::new(), GFP_KERNEL)?,
+            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
         };
         Ok((Self { host }, Some(KBox::new(step, GFP_KERNEL)?)))
     }
@@ -104,7 +125,7 @@ impl Service for TimeSync {
     }
 
     fn answer(&mut self, version: Version, body: &mut [u8]) -> Answer<Self::Action> {
-        match Message::parse(version, body, timer::reference()) {
+        match Message::parse(version, body, timer::read_reference_counter()) {
             Some(message) => Answer::Now(Status::OK, Some(message)),
             None => Answer::Now(Status::FAIL, None),
         }
@@ -115,7 +136,7 @@ impl Service for TimeSync {
         self.host.set(sample);
 
         let is_behind = || {
-            let host = self.host.at(timer::reference());
+            let host = self.host.at(timer::read_reference_counter());
             host.is_ok_and(|host| host.saturating_sub(time::wall_clock()) >= BEHIND)
         };
         if sync || (timesync_implicit.get() && is_behind()) {
@@ -184,7 +205,7 @@ struct StepClock {
 
 impl Run for StepClock {
     fn run(&self) {
-        let host = self.host.at(timer::reference());
+        let host = self.host.at(timer::read_reference_counter());
         let result = host.and_then(time::set_wall_clock);
         if let Err(error) = result {
             if self.limit.as_ref().allows() {

@@ -4,6 +4,11 @@
 //! thaws its file systems. Where it does not thaw them, this module does.
 
 use crate::{
+    binding::{
+        BoundService,
+        Device,
+        RING, //
+    },
     daemon::{
         DaemonService,
         Info,
@@ -37,9 +42,16 @@ use crate::{
     unique::Unique, //
 };
 use core::fmt;
-use hyperv::linux::{
-    ratelimit::RateLimit,
-    time::Deadline, //
+use hyperv::{
+    channel::Waker,
+    linux::{
+        ratelimit::RateLimit,
+        suspend::{
+            Hibernation,
+            HibernationNotifier, //
+        },
+        time::Deadline, //
+    },
 };
 use kernel::{
     prelude::*,
@@ -51,14 +63,14 @@ use kernel::{
 const FREEZE_TIMEOUT: Delta = Delta::from_secs(15 * 60);
 
 /// What is fixed about the VSS service.
-pub(crate) static INFO: Info = Info {
+static INFO: Info = Info {
     session: session::Info {
         name: "VSS",
         kind: Kind::VSS,
         frameworks: &[Version::new(3, 0)],
         versions: &[Version::new(5, 0)],
     },
-    ring: crate::RING,
+    ring: RING,
     waits_for_daemon: false,
     unique: Unique::new(),
     protocol: Protocol {
@@ -73,6 +85,18 @@ pub(crate) static INFO: Info = Info {
         },
     },
 };
+
+/// Binds the service to its device.
+pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+    let freezer = Freezer::new(Waker::from(&***dev))?;
+    let service = KBox::new(Vss::new(freezer.clone())?, GFP_KERNEL)?;
+    let bound = BoundService::open_with_daemon(dev, &INFO, service, Some(freezer.clone()))?;
+    let hibernation: Arc<dyn Hibernation> = freezer;
+    Ok(BoundService {
+        _hibernation: Some(HibernationNotifier::new(dev.as_ref(), hibernation)?),
+        ..bound
+    })
+}
 
 /// The VSS service.
 pub(crate) struct Vss {

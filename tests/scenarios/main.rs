@@ -29,6 +29,7 @@
 //!
 //! [`host::guest`] has all that can be done with a guest and a channel.
 
+mod attributes;
 mod baseline;
 mod bench;
 mod chardev;
@@ -96,6 +97,7 @@ HV_SLOW=1 in the environment has all that is repeated repeated more often: reloa
 fn all() -> Vec<&'static Scenario> {
     [
         lifecycle::SCENARIOS,
+        attributes::SCENARIOS,
         heartbeat::SCENARIOS,
         timesync::SCENARIOS,
         framing::SCENARIOS,

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A service that is bound to its device, and how it comes to be.
+
+use crate::{
+    daemon::{
+        self,
+        DaemonService,
+        WithDaemon, //
+    },
+    session::{
+        Facts,
+        Service,
+        Session, //
+    },
+    transport::{
+        LateListener,
+        Transport, //
+    },
+    unique::Claim, //
+};
+use hyperv::{
+    channel::{
+        Channel,
+        Handler,
+        Job,
+        RingSize,
+        Waker, //
+    },
+    linux::{
+        miscdevice,
+        suspend::HibernationNotifier, //
+    },
+    ptp,
+    vmbus, //
+};
+use kernel::{
+    device::Core,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// A device on whose channel a driver may open a service.
+pub(crate) type Device<'core> = vmbus::Device<Core<'core>>;
+
+/// The ring, each way, of a service whose messages are short.
+pub(crate) const RING: RingSize = RingSize::with_data(3 * 4096);
+
+/// A service that is bound to its device.
+///
+/// Fields are dropped in order. First what looks out for hibernations. Then the daemon's device: no
+/// answer comes any more. Then the channel and its job. Then the PTP clock. Last the claim.
+pub(crate) struct BoundService<'bound> {
+    pub(crate) _hibernation: Option<HibernationNotifier>,
+    pub(crate) _device: Option<miscdevice::Registration>,
+    pub(crate) channel: Channel<'bound>,
+    pub(crate) _ptp: Option<ptp::Registration>,
+    pub(crate) _claim: Option<Claim>,
+    pub(crate) facts: Arc<Facts>,
+}
+
+impl<'bound> BoundService<'bound> {
+    /// Opens the device's channel for `service`, with rings of this size.
+    pub(crate) fn open<S: Service>(
+        dev: &'bound Device<'_>,
+        ring: RingSize,
+        service: S,
+        job: Job,
+    ) -> Result<Self> {
+        let facts = Arc::new(Facts::new(), GFP_KERNEL)?;
+        let session = KBox::new(Session::new(service, facts.clone()), GFP_KERNEL)?;
+        Self::open_session(dev, ring, session, job, facts)
+    }
+
+    /// The part of `open()` that does not depend on the service: compiled once.
+    fn open_session(
+        dev: &'bound Device<'_>,
+        ring: RingSize,
+        session: KBox<dyn Handler>,
+        job: Job,
+        facts: Arc<Facts>,
+    ) -> Result<Self> {
+        Ok(Self {
+            _hibernation: None,
+            _device: None,
+            channel: Channel::open(dev, ring, session, job)?,
+            _ptp: None,
+            _claim: None,
+            facts,
+        })
+    }
+
+    /// Claims the service that `info` is of, opens its channel and creates its daemon's device.
+    pub(crate) fn open_with_daemon(
+        dev: &'bound Device<'_>,
+        info: &'static daemon::Info,
+        service: KBox<dyn DaemonService>,
+        listener: Option<Arc<dyn LateListener>>,
+    ) -> Result<Self> {
+        let claim = info.unique.claim(dev)?;
+        let transport = Transport::new(&info.protocol, Waker::from(&***dev), listener)?;
+        let transport = Arc::pin_init(transport, GFP_KERNEL)?;
+        let (service, job) = WithDaemon::new(info, service, transport.clone())?;
+        let bound = Self::open(dev, info.ring, service, job)?;
+        Ok(Self {
+            // A daemon finds a channel that is open.
+            _device: Some(miscdevice::Registration::new(dev.as_ref(), transport)?),
+            _claim: Some(claim),
+            ..bound
+        })
+    }
+}
