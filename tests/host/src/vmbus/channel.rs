@@ -210,3 +210,232 @@ impl Channel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering;
+    use std::sync::Arc;
+
+    use crate::hypercall::Status;
+    use crate::ic::device::State;
+    use crate::ic::frame::Message;
+    use crate::service::Service;
+    use crate::vmbus::open::UNREAD_AFTER_OPEN;
+    use crate::vmbus::packet::Packet;
+    use crate::vmbus::test_guest::TestGuest;
+    use crate::vmbus::test_guest::DOWN;
+    use crate::vmbus::test_guest::UP;
+
+    /// The state of heartbeat's device.
+    fn state(guest: &TestGuest) -> State {
+        let channel = guest.bus.channel(Service::Heartbeat).unwrap();
+        channel.device().state().clone()
+    }
+
+    #[test]
+    fn a_device_talks_before_the_open_result() {
+        let mut guest = TestGuest::new((6, 0));
+        guest.open();
+        let entries: Vec<String> = guest
+            .bus
+            .transcript()
+            .entries()
+            .iter()
+            .map(|entry| entry.normalised())
+            .collect();
+        let at = |text: &str| {
+            entries
+                .iter()
+                .position(|entry| entry.contains(text))
+                .unwrap()
+        };
+        assert!(at("negotiate request") < at("OPENCHANNEL_RESULT"));
+        assert_eq!(guest.seen.lock().unwrap().events, [(1, 1)]);
+        let (packet, _) = guest.rings().1.read().unwrap();
+        let packet = Packet::decode(&packet).unwrap();
+        assert_eq!(
+            (packet.kind, packet.flags, packet.transaction_id),
+            (6, 0, 0)
+        );
+    }
+
+    #[test]
+    fn a_service_negotiates_and_beats_through_the_rings() {
+        let mut guest = TestGuest::new((6, 0));
+        guest.open();
+        let (up, down) = guest.rings();
+        let read = || Packet::decode(&down.read().unwrap().0).unwrap();
+        let mut reply = Message::negotiation(
+            &[(3, 0)],
+            &[(3, 0)],
+            Message::parse(&read().payload).unwrap().transaction_id,
+        );
+        reply = reply.reply(0);
+        assert!(up.write(&Packet::inband(reply.encode()).encode()).unwrap());
+        assert_eq!(guest.bus.signal(0x1_0001, 0), Status::Success);
+        let beat = Message::parse(&read().payload).unwrap();
+        assert_eq!((beat.kind, beat.version), (1, (3, 0)));
+        assert!(matches!(
+            guest
+                .bus
+                .channel(Service::Heartbeat)
+                .unwrap()
+                .device()
+                .state(),
+            State::Waiting { .. }
+        ));
+        // A flag that the port has not, a connection that nobody has, and one whose channel is closed.
+        assert_eq!(guest.bus.signal(0x1_0001, 1), Status::InvalidParameter);
+        assert_eq!(guest.bus.signal(0x1_0077, 0), Status::InvalidConnectionId);
+        assert_eq!(guest.bus.signal(0x1_0002, 0), Status::InvalidConnectionId);
+        // The connection that channels shared before they had their own.
+        assert_eq!(guest.bus.signal(2, 0), Status::InvalidConnectionId);
+    }
+
+    #[test]
+    fn an_unread_ring_is_signalled_again() {
+        let mut guest = TestGuest::new((6, 0));
+        guest.open();
+        assert!(guest.bus.due().is_some());
+        std::thread::sleep(UNREAD_AFTER_OPEN);
+        guest.bus.tick();
+        assert_eq!(guest.seen.lock().unwrap().events, [(1, 1), (1, 1)]);
+        std::thread::sleep(UNREAD_AFTER_OPEN);
+        guest.bus.tick();
+        assert_eq!(guest.seen.lock().unwrap().events.len(), 2);
+    }
+
+    #[test]
+    fn a_masked_ring_is_not_signalled_again_but_room_is_told() {
+        for (pending, events) in [(0, 1), (64, 2)] {
+            let mut guest = TestGuest::new((6, 0));
+            guest.open();
+            guest.memory.store_u32(DOWN[0] * 4096 + 8, 1).unwrap();
+            guest.memory.store_u32(UP[0] * 4096 + 12, pending).unwrap();
+            std::thread::sleep(UNREAD_AFTER_OPEN);
+            guest.bus.tick();
+            assert_eq!(guest.seen.lock().unwrap().events.len(), events);
+        }
+    }
+
+    #[test]
+    fn the_ring_is_masked_while_the_host_waits_for_nothing() {
+        let mut guest = TestGuest::new((6, 0));
+        guest.open();
+        let masked = |guest: &TestGuest| guest.memory.load_u32(UP[0] * 4096 + 8).unwrap() != 0;
+        assert!(!masked(&guest), "it waits for the negotiation's reply");
+        guest.bus.with_device(Service::Heartbeat, |device, _| {
+            device.script();
+            device.set_reading(false);
+        });
+        assert!(masked(&guest));
+        let (up, down) = guest.rings();
+        let reply = down.read().unwrap().0;
+        assert!(!up.write(&reply).unwrap(), "no signal while it is masked");
+        let received = |guest: &mut TestGuest, reading: bool| {
+            guest
+                .bus
+                .with_device(Service::Heartbeat, |device, _| device.set_reading(reading));
+            guest
+                .bus
+                .channel(Service::Heartbeat)
+                .unwrap()
+                .device()
+                .received_count()
+        };
+        assert_eq!(received(&mut guest, true), 1);
+        assert!(!masked(&guest));
+    }
+
+    #[test]
+    fn a_packet_of_another_type_ends_the_service() {
+        let mut guest = TestGuest::new((6, 0));
+        guest.open();
+        let (up, down) = guest.rings();
+        let mut packet = Packet::decode(&down.read().unwrap().0).unwrap();
+        packet.kind = 7;
+        up.write(&packet.encode()).unwrap();
+        guest.bus.signal(0x1_0001, 0);
+        assert_eq!(state(&guest), State::Dead("packet of type 7".to_owned()));
+        assert_eq!(guest.errors(), 1);
+        // Nothing more is read, nor is the guest to tell.
+        assert!(!up.write(&packet.encode()).unwrap());
+        guest.bus.signal(0x1_0001, 0);
+        assert!(up.used().unwrap() > 0);
+    }
+
+    #[test]
+    fn a_guest_that_masks_the_hosts_interrupts_ends_the_service() {
+        let mut guest = TestGuest::new((6, 0));
+        guest.open();
+        assert_eq!(state(&guest), State::Negotiating);
+        guest.memory.store_u32(UP[0] * 4096 + 8, 1).unwrap();
+        guest.bus.signal(0x1_0001, 0);
+        assert!(matches!(state(&guest), State::Dead(_)));
+    }
+
+    #[test]
+    fn a_ring_that_cannot_be_written_ends_the_service() {
+        let mut guest = TestGuest::new((6, 0));
+        guest.open();
+        let (up, down) = guest.rings();
+        let request = Packet::decode(&down.read().unwrap().0).unwrap();
+        let reply = Message::parse(&request.payload).unwrap();
+        let mut reply = Message::negotiation(&[(3, 0)], &[(3, 0)], reply.transaction_id);
+        reply = reply.reply(0);
+        up.write(&Packet::inband(reply.encode()).encode()).unwrap();
+        down.set_read_index(4).unwrap();
+        // It would beat now.
+        guest.bus.signal(0x1_0001, 0);
+        assert_eq!(
+            state(&guest),
+            State::Dead("ring index 4 is impossible".to_owned())
+        );
+        assert_eq!(guest.errors(), 1);
+    }
+
+    #[test]
+    fn a_guest_that_writes_all_the_time_does_not_keep_the_host() {
+        let mut guest = TestGuest::new((6, 0));
+        guest.open();
+        guest
+            .bus
+            .with_device(Service::Heartbeat, |device, _| device.script());
+        let received = |guest: &TestGuest| {
+            let channel = guest.bus.channel(Service::Heartbeat).unwrap();
+            channel.device().received_count()
+        };
+        // A ring full of the smallest packets.
+        let (up, _) = guest.rings();
+        let smallest = up.most_packets() as usize;
+        let packet = Packet::inband(vec![1, 0, 0, 0, 0, 0, 0, 0]).encode();
+        let mut total = 0;
+        while up.write(&packet).is_ok() {
+            total += 1;
+        }
+        assert!(total < smallest);
+        // Another processor writes whenever there is room.
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                while !stop.load(Ordering::SeqCst) {
+                    let _ = up.write(&packet);
+                }
+            }
+        });
+        // Others have their turn at times, and at some time as much waits as may.
+        let mut before = 0;
+        while before < 4096 {
+            guest.bus.signal(0x1_0001, 0);
+            let now = received(&guest);
+            assert!(now - before <= smallest);
+            before = now;
+        }
+        guest.bus.signal(0x1_0001, 0);
+        assert_eq!(received(&guest), 4096);
+        stop.store(true, Ordering::SeqCst);
+        writer.join().unwrap();
+    }
+}

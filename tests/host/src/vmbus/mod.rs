@@ -13,4 +13,4 @@ pub mod open;
 pub mod packet;
 
 #[cfg(test)]
-mod tests;
+mod test_guest;
