@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The hypervisor as the bus uses it: of a machine that runs, and of one that does not.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use super::shared::lock;
+use crate::kvm;
+use crate::synic::Hypervisor;
+use crate::synic::Synic;
+
+/// The SynIC and the clock, as the bus uses them.
+pub(super) struct Platform {
+    pub(super) synic: Arc<Mutex<Synic>>,
+    pub(super) vm: Arc<kvm::Vm>,
+    pub(super) processors: u32,
+}
+
+impl Hypervisor for Platform {
+    fn post_message(&mut self, vp: u32, sint: u32, payload: &[u8]) {
+        lock(&self.synic).post(vp, sint, payload);
+    }
+
+    fn is_congested(&self) -> bool {
+        lock(&self.synic).is_congested()
+    }
+
+    fn signal_event(&mut self, vp: u32, flag: u32) {
+        lock(&self.synic).signal(vp, flag);
+    }
+
+    fn processors(&self) -> u32 {
+        self.processors
+    }
+
+    fn reference_time(&self) -> u64 {
+        self.vm.clock().unwrap_or(0) / 100
+    }
+
+    fn forget_messages(&mut self) {
+        lock(&self.synic).forget();
+    }
+}
+
+/// A hypervisor that reaches nobody, for a bus without a running machine.
+pub(super) struct Nobody;
+
+impl Hypervisor for Nobody {
+    fn post_message(&mut self, _vp: u32, _sint: u32, _payload: &[u8]) {}
+
+    fn is_congested(&self) -> bool {
+        false
+    }
+
+    fn signal_event(&mut self, _vp: u32, _flag: u32) {}
+
+    fn processors(&self) -> u32 {
+        0
+    }
+
+    fn reference_time(&self) -> u64 {
+        0
+    }
+
+    fn forget_messages(&mut self) {}
+}

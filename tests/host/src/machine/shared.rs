@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the machine's threads share, and how they wait for each other.
+
+use std::panic::catch_unwind;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::platform::Nobody;
+use super::watch::Watch;
+use super::Config;
+use super::Exit;
+use crate::memory::GuestMemory;
+use crate::ports::Ports;
+use crate::vmbus::bus::Bus;
+
+/// Locks, whatever happened to a thread that held the lock: the data is only ever changed as a whole.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whoever waits looks again so often without being woken: where processors are emulated, a wake-up at times gets lost.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// What the machine's threads share.
+pub struct Shared {
+    pub(super) memory: Arc<GuestMemory>,
+    bus: Mutex<Bus>,
+    bus_changed: Condvar,
+    ports: Mutex<Ports>,
+    ports_changed: Condvar,
+    exit: Mutex<Option<Exit>>,
+    exited: Condvar,
+    /// What the guest has told the hypervisor of its crash.
+    crash: Mutex<Option<String>>,
+    ending: AtomicBool,
+    /// One for each processor.
+    pub(super) watches: Vec<Watch>,
+}
+
+impl Shared {
+    /// As when the machine is off.
+    pub(super) fn new(memory: Arc<GuestMemory>, config: &Config) -> Self {
+        let bus = Bus::new(
+            memory.clone(),
+            Box::new(Nobody),
+            config.vmbus_max,
+            &config.services,
+        );
+        Self {
+            memory,
+            bus: Mutex::new(bus),
+            bus_changed: Condvar::new(),
+            ports: Mutex::new(Ports::new(config.rtc_offset)),
+            ports_changed: Condvar::new(),
+            exit: Mutex::new(Some(Exit::Stopped)),
+            exited: Condvar::new(),
+            crash: Mutex::new(None),
+            ending: AtomicBool::new(false),
+            watches: (0..config.vcpus).map(|_| Watch::default()).collect(),
+        }
+    }
+
+    /// The bus, locked; changes are announced when the guard is dropped by [`Shared::announce`].
+    pub fn bus(&self) -> MutexGuard<'_, Bus> {
+        lock(&self.bus)
+    }
+
+    /// Wakes everyone who waits for a change of the bus.
+    pub fn announce(&self) {
+        self.bus_changed.notify_all();
+    }
+
+    /// Waits until `done` gives a value (also after the machine's run has ended, unless the host failed); `None` when
+    /// `timeout` has passed.
+    pub fn wait_bus<R>(
+        &self,
+        timeout: Duration,
+        mut done: impl FnMut(&mut Bus) -> Option<R>,
+    ) -> Option<R> {
+        let end = Instant::now() + timeout;
+        let mut bus = self.bus();
+        loop {
+            if let Some(result) = done(&mut bus) {
+                return Some(result);
+            }
+            let left = end.checked_duration_since(Instant::now())?;
+            if let Some(Exit::Failed(_)) = self.exit() {
+                return None;
+            }
+            bus = self
+                .bus_changed
+                .wait_timeout(bus, left.min(LOOK_AGAIN))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// The guest's memory, with the agent's mailbox at its end.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The ports, locked.
+    pub fn ports(&self) -> MutexGuard<'_, Ports> {
+        lock(&self.ports)
+    }
+
+    /// Wakes everyone who waits for a change of the ports.
+    pub(super) fn announce_ports(&self) {
+        self.ports_changed.notify_all();
+    }
+
+    /// Has the processor that is held at a port go on, see [`Ports::hold_at`].
+    pub fn let_go(&self) {
+        self.ports().let_go();
+        self.announce_ports();
+    }
+
+    /// Waits until `done` gives a value; `None` when `timeout` has passed.
+    pub fn wait_ports<R>(
+        &self,
+        timeout: Duration,
+        mut done: impl FnMut(&mut Ports) -> Option<R>,
+    ) -> Option<R> {
+        let end = Instant::now() + timeout;
+        let mut ports = self.ports();
+        loop {
+            if let Some(result) = done(&mut ports) {
+                return Some(result);
+            }
+            let left = end.checked_duration_since(Instant::now())?;
+            ports = self
+                .ports_changed
+                .wait_timeout(ports, left.min(LOOK_AGAIN))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// How the run ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        lock(&self.exit).clone()
+    }
+
+    /// Waits for the run's end.
+    pub fn wait_exit(&self, timeout: Duration) -> Option<Exit> {
+        let end = Instant::now() + timeout;
+        let mut exit = lock(&self.exit);
+        while exit.is_none() {
+            let left = end.checked_duration_since(Instant::now())?;
+            exit = self
+                .exited
+                .wait_timeout(exit, left.min(LOOK_AGAIN))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        exit.clone()
+    }
+
+    /// What the guest has told of its crash since the last power-on, if it has.
+    pub fn crash(&self) -> Option<String> {
+        lock(&self.crash).clone()
+    }
+
+    /// Keeps what the guest tells of its crash.
+    pub(super) fn set_crash(&self, text: String) {
+        *lock(&self.crash) = Some(text);
+    }
+
+    /// A run begins, which has not ended, and in which the guest has not crashed.
+    pub(super) fn begin(&self) {
+        *lock(&self.exit) = None;
+        *lock(&self.crash) = None;
+    }
+
+    /// Ends the run, if it has not ended, and wakes everyone who waits. The caller holds no lock.
+    pub(super) fn end(&self, exit: Exit) {
+        lock(&self.exit).get_or_insert(exit);
+        self.exited.notify_all();
+        // Who waits for bus or ports has looked at the exit under their locks, and must not miss it after that.
+        drop(self.ports());
+        self.announce_ports();
+        drop(self.bus());
+        self.announce();
+    }
+
+    /// Runs a thread's work; a panic in it ends the run with an error that says so.
+    pub(super) fn guard(&self, thread: &str, work: impl FnOnce()) {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(work)) else {
+            return;
+        };
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("for no reason told");
+        self.end(Exit::Failed(format!("{thread} panicked: {text}")));
+    }
+
+    /// Does what is due on the bus, until [`Shared::end_timers`].
+    pub(super) fn run_timers(&self) {
+        let mut bus = self.bus();
+        while !self.ending.load(Ordering::SeqCst) {
+            if bus.due().is_some_and(|due| due <= Instant::now()) {
+                bus.tick();
+                self.announce();
+            }
+            let wait = bus.due().map_or(LOOK_AGAIN, |due| {
+                due.saturating_duration_since(Instant::now())
+                    .min(LOOK_AGAIN)
+            });
+            bus = self
+                .bus_changed
+                .wait_timeout(bus, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Has [`Shared::run_timers`] return.
+    pub(super) fn end_timers(&self) {
+        {
+            let _bus = self.bus();
+            self.ending.store(true, Ordering::SeqCst);
+        }
+        self.announce();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared() -> Arc<Shared> {
+        let memory = Arc::new(GuestMemory::new(2 << 20).unwrap());
+        let shared = Shared::new(memory, &Config::default());
+        shared.begin();
+        Arc::new(shared)
+    }
+
+    #[test]
+    fn a_panic_ends_the_run_and_every_wait() {
+        const LONG: Duration = Duration::from_secs(60);
+        let shared = shared();
+        let waits: Vec<_> = (0..3)
+            .map(|kind| {
+                let shared = shared.clone();
+                std::thread::spawn(move || match kind {
+                    0 => shared.wait_exit(LONG).is_some(),
+                    1 => shared.wait_bus(LONG, |_| None::<()>).is_none(),
+                    _ => shared.wait_ports(LONG, |_| shared.exit()).is_some(),
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(50));
+        let start = Instant::now();
+        shared.guard("processor 7", || {
+            let _bus = shared.bus();
+            panic!("at {}", "last");
+        });
+        for wait in waits {
+            assert!(wait.join().unwrap());
+        }
+        assert!(start.elapsed() < LONG / 2);
+        let failed = Exit::Failed("processor 7 panicked: at last".to_owned());
+        assert_eq!(shared.exit(), Some(failed));
+    }
+}
