@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The host's side of one service: by itself as on Windows (see [`auto`]), or led by a scenario.
+//! The host's side of one service: by itself as on Windows (see `device/auto.rs`), or led by a scenario.
 //!
 //! Nothing here touches rings or clocks: packets go in by [`Device::received`], come out by [`Device::take_output`],
 //! and time is an argument.

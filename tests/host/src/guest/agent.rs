@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Commands in the guest, by its agent (`tests/guest/agent.c`), and what is done with them: the module, the log.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Guest;
+use super::Result;
+use super::TIMEOUT;
+use crate::mailbox;
+
+/// What the guest's agent sends as it starts.
+const AGENT_READY: u8 = 2;
+
+/// What it sends when a command line has run.
+const AGENT_DONE: u8 = 1;
+
+/// What a command in the guest gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit status.
+    pub status: i32,
+    /// What it printed, without the last line feed.
+    pub text: String,
+}
+
+/// Which module answers for the services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Module {
+    /// The project's.
+    Rust,
+    /// The kernel's own.
+    C,
+}
+
+impl Module {
+    /// "rust" or "c".
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rust => "rust",
+            Self::C => "c",
+        }
+    }
+
+    /// The parameters with which it serves all that it can. The guest's kernel has `uio_hv_generic` for file copy, too.
+    pub const fn parameters(self) -> &'static str {
+        match self {
+            Self::Rust => "fcopy_chardev=1",
+            Self::C => "",
+        }
+    }
+}
+
+impl Guest {
+    /// Waits until the agent has started.
+    pub(super) fn wait_agent(&self, timeout: Duration) -> Result<()> {
+        self.wait_agent_byte(AGENT_READY, "the guest's agent", timeout)
+    }
+
+    /// Runs a shell command line in the guest.
+    pub fn sh(&self, command: &str) -> Result<Output> {
+        self.sh_within(command, TIMEOUT)
+    }
+
+    /// Runs a shell command line that may take long.
+    pub fn sh_within(&self, command: &str, timeout: Duration) -> Result<Output> {
+        self.sh_start(command)?;
+        let what = format!("`{command}` in the guest");
+        self.wait_agent_byte(AGENT_DONE, &what, timeout)?;
+        self.busy.store(false, Ordering::Relaxed);
+        let (status, output) = mailbox::take_answer(self.machine.shared().memory())?;
+        let text = String::from_utf8_lossy(&output);
+        Ok(Output {
+            status,
+            text: text.trim_end_matches('\n').to_owned(),
+        })
+    }
+
+    /// Starts a command line without waiting for it; for commands that end the guest.
+    pub fn sh_start(&self, command: &str) -> Result<()> {
+        let shared = self.machine.shared();
+        if self.busy.swap(true, Ordering::Relaxed) {
+            return Err(format!("no `{command}` in the guest: another command hangs there").into());
+        }
+        mailbox::put_command(shared.memory(), command)?;
+        shared.ports().send_to_agent(b"\n");
+        self.machine.update_lines();
+        Ok(())
+    }
+
+    /// Runs a command that must succeed; gives what it printed.
+    pub fn sh_ok(&self, command: &str) -> Result<String> {
+        let output = self.sh(command)?;
+        match output.status {
+            0 => Ok(output.text),
+            status => {
+                Err(format!("`{command}` in the guest: status {status}: {}", output.text).into())
+            }
+        }
+    }
+
+    /// Waits until the agent has sent this byte; `what` names in the error what that would mean.
+    fn wait_agent_byte(&self, byte: u8, what: &str, timeout: Duration) -> Result<()> {
+        let shared = self.machine.shared();
+        let sent = shared.wait_ports(timeout, |ports| {
+            let buffer = ports.agent();
+            match buffer.iter().position(|sent| *sent == byte) {
+                Some(at) => {
+                    buffer.drain(..=at);
+                    Some(true)
+                }
+                None => shared.exit().map(|_| false),
+            }
+        });
+        match sent {
+            Some(true) => Ok(()),
+            Some(false) => Err(self.error(&format!(
+                "the machine stopped ({:?}) while waiting for {what}",
+                shared.exit()
+            ))),
+            None => Err(self.error(&format!("waited {timeout:?} in vain for {what}"))),
+        }
+    }
+
+    /// The kernel's log, without time stamps' surroundings: as dmesg prints it.
+    pub fn kernel_log(&self) -> Result<String> {
+        self.sh_ok("dmesg")
+    }
+
+    /// Forgets the kernel's log, so that the next [`Guest::kernel_log`] is about what comes now.
+    pub fn clear_kernel_log(&self) -> Result<()> {
+        self.sh_ok("dmesg -c >/dev/null").map(|_| ())
+    }
+
+    /// Inserts a module from the initramfs, with parameters.
+    pub fn insmod_with(&self, module: Module, parameters: &str) -> Result<()> {
+        let path = format!("/modules/{}/hv_utils.ko", module.name());
+        self.sh_ok(&format!("insmod {path} {parameters}"))
+            .map(|_| ())
+    }
+
+    /// Inserts a module from the initramfs, with all of its services.
+    pub fn insmod(&self, module: Module) -> Result<()> {
+        self.insmod_with(module, module.parameters())
+    }
+
+    /// Removes the module.
+    pub fn rmmod(&self) -> Result<()> {
+        self.sh_ok("rmmod hv_utils").map(|_| ())
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A service's channel, seen from the host: its life, from the offer to the release.
+
+mod auto;
+mod ring;
+mod script;
+
+use super::Error;
+use super::Guest;
+use super::Result;
+use crate::guid::Guid;
+use crate::ic::device::Device;
+use crate::service::Service;
+
+/// A service's channel, seen from the host.
+///
+/// It begins as Windows' (see [`crate::ic::device`]). After [`ChannelHandle::script`] nothing happens by itself: the
+/// scenario sends and receives, until [`ChannelHandle::auto`].
+#[derive(Clone, Copy)]
+pub struct ChannelHandle<'a> {
+    pub(super) guest: &'a Guest,
+    pub(super) service: Service,
+}
+
+impl ChannelHandle<'_> {
+    /// The service.
+    pub fn service(&self) -> Service {
+        self.service
+    }
+
+    /// Looks at the device (or changes it), and at whether its channel is open.
+    fn device<R>(&self, act: impl FnOnce(&mut Device, bool) -> R) -> Result<R> {
+        self.guest
+            .with_bus(|bus| bus.with_device(self.service, act))
+            .ok_or_else(|| format!("the machine has no {}", self.service).into())
+    }
+
+    /// Waits until something is so of the device; the second argument of `done` is whether its channel is open.
+    fn wait<R>(&self, what: &str, mut done: impl FnMut(&Device, bool) -> Option<R>) -> Result<R> {
+        let service = self.service;
+        let what = format!("{service}: {what}");
+        self.guest.wait_bus(&what, |bus| {
+            let channel = bus.channel(service)?;
+            done(channel.device(), channel.open().is_some())
+        })
+    }
+
+    /// The error where the channel is not open.
+    fn not_open(&self) -> Error {
+        format!("{}: the channel is not open", self.service).into()
+    }
+
+    /// Whether the guest has it open.
+    pub fn is_open(&self) -> bool {
+        self.guest.with_bus(|bus| {
+            bus.channel(self.service)
+                .is_some_and(|channel| channel.open().is_some())
+        })
+    }
+
+    /// Waits until the guest has it open.
+    pub fn wait_open(&self) -> Result<()> {
+        self.wait("open channel", |_, open| open.then_some(()))
+    }
+
+    /// Waits until the guest has closed it.
+    pub fn wait_closed(&self) -> Result<()> {
+        self.wait("closed channel", |_, open| (!open).then_some(()))
+    }
+
+    /// Unplugs the device.
+    pub fn rescind(&self) -> Result<()> {
+        Ok(self.guest.with_bus(|bus| bus.rescind(self.service))?)
+    }
+
+    /// Plugs it in again.
+    pub fn reoffer(&self) -> Result<()> {
+        Ok(self.guest.with_bus(|bus| bus.reoffer(self.service))?)
+    }
+
+    /// Has it offered as another instance of its class from the next offer on, until [`ChannelHandle::reset`].
+    pub fn set_instance(&self, instance: Guid) {
+        self.guest
+            .with_bus(|bus| bus.set_instance(self.service, instance));
+    }
+
+    /// Plugs in a second device of the class, as this instance. All else here is about the first.
+    pub fn offer_second(&self, instance: Guid) {
+        self.guest
+            .with_bus(|bus| bus.offer_second(self.service, instance));
+    }
+
+    /// Unplugs the second device.
+    pub fn rescind_second(&self) -> Result<()> {
+        Ok(self
+            .guest
+            .with_bus(|bus| bus.rescind_second(self.service))?)
+    }
+
+    /// Has the second device be the first from now on: what all else here is about.
+    pub fn swap_second(&self) -> Result<()> {
+        Ok(self.guest.with_bus(|bus| bus.swap_second(self.service))?)
+    }
+
+    /// How often the second device was opened.
+    pub fn second_opens(&self) -> Result<u64> {
+        let opens = self.guest.with_bus(|bus| bus.second_opens(self.service));
+        opens.ok_or_else(|| format!("there is no second {}", self.service).into())
+    }
+
+    /// Waits until the guest has released every rescinded channel.
+    pub fn wait_released(&self) -> Result<()> {
+        self.guest
+            .wait_bus("release of the rescinded channel", |bus| {
+                (!bus.has_unreleased()).then_some(())
+            })
+    }
+
+    /// Has the host take none of the guest's next `count` messages that close the channel, for want of buffers.
+    pub fn refuse_closes(&self, count: u32) {
+        self.guest
+            .with_bus(|bus| bus.refuse_closes(self.service, count));
+    }
+
+    /// Answers the next `count` open requests with an NTSTATUS.
+    pub fn fail_opens(&self, count: u32, status: u32) {
+        self.guest
+            .with_bus(|bus| bus.fail_opens(self.service, count, status));
+    }
+
+    /// How often it was opened since the last [`ChannelHandle::reset`].
+    pub fn opens(&self) -> Result<u64> {
+        let opens = self
+            .guest
+            .with_bus(|bus| Some(bus.channel(self.service)?.opens()));
+        opens.ok_or_else(|| format!("the machine has no {}", self.service).into())
+    }
+
+    /// Makes the device as new: acting as on Windows, with a host's settings and versions, plugged in, nothing counted.
+    pub fn reset(&self) -> Result<()> {
+        self.guest.with_bus(|bus| bus.renew(self.service));
+        Ok(())
+    }
+}
