@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering;
 use crate::mapping::Mapping;
 use crate::memory::GuestMemory;
 
+mod exit;
 pub mod qemu;
 pub mod state;
 
@@ -40,6 +41,7 @@ mod bindings {
     include!(env!("KVM_BINDINGS"));
 }
 
+pub use self::exit::VmExit;
 pub use bindings::kvm_cpuid_entry2 as CpuidEntry;
 pub use bindings::kvm_regs as Regs;
 pub use bindings::kvm_segment as Segment;
@@ -375,62 +377,6 @@ impl Vm {
     }
 }
 
-/// Why a virtual processor came back to the host.
-#[derive(Debug)]
-pub enum VmExit<'a> {
-    /// The guest reads `data.len()` bytes (1, 2 or 4, perhaps repeated) from an I/O port.
-    PortIn {
-        /// The port.
-        port: u16,
-        /// Bytes of one access.
-        size: usize,
-        /// Where the answer belongs, `size` bytes for each repetition.
-        data: &'a mut [u8],
-    },
-    /// The guest writes to an I/O port.
-    PortOut {
-        /// The port.
-        port: u16,
-        /// Bytes of one access.
-        size: usize,
-        /// What it writes, `size` bytes for each repetition.
-        data: &'a [u8],
-    },
-    /// The guest reads where there is no memory.
-    MmioRead {
-        /// Guest physical address.
-        address: u64,
-        /// Where the answer belongs.
-        data: &'a mut [u8],
-    },
-    /// The guest writes where there is no memory.
-    MmioWrite {
-        /// Guest physical address.
-        address: u64,
-    },
-    /// The guest has written SCONTROL, SIEFP or SIMP: all three values.
-    Synic {
-        /// SCONTROL: bit 0 enables the controller.
-        control: u64,
-        /// SIEFP: the event flags page's address, bit 0 enables it.
-        event_page: u64,
-        /// SIMP: the message page's address, bit 0 enables it.
-        message_page: u64,
-    },
-    /// A hypercall that KVM leaves to the host: see [`Vcpu::hypercall_exit`].
-    Hypercall,
-    /// Triple fault.
-    Shutdown,
-    /// The guest asked KVM for a reset (`HV_X64_MSR_RESET`).
-    Reset,
-    /// The guest reported a crash through `HV_X64_MSR_CRASH_CTL`.
-    Crash,
-    /// HLT outside the kernel's control, or a signal: nothing to do.
-    Interrupted,
-    /// An exit that this host does not know.
-    Unknown(String),
-}
-
 /// A virtual processor.
 pub struct Vcpu {
     fd: OwnedFd,
@@ -521,124 +467,6 @@ impl Vcpu {
         // SAFETY: As in `VcpuKick::kick`.
         unsafe { AtomicU8::from_ptr(&raw mut (*self.run).immediate_exit) }
             .store(0, Ordering::SeqCst);
-    }
-
-    /// After [`VmExit::Hypercall`]: the hypercall's input value (TLFS "Hypercall Input Value"), its two parameters, and
-    /// where the result value goes. `None` after any other exit.
-    pub fn hypercall_exit(&mut self) -> Option<(u64, [u64; 2], &mut u64)> {
-        let run = self.run;
-        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others. No
-        // reference to the whole structure is made, as others have one to `immediate_exit`.
-        if unsafe { (*run).exit_reason } != bindings::KVM_EXIT_HYPERV {
-            return None;
-        }
-        // SAFETY: As above, and `exit_reason` says that this member is the valid one.
-        let hyperv = unsafe { &mut (*run).__bindgen_anon_1.hyperv };
-        if hyperv.type_ != bindings::KVM_EXIT_HYPERV_HCALL {
-            return None;
-        }
-        // SAFETY: `type_` says that this member is the valid one.
-        let hcall = unsafe { &mut hyperv.u.hcall };
-        Some((hcall.input, hcall.params, &mut hcall.result))
-    }
-
-    /// Runs the guest until it needs the host. The exit's answers must be in place before the next call.
-    pub fn run(&mut self) -> io::Result<VmExit<'_>> {
-        if let Err(error) = ioctl_value(&self.fd, "KVM_RUN", RUN, 0) {
-            return match error.kind() {
-                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Ok(VmExit::Interrupted),
-                _ => Err(error),
-            };
-        }
-        let run = self.run;
-        let base = run.cast::<u8>();
-        // SAFETY (here and below): The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes
-        // others. References are made to single members only, as others have one to `immediate_exit`, and to the
-        // member of the union that `exit_reason` says KVM has written.
-        Ok(match unsafe { (*run).exit_reason } {
-            bindings::KVM_EXIT_IO => {
-                // SAFETY: See above.
-                let io = unsafe { (*run).__bindgen_anon_1.io };
-                let size = usize::from(io.size);
-                let length = size * io.count as usize;
-                assert!(
-                    io.data_offset as usize + length <= self.area.length(),
-                    "KVM's I/O data lies in its page"
-                );
-                // SAFETY: Checked to lie in the mapping, which is not otherwise referenced past the structure's head.
-                let data = unsafe {
-                    std::slice::from_raw_parts_mut(base.add(io.data_offset as usize), length)
-                };
-                if u32::from(io.direction) == bindings::KVM_EXIT_IO_IN {
-                    VmExit::PortIn {
-                        port: io.port,
-                        size,
-                        data,
-                    }
-                } else {
-                    VmExit::PortOut {
-                        port: io.port,
-                        size,
-                        data,
-                    }
-                }
-            }
-            bindings::KVM_EXIT_MMIO => {
-                // SAFETY: See above.
-                let mmio = unsafe { &mut (*run).__bindgen_anon_1.mmio };
-                let length = (mmio.len as usize).min(mmio.data.len());
-                if mmio.is_write != 0 {
-                    VmExit::MmioWrite {
-                        address: mmio.phys_addr,
-                    }
-                } else {
-                    VmExit::MmioRead {
-                        address: mmio.phys_addr,
-                        data: &mut mmio.data[..length],
-                    }
-                }
-            }
-            bindings::KVM_EXIT_HYPERV => {
-                // SAFETY: See above.
-                let hyperv = unsafe { &mut (*run).__bindgen_anon_1.hyperv };
-                match hyperv.type_ {
-                    bindings::KVM_EXIT_HYPERV_SYNIC => {
-                        // SAFETY: `type_` says that this member is the valid one.
-                        let synic = unsafe { hyperv.u.synic };
-                        VmExit::Synic {
-                            control: synic.control,
-                            event_page: synic.evt_page,
-                            message_page: synic.msg_page,
-                        }
-                    }
-                    bindings::KVM_EXIT_HYPERV_HCALL => VmExit::Hypercall,
-                    other => VmExit::Unknown(format!("KVM_EXIT_HYPERV type {other}")),
-                }
-            }
-            bindings::KVM_EXIT_SHUTDOWN => VmExit::Shutdown,
-            bindings::KVM_EXIT_SYSTEM_EVENT => {
-                // SAFETY: See above.
-                let event = unsafe { (*run).__bindgen_anon_1.system_event.type_ };
-                match event {
-                    bindings::KVM_SYSTEM_EVENT_RESET => VmExit::Reset,
-                    bindings::KVM_SYSTEM_EVENT_CRASH => VmExit::Crash,
-                    other => VmExit::Unknown(format!("KVM_EXIT_SYSTEM_EVENT type {other}")),
-                }
-            }
-            bindings::KVM_EXIT_HLT
-            | bindings::KVM_EXIT_INTR
-            | bindings::KVM_EXIT_IRQ_WINDOW_OPEN => VmExit::Interrupted,
-            bindings::KVM_EXIT_INTERNAL_ERROR => {
-                // SAFETY: See above.
-                let internal = unsafe { (*run).__bindgen_anon_1.internal };
-                VmExit::Unknown(format!(
-                    "KVM_EXIT_INTERNAL_ERROR suberror {} data {:x?}",
-                    internal.suberror,
-                    &internal.data[..(internal.ndata as usize).min(internal.data.len())]
-                ))
-            }
-            other => VmExit::Unknown(format!("KVM exit reason {other}")),
-        })
     }
 }
 
