@@ -95,6 +95,7 @@ fn clock_error(guest: &Guest) -> Result<f64> {
     Ok(best.1)
 }
 
+/// Boots a guest, and shows each service in it.
 fn show(options: &Options) -> Result<()> {
     let config = host::machine::Config {
         rtc_offset: WRONG_BY,
@@ -117,8 +118,28 @@ fn show(options: &Options) -> Result<()> {
             config.services.len()
         ),
     );
-    let before = clock_error(&guest)?;
+    insertion(&guest)?;
+    heartbeat(&guest)?;
+    // A sample feeds the PTP clock.
+    guest.channel(Service::TimeSync).wait_replies(2)?;
+    fact("ptp", &ptp(&guest)?);
 
+    let context = Context::new(&guest, Module::Rust);
+    data_exchange(&context)?;
+    backup(&context)?;
+    file_copy(&context)?;
+
+    let log = guest.sh_ok("dmesg -r")?;
+    if let Some(line) = log::first_bad_line(&log, &[]) {
+        return Err(format!("the kernel's log says: {line}").into());
+    }
+    fact("log", "no warning");
+    power_off(&guest)
+}
+
+/// The module is inserted: services negotiate, and the clock is right.
+fn insertion(guest: &Guest) -> Result<()> {
+    let before = clock_error(guest)?;
     guest.clear_kernel_log()?;
     for service in daemon::SERVICES {
         guest.channel(service).script()?;
@@ -134,10 +155,14 @@ fn show(options: &Options) -> Result<()> {
         "clock",
         &format!(
             "{before:+.3} s from the host's before, {:+.3} s after",
-            clock_error(&guest)?
+            clock_error(guest)?
         ),
     );
+    Ok(())
+}
 
+/// The guest's heart beats.
+fn heartbeat(guest: &Guest) -> Result<()> {
     let heartbeat = guest.channel(Service::Heartbeat);
     let statistics = heartbeat.wait_replies(3)?;
     let fastest = statistics
@@ -156,38 +181,7 @@ fn show(options: &Options) -> Result<()> {
             statistics.application_state.unwrap_or(0)
         ),
     );
-    // A sample feeds the PTP clock.
-    guest.channel(Service::TimeSync).wait_replies(2)?;
-    fact("ptp", &ptp(&guest)?);
-
-    let context = Context::new(&guest, Module::Rust);
-    data_exchange(&context)?;
-    backup(&context)?;
-    file_copy(&context)?;
-
-    let log = guest.sh_ok("dmesg -r")?;
-    if let Some(line) = log::first_bad_line(&log, &[]) {
-        return Err(format!("the kernel's log says: {line}").into());
-    }
-    fact("log", "no warning");
-
-    let asked = Instant::now();
-    guest
-        .channel(Service::Shutdown)
-        .start_request(shutdown::body(FORCE, "the demonstration is over"))?;
-    match guest.wait_exit(TIMEOUT)? {
-        Exit::PowerOff => {
-            fact(
-                "shutdown",
-                &format!(
-                    "powered off {:.2} s after the request",
-                    asked.elapsed().as_secs_f64()
-                ),
-            );
-            Ok(())
-        }
-        exit => Err(format!("the guest ended with {exit:?}").into()),
-    }
+    Ok(())
 }
 
 /// What the PTP clock says, by a real client.
@@ -278,4 +272,25 @@ fn file_copy(t: &Context<'_>) -> Result<()> {
         ),
     );
     Ok(())
+}
+
+/// The host shuts the guest down.
+fn power_off(guest: &Guest) -> Result<()> {
+    let asked = Instant::now();
+    guest
+        .channel(Service::Shutdown)
+        .start_request(shutdown::body(FORCE, "the demonstration is over"))?;
+    match guest.wait_exit(TIMEOUT)? {
+        Exit::PowerOff => {
+            fact(
+                "shutdown",
+                &format!(
+                    "powered off {:.2} s after the request",
+                    asked.elapsed().as_secs_f64()
+                ),
+            );
+            Ok(())
+        }
+        exit => Err(format!("the guest ended with {exit:?}").into()),
+    }
 }
