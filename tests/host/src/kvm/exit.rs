@@ -74,8 +74,8 @@ impl Vcpu {
                 _ => Err(error),
             };
         }
-        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others. References
-        // are made to single members only, as others have one to `immediate_exit`.
+        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others.
+        // References are made to single members only, as others have one to `immediate_exit`.
         let reason = unsafe { (*self.run).exit_reason };
         // SAFETY: Each function is called for its `exit_reason`.
         Ok(unsafe {

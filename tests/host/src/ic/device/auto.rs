@@ -3,10 +3,10 @@
 //! A device that acts by itself: it negotiates, sends what is due or asked for, and judges the replies.
 //!
 //! It behaves as a Microsoft host was seen to: it negotiates when the channel opens; it reads the ring only while it
-//! waits for a reply, and all its requests have the IC transaction id 0, so that a surplus reply is taken for the answer
-//! to its next request; a reply that it must reject ends the service until the channel is opened again; a reply that
-//! never comes stops it. While it negotiates, it drops replies of any other type: they are to requests from before a
-//! restore.
+//! waits for a reply, and all its requests have the IC transaction id 0, so that a surplus reply is taken for the
+//! answer to its next request; a reply that it must reject ends the service until the channel is opened again; a reply
+//! that never comes stops it. While it negotiates, it drops replies of any other type: they are to requests from before
+//! a restore.
 
 use std::time::Instant;
 

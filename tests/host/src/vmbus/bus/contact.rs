@@ -29,8 +29,8 @@ const fn word((major, minor): Version) -> u32 {
 }
 
 impl Bus {
-    /// Answers a guest that makes contact. `receiver` is the message's field that was an interrupt page, and says since 5.0
-    /// which SINT and VTL the guest is about.
+    /// Answers a guest that makes contact. `receiver` is the message's field that was an interrupt page, and says
+    /// since 5.0 which SINT and VTL the guest is about.
     pub(super) fn contact(
         &mut self,
         connection: u32,
