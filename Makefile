@@ -9,14 +9,17 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 top     := $(CURDIR)
 FLAVOUR ?= amd64
 flavours := amd64 cloud-amd64
+# Debian's kernel of FLAVOUR, as its folders in build/ are called. Those of a SERIES other than the usual begin with it.
+usual   := $(shell sed -n 's/^series=//p' rust/kdir/lib.sh)
+stock   := $(if $(filter-out $(usual),$(SERIES)),$(SERIES)-)$(FLAVOUR)
 # Runs a command on Debian 13: here where this is one, else in build/root.
 enter   := rust/kdir/enter
 jobs    := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 quiet   := $(if $(V),,-s)
 
-# ---- The module, against any kernel tree of the 7.3 series that carries Rust metadata
+# ---- The module, against any kernel tree, from the 7.2 series on, that carries Rust metadata
 
-KDIR    ?= /lib/modules/$(shell uname -r)/build
+KDIR    ?= $(if $(SERIES),build/kdir/$(stock),/lib/modules/$(shell uname -r)/build)
 
 # A tree of make kdir needs the toolchain that made it; of the machine's folders that one sees
 # only the project's, and here the one that modules are installed in.
@@ -29,10 +32,10 @@ MO      ?= build/out/$(kernel)
 kbuild   = $(if $(ours),$(enter)) $(MAKE) -C $(abspath $(KDIR)) M=$(top) MO=$(abspath $(MO)) EXTRAS= \
 	$(if $(INSTALL_MOD_PATH),INSTALL_MOD_PATH=$(abspath $(INSTALL_MOD_PATH))) $(jobs)
 
-have-kdir:
+have-kdir: $(if $(SERIES),build/kdir/$(stock)/.ready)
 	@rust/kdir/lacks $(abspath $(KDIR)) $(if $(ours),$(enter)) >&2
 
-## modules              the module (the default); KDIR= MO= W=1 CLIPPY=1
+## modules              the module (the default); KDIR= or SERIES= and FLAVOUR=, MO= W=1 CLIPPY=1
 modules: have-kdir
 	@mkdir -p $(MO)
 	+@$(kbuild) modules
@@ -54,9 +57,9 @@ samples: have-kdir
 
 # ---- What stock Debian kernels need: a root with the toolchain, and the metadata
 
-## kdir                 a KDIR for Debian's newest 7.3 kernel, in build/kdir/FLAVOUR; UPDATE=1
+## kdir                 a KDIR for Debian's newest kernel of the series, in build/kdir; SERIES= FLAVOUR= UPDATE=1
 kdir: root
-	@rust/kdir/kdir.sh $(FLAVOUR)
+	@rust/kdir/kdir.sh $(stock)
 
 ## kdir-all             the same for both flavours, amd64 and cloud-amd64
 kdir-all: root
@@ -131,9 +134,9 @@ guests: root $(addprefix guest-,$(flavours)) $(patsubst %,build/guest/disks-%.cp
 
 # ---- The two commands
 
-## demo                 a stock kernel runs on the emulated host with this module; FLAVOUR=
-demo: root guest-$(FLAVOUR) host
-	@$(enter) build/host/scenarios --flavour $(FLAVOUR) demo
+## demo                 a stock kernel runs on the emulated host with this module; SERIES= FLAVOUR=
+demo: root guest-$(stock) host
+	@$(enter) build/host/scenarios --flavour $(stock) demo
 
 ## check                all tests; T=word runs those with the word in their names
 check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \

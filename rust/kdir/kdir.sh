@@ -1,33 +1,47 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# kdir.sh [FLAVOUR]: gives Debian's stock kernel what its headers package lacks, Rust's metadata.
-# FLAVOUR is amd64 (the default) or cloud-amd64. It makes
+# kdir.sh [ID]: gives Debian's stock kernel what its headers package lacks, Rust's metadata. ID is
+# FLAVOUR, amd64 (the default) or cloud-amd64, for the series of lib.sh, or SERIES-FLAVOUR. It makes
 #   build/linux-source      -> the kernel's source as Debian patched it, for both flavours
-#   build/kdir/FLAVOUR      a KDIR for modules in Rust; .ready in it says that it is finished
-#   build/kernel/FLAVOUR    the stock kernel: vmlinuz, release, System.map, lib/modules/
+#   build/kdir/ID           a KDIR for modules in Rust; .ready in it says that it is finished
+#   build/kernel/ID         the stock kernel: vmlinuz, release, System.map, lib/modules/
+# For another series the source is build/linux-source-SERIES.
 # UPDATE=1 looks for a newer kernel although one is there.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
-flavour=${1:-amd64}
-what="kdir $flavour"
+id=${1:-amd64}
+what="kdir $id"
 steps=6
-kdir=$build/kdir/$flavour
-kernel=$build/kernel/$flavour
+kdir=$build/kdir/$id
+kernel=$build/kernel/$id
+
+flavour=$id
+other=
+case $id in
+[0-9]*-*)
+	series=${id%%-*}
+	flavour=${id#*-}
+	other=-$series
+	;;
+esac
+# What the flavours of a series share.
+source=$build/linux-source$other
+resolved=$build/kernel$other.version
 
 case $flavour in
 amd64|cloud-amd64) ;;
 *) die "no kernel flavour is called $flavour" "there are amd64 and cloud-amd64" ;;
 esac
 
-if [ -z "${UPDATE:-}" ] && [ -e "$kdir/.ready" ] && [ -e "$kernel/.ready" ] && [ -e "$build/linux-source/Makefile" ]; then
+if [ -z "${UPDATE:-}" ] && [ -e "$kdir/.ready" ] && [ -e "$kernel/.ready" ] && [ -e "$source/Makefile" ]; then
 	exit 0
 fi
 
 # The rest needs the toolchain of the suite.
 if [ "${HV_ENTERED:-}" != 1 ]; then
 	"$top/rust/kdir/root.sh"
-	HV_ENTERED='' exec "$top/rust/kdir/enter" env HV_ENTERED=1 "$0" "$flavour"
+	HV_ENTERED='' exec "$top/rust/kdir/enter" env HV_ENTERED=1 "$0" "$id"
 fi
 alone kdir
 
@@ -58,12 +72,22 @@ candidate()
 	apt-cache madison "$1" | awk -F ' *\\| *' -v s="$suite-backports/" 'index($3, s) { print $2 }' | sort -V | tail -n 1
 }
 
+# offered: the series in the backports, in one line.
+offered()
+{
+	local name
+	apt-cache pkgnames linux-source- | sort -V | while read -r name; do
+		[ -z "$(candidate "$name")" ] || echo "${name#linux-source-}"
+	done | paste -s -d ' '
+}
+
 # resolve: sets $version (of the packages) and $abi (as in linux-image-ABI-amd64).
 resolve()
 {
 	local name
 	version=$(candidate "linux-source-$series")
-	[ -n "$version" ] || die "$suite-backports has no kernel of the $series series (no package linux-source-$series)"
+	[ -n "$version" ] || die "$suite-backports has no kernel of the $series series (no package linux-source-$series)" \
+		"it has those of $(offered)"
 	abi=
 	for name in $(apt-cache pkgnames "linux-headers-$series." | grep -- '-amd64$' | grep -v -e '-cloud-' -e '-rt-' | sort -V); do
 		if [ "$(candidate "$name")" = "$version" ]; then
@@ -77,13 +101,13 @@ resolve()
 # One answer for both flavours, so that they share the source.
 step "looking for the newest $series kernel in $suite-backports"
 write_apt_conf
-if [ -n "${UPDATE:-}" ] || [ ! -e "$build/kernel.version" ]; then
+if [ -n "${UPDATE:-}" ] || [ ! -e "$resolved" ]; then
 	logged kdir-update apt-get update
 	resolve
-	echo "$version $abi" >"$build/kernel.version.new"
-	mv "$build/kernel.version.new" "$build/kernel.version"
+	echo "$version $abi" >"$resolved.new"
+	mv "$resolved.new" "$resolved"
 fi
-read -r version abi <"$build/kernel.version"
+read -r version abi <"$resolved"
 release=$abi-$flavour
 if [ -n "${UPDATE:-}" ] && [ "$(cat "$kdir/.ready" 2>/dev/null)" = "$version" ] && [ -e "$kernel/.ready" ]; then
 	echo "$what: $release ($version) is the newest"
@@ -124,7 +148,7 @@ if [ ! -e "$tree/Makefile" ]; then
 		tar -x -C "$tree.new" --strip-components=1
 	mv "$tree.new" "$tree"
 fi
-ln -sfn "${tree##*/}" "$build/linux-source"
+ln -sfn "${tree##*/}" "$source"
 if [ "$(cat "$kernel/.ready" 2>/dev/null)" != "$version" ]; then
 	rm -rf "$kernel" "$kernel.new"
 	mkdir -p "$kernel.new"
@@ -152,7 +176,7 @@ if [ "$(cat "$kernel/.ready" 2>/dev/null)" != "$version" ]; then
 fi
 
 step "configuring the source as $release"
-headers=$build/headers-$flavour
+headers=$build/headers-$id
 rm -rf "$headers"
 unpack "linux-headers-$release" "$headers"
 headers=$headers/usr/src/linux-headers-$release
@@ -179,10 +203,10 @@ kmake()
 {
 	make -C "$tree" O="$kdir" LOCALVERSION= -j "$(nproc)" "$@"
 }
-logged "kdir-$flavour-config" kmake olddefconfig
+logged "kdir-$id-config" kmake olddefconfig
 step "rebuilding Rust's metadata for $release (about 75 s)"
-logged "kdir-$flavour-prepare" kmake prepare
-logged "kdir-$flavour-modules" kmake modules_prepare
+logged "kdir-$id-prepare" kmake prepare
+logged "kdir-$id-modules" kmake modules_prepare
 
 step "comparing mangled symbols with the packaged Module.symvers"
 # Both lists: the symbols exported by the kernel's own Rust objects.
@@ -194,7 +218,7 @@ lost=$(comm -13 "$kdir/.symbols.built" "$kdir/.symbols.packaged" | wc -l)
 all=$(wc -l <"$kdir/.symbols.packaged")
 [ "$all" -gt 0 ] || die "Module.symvers of $release exports no Rust symbol"
 [ "$lost" -eq 0 ] || die "$lost of the $all Rust symbols of $release have other names here: modules would not load" \
-	"compare build/kdir/$flavour/.symbols.built with .symbols.packaged"
+	"compare build/kdir/$id/.symbols.built with .symbols.packaged"
 # vmlinux holds nothing but the kernel's BTF, which that of the modules is based upon.
 # System.map is what modules_install calls depmod with.
 cp "$headers/Module.symvers" "$kdir/Module.symvers"
@@ -202,6 +226,6 @@ cp "$kernel/System.map" "$kdir/System.map"
 if [ -e "$headers/vmlinux" ]; then
 	cp "$headers/vmlinux" "$kdir/vmlinux"
 fi
-rm -rf "$build/headers-$flavour"
+rm -rf "$build/headers-$id"
 echo "$version" >"$kdir/.ready"
 echo "$what: ready: $release, $all Rust symbols agree (${SECONDS} s)"
