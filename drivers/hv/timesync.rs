@@ -49,7 +49,6 @@ use kernel::{
         self,
         Bound, //
     },
-    module::this_module,
     prelude::*,
     sync::{
         atomic::{
@@ -74,7 +73,7 @@ pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
     static UNIQUE: Unique = Unique::new();
     let claim = UNIQUE.claim(dev)?;
     let (service, job) = TimeSync::new()?;
-    let ptp = service.register_ptp(dev.as_ref(), this_module::<crate::Module>());
+    let ptp = service.register_ptp(dev.as_ref());
     let bound = BoundService::open(dev, RING, service, job)?;
     Ok(BoundService {
         _ptp: ptp,
@@ -103,12 +102,8 @@ impl TimeSync {
     }
 
     /// Registers the PTP clock; `None` if that fails, as the system's clock is stepped all the same.
-    pub(crate) fn register_ptp(
-        &self,
-        device: &device::Device<Bound>,
-        module: &'static ThisModule,
-    ) -> Option<ptp::Registration> {
-        ptp::Registration::new(device, c"hyperv", module, self.host.clone())
+    pub(crate) fn register_ptp(&self, device: &device::Device<Bound>) -> Option<ptp::Registration> {
+        ptp::Registration::new(device, c"hyperv", self.host.clone())
             .inspect_err(|error| pr_err!("cannot register PTP clock: {:?}\n", error))
             .ok()
     }

@@ -231,8 +231,6 @@ impl From<Refused> for Error {
 }
 
 impl miscdevice::Device for Transport {
-    type OwnerModule = crate::Module;
-
     fn name(&self) -> &'static CStr {
         self.protocol.device
     }

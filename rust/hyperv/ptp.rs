@@ -6,9 +6,12 @@
 
 use crate::{
     bindings,
-    linux::devres::{
-        Managed,
-        Registered, //
+    linux::{
+        devres::{
+            Managed,
+            Registered, //
+        },
+        module::this_module, //
     },
     timer, //
 };
@@ -28,8 +31,7 @@ use kernel::{
     },
     prelude::*,
     sync::Arc,
-    types::Opaque,
-    ThisModule, //
+    types::Opaque, //
 };
 
 /// A source of time that goes with the hypervisor's reference time.
@@ -58,10 +60,9 @@ impl Registration {
     pub fn new<T: Clock>(
         dev: &device::Device<Bound>,
         name: &'static CStr,
-        module: &'static ThisModule,
         clock: T,
     ) -> Result<Self> {
-        let inner = KBox::pin_init(Inner::new(name, module, clock), GFP_KERNEL)?;
+        let inner = KBox::pin_init(Inner::new(name, clock), GFP_KERNEL)?;
         Ok(Self(Managed::new(dev, inner)?))
     }
 }
@@ -84,13 +85,9 @@ unsafe impl<T: Clock> Sync for Inner<T> {}
 impl<T: Clock> Registered for Inner<T> {}
 
 impl<T: Clock> Inner<T> {
-    fn new(
-        name: &'static CStr,
-        module: &'static ThisModule,
-        inner: T,
-    ) -> impl PinInit<Self, Error> {
+    fn new(name: &'static CStr, inner: T) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            info: Opaque::new(Self::info(name, module)),
+            info: Opaque::new(Self::info(name)),
             inner,
             clock: Cell::new(None),
         })
@@ -105,11 +102,11 @@ impl<T: Clock> Inner<T> {
         })
     }
 
-    fn info(name: &'static CStr, module: &'static ThisModule) -> bindings::ptp_clock_info {
+    fn info(name: &'static CStr) -> bindings::ptp_clock_info {
         // SAFETY: All fields are valid when zeroed: numbers, pointers, and functions that are
         // optional.
         let mut info: bindings::ptp_clock_info = unsafe { core::mem::zeroed() };
-        info.owner = module.as_ptr();
+        info.owner = this_module().as_ptr();
         info.gettimex64 = Some(Self::gettimex);
         info.getcrosststamp = Some(Self::getcrosststamp);
         // The PTP core refuses a clock without `settime64`, and calls the other two without a check

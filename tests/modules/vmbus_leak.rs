@@ -35,7 +35,6 @@ use hyperv::{
 };
 use kernel::{
     device::Core,
-    module::this_module,
     prelude::*,
     sync::{
         atomic::{
@@ -91,8 +90,6 @@ struct Device {
 }
 
 impl miscdevice::Device for Device {
-    type OwnerModule = DriverModule;
-
     fn name(&self) -> &'static CStr {
         c"vmbus_leak"
     }
@@ -144,19 +141,13 @@ impl vmbus::Driver for Leak {
         dev: &'bound vmbus::Device<Core<'_>>,
         (): &'bound Self::IdInfo,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        let module = this_module::<DriverModule>();
         let device = Device {
             is_revoked: Atomic::new(false),
         };
         let device = Arc::new(device, GFP_KERNEL)?;
         let echo = KBox::new(Echo, GFP_KERNEL)?;
         let job = KBox::new(Job, GFP_KERNEL)?;
-        forget(ptp::Registration::new(
-            dev.as_ref(),
-            c"vmbus_leak",
-            module,
-            Clock,
-        )?);
+        forget(ptp::Registration::new(dev.as_ref(), c"vmbus_leak", Clock)?);
         forget(Channel::open(dev, RING, echo, Some(job))?);
         forget(miscdevice::Registration::new(dev.as_ref(), device)?);
         Ok(())

@@ -7,10 +7,13 @@
 
 use crate::{
     bindings,
-    linux::devres::{
-        Managed,
-        Registered, //
-    }, //
+    linux::{
+        devres::{
+            Managed,
+            Registered, //
+        },
+        module::this_module, //
+    },
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -21,10 +24,6 @@ use kernel::{
     },
     error::to_result,
     fs::File,
-    module::{
-        this_module,
-        ModuleMetadata, //
-    },
     prelude::*,
     sync::{
         poll::{
@@ -69,9 +68,6 @@ pub enum Wait {
 
 /// A character device. All methods are called in process context and may sleep.
 pub trait Device: Send + Sync + 'static {
-    /// The module whose code this is. It can't be unloaded while a file is open.
-    type OwnerModule: ModuleMetadata;
-
     /// The path below `/dev`.
     fn name(&self) -> &'static CStr;
 
@@ -187,7 +183,8 @@ struct FileOperations<T>(PhantomData<T>);
 
 impl<T: Device> FileOperations<T> {
     const TABLE: bindings::file_operations = bindings::file_operations {
-        owner: this_module::<T::OwnerModule>().as_ptr(),
+        // The module can't be unloaded while a file is open.
+        owner: this_module().as_ptr(),
         open: Some(Self::open),
         release: Some(Self::release),
         read: Some(Self::read),

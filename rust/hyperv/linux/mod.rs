@@ -8,6 +8,7 @@
 
 pub(crate) mod devres;
 pub mod miscdevice;
+pub mod module;
 pub mod module_param;
 pub mod ratelimit;
 pub mod reboot;
