@@ -40,7 +40,8 @@ use hyperv::{
     },
     ptp::{
         self,
-        Clock, //
+        Clock,
+        Unreadable, //
     },
     timer, //
 };
@@ -184,11 +185,10 @@ impl HostClock {
 }
 
 impl ptp::Clock for HostClock {
-    /// Fails with `ENODATA` if the host has not told its time yet, `ESTALE` if that was too long
-    /// ago.
-    fn at(&self, reference: u64) -> Result<i64> {
-        let sample = self.sample().ok_or(ENODATA)?;
-        sample.at(reference).map_err(|_| ESTALE)
+    /// Fails if the host has not told its time yet, or if that was too long ago.
+    fn at(&self, reference: u64) -> Result<i64, Unreadable> {
+        let sample = self.sample().ok_or(Unreadable::NoData)?;
+        sample.at(reference).map_err(|_| Unreadable::Stale)
     }
 }
 
@@ -201,7 +201,7 @@ struct StepClock {
 impl Run for StepClock {
     fn run(&self) {
         let host = self.host.at(timer::read_reference_counter());
-        let result = host.and_then(time::set_wall_clock);
+        let result = host.map_err(Error::from).and_then(time::set_wall_clock);
         if let Err(error) = result {
             if self.limit.as_ref().allows() {
                 pr_warn!("TimeSync: clock not set: {:?}\n", error);

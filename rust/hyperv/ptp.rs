@@ -34,15 +34,34 @@ use kernel::{
     types::Opaque, //
 };
 
+/// What user space gets if it asks a clock for more than to be read.
+const EOPNOTSUPP: c_int = -(bindings::EOPNOTSUPP as c_int);
+
+/// Why a clock cannot be read. The values are what user space gets.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+pub enum Unreadable {
+    /// No time is known yet: `ENODATA`.
+    NoData = -(bindings::ENODATA as c_int),
+    /// The last time that is known is too old: `ESTALE`.
+    Stale = -(bindings::ESTALE as c_int),
+}
+
+impl From<Unreadable> for Error {
+    fn from(reason: Unreadable) -> Self {
+        Self::from_errno(reason as c_int)
+    }
+}
+
 /// A source of time that goes with the hypervisor's reference time.
 pub trait Clock: Send + Sync + 'static {
     /// The time at the reference time `reference` (units of 100 ns), which is about now, as Unix
     /// time in nanoseconds. Must not sleep.
-    fn at(&self, reference: u64) -> Result<i64>;
+    fn at(&self, reference: u64) -> Result<i64, Unreadable>;
 }
 
 impl<T: Clock> Clock for Arc<T> {
-    fn at(&self, reference: u64) -> Result<i64> {
+    fn at(&self, reference: u64) -> Result<i64, Unreadable> {
         T::at(self, reference)
     }
 }
@@ -194,7 +213,7 @@ impl<T: Clock> Inner<T> {
         let mut reference = 0;
         // SAFETY: Both are valid for writes.
         if !unsafe { bindings::rust_helper_hv_read_counters(processor, &mut reference) } {
-            return EOPNOTSUPP.to_errno();
+            return EOPNOTSUPP;
         }
         from_result(|| {
             let now = this.inner.at(reference)?;
@@ -209,15 +228,15 @@ impl<T: Clock> Inner<T> {
         _: *mut bindings::ptp_clock_info,
         _: *const bindings::timespec64,
     ) -> c_int {
-        EOPNOTSUPP.to_errno()
+        EOPNOTSUPP
     }
 
     extern "C" fn adjtime(_: *mut bindings::ptp_clock_info, _: i64) -> c_int {
-        EOPNOTSUPP.to_errno()
+        EOPNOTSUPP
     }
 
     extern "C" fn adjfine(_: *mut bindings::ptp_clock_info, _: c_long) -> c_int {
-        EOPNOTSUPP.to_errno()
+        EOPNOTSUPP
     }
 }
 

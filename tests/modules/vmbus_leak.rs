@@ -26,7 +26,10 @@ use hyperv::{
         time::Deadline,
         workqueue::Run, //
     },
-    ptp,
+    ptp::{
+        self,
+        Unreadable, //
+    },
     vmbus::{
         self,
         DeviceId,
@@ -124,8 +127,8 @@ impl miscdevice::Device for Device {
 struct Clock;
 
 impl ptp::Clock for Clock {
-    fn at(&self, reference: u64) -> Result<i64> {
-        i64::try_from(reference).map_err(|_| EOVERFLOW)
+    fn at(&self, reference: u64) -> Result<i64, Unreadable> {
+        i64::try_from(reference).map_err(|_| Unreadable::Stale)
     }
 }
 
