@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/fs.h>
-#include <linux/fs_struct.h>
 #include <linux/hyperv.h>
 #include <linux/interrupt.h>
 #include <linux/mutex.h>
@@ -34,16 +33,6 @@ void rust_helper_device_lock(struct device *dev)
 void rust_helper_device_unlock(struct device *dev)
 {
 	device_unlock(dev);
-}
-
-/* As filp_open() for reading, by the paths of the first process of user space. */
-struct file *rust_helper_filp_open_init(const char *path)
-{
-	struct file *file;
-
-	scoped_with_init_fs()
-		file = filp_open(path, O_RDONLY, 0);
-	return file;
 }
 
 /*
@@ -106,7 +95,7 @@ bool rust_helper_super_get_active(struct super_block *sb)
 
 /*
  * Free bytes in the outbound ring. U32_MAX where the host has spoilt the indices:
- * vmbus_sendpacket() then fails, and says so.
+ * sending then fails with EIO.
  */
 u32 rust_helper_vmbus_bytes_to_write(struct vmbus_channel *channel)
 {

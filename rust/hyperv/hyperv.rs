@@ -12,6 +12,7 @@
 #![warn(clippy::multiple_unsafe_ops_per_block)]
 
 pub mod channel;
+pub mod compat;
 pub mod linux;
 pub mod ptp;
 pub mod timer;

@@ -6,13 +6,14 @@
 
 use crate::{
     bindings,
+    compat,
     linux::{
         sysfs::{
             self,
             HasAttributes, //
         },
-        workqueue,
-    },
+        workqueue, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -21,10 +22,7 @@ use core::{
 };
 use kernel::{
     device,
-    device_id::{
-        RawDeviceId,
-        RawDeviceIdIndex, //
-    },
+    device_id::RawDeviceId,
     driver,
     error::{
         from_result,
@@ -125,7 +123,7 @@ impl<T: Driver> Adapter<T> {
 
             // SAFETY: `id` comes from `T::ID_TABLE`, which is of type `IdArray<_, T::IdInfo>`, or
             // from `new_id` or `driver_override`, which leave `driver_data` at 0.
-            let info = unsafe { id.info_unchecked_opt::<T::IdInfo>() };
+            let info = unsafe { compat::id_info::<T>(id) };
             let data = T::probe(hdev, info.ok_or(ENODEV)?);
 
             hdev.as_ref().set_drvdata(data)?;
@@ -211,7 +209,7 @@ impl Guid {
 /// Abstraction for the VMBus device ID structure, i.e. `struct hv_vmbus_device_id`.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-pub struct DeviceId(bindings::hv_vmbus_device_id);
+pub struct DeviceId(pub(crate) bindings::hv_vmbus_device_id);
 
 impl DeviceId {
     /// Matches all devices of a class.
@@ -229,21 +227,8 @@ unsafe impl RawDeviceId for DeviceId {
     type RawType = bindings::hv_vmbus_device_id;
 }
 
-// SAFETY: `DRIVER_DATA_OFFSET` is the offset to the `driver_data` field.
-unsafe impl RawDeviceIdIndex for DeviceId {
-    const DRIVER_DATA_OFFSET: usize = offset_of!(bindings::hv_vmbus_device_id, driver_data);
-}
-
 /// [`IdTable`](kernel::device_id::IdTable) type for VMBus.
 pub type IdTable<T> = &'static dyn kernel::device_id::IdTable<DeviceId, T>;
-
-/// Creates a VMBus `IdTable` with its alias for modpost.
-#[macro_export]
-macro_rules! vmbus_device_table {
-    ($($tt:tt)*) => {
-        ::kernel::module_device_table!("vmbus", $crate::vmbus::DeviceId, $($tt)*);
-    };
-}
 
 /// Declares a kernel module that exposes a single VMBus driver.
 ///

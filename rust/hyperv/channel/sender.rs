@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     bindings,
+    compat,
     linux::{
         ratelimit::RateLimit,
         time::Deadline,
@@ -154,7 +155,7 @@ impl<'a> Sender<'a> {
         let len = payload.len() as u32;
         // SAFETY: By the type invariant, the channel is open; `payload` is valid for reads.
         let errno = unsafe {
-            bindings::vmbus_sendpacket(
+            compat::vmbus_sendpacket(
                 self.channel.as_ptr(),
                 payload.as_mut_ptr().cast(),
                 len,

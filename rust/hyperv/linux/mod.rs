@@ -3,8 +3,9 @@
 //! What the kernel crate lacks, and what has nothing to do with Hyper-V.
 //!
 //! Each file here extends the file of `rust/kernel/` that has its name, or would be it upstream;
-//! `super_block.rs` would be in `rust/kernel/fs/`. It uses nothing of this crate but the bindings and the
-//! other files here. So each can be sent to its maintainer. `tests/check.sh` checks that.
+//! `super_block.rs` would be in `rust/kernel/fs/`. It uses nothing of this crate but the bindings, the
+//! seam for the kernel's version ([`compat`](crate::compat)) and the other files here. So each can be sent
+//! to its maintainer. `tests/check.sh` checks that.
 
 pub(crate) mod devres;
 pub mod miscdevice;

@@ -30,6 +30,10 @@
 
 use crate::{
     bindings,
+    compat::{
+        new_spinlock_irq,
+        SpinLockIrq, //
+    },
     linux::workqueue::{
         Detached,
         Memory,
@@ -46,12 +50,8 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
-    new_spinlock_irq,
     prelude::*,
-    sync::{
-        Arc,
-        SpinLockIrq, //
-    },
+    sync::Arc,
     types::ScopeGuard, //
 };
 

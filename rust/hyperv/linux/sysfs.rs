@@ -46,7 +46,10 @@
 //! C headers: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h),
 //! [`include/linux/device.h`](srctree/include/linux/device.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    compat::BoundInternal, //
+};
 use core::{
     marker::PhantomData,
     ptr::{
@@ -56,10 +59,7 @@ use core::{
 };
 use kernel::{
     container_of,
-    device::{
-        BoundInternal,
-        Device, //
-    },
+    device::Device,
     driver::DriverLayout,
     error::from_result,
     fmt,
