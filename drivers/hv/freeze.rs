@@ -13,6 +13,10 @@ use core::{
 };
 use hyperv::{
     channel::Waker,
+    compat::{
+        new_spinlock_irq,
+        SpinLockIrq, //
+    },
     linux::{
         super_block::Record,
         suspend::Hibernation,
@@ -24,7 +28,7 @@ use hyperv::{
     },
 };
 use kernel::{
-    new_mutex, new_spinlock_irq,
+    new_mutex,
     prelude::*,
     sync::{
         atomic::{
@@ -33,8 +37,7 @@ use kernel::{
             Release, //
         },
         Arc,
-        Mutex,
-        SpinLockIrq, //
+        Mutex, //
     },
 };
 

@@ -20,6 +20,11 @@ use core::ops::{
 };
 use hyperv::{
     channel::Waker,
+    compat::{
+        new_spinlock_irq,
+        PollCondVarBox,
+        SpinLockIrq, //
+    },
     linux::miscdevice::{
         self,
         Poll,
@@ -28,14 +33,12 @@ use hyperv::{
     }, //
 };
 use kernel::{
-    new_mutex, new_spinlock_irq,
+    new_mutex,
     prelude::*,
     static_lock_class,
     sync::{
-        poll::PollCondVarBox,
         Arc,
-        Mutex,
-        SpinLockIrq, //
+        Mutex, //
     },
     uaccess::{
         UserSliceReader,
@@ -101,7 +104,7 @@ pub(crate) struct Transport {
     waker: Mutex<Option<Waker>>,
     listener: Option<Arc<dyn LateListener>>,
     /// Notified when there is something for the daemon. Dropping a `PollCondVarBox` does not wait for
-    /// RCU.
+    /// RCU, since 7.3.
     changed: PollCondVarBox,
     /// Where a message from the daemon goes first. Locked before `exchange`.
     #[pin]
