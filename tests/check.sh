@@ -97,9 +97,19 @@ step_clippy()
 
 all_of_clippy()
 {
-	local flavour
+	local flavour other kdir
 	for flavour in amd64 cloud-amd64; do
 		each "clippy: module, $flavour" warnings_of_module "$flavour"
+	done
+	for other in $others; do
+		for kdir in "$build/kdir/$other"-*/.ready; do
+			if [ -e "$kdir" ]; then
+				kdir=$(basename "${kdir%/.ready}")
+				each "clippy: module, $kdir" warnings_of_module "$kdir"
+			else
+				echo "ok - clippy: module, $other # SKIP there is no kernel of it: make kdir SERIES=$other"
+			fi
+		done
 	done
 	each "clippy: tests/host" clippy --crate-type rlib --crate-name host tests/host/src/lib.rs
 	# A test's table is read where it stands: a name for its type would not help.
@@ -169,9 +179,25 @@ outside_linux()
 		rust/hyperv/linux/*.rs
 }
 
+# series_steps FILE...: the steps between series that these files name.
+series_steps()
+{
+	grep -ohE '(hyperv_before|HYPERV_BEFORE)_[0-9_]+' "$@" | LC_ALL=C sort -u
+}
+
+# What asks for the kernel's version outside its seam, and steps that only one of rust/Kbuild and the seam knows.
+outside_seam()
+{
+	find Kbuild rust drivers samples tests/modules -path rust/kdir -prune -o -type f ! -name '*_generated.rs' ! -name '.*' \
+		-exec grep -inE 'hyperv_before_|(linux|kernel)_version|utsrelease|patchlevel|sublevel' /dev/null {} + |
+		grep -vE '^rust/(Kbuild|hyperv/compat\.rs|helpers/compat\.c):' || true
+	diff <(series_steps rust/Kbuild) <(series_steps rust/hyperv/compat.rs rust/helpers/compat.c) || true
+}
+
 step_layers()
 {
 	each "layers: rust/hyperv/linux" outside_linux
+	each "layers: the seam for the kernel's version" outside_seam
 }
 
 # The scenarios that the table of faults names.

@@ -6,8 +6,10 @@
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=$top/build
 
-# The kernel series this module is written for, and the Debian release that carries it.
+# The kernel series this module is written for, further ones that it builds for, and the Debian release that
+# carries them.
 series=7.3
+others=7.2
 suite=trixie
 
 # step TEXT: a progress line "[i/n] TEXT (t s)"; the caller sets $steps, and $what as a name.
