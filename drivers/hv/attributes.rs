@@ -4,7 +4,10 @@
 
 use crate::{
     binding::BoundService,
-    icmsg::Version, //
+    icmsg::{
+        heartbeat::ApplicationState,
+        Version, //
+    },
 };
 use hyperv::linux::sysfs::Text;
 use kernel::prelude::*;
@@ -15,4 +18,22 @@ pub(crate) fn version(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Resu
         Some(Version { major, minor }) => write!(text, "{major}.{minor}"),
         None => write!(text, "none"),
     }
+}
+
+/// Returns whether the device is the heartbeat's.
+pub(crate) fn is_heartbeat(this: Pin<&BoundService<'_>>) -> bool {
+    this.health.is_some()
+}
+
+/// How applications are, as user space has said.
+pub(crate) fn application_state(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    let health = this.health.as_ref().ok_or(ENODEV)?;
+    write!(text, "{}", health.get().name())
+}
+
+/// Says how applications are. Fails with `EINVAL` for other texts than the states' names.
+pub(crate) fn set_application_state(this: Pin<&BoundService<'_>>, text: &str) -> Result {
+    let health = this.health.as_ref().ok_or(ENODEV)?;
+    health.set(ApplicationState::from_name(text).ok_or(EINVAL)?);
+    Ok(())
 }

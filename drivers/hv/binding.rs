@@ -8,6 +8,7 @@ use crate::{
         DaemonService,
         WithDaemon, //
     },
+    heartbeat::Health,
     session::{
         Facts,
         Service,
@@ -57,6 +58,8 @@ pub(crate) struct BoundService<'bound> {
     pub(crate) _ptp: Option<ptp::Registration>,
     pub(crate) _claim: Option<Claim>,
     pub(crate) facts: Arc<Facts>,
+    /// `Some` for heartbeat.
+    pub(crate) health: Option<Arc<Health>>,
 }
 
 impl<'bound> BoundService<'bound> {
@@ -87,6 +90,7 @@ impl<'bound> BoundService<'bound> {
             _ptp: None,
             _claim: None,
             facts,
+            health: None,
         })
     }
 

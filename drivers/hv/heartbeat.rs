@@ -25,7 +25,16 @@ use crate::{
 };
 use core::convert::Infallible;
 use hyperv::channel::Context;
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
+};
 
 static INFO: Info = Info {
     name: "Heartbeat",
@@ -36,11 +45,31 @@ static INFO: Info = Info {
 
 /// Binds the service to its device.
 pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
-    BoundService::open(dev, RING, Heartbeat, None)
+    let health = Arc::new(Health(Atomic::new(0)), GFP_KERNEL)?;
+    let bound = BoundService::open(dev, RING, Heartbeat(health.clone()), None)?;
+    Ok(BoundService {
+        health: Some(health),
+        ..bound
+    })
 }
 
-/// The heartbeat service. A kernel that answers has its system up, so it reports it healthy.
-pub(crate) struct Heartbeat;
+/// What user space says of its applications. Nobody else can know.
+pub(crate) struct Health(Atomic<u32>);
+
+impl Health {
+    /// The state that was set last; unknown if none was.
+    pub(crate) fn get(&self) -> ApplicationState {
+        ApplicationState::from_number(self.0.load(Relaxed))
+    }
+
+    /// Sets the state that the next beat's answer has.
+    pub(crate) fn set(&self, state: ApplicationState) {
+        self.0.store(state as u32, Relaxed);
+    }
+}
+
+/// The heartbeat service.
+struct Heartbeat(Arc<Health>);
 
 impl Service for Heartbeat {
     const CONTEXT: Context = Context::Interrupt;
@@ -53,7 +82,7 @@ impl Service for Heartbeat {
     }
 
     fn answer(&mut self, version: Version, body: &mut [u8]) -> Answer<Infallible> {
-        let status = match heartbeat::answer(version, body, ApplicationState::Healthy) {
+        let status = match heartbeat::answer(version, body, self.0.get()) {
             Some(()) => Status::OK,
             None => Status::FAIL,
         };

@@ -116,10 +116,15 @@ impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
 
     const ATTRIBUTES: AttributeGroup<Self> = AttributeGroup {
         name: c"hv_utils",
-        attributes: &[Attribute::<Self>::read_only(
-            c"version",
-            attributes::version,
-        )],
+        attributes: &[
+            Attribute::<Self>::read_only(c"version", attributes::version),
+            Attribute::<Self>::read_write(
+                c"application_state",
+                attributes::application_state,
+                attributes::set_application_state,
+            )
+            .visible_if(attributes::is_heartbeat),
+        ],
     };
 
     fn probe<'bound>(

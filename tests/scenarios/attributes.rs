@@ -4,6 +4,7 @@
 
 use host::guest::Result;
 use host::ic::frame::Message;
+use host::ic::heartbeat;
 use host::ic::S_OK;
 use host::service::Service;
 
@@ -33,6 +34,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .daemons()
         .scripted(&[Service::Kvp]),
+    Scenario::new("attributes_application_state", application_state)
+        .once()
+        .rust_only()
+        .scripted(&[Service::Heartbeat]),
     Scenario::new("attributes_end_with_the_driver", end)
         .rust_only()
         .scripted(&[Service::Heartbeat]),
@@ -89,6 +94,42 @@ fn version_waits(t: &Context<'_>) -> Result<()> {
         daemon::KVP.kill(t)?;
     }
     Ok(())
+}
+
+/// What is written is what the host gets with the next beat, and nothing else is taken. It ends with the binding.
+fn application_state(t: &Context<'_>) -> Result<()> {
+    const NAME: &str = "application_state";
+    let (heartbeat, file) = (
+        t.channel(Service::Heartbeat),
+        file(Service::Heartbeat, NAME),
+    );
+    for (version, is_told) in [((1, 0), false), ((3, 0), true)] {
+        heartbeat.negotiate(&[(3, 0)], &[version])?;
+        reads(t, Service::Heartbeat, NAME, "unknown")?;
+        for (number, state) in (0..).zip(["unknown", "healthy", "critical", "stopped"]) {
+            t.sh_ok(&format!("echo {state} >{file}"))?;
+            reads(t, Service::Heartbeat, NAME, state)?;
+            let request = heartbeat.request(heartbeat::body(1, heartbeat::RESERVED))?;
+            let reply = heartbeat.transact(&request)?;
+            t.equal(
+                &format!("the number of {state}"),
+                heartbeat::application_state(&reply.body),
+                Some(if is_told { number } else { 0 }),
+            )?;
+        }
+        for other in ["Healthy", "1", "'healthy '", "''"] {
+            let wrote = t.sh(&format!("echo {other} >{file}"))?;
+            t.check(
+                wrote.status != 0 && wrote.text.contains("Invalid argument"),
+                &format!("{other} is refused (it says {:?})", wrote.text),
+            )?;
+            reads(t, Service::Heartbeat, NAME, "stopped")?;
+        }
+        daemon::rebind(t, "unbind", Service::Heartbeat)?;
+        daemon::rebind(t, "bind", Service::Heartbeat)?;
+    }
+    let devices = t.sh_ok("ls -d /sys/bus/vmbus/devices/*/hv_utils/application_state | wc -l")?;
+    t.equal("devices that have it", devices.as_str(), "1")
 }
 
 /// Reading goes on while the device is unbound and bound: each read gives the version, or that there is no file.

@@ -274,6 +274,9 @@ impl Report {
         println!(
             "# breakdowns of the emulation: {inner} of the inner guest, {outer} of the outer guest"
         );
+        if number == 0 {
+            println!("# no scenario ran here; some run only where all of their name is given (scenarios list)");
+        }
         failed == 0
     }
 }

@@ -44,7 +44,8 @@ pub(super) fn shutdown_and_heartbeat(random: &mut Random) {
     let mut beat = body(Service::Heartbeat, random);
     let before = beat.clone();
     let version = Version::new(random.of(&[1, 3]), 0);
-    match heartbeat::answer(version, &mut beat, heartbeat::ApplicationState::Healthy) {
+    let state = heartbeat::ApplicationState::from_number(random.below(5) as u32);
+    match heartbeat::answer(version, &mut beat, state) {
         None => {
             assert!(beat.len() < 8);
             assert_eq!(beat, before);
@@ -53,10 +54,10 @@ pub(super) fn shutdown_and_heartbeat(random: &mut Random) {
             let sequence = u64_at(&before, 0).map(|sequence| sequence.wrapping_add(1));
             assert_eq!(u64_at(&beat, 0), sequence);
             let has_state = version.major >= 3 && beat.len() >= 12;
-            let state = if has_state { 8..12 } else { 8..8 };
-            only_changed(&before, &beat, &[0..8, state]);
+            let bytes = if has_state { 8..12 } else { 8..8 };
+            only_changed(&before, &beat, &[0..8, bytes]);
             if has_state {
-                assert_eq!(u32_at(&beat, 8), Some(1));
+                assert_eq!(u32_at(&beat, 8), Some(state as u32));
             }
         }
     }

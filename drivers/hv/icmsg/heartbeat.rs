@@ -20,11 +20,44 @@ const SEQUENCE: usize = 0;
 const APPLICATION_STATE: usize = 8;
 
 /// How the guest's applications are, as the host's administrator sees it.
+///
+/// The numbers are those of `VMHeartbeatStatus` in Microsoft's documentation of `Get-VM`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum ApplicationState {
+    /// Nobody has said.
+    Unknown = 0,
     /// All is well.
     Healthy = 1,
+    /// A failover cluster may restart or move the virtual machine.
+    Critical = 2,
+    /// They were stopped.
+    Stopped = 3,
+}
+
+impl ApplicationState {
+    const ALL: [Self; 4] = [Self::Unknown, Self::Healthy, Self::Critical, Self::Stopped];
+
+    /// The state with this number; unknown if there is none.
+    pub(crate) fn from_number(number: u32) -> Self {
+        let is_it = |state: &Self| *state as u32 == number;
+        Self::ALL.into_iter().find(is_it).unwrap_or(Self::Unknown)
+    }
+
+    /// The state with this name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Critical => "critical",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// Answers the beat in `body`; `None` if there's no sequence number in it.
@@ -74,6 +107,19 @@ mod tests {
         let mut body = [0u8; 40];
         assert!(answer(V1, &mut body, ApplicationState::Healthy).is_some());
         assert_eq!(wire::u32_at(&body, 8), 0);
+    }
+
+    #[test]
+    fn states_have_names_and_numbers() {
+        for (number, state) in (0..).zip(ApplicationState::ALL) {
+            assert_eq!(state as u32, number);
+            assert_eq!(ApplicationState::from_number(number), state);
+            assert_eq!(ApplicationState::from_name(state.name()), Some(state));
+        }
+        assert_eq!(ApplicationState::from_number(4), ApplicationState::Unknown);
+        for name in ["", "Healthy", "healthy ", "1"] {
+            assert_eq!(ApplicationState::from_name(name), None);
+        }
     }
 
     #[test]
