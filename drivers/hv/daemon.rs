@@ -87,14 +87,19 @@ pub(crate) trait DaemonService: Send {
 
     /// Goes on with the request in `body` for which [`Next::Wait`] was returned last, as
     /// [`DaemonService::ask`] does. Called each time the channel is woken; with `daemon` if it can be asked.
-    fn resume(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8])
-        -> Next;
+    fn resume(
+        &mut self,
+        body: &mut [u8],
+        daemon: Option<Registration>,
+        message: &mut [u8],
+    ) -> Next {
+        self.ask(body, daemon, message)
+    }
 
     /// Answers the request in `body`, about which the daemon was asked, with what it has answered.
     fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Next;
 
-    /// The request in `body`, about which the daemon was asked, gets no answer from it. What is returned
-    /// does not matter if the host has started over.
+    /// The request in `body`, about which the daemon was asked, gets no answer from it.
     fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Next;
 
     /// The request in `body` is past the deadline of its [`Next::Wait`].
@@ -109,16 +114,17 @@ pub(crate) trait DaemonService: Send {
         None
     }
 
-    /// What the daemon has answered to [`DaemonService::tell`]. Not called if it has gone.
-    fn told(&mut self, answer: &[u8]) {
-        let _ = answer;
-    }
+    /// The daemon has answered to [`DaemonService::tell`]. Not called if it has gone.
+    fn told(&mut self) {}
 
     /// The daemon has gone; another may have come.
     fn daemon_gone(&mut self) {}
 
-    /// The host has started over, or the channel was closed.
-    fn restarted(&mut self) {}
+    /// The host has negotiated anew, or the channel was closed. `pending` says how far the question came
+    /// that is dropped, if one was pending.
+    fn restarted(&mut self, pending: Option<Lost>) {
+        let _ = pending;
+    }
 
     /// When the service has something to do that is not about a request, if it has.
     fn deadline(&self) -> Option<Deadline> {
@@ -151,8 +157,6 @@ pub(crate) enum Reason {
     Gone,
     /// The daemon took too long.
     TimedOut,
-    /// The host has started over.
-    Restarted,
 }
 
 /// A service and its daemon.
@@ -310,7 +314,7 @@ impl WithDaemon {
     fn conclude_told(&mut self, buffer: Buffer, until: Deadline) -> Job {
         match self.transport.outcome(&mut self.message, false) {
             Outcome::Pending => return Job::Told(buffer, until),
-            Outcome::Answered(_) => self.service.told(&self.message),
+            Outcome::Answered(_) => self.service.told(),
             Outcome::Gone(_) | Outcome::TimedOut(_) => {}
         }
         Job::None(buffer)
@@ -429,15 +433,12 @@ impl Service for WithDaemon {
     }
 
     fn restarted(&mut self) -> Option<Later> {
+        let mut pending = None;
         let job = match mem::take(&mut self.job) {
             // Drop the pending answer: the host would take it for the negotiation's.
-            Job::Asked(mut taken, _) => {
-                let lost = self.transport.give_up();
+            Job::Asked(taken, _) => {
+                pending = Some(self.transport.give_up());
                 (_, self.is_free) = self.transport.daemon();
-                if let Ok(mut request) = Request::new(taken.payload()) {
-                    self.service
-                        .unanswered(request.body(), lost, Reason::Restarted);
-                }
                 Job::None(taken.abandon())
             }
             Job::Offered(taken) | Job::Waiting(taken, _) | Job::Answered(taken) => {
@@ -446,7 +447,7 @@ impl Service for WithDaemon {
             job @ (Job::None(_) | Job::Told(..)) => job,
         };
         self.blocked_until = None;
-        self.service.restarted();
+        self.service.restarted(pending);
         self.job = self.tell(job);
         let is_idle = matches!(self.job, Job::None(_));
         (is_idle && self.info.waits_for_daemon && self.daemon.is_none()).then_some(Later::Offered)

@@ -4,45 +4,17 @@
 //! them.
 
 use crate::{
-    binding::{
-        BoundService,
-        Device, //
+    icmsg::fcopy::{
+        self,
+        Operation,
+        ANSWER_LEN,
+        DAEMON_LEN, //
     },
-    daemon::{
-        DaemonService,
-        Info,
-        Next,
-        Reason,
-        ANSWER_TIMEOUT, //
-    },
-    exchange::{
-        Late,
-        Lost, //
-    },
-    icmsg::{
-        fcopy::{
-            self,
-            Operation,
-            ANSWER_LEN,
-            DAEMON_LEN, //
-        },
-        Kind,
-        Registration,
-        Status,
-        Version, //
-    },
-    session,
-    transport::Protocol,
-    unique::Unique, //
+    prelude::*, //
 };
-use hyperv::{
-    channel::RingSize,
-    linux::time::Deadline, //
-};
-use kernel::prelude::*;
 
 /// What is fixed about the file copy service.
-static INFO: Info = Info {
+static INFO: daemon::Info = daemon::Info {
     session: session::Info {
         name: "FCopy",
         kind: Kind::FCOPY,
@@ -64,12 +36,15 @@ static INFO: Info = Info {
 
 /// Binds the service to its device.
 pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
-    let service = KBox::new(Fcopy::new(), GFP_KERNEL)?;
-    BoundService::open_with_daemon(dev, &INFO, service, None)
+    let service = Fcopy {
+        progress: Progress::None,
+        is_cancelling: false,
+    };
+    BoundService::open_with_daemon(dev, &INFO, KBox::new(service, GFP_KERNEL)?, None)
 }
 
 /// The file copy service.
-pub(crate) struct Fcopy {
+struct Fcopy {
     progress: Progress,
     /// The daemon is asked to cancel the last copy before it is asked for the next one.
     is_cancelling: bool,
@@ -89,13 +64,6 @@ enum Progress {
 }
 
 impl Fcopy {
-    pub(crate) fn new() -> Self {
-        Self {
-            progress: Progress::None,
-            is_cancelling: false,
-        }
-    }
-
     /// Returns whether the daemon has a part of a file.
     fn is_amid(&self) -> bool {
         matches!(self.progress, Progress::Partial | Progress::Broken)
@@ -139,15 +107,6 @@ impl DaemonService for Fcopy {
         }
     }
 
-    fn resume(
-        &mut self,
-        body: &mut [u8],
-        daemon: Option<Registration>,
-        message: &mut [u8],
-    ) -> Next {
-        self.ask(body, daemon, message)
-    }
-
     fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Next {
         if self.is_cancelling {
             self.progress = Progress::None;
@@ -181,7 +140,7 @@ impl DaemonService for Fcopy {
         }
     }
 
-    fn told(&mut self, _: &[u8]) {
+    fn told(&mut self) {
         self.progress = Progress::None;
     }
 
@@ -190,8 +149,8 @@ impl DaemonService for Fcopy {
         self.progress = Progress::None;
     }
 
-    fn restarted(&mut self) {
-        if self.is_amid() {
+    fn restarted(&mut self, pending: Option<Lost>) {
+        if self.is_amid() || pending.is_some_and(|lost| lost != Lost::Unread) {
             self.progress = Progress::Orphaned;
         }
     }

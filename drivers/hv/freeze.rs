@@ -6,7 +6,13 @@
 //! context: both may take as long as a freeze in progress. Only the removal of the module waits for
 //! the worker.
 
-use crate::transport::LateListener;
+use crate::{
+    transport::LateListener,
+    unique::{
+        Claim,
+        Unique, //
+    },
+};
 use core::{
     fmt,
     mem, //
@@ -31,11 +37,6 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Release, //
-        },
         Arc,
         Mutex, //
     },
@@ -43,22 +44,7 @@ use kernel::{
 
 /// Set while there is a record. Two records would take each other's freezes for their own. The next
 /// device cannot freeze before all is thawed that was frozen for the last.
-static IS_CLAIMED: Atomic<bool> = Atomic::new(false);
-
-/// Keeps others from making a record.
-struct RecordClaim;
-
-impl RecordClaim {
-    fn new() -> Option<Self> {
-        IS_CLAIMED.cmpxchg(false, true, Acquire).ok().map(|_| Self)
-    }
-}
-
-impl Drop for RecordClaim {
-    fn drop(&mut self) {
-        IS_CLAIMED.store(false, Release);
-    }
-}
+static RECORD: Unique = Unique::new();
 
 /// Why file systems are thawed, or were.
 #[derive(Clone, Copy)]
@@ -121,7 +107,7 @@ pub(crate) enum Backup {
 /// A record, and the right to have one.
 struct Held {
     record: Record,
-    _claim: RecordClaim,
+    _claim: Claim,
 }
 
 /// How far the freeze is.
@@ -245,7 +231,7 @@ impl Shared {
     }
 
     fn record(&self) {
-        let made = match RecordClaim::new() {
+        let made = match RECORD.try_claim() {
             Some(claim) => Record::new()
                 .map(|record| Held {
                     record,

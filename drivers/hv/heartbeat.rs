@@ -3,40 +3,18 @@
 //! Heartbeat: every two seconds the host asks whether the guest is alive.
 
 use crate::{
-    binding::{
-        BoundService,
-        Device,
-        RING, //
+    icmsg::heartbeat::{
+        self,
+        ApplicationState, //
     },
-    icmsg::{
-        heartbeat::{
-            self,
-            ApplicationState, //
-        },
-        Kind,
-        Status,
-        Version, //
-    },
-    session::{
-        Answer,
-        Info,
-        Service, //
-    },
+    prelude::*, //
 };
-use core::convert::Infallible;
-use hyperv::channel::Context;
-use kernel::{
-    prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc, //
-    },
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
 };
 
-static INFO: Info = Info {
+static INFO: session::Info = session::Info {
     name: "Heartbeat",
     kind: Kind::HEARTBEAT,
     frameworks: &[Version::new(3, 0), Version::new(1, 0)],
@@ -77,7 +55,7 @@ impl Service for Heartbeat {
     type Action = Infallible;
     type Later = Infallible;
 
-    fn info(&self) -> &'static Info {
+    fn info(&self) -> &'static session::Info {
         &INFO
     }
 

@@ -13,6 +13,7 @@ mod freeze;
 mod heartbeat;
 mod icmsg;
 mod kvp;
+mod prelude;
 mod session;
 mod shutdown;
 mod timesync;
@@ -40,42 +41,28 @@ use kernel::{
 /// Binds a service to its device.
 struct Open(for<'bound> fn(&'bound Device<'_>) -> Result<BoundService<'bound>>);
 
+const fn class(guid: u128) -> DeviceId {
+    DeviceId::from_class(Guid::new(guid))
+}
+
 // The services, by the class of their devices.
-hyperv::vmbus_device_table!(
+hyperv::vmbus_device_table! {
     ID_TABLE,
     Open,
     [
-        (
-            DeviceId::from_class(Guid::new(0x0e0b6031_5213_4934_818b_38d90ced39db)),
-            Open(shutdown::open)
-        ),
-        (
-            DeviceId::from_class(Guid::new(0x9527e630_d0ae_497b_adce_e80ab0175caf)),
-            Open(timesync::open)
-        ),
-        (
-            DeviceId::from_class(Guid::new(0x57164f39_9115_4e78_ab55_382f3bd5422d)),
-            Open(heartbeat::open)
-        ),
-        (
-            DeviceId::from_class(Guid::new(0xa9a0f4e7_5a45_4d96_b827_8a841e8c03e6)),
-            Open(kvp::open)
-        ),
-        (
-            DeviceId::from_class(Guid::new(0x35fa2e29_ea23_4236_96ae_3a6ebacba440)),
-            Open(vss::open)
-        ),
+        (class(0x0e0b6031_5213_4934_818b_38d90ced39db), Open(shutdown::open)),
+        (class(0x9527e630_d0ae_497b_adce_e80ab0175caf), Open(timesync::open)),
+        (class(0x57164f39_9115_4e78_ab55_382f3bd5422d), Open(heartbeat::open)),
+        (class(0xa9a0f4e7_5a45_4d96_b827_8a841e8c03e6), Open(kvp::open)),
+        (class(0x35fa2e29_ea23_4236_96ae_3a6ebacba440), Open(vss::open)),
     ]
-);
+}
 
-hyperv::vmbus_device_table!(
+hyperv::vmbus_device_table! {
     FCOPY_ID_TABLE,
     Open,
-    [(
-        DeviceId::from_class(Guid::new(0x34d14be3_dee4_41c8_9ae7_6b174977c192)),
-        Open(fcopy::open)
-    )]
-);
+    [(class(0x34d14be3_dee4_41c8_9ae7_6b174977c192), Open(fcopy::open))]
+}
 
 hyperv::module_param_bool!(
     timesync_implicit,

@@ -4,41 +4,15 @@
 //! which `hv_kvp_daemon` keeps.
 
 use crate::{
-    binding::{
-        BoundService,
-        Device,
-        RING, //
+    icmsg::kvp::{
+        self,
+        DAEMON_LEN, //
     },
-    daemon::{
-        DaemonService,
-        Info,
-        Next,
-        Reason,
-        ANSWER_TIMEOUT, //
-    },
-    exchange::{
-        Late,
-        Lost, //
-    },
-    icmsg::{
-        kvp::{
-            self,
-            DAEMON_LEN, //
-        },
-        Kind,
-        Registration,
-        Status,
-        Version, //
-    },
-    session,
-    transport::Protocol,
-    unique::Unique, //
+    prelude::*, //
 };
-use hyperv::linux::time::Deadline;
-use kernel::prelude::*;
 
 /// What is fixed about the KVP service.
-static INFO: Info = Info {
+static INFO: daemon::Info = daemon::Info {
     session: session::Info {
         name: "KVP",
         kind: Kind::KVP,
@@ -61,12 +35,15 @@ static INFO: Info = Info {
 
 /// Binds the service to its device.
 pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
-    let service = KBox::new(Kvp::new(), GFP_KERNEL)?;
-    BoundService::open_with_daemon(dev, &INFO, service, None)
+    let service = Kvp {
+        until: Deadline::after(ANSWER_TIMEOUT),
+        is_asked_again: false,
+    };
+    BoundService::open_with_daemon(dev, &INFO, KBox::new(service, GFP_KERNEL)?, None)
 }
 
 /// The KVP service.
-pub(crate) struct Kvp {
+struct Kvp {
     /// Until when the request that is worked on waits for a daemon.
     until: Deadline,
     /// The daemon has gone over that request: the next one is asked, once.
@@ -74,13 +51,6 @@ pub(crate) struct Kvp {
 }
 
 impl Kvp {
-    pub(crate) fn new() -> Self {
-        Self {
-            until: Deadline::after(ANSWER_TIMEOUT),
-            is_asked_again: false,
-        }
-    }
-
     /// Asks the daemon about the request in `body`, or waits for a daemon.
     fn ask_daemon(&self, body: &[u8], daemon: Option<Registration>, message: &mut [u8]) -> Next {
         let Some(message) = message.first_chunk_mut() else {

@@ -3,46 +3,19 @@
 //! Shutdown: the host has the guest power off, restart or hibernate.
 
 use crate::{
-    binding::{
-        BoundService,
-        Device,
-        RING, //
+    icmsg::shutdown::{
+        Operation,
+        Shutdown as Message, //
     },
-    icmsg::{
-        shutdown::{
-            Operation,
-            Shutdown as Message, //
-        },
-        Kind,
-        Status,
-        Version, //
-    },
-    session::{
-        Answer,
-        Info,
-        Service, //
-    },
+    prelude::*, //
 };
-use core::convert::Infallible;
 use hyperv::{
-    channel::{
-        Context,
-        Job,
-        Sender, //
-    },
-    linux::{
-        ratelimit::RateLimit,
-        reboot,
-        workqueue::Run, //
-    },
+    linux::reboot,
     vmbus, //
 };
-use kernel::{
-    prelude::*,
-    sync::aref::ARef, //
-};
+use kernel::sync::aref::ARef;
 
-static INFO: Info = Info {
+static INFO: session::Info = session::Info {
     name: "Shutdown",
     kind: Kind::SHUTDOWN,
     frameworks: &[Version::new(3, 0), Version::new(1, 0)],
@@ -56,30 +29,22 @@ static INFO: Info = Info {
 
 /// Binds the service to its device.
 pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
-    let (service, job) = Shutdown::new(dev)?;
-    BoundService::open(dev, RING, service, job)
+    let service = Shutdown {
+        limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
+        can_hibernate: vmbus::is_hibernation_supported(),
+    };
+    let event = HibernateEvent {
+        device: (&***dev).into(),
+        limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
+    };
+    BoundService::open(dev, RING, service, Some(KBox::new(event, GFP_KERNEL)?))
 }
 
 /// The shutdown service.
-pub(crate) struct Shutdown {
+struct Shutdown {
     /// Of requests in the log.
     limit: Pin<KBox<RateLimit>>,
     can_hibernate: bool,
-}
-
-impl Shutdown {
-    /// The service and the job of its channel.
-    pub(crate) fn new(device: &vmbus::Device) -> Result<(Self, Job)> {
-        let shutdown = Self {
-            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
-            can_hibernate: vmbus::is_hibernation_supported(),
-        };
-        let event = HibernateEvent {
-            device: device.into(),
-            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
-        };
-        Ok((shutdown, Some(KBox::new(event, GFP_KERNEL)?)))
-    }
 }
 
 impl Service for Shutdown {
@@ -89,7 +54,7 @@ impl Service for Shutdown {
     type Action = Operation;
     type Later = Infallible;
 
-    fn info(&self) -> &'static Info {
+    fn info(&self) -> &'static session::Info {
         &INFO
     }
 

@@ -4,40 +4,15 @@
 //! offers the host's clock to its own time service as PTP clock `hyperv`.
 
 use crate::{
-    binding::{
-        BoundService,
-        Device,
-        RING, //
+    icmsg::timesync::{
+        Sample,
+        TimeSync as Message, //
     },
-    icmsg::{
-        timesync::{
-            Sample,
-            TimeSync as Message, //
-        },
-        Kind,
-        Status,
-        Version, //
-    },
-    session::{
-        Answer,
-        Info,
-        Service, //
-    },
-    timesync_implicit,
-    unique::Unique, //
+    prelude::*,
+    timesync_implicit, //
 };
-use core::convert::Infallible;
 use hyperv::{
-    channel::{
-        Context,
-        Job,
-        Sender, //
-    },
-    linux::{
-        ratelimit::RateLimit,
-        time,
-        workqueue::Run, //
-    },
+    linux::time,
     ptp::{
         self,
         Clock,
@@ -45,24 +20,14 @@ use hyperv::{
     },
     timer, //
 };
-use kernel::{
-    device::{
-        self,
-        Bound, //
-    },
-    prelude::*,
-    sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Relaxed,
-            Release, //
-        },
-        Arc, //
-    },
+use kernel::sync::atomic::{
+    Acquire,
+    Atomic,
+    Relaxed,
+    Release, //
 };
 
-static INFO: Info = Info {
+static INFO: session::Info = session::Info {
     name: "TimeSync",
     kind: Kind::TIMESYNC,
     frameworks: &[Version::new(3, 0), Version::new(1, 0)],
@@ -73,9 +38,17 @@ static INFO: Info = Info {
 pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
     static UNIQUE: Unique = Unique::new();
     let claim = UNIQUE.claim(dev)?;
-    let (service, job) = TimeSync::new()?;
-    let ptp = service.register_ptp(dev.as_ref());
-    let bound = BoundService::open(dev, RING, service, job)?;
+    let host = Arc::new(HostClock::new(), GFP_KERNEL)?;
+    let step = StepClock {
+        host: host.clone(),
+        limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
+    };
+    // Without the PTP clock, the system's is stepped all the same.
+    let ptp = ptp::Registration::new(dev.as_ref(), c"hyperv", host.clone())
+        .inspect_err(|error| pr_err!("cannot register PTP clock: {:?}\n", error))
+        .ok();
+    let job = KBox::new(step, GFP_KERNEL)?;
+    let bound = BoundService::open(dev, RING, TimeSync { host }, Some(job))?;
     Ok(BoundService {
         _ptp: ptp,
         _claim: Some(claim),
@@ -87,27 +60,8 @@ pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
 const BEHIND: i64 = 5 * 1_000_000_000;
 
 /// The time synchronisation service.
-pub(crate) struct TimeSync {
+struct TimeSync {
     host: Arc<HostClock>,
-}
-
-impl TimeSync {
-    /// The service, and the job of its channel.
-    pub(crate) fn new() -> Result<(Self, Job)> {
-        let host = Arc::new(HostClock::new(), GFP_KERNEL)?;
-        let step = StepClock {
-            host: host.clone(),
-            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
-        };
-        Ok((Self { host }, Some(KBox::new(step, GFP_KERNEL)?)))
-    }
-
-    /// Registers the PTP clock; `None` if that fails, as the system's clock is stepped all the same.
-    pub(crate) fn register_ptp(&self, device: &device::Device<Bound>) -> Option<ptp::Registration> {
-        ptp::Registration::new(device, c"hyperv", self.host.clone())
-            .inspect_err(|error| pr_err!("cannot register PTP clock: {:?}\n", error))
-            .ok()
-    }
 }
 
 impl Service for TimeSync {
@@ -116,7 +70,7 @@ impl Service for TimeSync {
     type Action = Message;
     type Later = Infallible;
 
-    fn info(&self) -> &'static Info {
+    fn info(&self) -> &'static session::Info {
         &INFO
     }
 

@@ -39,7 +39,10 @@ impl Unique {
     /// Fails with `ENODEV`, and says so in the log, if another device has it.
     pub(crate) fn claim(&'static self, dev: &vmbus::Device<Core<'_>>) -> Result<Claim> {
         let mut looks = PATIENCE.as_millis() / INTERVAL.as_millis();
-        while self.0.cmpxchg(false, true, Acquire).is_err() {
+        loop {
+            if let Some(claim) = self.try_claim() {
+                return Ok(claim);
+            }
             if looks == 0 {
                 dev_warn!(dev.as_ref(), "not served: a second device of its class\n");
                 return Err(ENODEV);
@@ -47,7 +50,14 @@ impl Unique {
             looks -= 1;
             fsleep(INTERVAL);
         }
-        Ok(Claim(self))
+    }
+
+    /// Claims it, if nobody has.
+    pub(crate) fn try_claim(&'static self) -> Option<Claim> {
+        self.0
+            .cmpxchg(false, true, Acquire)
+            .ok()
+            .map(|_| Claim(self))
     }
 }
 

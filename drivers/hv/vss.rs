@@ -4,66 +4,33 @@
 //! thaws its file systems. Where it does not thaw them, this module does.
 
 use crate::{
-    binding::{
-        BoundService,
-        Device,
-        RING, //
-    },
-    daemon::{
-        DaemonService,
-        Info,
-        Next,
-        Reason,
-        ANSWER_TIMEOUT, //
-    },
-    exchange::{
-        Late,
-        Lost, //
-    },
     freeze::{
         Backup,
         Cause,
         Freezer,
         Refusal, //
     },
-    icmsg::{
-        vss::{
-            self,
-            Operation,
-            DAEMON_LEN, //
-        },
-        Kind,
-        Registration,
-        Status,
-        Version, //
+    icmsg::vss::{
+        self,
+        Operation,
+        DAEMON_LEN, //
     },
-    session,
-    transport::Protocol,
-    unique::Unique, //
+    prelude::*, //
 };
 use core::fmt;
 use hyperv::{
     channel::Waker,
-    linux::{
-        ratelimit::RateLimit,
-        suspend::{
-            Hibernation,
-            HibernationNotifier, //
-        },
-        time::Deadline, //
+    linux::suspend::{
+        Hibernation,
+        HibernationNotifier, //
     },
-};
-use kernel::{
-    prelude::*,
-    sync::Arc,
-    time::Delta, //
 };
 
 /// How long the daemon may take to freeze.
 const FREEZE_TIMEOUT: Delta = Delta::from_secs(15 * 60);
 
 /// What is fixed about the VSS service.
-static INFO: Info = Info {
+static INFO: daemon::Info = daemon::Info {
     session: session::Info {
         name: "VSS",
         kind: Kind::VSS,
@@ -89,7 +56,14 @@ static INFO: Info = Info {
 /// Binds the service to its device.
 pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
     let freezer = Freezer::new(Waker::from(&***dev))?;
-    let service = KBox::new(Vss::new(freezer.clone())?, GFP_KERNEL)?;
+    let service = Vss {
+        freezer: freezer.clone(),
+        operation: Operation::Notice,
+        step: Step::None,
+        frozen: None,
+        limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
+    };
+    let service = KBox::new(service, GFP_KERNEL)?;
     let bound = BoundService::open_with_daemon(dev, &INFO, service, Some(freezer.clone()))?;
     let hibernation: Arc<dyn Hibernation> = freezer;
     Ok(BoundService {
@@ -101,6 +75,8 @@ pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
 /// The VSS service.
 pub(crate) struct Vss {
     freezer: Arc<Freezer>,
+    /// Of the request that is worked on.
+    operation: Operation,
     step: Step,
     /// `Some` while file systems are frozen for the host.
     frozen: Option<Frozen>,
@@ -159,9 +135,6 @@ impl fmt::Display for Why {
                 f.write_str("no answer from the daemon, which has gone")
             }
             Self::NoAnswer(Reason::TimedOut) => f.write_str("no answer from the daemon, time-out"),
-            Self::NoAnswer(Reason::Restarted) => {
-                f.write_str("no answer from the daemon before the host started over, or went")
-            }
             Self::Spoilt(cause) => write!(
                 f,
                 "the backup is not consistent, file systems were thawed before ({cause})"
@@ -179,15 +152,6 @@ impl fmt::Display for Why {
 }
 
 impl Vss {
-    pub(crate) fn new(freezer: Arc<Freezer>) -> Result<Self> {
-        Ok(Self {
-            freezer,
-            step: Step::None,
-            frozen: None,
-            limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
-        })
-    }
-
     /// Waits for the worker.
     fn later() -> Next {
         Next::Wait {
@@ -293,6 +257,15 @@ impl Vss {
         }
     }
 
+    /// The daemon does not answer a FREEZE.
+    fn freeze_lost(&self, lost: Lost) {
+        match (self.step, lost) {
+            (Step::Freezing, Lost::Unread) => self.freezer.freeze_unread(),
+            (Step::Freezing, Lost::Over) => self.freezer.freeze_failed(),
+            _ => {}
+        }
+    }
+
     /// All that the host has asked for was frozen.
     fn freeze_done(&mut self) -> Next {
         let limit = crate::vss_freeze_limit.get();
@@ -311,6 +284,7 @@ impl DaemonService for Vss {
             Ok(operation) => operation,
             Err(status) => return Next::Answer(status),
         };
+        self.operation = operation;
         match operation {
             Operation::GetInfo | Operation::Notice => {
                 operation.succeed(body);
@@ -346,11 +320,7 @@ impl DaemonService for Vss {
     }
 
     fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Next {
-        let status = vss::status(answer);
-        let operation = match Operation::parse(body) {
-            Ok(operation) => operation,
-            Err(status) => return Next::Answer(status),
-        };
+        let (status, operation) = (vss::status(answer), self.operation);
         match (self.step, status) {
             (Step::Freezing, Status::OK) => match self.freezer.complete() {
                 Ok(()) => self.freeze_done(),
@@ -374,30 +344,11 @@ impl DaemonService for Vss {
         }
     }
 
-    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Next {
-        match (self.step, lost) {
-            (Step::Freezing, Lost::Unread) => self.freezer.freeze_unread(),
-            (Step::Freezing, Lost::Over) => self.freezer.freeze_failed(),
-            _ => {}
-        }
-        let operation = match Operation::parse(body) {
-            Ok(operation) => operation,
-            Err(status) => return Next::Answer(status),
-        };
-        let why = Why::NoAnswer(reason);
-        match (self.step, reason) {
-            // `restarted()` does the rest.
-            (_, Reason::Restarted) => {
-                if self.limit.as_ref().allows() {
-                    pr_warn!(
-                        "VSS: {}: {} is dropped\n",
-                        format_args!("{why}"),
-                        operation.name()
-                    );
-                }
-                Next::Answer(Status::FAIL)
-            }
-            (Step::Thawing(backup), _) => {
+    fn unanswered(&mut self, _: &mut [u8], lost: Lost, reason: Reason) -> Next {
+        self.freeze_lost(lost);
+        let (why, operation) = (Why::NoAnswer(reason), self.operation);
+        match self.step {
+            Step::Thawing(backup) => {
                 self.log_thaw(&why);
                 self.finish_thaw(backup, Status::FAIL)
             }
@@ -405,9 +356,8 @@ impl DaemonService for Vss {
         }
     }
 
-    fn overdue(&mut self, body: &mut [u8]) -> Status {
-        let operation = Operation::parse(body).unwrap_or(Operation::Notice);
-        self.fail(operation, Status::FAIL, &Why::FileSystemsTimedOut);
+    fn overdue(&mut self, _: &mut [u8]) -> Status {
+        self.fail(self.operation, Status::FAIL, &Why::FileSystemsTimedOut);
         Status::FAIL
     }
 
@@ -427,7 +377,16 @@ impl DaemonService for Vss {
         }
     }
 
-    fn restarted(&mut self) {
+    fn restarted(&mut self, pending: Option<Lost>) {
+        if let Some(lost) = pending {
+            self.freeze_lost(lost);
+            if self.limit.as_ref().allows() {
+                pr_warn!(
+                    "VSS: no answer from the daemon before the host started over, or went: {} is dropped\n",
+                    self.operation.name()
+                );
+            }
+        }
         self.step = Step::None;
         self.frozen = None;
         self.freezer.thaw(Cause::Restarted);

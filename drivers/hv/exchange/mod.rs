@@ -174,8 +174,8 @@ impl<R: Copy + PartialEq, M: Default> Exchange<R, M> {
     pub(crate) fn is_readable(&self) -> Result<bool, Refused> {
         match &self.state {
             State::Quiet(End::Revoked(_), _) => Err(Refused::Gone),
-            State::Quiet(End::Confirming(_, sent), _)
-            | State::Pending(.., Question::Sent(sent)) => Ok(matches!(sent, Sent::Unread(..))),
+            State::Quiet(End::Confirming(_, Sent::Unread(..)), _)
+            | State::Pending(.., Question::Sent(Sent::Unread(..))) => Ok(true),
             _ => Ok(false),
         }
     }
@@ -288,63 +288,56 @@ impl<R: Copy + PartialEq, M: Default> Exchange<R, M> {
     /// The daemon begins to read the message that waits for it, if there is one, which has to fit into
     /// `room` bytes. [`Exchange::end_read`] takes its memory back.
     pub(crate) fn begin_read(&mut self, room: usize) -> Result<Option<(M, usize)>, Refused> {
-        if !self.is_readable()? {
-            return Ok(None);
-        }
+        self.is_readable()?;
         let (State::Quiet(End::Confirming(_, sent), _) | State::Pending(.., Question::Sent(sent))) =
             &mut self.state
         else {
             return Ok(None);
         };
-        let Sent::Unread(message, len, owed) = sent else {
-            return Ok(None);
-        };
-        if room < *len {
-            return Err(Refused::Invalid);
+        match sent {
+            Sent::Unread(_, len, _) if room < *len => Err(Refused::Invalid),
+            Sent::Unread(message, len, owed) => {
+                self.effects.finished |= *owed == Some(Late::Refused);
+                let unread = (mem::take(message), *len);
+                *sent = Sent::Reading(unread.1);
+                Ok(Some(unread))
+            }
+            Sent::Reading(_) => Ok(None),
         }
-        self.effects.finished |= *owed == Some(Late::Refused);
-        let unread = (mem::take(message), *len);
-        *sent = Sent::Reading(unread.1);
-        Ok(Some(unread))
     }
 
     /// The daemon has read `message`. If not, that message waits to be read again.
     pub(crate) fn end_read(&mut self, message: M, was_read: bool) {
         match &mut self.state {
-            State::Pending(.., question) => {
-                if let Question::Sent(Sent::Reading(len)) = *question {
-                    if was_read {
-                        *question = Question::Asked(message);
-                    } else {
-                        *question = Question::Sent(Sent::Unread(message, len, None));
-                        self.effects.daemon = true;
+            State::Quiet(End::Confirming(_, sent), _)
+            | State::Pending(.., Question::Sent(sent))
+                if !was_read =>
+            {
+                if let Sent::Reading(len) = *sent {
+                    *sent = Sent::Unread(message, len, None);
+                    self.effects.daemon = true;
+                }
+            }
+            State::Pending(.., question @ Question::Sent(Sent::Reading(_))) => {
+                *question = Question::Asked(message);
+            }
+            State::Quiet(end @ End::Confirming(..), _) => {
+                if let End::Confirming(daemon, Sent::Reading(_)) = *end {
+                    *end = End::Registered(daemon, Desk::Free(message));
+                    self.effects.service = true;
+                }
+            }
+            State::Quiet(End::Registered(_, desk) | End::Revoked(desk), _) => {
+                if let Desk::Reading(late) = *desk {
+                    // The service does not wait for the answer, but the daemon cannot know.
+                    *desk = Desk::Owing(message, late);
+                    self.effects.service = true;
+                    if !was_read {
+                        self.settle();
                     }
                 }
             }
-            State::Quiet(end, _) => match end {
-                End::Confirming(daemon, sent) => {
-                    if let Sent::Reading(len) = *sent {
-                        if was_read {
-                            *end = End::Registered(*daemon, Desk::Free(message));
-                            self.effects.service = true;
-                        } else {
-                            *sent = Sent::Unread(message, len, None);
-                            self.effects.daemon = true;
-                        }
-                    }
-                }
-                End::Registered(_, desk) | End::Revoked(desk) => {
-                    if let Desk::Reading(late) = *desk {
-                        // The service does not wait for the answer, but the daemon cannot know.
-                        *desk = Desk::Owing(message, late);
-                        self.effects.service = true;
-                        if !was_read {
-                            self.settle();
-                        }
-                    }
-                }
-                _ => {}
-            },
+            _ => {}
         }
     }
 
