@@ -238,7 +238,7 @@ step_unit()
 {
 	local part
 
-	for part in icmsg exchange; do
+	for part in icmsg dialogue; do
 		{ rustc --edition 2021 --test -A dead_code --crate-name "$part" -o "$logs/unit-$part" "drivers/hv/$part/mod.rs" &&
 		  "$logs/unit-$part" ${pattern:+"$pattern"}; } 2>&1 | retell unit
 	done

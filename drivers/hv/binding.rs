@@ -49,11 +49,11 @@ pub(crate) const RING: RingSize = RingSize::with_data(3 * 4096);
 
 /// A service that is bound to its device.
 ///
-/// Fields are dropped in order. First what looks out for hibernations. Then the daemon's device: no
-/// answer comes any more. Then the channel and its job. Then the PTP clock. Last the claim.
+/// Fields are dropped in order: the hibernation notifier; the character device, after which no answer comes;
+/// the channel and its job; the PTP clock; the claim, after which another device may have the service.
 pub(crate) struct BoundService<'bound> {
     pub(crate) _hibernation: Option<HibernationNotifier>,
-    pub(crate) _device: Option<miscdevice::Registration>,
+    pub(crate) _chardev: Option<miscdevice::Registration>,
     pub(crate) channel: Channel<'bound>,
     pub(crate) _ptp: Option<ptp::Registration>,
     pub(crate) _claim: Option<Claim>,
@@ -85,7 +85,7 @@ impl<'bound> BoundService<'bound> {
     ) -> Result<Self> {
         Ok(Self {
             _hibernation: None,
-            _device: None,
+            _chardev: None,
             channel: Channel::open(dev, ring, session, job)?,
             _ptp: None,
             _claim: None,
@@ -108,7 +108,7 @@ impl<'bound> BoundService<'bound> {
         let bound = Self::open(dev, info.ring, service, job)?;
         Ok(Self {
             // A daemon finds a channel that is open.
-            _device: Some(miscdevice::Registration::new(dev.as_ref(), transport)?),
+            _chardev: Some(miscdevice::Registration::new(dev.as_ref(), transport)?),
             _claim: Some(claim),
             ..bound
         })

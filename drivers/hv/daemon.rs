@@ -7,12 +7,11 @@
 //! before. While a negotiation waits for a daemon, the next one stays in the ring, too: each is answered.
 
 use crate::{
-    exchange::{
+    dialogue::{
         Late,
         Lost, //
     },
     icmsg::{
-        Kind,
         Registration,
         Request,
         Status,
@@ -21,6 +20,7 @@ use crate::{
     session::{
         self,
         Answer,
+        Incoming,
         Negotiation,
         Service, //
     },
@@ -42,7 +42,7 @@ use hyperv::{
         Buffer,
         Context,
         Handled,
-        Job as ChannelJob,
+        Job,
         Packet,
         RingSize,
         Sender,
@@ -62,9 +62,9 @@ use kernel::{
 /// How long a daemon has to answer.
 pub(crate) const ANSWER_TIMEOUT: Delta = Delta::from_secs(30);
 
-/// What is fixed about a service that a daemon does the work of.
+/// Constants of a service that a daemon does the work of.
 pub(crate) struct Info {
-    /// What is fixed about its conversation with the host.
+    /// Constants of its conversation with the host.
     pub(crate) session: session::Info,
     /// The size of each ring.
     pub(crate) ring: RingSize,
@@ -73,7 +73,7 @@ pub(crate) struct Info {
     pub(crate) waits_for_daemon: bool,
     /// Set while a device has the service: there can be one.
     pub(crate) unique: Unique,
-    /// What is said to the daemon.
+    /// Constants of its dialogue with the daemon.
     pub(crate) protocol: Protocol,
 }
 
@@ -135,7 +135,7 @@ pub(crate) trait DaemonService: Send {
     fn expired(&mut self) {}
 }
 
-/// What comes next for a request.
+/// The next step of a request.
 pub(crate) enum Next {
     /// The daemon is asked the first `len` bytes of the message, and has `timeout` to answer. `late`
     /// says what becomes of an answer after that.
@@ -164,21 +164,21 @@ pub(crate) struct WithDaemon {
     info: &'static Info,
     service: KBox<dyn DaemonService>,
     transport: Arc<Transport>,
-    /// The daemon that was there last time.
+    /// The daemon at the last `look_for_daemon()`.
     daemon: Option<Daemon>,
-    /// Whether it could be asked then, and was not.
+    /// That daemon can take a question.
     is_free: bool,
-    /// When the channel's job runs, or ran last.
+    /// Time for which the channel's job was scheduled last.
     armed: Option<Deadline>,
     /// Where questions are written, and answers read.
     message: Message,
     /// Deadline of a request that waits until the daemon can be asked.
     blocked_until: Option<Deadline>,
-    job: Job,
+    current: Current,
 }
 
 /// The request that is worked on.
-enum Job {
+enum Current {
     /// There is none.
     None(Buffer),
     /// There is none. The daemon works on a message of ours. Requests wait until the deadline and fail
@@ -194,13 +194,13 @@ enum Job {
     Answered(Taken),
 }
 
-impl Default for Job {
+impl Default for Current {
     fn default() -> Self {
         Self::None(Buffer::default())
     }
 }
 
-/// What is left to do about a message that was taken.
+/// Work on a message that was taken.
 pub(crate) enum Later {
     /// A daemon has to come before an offer of versions is answered.
     Offered,
@@ -214,7 +214,7 @@ impl WithDaemon {
         info: &'static Info,
         service: KBox<dyn DaemonService>,
         transport: Arc<Transport>,
-    ) -> Result<(Self, ChannelJob)> {
+    ) -> Result<(Self, Job)> {
         let wake = Wake(transport.clone());
         let this = Self {
             info,
@@ -225,7 +225,7 @@ impl WithDaemon {
             armed: None,
             message: Message::new(&info.protocol)?,
             blocked_until: None,
-            job: Job::None(Buffer::new(info.ring)?),
+            current: Current::None(Buffer::new(info.ring)?),
         };
         Ok((this, Some(KBox::new(wake, GFP_KERNEL)?)))
     }
@@ -233,10 +233,10 @@ impl WithDaemon {
     /// The time at which the service has to be woken next.
     fn next_deadline(&self) -> Option<Deadline> {
         let is_ahead = |until: &Deadline| !until.is_over();
-        let until = match self.job {
-            Job::Asked(_, until) | Job::Waiting(_, until) => Some(until),
+        let until = match self.current {
+            Current::Asked(_, until) | Current::Waiting(_, until) => Some(until),
             // Skip these once they are over: the packets that come in next end them.
-            Job::Told(_, until) => Some(until).filter(is_ahead),
+            Current::Told(_, until) => Some(until).filter(is_ahead),
             _ => None,
         };
         let until = until.or(self.blocked_until.filter(is_ahead));
@@ -246,7 +246,7 @@ impl WithDaemon {
         }
     }
 
-    /// Has the channel's job wake the service in time, if it does not run before that anyway.
+    /// Schedules the channel's job for the next deadline, unless it runs before that anyway.
     fn arm(&mut self, sender: &Sender<'_>) {
         let Some(next) = self.next_deadline() else {
             return;
@@ -293,43 +293,49 @@ impl WithDaemon {
         let until = self
             .blocked_until
             .get_or_insert_with(|| Deadline::after(ANSWER_TIMEOUT));
-        !until.is_over()
+        let is_over = until.is_over();
+        if is_over {
+            // The next request has its own time.
+            self.blocked_until = None;
+        }
+        !is_over
     }
 
     /// Tells the daemon what it has to be told, if it isn't working on something.
-    fn tell(&mut self, job: Job) -> Job {
-        match job {
-            Job::None(buffer) if self.is_free => {
+    fn tell(&mut self, current: Current) -> Current {
+        match current {
+            Current::None(buffer) if self.is_free => {
                 let Some(len) = self.service.tell(&mut self.message) else {
-                    return Job::None(buffer);
+                    return Current::None(buffer);
                 };
                 self.question(len, Late::Dropped);
-                Job::Told(buffer, Deadline::after(ANSWER_TIMEOUT))
+                Current::Told(buffer, Deadline::after(ANSWER_TIMEOUT))
             }
-            job => job,
+            current => current,
         }
     }
 
-    /// Passes on what the daemon has answered to what it was told. It has as long as it lives.
-    fn conclude_told(&mut self, buffer: Buffer, until: Deadline) -> Job {
+    /// Tells the service that the daemon has answered to `tell()`. There is no time-out: the question ends
+    /// when the daemon goes.
+    fn conclude_told(&mut self, buffer: Buffer, until: Deadline) -> Current {
         match self.transport.outcome(&mut self.message, false) {
-            Outcome::Pending => return Job::Told(buffer, until),
+            Outcome::Pending => return Current::Told(buffer, until),
             Outcome::Answered(_) => self.service.told(),
             Outcome::Gone(_) | Outcome::TimedOut(_) => {}
         }
-        Job::None(buffer)
+        Current::None(buffer)
     }
 
     /// Answers the request if the daemon has, or won't any more.
-    fn conclude(&mut self, mut taken: Taken, until: Deadline) -> Job {
+    fn conclude(&mut self, mut taken: Taken, until: Deadline) -> Current {
         let result = match self.transport.outcome(&mut self.message, until.is_over()) {
-            Outcome::Pending => return Job::Asked(taken, until),
+            Outcome::Pending => return Current::Asked(taken, until),
             Outcome::Answered(daemon) => Ok(daemon),
             Outcome::Gone(lost) => Err((lost, Reason::Gone)),
             Outcome::TimedOut(lost) => Err((lost, Reason::TimedOut)),
         };
         let Ok(mut request) = Request::new(taken.payload()) else {
-            return Job::Answered(taken);
+            return Current::Answered(taken);
         };
         let body = request.body();
         let next = match result {
@@ -339,10 +345,10 @@ impl WithDaemon {
         self.go_on(taken, next)
     }
 
-    /// Has the service go on with a request that waits.
-    fn resume(&mut self, mut taken: Taken, until: Deadline) -> Job {
+    /// Lets the service go on with a request that waits.
+    fn resume(&mut self, mut taken: Taken, until: Deadline) -> Current {
         let Ok(mut request) = Request::new(taken.payload()) else {
-            return Job::Answered(taken);
+            return Current::Answered(taken);
         };
         let (body, daemon) = (request.body(), self.free_daemon());
         match self.service.resume(body, daemon, &mut self.message) {
@@ -350,24 +356,24 @@ impl WithDaemon {
                 let status = self.service.overdue(body);
                 self.go_on(taken, Next::Answer(status))
             }
-            Next::Wait { .. } => Job::Waiting(taken, until),
+            Next::Wait { .. } => Current::Waiting(taken, until),
             next => self.go_on(taken, next),
         }
     }
 
-    /// Does about a request that was taken what the service says.
-    fn go_on(&mut self, mut taken: Taken, next: Next) -> Job {
+    /// Carries out the service's decision on a request that was taken.
+    fn go_on(&mut self, mut taken: Taken, next: Next) -> Current {
         match next {
             Next::Ask { len, timeout, late } => {
                 self.question(len, late);
-                Job::Asked(taken, Deadline::after(timeout))
+                Current::Asked(taken, Deadline::after(timeout))
             }
-            Next::Wait { until } => Job::Waiting(taken, until),
+            Next::Wait { until } => Current::Waiting(taken, until),
             Next::Answer(status) => {
                 if let Ok(request) = Request::new(taken.payload()) {
                     request.answer(status);
                 }
-                Job::Answered(taken)
+                Current::Answered(taken)
             }
         }
     }
@@ -385,13 +391,14 @@ impl Service for WithDaemon {
 
     /// One message at a time, but for a negotiation: with it the host starts over. Of several negotiations
     /// each is answered, in its turn.
-    fn is_ready(&mut self, kind: Kind, sender: &Sender<'_>) -> bool {
-        let is_ready = match self.job {
-            Job::Offered(_) => false,
-            _ if kind == Kind::NEGOTIATE => true,
-            Job::None(_) => !self.is_blocked(),
-            Job::Told(_, until) => until.is_over(),
-            Job::Asked(..) | Job::Waiting(..) | Job::Answered(_) => false,
+    fn is_ready(&mut self, message: Incoming, sender: &Sender<'_>) -> bool {
+        let is_ready = match self.current {
+            Current::Offered(_) => false,
+            _ if matches!(message, Incoming::Negotiation) => true,
+            Current::None(_) if matches!(message, Incoming::Request(_)) => !self.is_blocked(),
+            Current::None(_) => true,
+            Current::Told(_, until) => until.is_over(),
+            Current::Asked(..) | Current::Waiting(..) | Current::Answered(_) => false,
         };
         if !is_ready {
             self.arm(sender);
@@ -400,10 +407,9 @@ impl Service for WithDaemon {
     }
 
     fn answer(&mut self, _: Version, body: &mut [u8]) -> Answer<Infallible, Later> {
-        if let Job::Told(..) = self.job {
+        if let Current::Told(..) = self.current {
             return Answer::Now(Status::FAIL, None);
         }
-        self.blocked_until = None;
         let daemon = self.free_daemon();
         match self.service.ask(body, daemon, &mut self.message) {
             Next::Answer(status) => Answer::Now(status, None),
@@ -412,20 +418,20 @@ impl Service for WithDaemon {
     }
 
     fn take<'a>(&mut self, packet: Packet<'a>, later: Later) -> Result<Handled, Packet<'a>> {
-        let buffer = match mem::take(&mut self.job) {
-            Job::None(buffer) => buffer,
-            job => {
-                self.job = job;
+        let buffer = match mem::take(&mut self.current) {
+            Current::None(buffer) => buffer,
+            current => {
+                self.current = current;
                 return Err(packet);
             }
         };
         let sender = packet.sender();
         let (handled, taken) = packet.take(buffer).map_err(|(packet, buffer)| {
-            self.job = Job::None(buffer);
+            self.current = Current::None(buffer);
             packet
         })?;
-        self.job = match later {
-            Later::Offered => Job::Offered(taken),
+        self.current = match later {
+            Later::Offered => Current::Offered(taken),
             Later::Request(next) => self.go_on(taken, next),
         };
         self.arm(sender);
@@ -434,54 +440,54 @@ impl Service for WithDaemon {
 
     fn restarted(&mut self) -> Option<Later> {
         let mut pending = None;
-        let job = match mem::take(&mut self.job) {
+        let current = match mem::take(&mut self.current) {
             // Drop the pending answer: the host would take it for the negotiation's.
-            Job::Asked(taken, _) => {
+            Current::Asked(taken, _) => {
                 pending = Some(self.transport.give_up());
                 (_, self.is_free) = self.transport.daemon();
-                Job::None(taken.abandon())
+                Current::None(taken.abandon())
             }
-            Job::Offered(taken) | Job::Waiting(taken, _) | Job::Answered(taken) => {
-                Job::None(taken.abandon())
+            Current::Offered(taken) | Current::Waiting(taken, _) | Current::Answered(taken) => {
+                Current::None(taken.abandon())
             }
-            job @ (Job::None(_) | Job::Told(..)) => job,
+            current @ (Current::None(_) | Current::Told(..)) => current,
         };
         self.blocked_until = None;
         self.service.restarted(pending);
-        self.job = self.tell(job);
-        let is_idle = matches!(self.job, Job::None(_));
+        self.current = self.tell(current);
+        let is_idle = matches!(self.current, Current::None(_));
         (is_idle && self.info.waits_for_daemon && self.daemon.is_none()).then_some(Later::Offered)
     }
 
     fn woken(&mut self, negotiation: &mut Negotiation, sender: &Sender<'_>) {
-        let job = match mem::take(&mut self.job) {
-            Job::Asked(taken, until) => self.conclude(taken, until),
-            Job::Told(buffer, until) => self.conclude_told(buffer, until),
-            job => job,
+        let current = match mem::take(&mut self.current) {
+            Current::Asked(taken, until) => self.conclude(taken, until),
+            Current::Told(buffer, until) => self.conclude_told(buffer, until),
+            current => current,
         };
         // After handling the last daemon's outcome.
         self.look_for_daemon();
         if self.service.deadline().is_some_and(Deadline::is_over) {
             self.service.expired();
         }
-        let job = match job {
-            Job::Waiting(taken, until) => self.resume(taken, until),
-            Job::Offered(mut taken) if self.daemon.is_some() => {
+        let current = match current {
+            Current::Waiting(taken, until) => self.resume(taken, until),
+            Current::Offered(mut taken) if self.daemon.is_some() => {
                 if let Ok(request) = Request::new(taken.payload()) {
                     negotiation.answer(request, sender.limit());
                 }
-                Job::Answered(taken)
+                Current::Answered(taken)
             }
-            job => job,
+            current => current,
         };
-        let job = match job {
-            Job::Answered(taken) => match sender.reply(taken) {
-                Ok(buffer) => Job::None(buffer),
-                Err(taken) => Job::Answered(taken),
+        let current = match current {
+            Current::Answered(taken) => match sender.reply(taken) {
+                Ok(buffer) => Current::None(buffer),
+                Err(taken) => Current::Answered(taken),
             },
-            job => job,
+            current => current,
         };
-        self.job = self.tell(job);
+        self.current = self.tell(current);
         self.arm(sender);
     }
 

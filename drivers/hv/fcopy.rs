@@ -13,7 +13,7 @@ use crate::{
     prelude::*, //
 };
 
-/// What is fixed about the file copy service.
+/// Constants of the file copy service.
 static INFO: daemon::Info = daemon::Info {
     session: session::Info {
         name: "FCopy",
@@ -35,7 +35,7 @@ static INFO: daemon::Info = daemon::Info {
 };
 
 /// Binds the service to its device.
-pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
     let service = Fcopy {
         progress: Progress::None,
         is_cancelling: false,

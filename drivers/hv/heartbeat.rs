@@ -22,7 +22,7 @@ static INFO: session::Info = session::Info {
 };
 
 /// Binds the service to its device.
-pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
     let health = Arc::new(Health(Atomic::new(0)), GFP_KERNEL)?;
     let bound = BoundService::open(dev, RING, Heartbeat(health.clone()), None)?;
     Ok(BoundService {

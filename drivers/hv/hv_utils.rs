@@ -7,12 +7,13 @@
 mod attributes;
 mod binding;
 mod daemon;
-mod exchange;
+mod dialogue;
 mod fcopy;
 mod freeze;
 mod heartbeat;
 mod icmsg;
 mod kvp;
+mod parameters;
 mod prelude;
 mod session;
 mod shutdown;
@@ -39,7 +40,7 @@ use kernel::{
 };
 
 /// Binds a service to its device.
-struct Open(for<'bound> fn(&'bound Device<'_>) -> Result<BoundService<'bound>>);
+struct Bind(for<'bound> fn(&'bound Device<'_>) -> Result<BoundService<'bound>>);
 
 const fn class(guid: u128) -> DeviceId {
     DeviceId::from_class(Guid::new(guid))
@@ -48,43 +49,21 @@ const fn class(guid: u128) -> DeviceId {
 // The services, by the class of their devices.
 hyperv::vmbus_device_table! {
     ID_TABLE,
-    Open,
+    Bind,
     [
-        (class(0x0e0b6031_5213_4934_818b_38d90ced39db), Open(shutdown::open)),
-        (class(0x9527e630_d0ae_497b_adce_e80ab0175caf), Open(timesync::open)),
-        (class(0x57164f39_9115_4e78_ab55_382f3bd5422d), Open(heartbeat::open)),
-        (class(0xa9a0f4e7_5a45_4d96_b827_8a841e8c03e6), Open(kvp::open)),
-        (class(0x35fa2e29_ea23_4236_96ae_3a6ebacba440), Open(vss::open)),
+        (class(0x0e0b6031_5213_4934_818b_38d90ced39db), Bind(shutdown::bind)),
+        (class(0x9527e630_d0ae_497b_adce_e80ab0175caf), Bind(timesync::bind)),
+        (class(0x57164f39_9115_4e78_ab55_382f3bd5422d), Bind(heartbeat::bind)),
+        (class(0xa9a0f4e7_5a45_4d96_b827_8a841e8c03e6), Bind(kvp::bind)),
+        (class(0x35fa2e29_ea23_4236_96ae_3a6ebacba440), Bind(vss::bind)),
     ]
 }
 
 hyperv::vmbus_device_table! {
     FCOPY_ID_TABLE,
-    Open,
-    [(class(0x34d14be3_dee4_41c8_9ae7_6b174977c192), Open(fcopy::open))]
+    Bind,
+    [(class(0x34d14be3_dee4_41c8_9ae7_6b174977c192), Bind(fcopy::bind))]
 }
-
-hyperv::module_param_bool!(
-    timesync_implicit,
-    0o644,
-    false,
-    "If set treat SAMPLE as SYNC when clock is behind"
-);
-
-hyperv::module_param_bool!(
-    fcopy_chardev,
-    0o444,
-    !cfg!(CONFIG_UIO_HV_GENERIC),
-    "If set serve file copy by /dev/vmbus/hv_fcopy, else leave it to uio_hv_generic"
-);
-
-hyperv::module_param_uint!(
-    vss_freeze_limit,
-    0o644,
-    900,
-    86400,
-    "Seconds for which file systems stay frozen for a backup at the most (0: for ever)"
-);
 
 /// The driver of file copy, or that of all other services.
 ///
@@ -94,7 +73,7 @@ struct HvUtils<const IS_FCOPY: bool>;
 
 #[vtable]
 impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
-    type IdInfo = Open;
+    type IdInfo = Bind;
     type Data<'bound> = BoundService<'bound>;
     const ID_TABLE: vmbus::IdTable<Self::IdInfo> = match IS_FCOPY {
         true => &FCOPY_ID_TABLE,
@@ -116,9 +95,9 @@ impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
 
     fn probe<'bound>(
         dev: &'bound Device<'_>,
-        Open(open): &'bound Self::IdInfo,
+        Bind(bind): &'bound Self::IdInfo,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        open(dev)
+        bind(dev)
     }
 
     fn suspend<'bound>(dev: &'bound Device<'_>, this: Pin<&Self::Data<'bound>>) -> Result {
@@ -147,7 +126,7 @@ impl InPlaceModule for Module {
         try_pin_init!(Self {
             _farewell: Farewell,
             _driver <- Registration::new(c"hv_utils", module),
-            _fcopy_driver: match fcopy_chardev.get() {
+            _fcopy_driver: match parameters::fcopy_chardev.get() {
                 true => Some(KBox::pin_init(
                     Registration::new(c"hv_utils_fcopy", module),
                     GFP_KERNEL,

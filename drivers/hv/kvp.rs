@@ -11,7 +11,7 @@ use crate::{
     prelude::*, //
 };
 
-/// What is fixed about the KVP service.
+/// Constants of the KVP service.
 static INFO: daemon::Info = daemon::Info {
     session: session::Info {
         name: "KVP",
@@ -34,7 +34,7 @@ static INFO: daemon::Info = daemon::Info {
 };
 
 /// Binds the service to its device.
-pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
     let service = Kvp {
         until: Deadline::after(ANSWER_TIMEOUT),
         is_asked_again: false,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the services have in common to import.
+//! Imports that services have in common.
 
 pub(crate) use crate::{
     binding::{
@@ -15,7 +15,7 @@ pub(crate) use crate::{
         Reason,
         ANSWER_TIMEOUT, //
     },
-    exchange::{
+    dialogue::{
         Late,
         Lost, //
     },

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A service's conversation with the host: what is the same for all services.
+//! A service's conversation with the host: negotiation, and which message goes where.
 
 use crate::icmsg::{
     self,
@@ -31,7 +31,7 @@ use kernel::{
     },
 };
 
-/// What is fixed about a service's conversation.
+/// Constants of a service's conversation with the host.
 pub(crate) struct Info {
     /// The name in log messages.
     pub(crate) name: &'static str,
@@ -48,19 +48,19 @@ pub(crate) trait Service: Send + 'static {
     /// The context in which the other methods are called.
     const CONTEXT: Context;
 
-    /// What is left to do once a request's answer has left.
+    /// Work that a request leaves to be done once its answer has left.
     type Action;
 
-    /// What is left to do about a message that is answered later.
+    /// Work on a message that is answered later.
     type Later;
 
-    /// What is fixed about it.
+    /// Its constants.
     fn info(&self) -> &'static Info;
 
-    /// Returns whether the service takes a message of this kind. If not, it stays in the ring, with all
-    /// behind it, until the channel is woken.
-    fn is_ready(&mut self, kind: Kind, sender: &Sender<'_>) -> bool {
-        let _ = (kind, sender);
+    /// Returns whether the service takes such a message now. If not, it stays in the ring, with all behind
+    /// it, until the channel is woken.
+    fn is_ready(&mut self, message: Incoming, sender: &Sender<'_>) -> bool {
+        let _ = (message, sender);
         true
     }
 
@@ -78,8 +78,8 @@ pub(crate) trait Service: Send + 'static {
         Err(packet)
     }
 
-    /// The host has started over: nothing that it has said before counts any more. Returns whether its
-    /// offer of versions is answered later.
+    /// The host negotiates anew, or the channel was closed. Drop the state of earlier messages. Return
+    /// `Some` to answer the negotiation later.
     fn restarted(&mut self) -> Option<Self::Later> {
         None
     }
@@ -95,6 +95,17 @@ pub(crate) trait Service: Send + 'static {
     }
 }
 
+/// A message that came in.
+#[derive(Clone, Copy)]
+pub(crate) enum Incoming {
+    /// The host offers versions.
+    Negotiation,
+    /// A request of the service, with the version that was agreed on.
+    Request(Version),
+    /// A message of another kind, or a request before a version was agreed on.
+    Unexpected(Kind),
+}
+
 /// When a request is answered.
 pub(crate) enum Answer<A, L = Infallible> {
     /// At once, with this status.
@@ -103,7 +114,7 @@ pub(crate) enum Answer<A, L = Infallible> {
     Later(L),
 }
 
-/// What was agreed on with the host, who may negotiate again at any time.
+/// The agreement with the host, who may negotiate again at any time.
 pub(crate) struct Negotiation {
     info: &'static Info,
     /// The version of messages; `None` before they were agreed on.
@@ -111,7 +122,7 @@ pub(crate) struct Negotiation {
     facts: Arc<Facts>,
 }
 
-/// What user space is told about a conversation.
+/// Facts about a conversation. The session writes them, sysfs reads them.
 pub(crate) struct Facts {
     /// The major number, and the minor number in the low 16 bits; 0 for none.
     version: Atomic<u32>,
@@ -180,15 +191,14 @@ impl<S: Service> Session<S> {
     /// Answers a message that is no request to the service, or comes too early.
     #[cold]
     #[inline(never)]
-    fn receive_other(&mut self, kind: Kind, mut packet: Packet<'_>) -> Handled {
+    fn receive_other(&mut self, message: Incoming, mut packet: Packet<'_>) -> Handled {
         let sender = packet.sender();
         // The answers are logged.
         if sender.is_in_interrupt() {
             return packet.postpone();
         }
-        if kind != Kind::NEGOTIATE {
+        if let Incoming::Unexpected(Kind(kind)) = message {
             if sender.limit().allows() {
-                let Kind(kind) = kind;
                 pr_warn!(
                     "{}: unexpected message of type {}\n",
                     self.negotiation.info.name,
@@ -236,16 +246,18 @@ impl<S: Service> Handler for Session<S> {
             Ok(request) => request,
             Err(unanswerable) => return packet.ignore(&unanswerable),
         };
-        let kind = request.kind();
-        if !self.service.is_ready(kind, sender) {
+        let message = match (request.kind(), self.negotiation.version) {
+            (Kind::NEGOTIATE, _) => Incoming::Negotiation,
+            (kind, Some(version)) if kind == self.service.info().kind => Incoming::Request(version),
+            (kind, _) => Incoming::Unexpected(kind),
+        };
+        if !self.service.is_ready(message, sender) {
             return packet.leave();
         }
-        let answer = match self.negotiation.version {
-            Some(version) if kind == self.service.info().kind => {
-                self.service.answer(version, request.body())
-            }
-            _ => return self.receive_other(kind, packet),
+        let Incoming::Request(version) = message else {
+            return self.receive_other(message, packet);
         };
+        let answer = self.service.answer(version, request.body());
         match answer {
             Answer::Now(status, action) => {
                 request.answer(status);

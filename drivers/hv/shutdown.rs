@@ -28,7 +28,7 @@ static INFO: session::Info = session::Info {
 };
 
 /// Binds the service to its device.
-pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
     let service = Shutdown {
         limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
         can_hibernate: vmbus::is_hibernation_supported(),

@@ -8,8 +8,8 @@ use crate::{
         Sample,
         TimeSync as Message, //
     },
-    prelude::*,
-    timesync_implicit, //
+    parameters::timesync_implicit,
+    prelude::*, //
 };
 use hyperv::{
     linux::time,
@@ -35,7 +35,7 @@ static INFO: session::Info = session::Info {
 };
 
 /// Binds the service to its device.
-pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
     static UNIQUE: Unique = Unique::new();
     let claim = UNIQUE.claim(dev)?;
     let host = Arc::new(HostClock::new(), GFP_KERNEL)?;

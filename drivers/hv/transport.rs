@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The way to a daemon: a character device over which it takes one message at a time and answers
-//! it, whatever becomes of it or of the host meanwhile.
+//! The way to a daemon: a character device. The daemon reads one message at a time and writes its answer.
+//! Daemon and host may go at any time.
 
 use crate::{
-    exchange::{
+    dialogue::{
         self,
+        Dialogue,
         Effects,
-        Exchange,
         Late,
         Lost,
         Refused, //
@@ -47,12 +47,12 @@ use kernel::{
 };
 
 /// A daemon that is ready.
-pub(crate) type Daemon = exchange::Daemon<Registration>;
+pub(crate) type Daemon = dialogue::Daemon<Registration>;
 
 /// What became of the service's question.
-pub(crate) type Outcome = exchange::Outcome<Registration>;
+pub(crate) type Outcome = dialogue::Outcome<Registration>;
 
-/// What a daemon and its service say to each other.
+/// Constants of a service's dialogue with its daemon.
 pub(crate) struct Protocol {
     /// The path of the device below `/dev`.
     pub(crate) device: &'static CStr,
@@ -106,11 +106,11 @@ pub(crate) struct Transport {
     /// Notified when there is something for the daemon. Dropping a `PollCondVarBox` does not wait for
     /// RCU, since 7.3.
     changed: PollCondVarBox,
-    /// Where a message from the daemon goes first. Locked before `exchange`.
+    /// Where a message from the daemon goes first. Locked before `dialogue`.
     #[pin]
     inbox: Mutex<Message>,
     #[pin]
-    exchange: SpinLockIrq<Exchange<Registration, Message>>,
+    dialogue: SpinLockIrq<Dialogue<Registration, Message>>,
 }
 
 /// Told when a daemon ends what it was doing for a question that was given up ([`Late::Refused`]).
@@ -136,17 +136,17 @@ impl Transport {
             listener,
             changed,
             inbox <- new_mutex!(inbox, "Transport::inbox"),
-            exchange <- new_spinlock_irq!(Exchange::new(message), "Transport::exchange"),
+            dialogue <- new_spinlock_irq!(Dialogue::new(message), "Transport::dialogue"),
         }))
     }
 
     /// The daemon, if it is ready, and whether it can be asked. If not, the service is woken when it can.
     pub(crate) fn daemon(&self) -> (Option<Daemon>, bool) {
-        let exchange = self.exchange.lock();
-        (exchange.daemon(), exchange.is_free())
+        let dialogue = self.dialogue.lock();
+        (dialogue.daemon(), dialogue.is_free())
     }
 
-    /// See [`Exchange::ask`].
+    /// See [`Dialogue::ask`].
     pub(crate) fn ask(
         &self,
         daemon: Option<Daemon>,
@@ -154,19 +154,19 @@ impl Transport {
         len: usize,
         late: Late,
     ) {
-        let mut exchange = self.exchange.lock();
-        exchange.ask(daemon, message, len, late);
-        self.tell(&mut exchange);
+        let mut dialogue = self.dialogue.lock();
+        dialogue.ask(daemon, message, len, late);
+        let _ = self.notify(&mut dialogue);
     }
 
-    /// See [`Exchange::outcome`].
+    /// See [`Dialogue::outcome`].
     pub(crate) fn outcome(&self, message: &mut Message, is_over: bool) -> Outcome {
-        self.exchange.lock().outcome(message, is_over)
+        self.dialogue.lock().outcome(message, is_over)
     }
 
-    /// See [`Exchange::give_up`].
+    /// See [`Dialogue::give_up`].
     pub(crate) fn give_up(&self) -> Lost {
-        self.exchange.lock().give_up()
+        self.dialogue.lock().give_up()
     }
 
     /// Wakes the service.
@@ -176,13 +176,14 @@ impl Transport {
         }
     }
 
-    /// Tells who has to be told of events, but for the service: returns whether that has to be woken.
-    fn tell(&self, exchange: &mut Exchange<Registration, Message>) -> bool {
+    /// Notifies the listener and the daemon of events. Returns whether the caller must wake the service.
+    #[must_use]
+    fn notify(&self, dialogue: &mut Dialogue<Registration, Message>) -> bool {
         let Effects {
             daemon,
             service,
             finished,
-        } = exchange.take_effects();
+        } = dialogue.take_effects();
         if let (true, Some(listener)) = (finished, &self.listener) {
             listener.daemon_finished();
         }
@@ -193,11 +194,11 @@ impl Transport {
     }
 
     /// Lets an event of the daemon happen, in process context.
-    fn event<T>(&self, event: impl FnOnce(&mut Exchange<Registration, Message>) -> T) -> T {
-        let mut exchange = self.exchange.lock();
-        let result = event(&mut exchange);
-        let wakes = self.tell(&mut exchange);
-        drop(exchange);
+    fn event<T>(&self, event: impl FnOnce(&mut Dialogue<Registration, Message>) -> T) -> T {
+        let mut dialogue = self.dialogue.lock();
+        let result = event(&mut dialogue);
+        let wakes = self.notify(&mut dialogue);
+        drop(dialogue);
         if wakes {
             self.wake();
         }
@@ -206,17 +207,17 @@ impl Transport {
 
     /// Takes the message to be read by the daemon, with its size.
     fn begin_read(&self, room: usize, wait: Wait) -> Result<(Message, usize)> {
-        let mut exchange = self.exchange.lock();
+        let mut dialogue = self.dialogue.lock();
         loop {
-            let message = exchange.begin_read(room)?;
-            self.tell(&mut exchange);
+            let message = dialogue.begin_read(room)?;
+            let _ = self.notify(&mut dialogue);
             if let Some(message) = message {
                 return Ok(message);
             }
             if wait == Wait::No {
                 return Err(EAGAIN);
             }
-            if self.changed.wait_interruptible(&mut exchange) {
+            if self.changed.wait_interruptible(&mut dialogue) {
                 return Err(ERESTARTSYS);
             }
         }
@@ -240,18 +241,18 @@ impl miscdevice::Device for Transport {
 
     /// One daemon at a time: `EBUSY`.
     fn open(&self) -> Result {
-        Ok(self.event(Exchange::open)?)
+        Ok(self.event(Dialogue::open)?)
     }
 
     fn release(&self) {
-        self.event(Exchange::release);
+        self.event(Dialogue::release);
     }
 
     /// `EINVAL` leaves the message to be read with more room, and so does `EFAULT`.
     fn read(&self, to: &mut UserSliceWriter, wait: Wait) -> Result<usize> {
         let (message, len) = self.begin_read(to.len(), wait)?;
         let result = to.write_slice(&message[..len]);
-        self.event(|exchange| exchange.end_read(message, result.is_ok()));
+        self.event(|dialogue| dialogue.end_read(message, result.is_ok()));
         result.map(|()| len)
     }
 
@@ -268,8 +269,8 @@ impl miscdevice::Device for Transport {
         }
         let mut inbox = self.inbox.lock();
         from.read_slice(&mut inbox[..answer_len])?;
-        let registration = self.event(|exchange| {
-            exchange.write(&mut inbox, |message| {
+        let registration = self.event(|dialogue| {
+            dialogue.write(&mut inbox, |message| {
                 let registration = register(message)?;
                 Some((registration, confirm(registration, message)))
             })
@@ -282,7 +283,7 @@ impl miscdevice::Device for Transport {
 
     fn poll(&self, poll: &Poll<'_>) -> Ready {
         poll.register_wait(&self.changed);
-        match self.exchange.lock().is_readable() {
+        match self.dialogue.lock().is_readable() {
             Err(_) => Ready::GONE,
             Ok(true) => Ready::READ,
             Ok(false) => Ready::NO,
@@ -294,6 +295,6 @@ impl miscdevice::Device for Transport {
         // Drop the reference to the device: an open file must not keep a rescinded channel alive.
         let waker = self.waker.lock().take();
         drop(waker);
-        self.event(Exchange::revoke);
+        self.event(Dialogue::revoke);
     }
 }

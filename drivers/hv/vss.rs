@@ -29,7 +29,7 @@ use hyperv::{
 /// How long the daemon may take to freeze.
 const FREEZE_TIMEOUT: Delta = Delta::from_secs(15 * 60);
 
-/// What is fixed about the VSS service.
+/// Constants of the VSS service.
 static INFO: daemon::Info = daemon::Info {
     session: session::Info {
         name: "VSS",
@@ -54,7 +54,7 @@ static INFO: daemon::Info = daemon::Info {
 };
 
 /// Binds the service to its device.
-pub(crate) fn open<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
+pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
     let freezer = Freezer::new(Waker::from(&***dev))?;
     let service = Vss {
         freezer: freezer.clone(),
@@ -268,7 +268,7 @@ impl Vss {
 
     /// All that the host has asked for was frozen.
     fn freeze_done(&mut self) -> Next {
-        let limit = crate::vss_freeze_limit.get();
+        let limit = crate::parameters::vss_freeze_limit.get();
         self.frozen = Some(Frozen {
             limit,
             until: (limit != 0).then(|| Deadline::after(Delta::from_secs(limit.into()))),

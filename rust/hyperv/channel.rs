@@ -129,8 +129,10 @@ struct Callback {
 /// closed. It is closed, and its job cancelled, when it is dropped, or when the device is unbound if it
 /// was leaked.
 ///
-/// The lifetime is that of the binding. It keeps all opening and closing under the device's lock: safe
-/// code cannot move a channel to where it would be dropped at another time.
+/// The lifetime is that of the binding. It is opened with the device's lock held only, as that needs a
+/// `Device<Core>`: in a probe, a suspend or a resume. Safe code can close it elsewhere, in an attribute's
+/// function. That meets no opening: attributes appear after the probe, unbinding waits for their functions,
+/// and user space does not run while the system is suspended.
 pub struct Channel<'bound> {
     /// Holds an [`Inner`].
     inner: Managed,
@@ -279,7 +281,7 @@ impl Inner {
         // `CHANNEL_OPEN_STATE` means that the channel can be opened; one that is open is in
         // `CHANNEL_OPENED_STATE`. `vmbus_open()` checks, too, but after it has replaced the rings.
         // SAFETY: The channel lives as long as its device. While this driver is bound, nobody else
-        // opens or closes it, and this driver does so with the device's lock held.
+        // opens or closes it, and this driver does so with `state` locked.
         if unsafe { (*channel).state } != bindings::vmbus_channel_state_CHANNEL_OPEN_STATE {
             return Err(EBUSY);
         }
@@ -361,7 +363,7 @@ impl Inner {
         unsafe { bindings::vmbus_close(channel) };
     }
 
-    /// See [`Channel::suspend`]. Called with the device's lock held.
+    /// See [`Channel::suspend`].
     fn close(self: Pin<&Self>) {
         let mut state = self.state.lock();
         if *state == State::Closed {

@@ -82,8 +82,8 @@ mod imp {
 
     pub use crate::new_spinlock_irq;
 
-    /// A device that is bound, for abstractions only. What 7.2 has for that says besides that the device's lock
-    /// is held, which it may not be: use nothing that 7.3's would not allow.
+    /// A device that is bound, for abstractions only. 7.2 has only `CoreInternal`, which also says that the
+    /// device's lock is held. It may not be: call only what 7.3's `BoundInternal` offers.
     pub(crate) type BoundInternal = kernel::device::CoreInternal<'static>;
 
     /// Sends a packet. Fails with `EIO` where the host has spoilt the indices of the outbound ring.

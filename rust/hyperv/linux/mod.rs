@@ -4,8 +4,9 @@
 //!
 //! Each file here extends the file of `rust/kernel/` that has its name, or would be it upstream;
 //! `super_block.rs` would be in `rust/kernel/fs/`. It uses nothing of this crate but the bindings, the
-//! seam for the kernel's version ([`compat`](crate::compat)) and the other files here. So each can be sent
-//! to its maintainer. `tests/check.sh` checks that.
+//! seam for the kernel's version ([`compat`](crate::compat)) and the other files here. `tests/check.sh`
+//! checks that. So each can be sent to its maintainer. `workqueue.rs` has queues, which a driver's registration
+//! creates: a bus calls `driver_registers()` and `driver_unregistered()`.
 
 pub(crate) mod devres;
 pub mod miscdevice;

@@ -107,13 +107,14 @@ pub type Show<T> =
 /// Sets an attribute to a text, without a newline behind it. A writer gets an error as `errno`.
 pub type Store<T> = for<'bound> fn(Pin<&<T as DriverLayout>::DriverData<'bound>>, &str) -> Result;
 
-/// Returns whether a device has an attribute.
+/// Returns whether a device has an attribute. Called several times in each binding: the answer must not
+/// change. Called with the device's lock held: must not take it.
 pub type IsVisible<T> = for<'bound> fn(Pin<&<T as DriverLayout>::DriverData<'bound>>) -> bool;
 
 /// An attribute of the devices of the driver `T`.
 ///
-/// Its functions are called in process context, any number of them at a time, and may sleep. They must
-/// not wait for what an unbinding does or holds, as the device's lock: the unbinding waits for them.
+/// Its functions are called in process context, any number of them at a time, and may sleep. They must not
+/// take the device's lock: an unbinding holds it and waits for them.
 #[repr(C)]
 pub struct Attribute<T: DriverLayout + 'static> {
     /// First: C has a pointer to this.
@@ -236,8 +237,8 @@ pub unsafe trait HasAttributes: DriverLayout + Sized + 'static {
     const ATTRIBUTES: Group<Self>;
 }
 
-/// What `dev_groups` of `T`'s `struct device_driver`, and of no other, points to. NULL if the driver has
-/// no attributes.
+/// The value for `dev_groups` in `T`'s `struct device_driver`; no other driver must have it. NULL if the
+/// driver has no attributes.
 pub(crate) const fn dev_groups<T: HasAttributes>() -> *const *const bindings::attribute_group {
     match T::ATTRIBUTES.attributes.is_empty() {
         true => null(),
@@ -254,6 +255,10 @@ impl<T: HasAttributes> Table<T> {
         let attributes = T::ATTRIBUTES.attributes;
         let mut list = [null(); 32];
         assert!(attributes.len() < list.len(), "too many attributes");
+        assert!(
+            attributes.is_empty() || !T::ATTRIBUTES.name.is_empty(),
+            "attributes without a directory"
+        );
         let mut i = 0;
         while i < attributes.len() {
             // The attribute is the first field of the first field.

@@ -66,7 +66,8 @@ impl Run for Option<KBox<dyn Run>> {
     }
 }
 
-/// A work item that runs after a delay, on the module's queue with a spare thread: time-outs thaw.
+/// A work item that runs after a delay, on the module's queue with a rescuer: memory reclaim may wait for
+/// it.
 ///
 /// Must not be leaked while it may be scheduled: its owner has to be dropped before the module goes.
 #[pin_data(PinnedDrop)]

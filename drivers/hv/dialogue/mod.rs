@@ -14,7 +14,7 @@ use core::mem;
 ///
 /// `R` is how daemons register. `M` is memory for one message: each event moves or swaps it, none copies.
 #[derive(Clone, PartialEq)]
-pub(crate) struct Exchange<R, M> {
+pub(crate) struct Dialogue<R, M> {
     state: State<R, M>,
     /// Counts how often the device was opened.
     opened: u32,
@@ -23,10 +23,10 @@ pub(crate) struct Exchange<R, M> {
 
 #[derive(Clone, PartialEq)]
 enum State<R, M> {
-    /// No question is pending. The last one may have failed, which the service has yet to be told, even if
-    /// another daemon has come meanwhile.
+    /// No question is pending. `Lost` is there if the last question failed. [`Dialogue::outcome`] takes it.
     Quiet(End<R, M>, Option<Lost>),
-    /// The daemon has a question. If the service gives that up, the answer is treated so.
+    /// The daemon has a question. `Late` says what happens to the answer if the service gives the question
+    /// up.
     Pending(Daemon<R>, Late, Question<M>),
 }
 
@@ -45,7 +45,7 @@ enum End<R, M> {
     Registered(Daemon<R>, Desk<M>),
 }
 
-/// What a daemon without a question does about an earlier one that the service gave up.
+/// The answer that a daemon owes for an earlier question, which the service gave up.
 #[derive(Clone, PartialEq)]
 enum Desk<M> {
     /// Nothing.
@@ -61,7 +61,7 @@ enum Desk<M> {
 enum Sent<M> {
     /// It waits to be read. The daemon may owe the answer to an earlier question.
     Unread(M, usize, Option<Late>),
-    /// It is being read. A daemon that reads owes nothing any more: it may have skipped an answer.
+    /// It is being read. A daemon that begins to read owes nothing any more: it may have skipped an answer.
     Reading(usize),
 }
 
@@ -137,7 +137,7 @@ pub(crate) struct Effects {
     pub(crate) finished: bool,
 }
 
-impl<R: Copy + PartialEq, M: Default> Exchange<R, M> {
+impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
     /// Nobody has opened the device.
     pub(crate) fn new(memory: M) -> Self {
         Self {
@@ -180,8 +180,8 @@ impl<R: Copy + PartialEq, M: Default> Exchange<R, M> {
         }
     }
 
-    /// The service asks `daemon` what the first `len` bytes of `message` say. Other memory takes its
-    /// place. The question is lost if that daemon has gone. Without effect while another is pending.
+    /// Sends the first `len` bytes of `message` to `daemon`. Other memory takes its place. If that daemon has
+    /// gone, the next outcome is [`Lost::Unread`]. Does nothing while a question is pending.
     pub(crate) fn ask(
         &mut self,
         daemon: Option<Daemon<R>>,
@@ -211,11 +211,16 @@ impl<R: Copy + PartialEq, M: Default> Exchange<R, M> {
         }
     }
 
-    /// The service asks what became of its question, once per question. An answer is left in `message`.
-    /// A question without an answer is given up if its time is over.
+    /// Takes the outcome of the question. Puts an answer into `message`. Gives up a question without an
+    /// answer if its time is over.
     pub(crate) fn outcome(&mut self, message: &mut M, is_over: bool) -> Outcome<R> {
         match &mut self.state {
-            State::Quiet(_, lost) => lost.take().map_or(Outcome::Pending, Outcome::Gone),
+            State::Quiet(_, lost) => match lost.take() {
+                Some(lost) => Outcome::Gone(lost),
+                // Nobody waits for a question that was never asked: it would be for ever.
+                None if is_over => Outcome::TimedOut(Lost::Unread),
+                None => Outcome::Pending,
+            },
             State::Pending(daemon, _, Question::Answered(answer)) => {
                 mem::swap(answer, message);
                 let (daemon, desk) = (*daemon, Desk::Free(mem::take(answer)));
@@ -270,6 +275,7 @@ impl<R: Copy + PartialEq, M: Default> Exchange<R, M> {
                     (*end, *of) = (End::Absent(memory), lost);
                     self.effects.service = true;
                 }
+                // Cannot happen: a read holds the file open. The reader would have the memory.
                 desk @ Desk::Reading(_) => *end = End::Revoked(desk),
             }
         }
@@ -286,7 +292,7 @@ impl<R: Copy + PartialEq, M: Default> Exchange<R, M> {
     }
 
     /// The daemon begins to read the message that waits for it, if there is one, which has to fit into
-    /// `room` bytes. [`Exchange::end_read`] takes its memory back.
+    /// `room` bytes. [`Dialogue::end_read`] takes its memory back.
     pub(crate) fn begin_read(&mut self, room: usize) -> Result<Option<(M, usize)>, Refused> {
         self.is_readable()?;
         let (State::Quiet(End::Confirming(_, sent), _) | State::Pending(.., Question::Sent(sent))) =
@@ -456,12 +462,13 @@ impl<M: Default> Question<M> {
 }
 
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
-#[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_exchange))]
+#[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_dialogue))]
 mod tests {
     use super::*;
 
     #[test]
     fn every_sequence_of_events_keeps_the_rules() {
+        // A change of the states changes their number.
         assert_eq!(model::visit_all(), Ok(939));
     }
 }

@@ -14,7 +14,7 @@ const LEN: usize = 8;
 
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Memory {
-    /// Tells the three apart; 0 is none of them.
+    /// Identity of the memory, 1 to 3; 0 is the default's.
     number: u8,
     text: u8,
 }
@@ -62,10 +62,10 @@ const EVENTS: [Event; 15] = [
     },
 ];
 
-/// An exchange between a service and daemons, and what both know.
+/// An dialogue between a service and daemons, and what both know.
 #[derive(Clone, PartialEq)]
 struct World {
-    exchange: Exchange<(), Memory>,
+    dialogue: Dialogue<(), Memory>,
     service: Memory,
     inbox: Memory,
     /// What the daemon is reading.
@@ -93,7 +93,7 @@ impl World {
             text: NOTHING,
         };
         Self {
-            exchange: Exchange::new(memory(1)),
+            dialogue: Dialogue::new(memory(1)),
             service: memory(2),
             inbox: memory(3),
             reading: None,
@@ -111,10 +111,11 @@ impl World {
         match event {
             Event::Ask(Late::Refused) if self.is_unfinished => return Ok(false),
             Event::Ask(late) if self.asked.is_none() => self.ask(late)?,
-            Event::Look => self.known = self.exchange.daemon(),
+            Event::Look => self.known = self.dialogue.daemon(),
+            Event::Outcome { is_over: true } if self.asked.is_none() => return Ok(false),
             Event::Outcome { is_over } => self.outcome(is_over)?,
             Event::GiveUp if self.asked.is_some() => {
-                let lost = self.exchange.give_up();
+                let lost = self.dialogue.give_up();
                 self.lost(lost)?;
             }
             Event::Open => {
@@ -124,16 +125,16 @@ impl World {
                     _ => Ok(()),
                 };
                 // Two daemons that follow each other differ.
-                self.exchange.opened %= 2;
-                check(self.exchange.open() == expected, "open")?;
+                self.dialogue.opened %= 2;
+                check(self.dialogue.open() == expected, "open")?;
                 self.is_open |= expected.is_ok();
             }
             Event::Release if self.is_open && self.reading.is_none() => {
-                self.exchange.release();
+                self.dialogue.release();
                 (self.is_open, self.read) = (false, None);
             }
             Event::Revoke => {
-                self.exchange.revoke();
+                self.dialogue.revoke();
                 self.is_revoked = true;
             }
             Event::BeginRead { room } if self.is_open => self.begin_read(room)?,
@@ -141,7 +142,7 @@ impl World {
                 let Some((message, late)) = self.reading.take() else {
                     return Ok(false);
                 };
-                self.exchange.end_read(message, was_read);
+                self.dialogue.end_read(message, was_read);
                 self.read =
                     Some((message.text, late)).filter(|_| was_read && message.text != CONFIRMATION);
             }
@@ -163,13 +164,13 @@ impl World {
         self.service.text = LAST;
         self.asked = Some(late);
         self.is_unfinished |= late == Late::Refused;
-        let can_ask = self.exchange.is_free() && self.known == self.exchange.daemon();
-        self.exchange.ask(self.known, &mut self.service, LEN, late);
+        let can_ask = self.dialogue.is_free() && self.known == self.dialogue.daemon();
+        self.dialogue.ask(self.known, &mut self.service, LEN, late);
         check(self.is_pending() == can_ask, "ask")
     }
 
     fn outcome(&mut self, is_over: bool) -> Check {
-        match self.exchange.outcome(&mut self.service, is_over) {
+        match self.dialogue.outcome(&mut self.service, is_over) {
             Outcome::Pending => check(!is_over || self.asked.is_none(), "waits for ever"),
             Outcome::Gone(lost) | Outcome::TimedOut(lost) => self.lost(lost),
             Outcome::Answered(()) => {
@@ -205,7 +206,7 @@ impl World {
 
     fn begin_read(&mut self, room: usize) -> Check {
         let late = self.asked.unwrap_or(Late::Dropped);
-        match self.exchange.begin_read(room) {
+        match self.dialogue.begin_read(room) {
             Ok(None) => check(!self.is_revoked, "waits when revoked"),
             Err(refused) => check(
                 match refused {
@@ -234,10 +235,10 @@ impl World {
     }
 
     fn write(&mut self, is_confirmed: bool) -> Check {
-        let is_first = matches!(self.exchange.state, State::Quiet(End::Connected(_), _));
+        let is_first = matches!(self.dialogue.state, State::Quiet(End::Connected(_), _));
         let read = self.read.take();
         self.inbox.text = read.map_or(NOTHING, |(text, _)| text + ANSWER);
-        let result = self.exchange.write(&mut self.inbox, |message| {
+        let result = self.dialogue.write(&mut self.inbox, |message| {
             message.text = CONFIRMATION;
             Some(((), is_confirmed.then_some(LEN)))
         });
@@ -252,19 +253,19 @@ impl World {
     }
 
     fn is_pending(&self) -> bool {
-        matches!(self.exchange.state, State::Pending(..))
+        matches!(self.dialogue.state, State::Pending(..))
     }
 
     /// What the service waits for: an outcome, a daemon, and that the daemon can be asked.
     fn for_service(&self) -> (bool, Option<Daemon<()>>, bool) {
-        let outcome = self.exchange.clone().outcome(&mut Memory::default(), false);
+        let outcome = self.dialogue.clone().outcome(&mut Memory::default(), false);
         let has_outcome = !matches!(outcome, Outcome::Pending);
-        (has_outcome, self.exchange.daemon(), self.exchange.is_free())
+        (has_outcome, self.dialogue.daemon(), self.dialogue.is_free())
     }
 
     /// As `happen()`, and checks what is true of all events.
     fn step(&mut self, event: Event) -> Check<bool> {
-        let before = (self.for_service(), self.exchange.is_readable());
+        let before = (self.for_service(), self.dialogue.is_readable());
         if !self.happen(event)? {
             return Ok(false);
         }
@@ -272,7 +273,7 @@ impl World {
             daemon,
             service,
             finished,
-        } = self.exchange.take_effects();
+        } = self.dialogue.take_effects();
         if finished {
             self.finish()?;
         }
@@ -288,7 +289,7 @@ impl World {
             service || !is_of_daemon || self.for_service() == before.0,
             "service not told",
         )?;
-        let is_readable = self.exchange.is_readable();
+        let is_readable = self.dialogue.is_readable();
         check(
             daemon || is_readable == before.1 || is_readable == Ok(false),
             "daemon not told",
@@ -299,10 +300,11 @@ impl World {
         Ok(true)
     }
 
-    /// Checks that no memory is lost, and none is in two places. Forgets what nobody depends on.
+    /// Checks that no memory is lost, and none is in two places. Makes equal what no later event reads, so
+    /// that equal states compare equal.
     fn tidy(&mut self) -> Check {
         let Self {
-            exchange,
+            dialogue,
             service,
             inbox,
             reading,
@@ -310,11 +312,11 @@ impl World {
         } = self;
         let is_message = reading.is_some()
             || matches!(
-                exchange.state,
+                dialogue.state,
                 State::Pending(..) | State::Quiet(End::Confirming(..), _)
             );
         let reading = reading.as_mut().map(|(message, _)| message);
-        let ((Some(third), None) | (None, Some(third))) = (exchange.memory(), reading) else {
+        let ((Some(third), None) | (None, Some(third))) = (dialogue.memory(), reading) else {
             return Err("memory");
         };
         let mut numbers = [service.number, inbox.number, third.number];
@@ -356,12 +358,12 @@ impl World {
         ] {
             self.step(event)?;
         }
-        let outcome = self.exchange.outcome(&mut self.service, false);
+        let outcome = self.dialogue.outcome(&mut self.service, false);
         check(matches!(outcome, Outcome::Answered(())), "no new daemon")
     }
 }
 
-impl Exchange<(), Memory> {
+impl Dialogue<(), Memory> {
     fn memory(&mut self) -> Option<&mut Memory> {
         match &mut self.state {
             State::Pending(
