@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Drivers other than hv_utils on the same abstractions: the sample (`samples/vmbus_echo.rs`), and one that leaks
-//! whatever it registers (`tests/modules/vmbus_leak.rs`).
+//! Drivers other than hv_utils on the same abstractions: the sample (`samples/vmbus_echo.rs`), one that leaks whatever
+//! it registers (`tests/modules/vmbus_leak.rs`), and one with attributes of all kinds (`tests/modules/vmbus_sysfs.rs`).
 
 use std::time::Duration;
 use std::time::Instant;
@@ -22,6 +22,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .unloaded()
         .rust_only()
         .expects_log(&["probe failed for device"]),
+    Scenario::new("attributes", attributes)
+        .machine(Machine::OTHER)
+        .unloaded()
+        .rust_only(),
     // The memory that it leaks must not count as a leak of another scenario.
     Scenario::new("leaked_registrations", leaked_registrations)
         .machine(Machine::TWO_PROCESSORS)
@@ -30,13 +34,17 @@ pub const SCENARIOS: &[Scenario] = &[
         .ends_guest(),
 ];
 
-/// Packets of all sizes come back as they were, also after the device was unplugged.
+/// Packets of all sizes come back as they were, also after the device was unplugged. The driver's attribute counts
+/// them.
 fn echo(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::Echo);
     not_for_hv_utils(t)?;
     t.sh_ok("insmod /modules/samples/vmbus_echo.ko")?;
+    let packets = format!("{}/vmbus_echo/packets", device());
     for _ in 0..2 {
         channel.wait_open()?;
+        wait_for(t, &format!("[ -e {packets} ]"))?;
+        t.equal("packets", t.sh_ok(&format!("cat {packets}"))?.as_str(), "0")?;
         for (number, len) in [0, 8, 64, 4096, 8192, 12_000].into_iter().enumerate() {
             let packet = Packet {
                 transaction_id: number as u64,
@@ -52,6 +60,11 @@ fn echo(t: &Context<'_>) -> Result<()> {
             t.equal("payload", payload, vec![number as u8; 256])?;
         }
         channel.expect_silence(Duration::from_millis(30))?;
+        t.equal(
+            "packets",
+            t.sh_ok(&format!("cat {packets}"))?.as_str(),
+            "306",
+        )?;
         channel.rescind()?;
         channel.wait_released()?;
         channel.reoffer()?;
@@ -61,10 +74,14 @@ fn echo(t: &Context<'_>) -> Result<()> {
     channel.wait_closed()
 }
 
+/// The device in sysfs.
+fn device() -> String {
+    format!("/sys/bus/vmbus/devices/{}", Service::Echo.instance())
+}
+
 /// A device of another class that is bound to hv_utils by force is refused. (C goes on with no service, and faults.)
 fn not_for_hv_utils(t: &Context<'_>) -> Result<()> {
-    let id = Service::Echo.instance();
-    let device = format!("/sys/bus/vmbus/devices/{id}");
+    let (id, device) = (Service::Echo.instance(), device());
     t.load()?;
     t.sh_ok(&format!("echo hv_utils >{device}/driver_override"))?;
     let bound = t.sh(&format!("echo {id} >/sys/bus/vmbus/drivers/hv_utils/bind"))?;
@@ -76,6 +93,131 @@ fn not_for_hv_utils(t: &Context<'_>) -> Result<()> {
         "[ ! -e {device}/driver ] && echo >{device}/driver_override"
     ))?;
     t.unload()
+}
+
+/// The driver with the attributes.
+const ATTRIBUTES: &str = "/sys/bus/vmbus/drivers/vmbus_sysfs";
+
+/// How long reading or writing its slow one takes.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// How often the device is unbound while its attributes are read and written.
+const UNBINDINGS: (u64, u64) = (20, 200);
+
+/// Attributes are read and written as text, and are there while the device is bound. Their removal waits for a reader
+/// and a writer, whatever unbinds the device.
+fn attributes(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::Echo);
+    let id = Service::Echo.instance();
+    let folder = format!("{}/vmbus_sysfs", device());
+    t.sh_ok("insmod /modules/samples/vmbus_sysfs.ko")?;
+    wait_for(t, &format!("[ -e {folder}/slow ]"))?;
+    read_and_written(t, &folder)?;
+    for way in ["unbind", "rmmod", "rescind"] {
+        in_use_at(t, way, &folder).map_err(|error| format!("{way}: {error}"))?;
+        match way {
+            "unbind" => t
+                .sh_ok(&format!("echo {id} >{ATTRIBUTES}/bind"))
+                .map(|_| ())?,
+            "rmmod" => t
+                .sh_ok("insmod /modules/samples/vmbus_sysfs.ko")
+                .map(|_| ())?,
+            _ => channel.reoffer()?,
+        }
+        wait_for(t, &format!("[ -e {folder}/slow ]"))?;
+    }
+    // Readers and writers come at any time. What they find, if anything, is theirs.
+    t.sh_ok(&format!(
+        "for way in 'cat level longest' 'tee level'; do \
+             setsid sh -c \"until [ -e /tmp/enough ]; do cd {folder} && echo 9 | $way; cd /; done\" >/dev/null 2>&1 & \
+         done; \
+         for i in $(seq {}); do echo {id} >{ATTRIBUTES}/unbind; echo {id} >{ATTRIBUTES}/bind; done; \
+         : >/tmp/enough",
+        t.often(UNBINDINGS)
+    ))?;
+    // A device without attributes has no directory for them.
+    t.sh_ok(&format!(
+        "echo {id} >{ATTRIBUTES}/unbind; echo 1 >/sys/module/vmbus_sysfs/parameters/bare; \
+         echo {id} >{ATTRIBUTES}/bind; [ -e {ATTRIBUTES}/{id} ] && [ ! -e {folder} ]"
+    ))?;
+    t.sh_ok("rmmod vmbus_sysfs; rm /tmp/enough").map(|_| ())
+}
+
+/// What each attribute says, and takes.
+fn read_and_written(t: &Context<'_>, folder: &str) -> Result<()> {
+    let said = t.sh(&format!(
+        "cd {folder}; stat -c '%n %a' *; wc -c <longest; cat level; echo 9 >level; cat level; \
+         printf 10 >level; cat level; cd /"
+    ))?;
+    t.equal(
+        "what they say",
+        said.text
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .as_str(),
+        "fails 444 level 644 longest 444 slow 644 too_long 444 4095 7 9 10",
+    )?;
+    for (command, error) in [
+        ("cat too_long", "File too large"),
+        ("cat fails", "resource busy"),
+        ("echo x >level", "Invalid argument"),
+        (
+            "printf '\\377' >/tmp/byte; cat /tmp/byte >level",
+            "Invalid argument",
+        ),
+        ("echo >fails", "Permission denied"),
+    ] {
+        let said = t.sh(&format!("cd {folder}; {command}; cd /"))?.text;
+        t.check(
+            said.contains(error) && !said.contains("not to be seen"),
+            &format!("`{command}` fails with {error} (it says {said:?})"),
+        )?;
+    }
+    t.equal(
+        "level",
+        t.sh_ok(&format!("cat {folder}/level"))?.as_str(),
+        "10",
+    )
+}
+
+/// The device is unbound while its slow attribute is read and written, and another file is open.
+fn in_use_at(t: &Context<'_>, way: &str, folder: &str) -> Result<()> {
+    t.sh_ok(&format!(
+        "rm -f /tmp/read /tmp/opened /tmp/late /tmp/go; mkfifo /tmp/go; echo 3 >{folder}/level; \
+         setsid sh -c 'cat {folder}/slow >/tmp/read' >/dev/null 2>&1 & \
+         setsid sh -c 'echo 3 >{folder}/slow' >/dev/null 2>&1 & \
+         setsid sh -c 'exec 3<{folder}/level; : >/tmp/opened; read go </tmp/go; cat <&3 2>/tmp/late' >/dev/null 2>&1 & \
+         until [ -e /tmp/opened ]; do sleep 0.02; done; sleep 0.2"
+    ))?;
+    let start = Instant::now();
+    match way {
+        "unbind" => t.sh_ok(&format!(
+            "echo {} >{ATTRIBUTES}/unbind",
+            Service::Echo.instance()
+        )),
+        "rmmod" => t.sh_ok("rmmod vmbus_sysfs"),
+        _ => {
+            t.channel(Service::Echo).rescind()?;
+            // The files cannot be found from the start of their removal on.
+            t.channel(Service::Echo).wait_released()?;
+            Ok(String::new())
+        }
+    }?;
+    let took = start.elapsed();
+    t.check(
+        took >= SLOW / 2,
+        &format!("the removal waits for the reader (it took {took:?})"),
+    )?;
+    wait_for(t, "[ -s /tmp/read ]")?;
+    t.equal("what was read", t.sh_ok("cat /tmp/read")?.as_str(), "3")?;
+    t.sh_ok("echo go >/tmp/go")?;
+    wait_for(t, "[ -s /tmp/late ]")?;
+    let late = t.sh_ok("cat /tmp/late")?;
+    t.check(
+        late.contains("No such device"),
+        &format!("what is read afterwards fails with ENODEV (it says {late:?})"),
+    )
 }
 
 /// The leaking driver's.
