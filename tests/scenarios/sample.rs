@@ -79,19 +79,34 @@ fn device() -> String {
     format!("/sys/bus/vmbus/devices/{}", Service::Echo.instance())
 }
 
-/// A device of another class that is bound to hv_utils by force is refused. (C goes on with no service, and faults.)
+/// A device of another class that is bound to hv_utils by force, in either way, is refused. (C goes on with no
+/// service, and faults.)
 fn not_for_hv_utils(t: &Context<'_>) -> Result<()> {
-    let (id, device) = (Service::Echo.instance(), device());
+    const DRIVER: &str = "/sys/bus/vmbus/drivers/hv_utils";
+    let (class, id) = (Service::Echo.class(), Service::Echo.instance());
+    let device = device();
     t.load()?;
-    t.sh_ok(&format!("echo hv_utils >{device}/driver_override"))?;
-    let bound = t.sh(&format!("echo {id} >/sys/bus/vmbus/drivers/hv_utils/bind"))?;
-    t.check(
-        bound.status != 0 && bound.text.contains("No such device"),
-        &format!("binding it fails with ENODEV (it says {:?})", bound.text),
-    )?;
-    t.sh_ok(&format!(
-        "[ ! -e {device}/driver ] && echo >{device}/driver_override"
-    ))?;
+    for (force, undo) in [
+        (
+            format!("echo hv_utils >{device}/driver_override"),
+            format!("echo >{device}/driver_override"),
+        ),
+        (
+            format!("echo {class} >{DRIVER}/new_id"),
+            format!("echo {class} >{DRIVER}/remove_id"),
+        ),
+    ] {
+        t.sh_ok(&force)?;
+        let bound = t.sh(&format!("echo {id} >{DRIVER}/bind"))?;
+        t.check(
+            bound.status != 0 && bound.text.contains("No such device"),
+            &format!(
+                "binding it after {force:?} fails with ENODEV (it says {:?})",
+                bound.text
+            ),
+        )?;
+        t.sh_ok(&format!("[ ! -e {device}/driver ] && {undo}"))?;
+    }
     t.unload()
 }
 
