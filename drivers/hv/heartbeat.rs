@@ -9,10 +9,7 @@ use crate::{
     },
     prelude::*, //
 };
-use kernel::sync::atomic::{
-    Atomic,
-    Relaxed, //
-};
+use hyperv::linux::rwonce::RwOnce;
 
 static INFO: session::Info = session::Info {
     name: "Heartbeat",
@@ -23,7 +20,7 @@ static INFO: session::Info = session::Info {
 
 /// Binds the service to its device.
 pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
-    let health = Arc::new(Health(Atomic::new(0)), GFP_KERNEL)?;
+    let health = Arc::new(Health(RwOnce::new(0)), GFP_KERNEL)?;
     let bound = BoundService::open(dev, RING, Heartbeat(health.clone()), None)?;
     Ok(BoundService {
         health: Some(health),
@@ -32,17 +29,17 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
 }
 
 /// What user space says of its applications. Nobody else can know.
-pub(crate) struct Health(Atomic<u32>);
+pub(crate) struct Health(RwOnce<u32>);
 
 impl Health {
     /// The state that was set last; unknown if none was.
     pub(crate) fn get(&self) -> ApplicationState {
-        ApplicationState::from_number(self.0.load(Relaxed))
+        ApplicationState::from_number(self.0.read())
     }
 
     /// Sets the state that the next beat's answer has.
     pub(crate) fn set(&self, state: ApplicationState) {
-        self.0.store(state as u32, Relaxed);
+        self.0.write(state as u32);
     }
 }
 

@@ -18,17 +18,14 @@ use hyperv::{
         Packet,
         Sender, //
     },
-    linux::ratelimit::RateLimit, //
+    linux::{
+        ratelimit::RateLimit,
+        rwonce::RwOnce, //
+    },
 };
 use kernel::{
     prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc, //
-    },
+    sync::Arc, //
 };
 
 /// Constants of a service's conversation with the host.
@@ -125,19 +122,19 @@ pub(crate) struct Negotiation {
 /// Facts about a conversation. The session writes them, sysfs reads them.
 pub(crate) struct Facts {
     /// The major number, and the minor number in the low 16 bits; 0 for none.
-    version: Atomic<u32>,
+    version: RwOnce<u32>,
 }
 
 impl Facts {
     pub(crate) const fn new() -> Self {
         Self {
-            version: Atomic::new(0),
+            version: RwOnce::new(0),
         }
     }
 
     /// The version of messages that was agreed on with the host.
     pub(crate) fn version(&self) -> Option<Version> {
-        let version = self.version.load(Relaxed);
+        let version = self.version.read();
         // CAST: Half of the number each.
         (version != 0).then_some(Version::new((version >> 16) as u16, version as u16))
     }
@@ -147,7 +144,7 @@ impl Negotiation {
     fn set(&mut self, version: Option<Version>) {
         self.version = version;
         let number = |Version { major, minor }| u32::from(major) << 16 | u32::from(minor);
-        self.facts.version.store(version.map_or(0, number), Relaxed);
+        self.facts.version.write(version.map_or(0, number));
     }
 
     /// Answers the host's offer of versions.

@@ -40,8 +40,12 @@ impl ApplicationState {
 
     /// The state with this number; unknown if there is none.
     pub(crate) fn from_number(number: u32) -> Self {
-        let is_it = |state: &Self| *state as u32 == number;
-        Self::ALL.into_iter().find(is_it).unwrap_or(Self::Unknown)
+        match number {
+            1 => Self::Healthy,
+            2 => Self::Critical,
+            3 => Self::Stopped,
+            _ => Self::Unknown,
+        }
     }
 
     /// The state with this name.

@@ -14,6 +14,7 @@ pub mod module;
 pub mod module_param;
 pub mod ratelimit;
 pub mod reboot;
+pub mod rwonce;
 pub mod super_block;
 pub mod suspend;
 pub mod sysfs;
