@@ -17,6 +17,10 @@ const HARDWARE_FEATURES: u32 = 0x4000_0006;
 const SVM: u32 = 0x8000_000a;
 const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
 
+/// A page that relates the processor's counter to the reference time, in EAX of [`FEATURES`].
+const REFERENCE_TSC: u32 = 1 << 9;
+/// The processor's counter is invariant, in EAX of [`FEATURES`].
+const INVARIANT_TSC: u32 = 1 << 15;
 /// HvDebugging, in EBX of [`FEATURES`].
 const DEBUGGING: u32 = 1 << 11;
 /// GuestDebugging and the debug MSRs, in EDX of [`FEATURES`].
@@ -25,12 +29,35 @@ const GUEST_DEBUGGING: u32 = (1 << 1) | (1 << 11);
 /// The hint to use enlightened VMCSs, in EAX of [`HINTS`].
 const ENLIGHTENED_VMCS: u32 = 1 << 14;
 
+/// By what a guest can tell the time, beside the reference time's register, which is slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// The processor's counter, and a page that relates that to the reference time: what KVM supports.
+    Counter,
+    /// That page only. Linux has the clock source `hyperv_clocksource_tsc_page`.
+    Page,
+    /// Neither. Linux has the clock source `hyperv_clocksource_msr`.
+    Register,
+}
+
+impl Clock {
+    /// The bits of EAX of [`FEATURES`] that the guest doesn't see.
+    const fn hidden(self) -> u32 {
+        match self {
+            Self::Counter => 0,
+            Self::Page => INVARIANT_TSC,
+            Self::Register => INVARIANT_TSC | REFERENCE_TSC,
+        }
+    }
+}
+
 /// The table for processor `index` of `count`, from what KVM supports.
 pub fn table(
     supported: &[CpuidEntry],
     hyperv: &[CpuidEntry],
     index: u32,
     count: u32,
+    clock: Clock,
 ) -> Vec<CpuidEntry> {
     let mut table: Vec<_> = supported
         .iter()
@@ -74,6 +101,7 @@ pub fn table(
             }
             HINTS => entry.eax &= !ENLIGHTENED_VMCS,
             FEATURES => {
+                entry.eax &= !clock.hidden();
                 entry.ebx &= !DEBUGGING;
                 entry.edx &= !GUEST_DEBUGGING;
             }
@@ -111,7 +139,7 @@ mod tests {
             leaf(0x4000_0003, u32::MAX),
             leaf(0x4000_0080, 4),
         ];
-        let table = table(&supported, &hyperv, 1, 2);
+        let table = table(&supported, &hyperv, 1, 2, Clock::Counter);
         let functions: Vec<_> = table.iter().map(|entry| entry.function).collect();
         assert_eq!(functions, [1, 0x4000_0000, 0x4000_0003, 0x4000_0006]);
         assert_eq!(table[0].ecx >> 31, 1);
@@ -128,9 +156,30 @@ mod tests {
             ecx: u32::MAX,
             ..Default::default()
         };
-        let table = table(&[all(1), all(0x8000_0001)], &[all(HINTS)], 0, 1);
+        let table = table(
+            &[all(1), all(0x8000_0001)],
+            &[all(HINTS)],
+            0,
+            1,
+            Clock::Counter,
+        );
         assert_eq!(table[0].ecx & (1 << 5), 0);
         assert_eq!(table[1].ecx & (1 << 2), 0);
         assert_eq!(table[2].eax, !ENLIGHTENED_VMCS);
+    }
+    #[test]
+    fn a_guest_has_the_clocks_that_it_is_to_have() {
+        for (clock, seen) in [
+            (Clock::Counter, INVARIANT_TSC | REFERENCE_TSC),
+            (Clock::Page, REFERENCE_TSC),
+            (Clock::Register, 0),
+        ] {
+            let features = CpuidEntry {
+                function: FEATURES,
+                eax: INVARIANT_TSC | REFERENCE_TSC,
+                ..Default::default()
+            };
+            assert_eq!(table(&[], &[features], 0, 1, clock)[0].eax, seen);
+        }
     }
 }

@@ -71,7 +71,14 @@ pub fn body(service: Service, moment: &Moment, random: &mut Random) -> Vec<u8> {
         Service::TimeSync => {
             let version = random.of(&[(1, 0), (3, 0), (4, 0)]);
             let flags = random.of(&[timesync::SAMPLE, timesync::SYNC, 0]);
-            timesync::body(version, moment, flags)
+            let body = timesync::body(version, moment, flags);
+            match version {
+                (4, _) => {
+                    let leap = random.of(&[0, 1, 2, 3, 255]);
+                    timesync::with_quality(body, leap, random.of(&[0, 1, 15, 16, 255]))
+                }
+                _ => body,
+            }
         }
         Service::Kvp => match random.below(6) {
             0 => kvp::get(pool, &text(random)),

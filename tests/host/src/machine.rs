@@ -26,6 +26,7 @@ use self::shared::lock;
 use crate::acpi;
 use crate::boot;
 use crate::cpuid;
+use crate::cpuid::Clock;
 use crate::kvm;
 use crate::kvm::Kvm;
 use crate::kvm::Vcpu;
@@ -65,6 +66,8 @@ pub struct Config {
     pub s4: bool,
     /// Seconds that the machine's clock is ahead of the host's when it boots.
     pub rtc_offset: i64,
+    /// By what it can tell the time.
+    pub clock: Clock,
 }
 
 impl Default for Config {
@@ -79,6 +82,7 @@ impl Default for Config {
             services: vec![Service::Heartbeat, Service::Shutdown, Service::TimeSync],
             s4: true,
             rtc_offset: 0,
+            clock: Clock::Counter,
         }
     }
 }
@@ -233,7 +237,13 @@ impl Machine {
             let vcpu = vm.create_vcpu(index)?;
             vcpu.enable_synic()?;
             let hyperv = vcpu.supported_hv_cpuid()?;
-            vcpu.set_cpuid(&cpuid::table(&supported, &hyperv, index, vcpus))?;
+            vcpu.set_cpuid(&cpuid::table(
+                &supported,
+                &hyperv,
+                index,
+                vcpus,
+                self.config.clock,
+            ))?;
             processors.push(vcpu);
         }
         let lines = Arc::new(vm.connect_sint(vcpus, VMBUS_SINT)?);

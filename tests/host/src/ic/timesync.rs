@@ -30,6 +30,12 @@ pub fn body(version: Version, moment: &Moment, flags: u8) -> Vec<u8> {
     body
 }
 
+/// A body of version 4 that says how good the host's clock is: NTP's leap indicator and stratum.
+pub fn with_quality(mut body: Vec<u8>, leap: u8, stratum: u8) -> Vec<u8> {
+    body[17..19].copy_from_slice(&[leap, stratum]);
+    body
+}
+
 pub(super) fn describe(version: Version, body: &[u8]) -> String {
     let at = if version >= (4, 0) { 16 } else { 24 };
     match (u64_at(body, 0), u8_at(body, at)) {
@@ -53,6 +59,8 @@ mod tests {
         };
         let new = body((4, 0), &moment, SYNC);
         assert_eq!((new.len(), new[0], new[8], new[16]), (24, 1, 2, 1));
+        let good = with_quality(new.clone(), 3, 4);
+        assert_eq!((good.len(), &good[16..20]), (24, &[SYNC, 3, 4, 0][..]));
         let old = body((3, 0), &moment, SAMPLE);
         assert_eq!((old.len(), old[24]), (28, 2));
         assert_eq!(describe((4, 0), &new), "SYNC");
