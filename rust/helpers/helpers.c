@@ -8,6 +8,9 @@
 #include <linux/ratelimit.h>
 #include <linux/timekeeping.h>
 #include <asm/mshyperv.h>
+#ifdef CONFIG_X86
+#include <asm/tsc.h>
+#endif
 #include <clocksource/hyperv_timer.h>
 
 #include "helpers.h"
@@ -45,6 +48,22 @@ bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *re
 	processor->cs_id = CSID_X86_TSC;
 	processor->use_nsecs = false;
 	return hv_read_tsc_page_tsc(hv_get_tsc_page(), &processor->cycles, reference);
+}
+
+/*
+ * Whether rust_helper_hv_read_counters() works, and the kernel may have that counter as
+ * its clock source. Without an invariant one Hyper-V's guests mark it unstable.
+ */
+bool rust_helper_hv_relates_counters(void)
+{
+#ifdef CONFIG_X86
+	struct system_counterval_t processor;
+	u64 reference;
+
+	return !check_tsc_unstable() && rust_helper_hv_read_counters(&processor, &reference);
+#else
+	return false;
+#endif
 }
 
 u64 rust_helper_hv_read_reference_counter(void)

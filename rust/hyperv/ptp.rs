@@ -75,6 +75,9 @@ impl Registration {
     /// only bounds the lifetime: the clock has no parent in sysfs, as with the driver in C. In a kernel
     /// without PTP support, succeeds and registers nothing.
     ///
+    /// The clock has cross time stamps (`PTP_SYS_OFFSET_PRECISE`) where the hypervisor relates the
+    /// processor's counter to the reference time, and the kernel may have that counter as its clock source.
+    ///
     /// Fails with `ENOMEM`, or `EBUSY` if there are no more minor numbers.
     pub fn new<T: Clock>(
         dev: &device::Device<Bound>,
@@ -127,7 +130,12 @@ impl<T: Clock> Inner<T> {
         let mut info: bindings::ptp_clock_info = unsafe { core::mem::zeroed() };
         info.owner = this_module().as_ptr();
         info.gettimex64 = Some(Self::gettimex);
-        info.getcrosststamp = Some(Self::getcrosststamp);
+        // User space takes its presence for a promise. It stays, as the PTP core may be calling it: a
+        // clock source that changes later makes it fail.
+        // SAFETY: Has no requirements.
+        if unsafe { bindings::rust_helper_hv_relates_counters() } {
+            info.getcrosststamp = Some(Self::getcrosststamp);
+        }
         // The PTP core refuses a clock without `settime64`, and calls the other two without a check
         // for NULL.
         info.settime64 = Some(Self::settime);
@@ -184,8 +192,8 @@ impl<T: Clock> Inner<T> {
         })
     }
 
-    /// Reads this clock and the system's at one moment. Fails with `ENODEV` if the clock source is
-    /// not the processor's counter, `EOPNOTSUPP` if the hypervisor does not relate that counter to the
+    /// Reads this clock and the system's at one moment. Fails with `ENODEV` while the clock source is
+    /// not the processor's counter, `EOPNOTSUPP` if the hypervisor no longer relates that counter to the
     /// reference time.
     extern "C" fn getcrosststamp(
         info: *mut bindings::ptp_clock_info,
