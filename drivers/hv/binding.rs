@@ -14,6 +14,7 @@ use crate::{
         Service,
         Session, //
     },
+    timesync::HostClock,
     transport::{
         LateListener,
         Transport, //
@@ -60,6 +61,8 @@ pub(crate) struct BoundService<'bound> {
     pub(crate) facts: Arc<Facts>,
     /// `Some` for heartbeat.
     pub(crate) health: Option<Arc<Health>>,
+    /// The host's clock, of time synchronisation.
+    pub(crate) host_clock: Option<Arc<HostClock>>,
 }
 
 impl<'bound> BoundService<'bound> {
@@ -91,6 +94,7 @@ impl<'bound> BoundService<'bound> {
             _claim: None,
             facts,
             health: None,
+            host_clock: None,
         })
     }
 

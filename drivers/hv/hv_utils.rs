@@ -90,6 +90,16 @@ impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
                 attributes::set_application_state,
             )
             .visible_if(attributes::is_heartbeat),
+            Attribute::<Self>::read_only(c"leap", attributes::leap)
+                .visible_if(attributes::has_host_clock),
+            Attribute::<Self>::read_only(c"stratum", attributes::stratum)
+                .visible_if(attributes::has_host_clock),
+            Attribute::<Self>::read_only(c"offset", attributes::offset)
+                .visible_if(attributes::has_host_clock),
+            Attribute::<Self>::read_only(c"age", attributes::age)
+                .visible_if(attributes::has_host_clock),
+            Attribute::<Self>::read_only(c"samples_ahead", attributes::samples_ahead)
+                .visible_if(attributes::has_host_clock),
         ],
     };
 

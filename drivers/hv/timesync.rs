@@ -5,6 +5,7 @@
 
 use crate::{
     icmsg::timesync::{
+        Quality,
         Sample,
         TimeSync as Message, //
     },
@@ -39,7 +40,7 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
     static UNIQUE: Unique = Unique::new();
     let claim = UNIQUE.claim(dev)?;
     let host = Arc::new(HostClock::new(), GFP_KERNEL)?;
-    let step = StepClock {
+    let later = Later {
         host: host.clone(),
         limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
     };
@@ -47,17 +48,21 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
     let ptp = ptp::Registration::new(dev.as_ref(), c"hyperv", host.clone())
         .inspect_err(|error| pr_err!("cannot register PTP clock: {:?}\n", error))
         .ok();
-    let job = KBox::new(step, GFP_KERNEL)?;
-    let bound = BoundService::open(dev, RING, TimeSync { host }, Some(job))?;
+    let job = KBox::new(later, GFP_KERNEL)?;
+    let bound = BoundService::open(dev, RING, TimeSync { host: host.clone() }, Some(job))?;
     Ok(BoundService {
         _ptp: ptp,
         _claim: Some(claim),
+        host_clock: Some(host),
         ..bound
     })
 }
 
 /// How far the clock has to be behind the host's for `timesync_implicit`, in nanoseconds.
 const BEHIND: i64 = 5 * 1_000_000_000;
+
+/// How long the log says nothing more of samples that are ahead: an hour, in units of 100 ns.
+const SILENCE: u64 = 3600 * 10_000_000;
 
 /// The time synchronisation service.
 struct TimeSync {
@@ -82,14 +87,21 @@ impl Service for TimeSync {
     }
 
     fn act(&mut self, action: Self::Action, sender: &Sender<'_>) {
-        let Message { sample, sync } = action;
-        self.host.set(sample);
+        let Message {
+            sample,
+            sync,
+            quality,
+            ahead,
+        } = action;
+        self.host.set(sample, quality);
 
-        let is_behind = || {
-            let host = self.host.at(timer::read_reference_counter());
-            host.is_ok_and(|host| host.saturating_sub(time::wall_clock()) >= BEHIND)
-        };
-        if sync || (timesync_implicit.get() && is_behind()) {
+        let is_behind = || self.host.offset().is_ok_and(|offset| offset >= BEHIND);
+        let steps = sync || (timesync_implicit.get() && is_behind());
+        if steps {
+            self.host.steps.store(true, Release);
+        }
+        let says = ahead != 0 && self.host.ahead.count(ahead, sample.reference);
+        if steps || says {
             sender.defer();
         }
     }
@@ -106,23 +118,39 @@ impl Service for TimeSync {
 /// There is no lock. `set()` writes the offset before the reference time, and readers load them in the
 /// other order. So a reader may pair a new offset with an older reference time, which is harmless, and
 /// never the reverse.
-struct HostClock {
+pub(crate) struct HostClock {
     offset: Atomic<u64>,
     reference: Atomic<u64>,
+    /// Leap indicator, and the stratum in the low 8 bits; [`Self::UNKNOWN`] if the sample does not say.
+    quality: Atomic<u32>,
+    /// The system's clock is to be stepped.
+    steps: Atomic<bool>,
+    ahead: Ahead,
 }
 
 impl HostClock {
     /// The reference time of no sample: that is 58,000 years after the virtual machine's start.
     const NEVER: u64 = u64::MAX;
 
+    /// No leap indicator and no stratum.
+    const UNKNOWN: u32 = u32::MAX;
+
     fn new() -> Self {
         Self {
             offset: Atomic::new(0),
             reference: Atomic::new(Self::NEVER),
+            quality: Atomic::new(Self::UNKNOWN),
+            steps: Atomic::new(false),
+            ahead: Ahead::new(),
         }
     }
 
-    fn set(&self, Sample { offset, reference }: Sample) {
+    fn set(&self, Sample { offset, reference }: Sample, quality: Quality) {
+        let quality = match quality {
+            Quality::Unknown => Self::UNKNOWN,
+            Quality::Ntp { leap, stratum } => u32::from(leap) << 8 | u32::from(stratum),
+        };
+        self.quality.store(quality, Relaxed);
         self.offset.store(offset, Relaxed);
         self.reference.store(reference, Release);
     }
@@ -136,6 +164,36 @@ impl HostClock {
         let offset = self.offset.load(Relaxed);
         (reference != Self::NEVER).then_some(Sample { offset, reference })
     }
+
+    /// The host's time less the system's clock, in nanoseconds. Fails where [`ptp::Clock::at`] does.
+    pub(crate) fn offset(&self) -> Result<i64, Unreadable> {
+        let host = self.at(timer::read_reference_counter())?;
+        Ok(host.saturating_sub(time::wall_clock()))
+    }
+
+    /// Age of the last sample, in units of 100 ns. `None` if there is no sample, or if the reference time
+    /// was set back.
+    pub(crate) fn age(&self) -> Option<u64> {
+        let sample = self.sample()?;
+        sample.age(timer::read_reference_counter()).ok()
+    }
+
+    /// What the last sample says of the host's clock.
+    pub(crate) fn quality(&self) -> Quality {
+        match (self.sample(), self.quality.load(Relaxed)) {
+            (None, _) | (_, Self::UNKNOWN) => Quality::Unknown,
+            // CAST: Eight bits each.
+            (_, quality) => Quality::Ntp {
+                leap: (quality >> 8) as u8,
+                stratum: quality as u8,
+            },
+        }
+    }
+
+    /// Number of samples since the device was bound whose reference time was more than 10 ms ahead.
+    pub(crate) fn samples_ahead(&self) -> u64 {
+        self.ahead.number.load(Relaxed)
+    }
 }
 
 impl ptp::Clock for HostClock {
@@ -146,14 +204,66 @@ impl ptp::Clock for HostClock {
     }
 }
 
-/// Steps the guest's clock to the host's time.
-struct StepClock {
+/// The samples whose reference time was ahead of the guest's. Times are in units of 100 ns.
+struct Ahead {
+    number: Atomic<u64>,
+    /// How far the last one was ahead.
+    last: Atomic<u64>,
+    /// Reference time at which the log spoke of them last; [`HostClock::NEVER`] before.
+    said: Atomic<u64>,
+}
+
+impl Ahead {
+    const fn new() -> Self {
+        Self {
+            number: Atomic::new(0),
+            last: Atomic::new(0),
+            said: Atomic::new(HostClock::NEVER),
+        }
+    }
+
+    /// Counts a sample that came at reference time `now`. Returns whether the log is to say so.
+    #[cold]
+    fn count(&self, ahead: u64, now: u64) -> bool {
+        self.last.store(ahead, Relaxed);
+        self.number.fetch_add(1, Relaxed);
+        self.is_due(now)
+    }
+
+    fn is_due(&self, now: u64) -> bool {
+        let said = self.said.load(Relaxed);
+        // A reference time that was set back is a long time, too.
+        said == HostClock::NEVER || now.wrapping_sub(said) >= SILENCE
+    }
+
+    /// Says it in the log.
+    fn log(&self) {
+        let number = self.number.load(Relaxed);
+        let now = timer::read_reference_counter();
+        if number == 0 || !self.is_due(now) {
+            return;
+        }
+        self.said.store(now, Relaxed);
+        pr_warn!(
+            "TimeSync: samples ahead of the reference time: {}, the last one by {} ms\n",
+            number,
+            self.last.load(Relaxed) / 10_000
+        );
+    }
+}
+
+/// What is done outside the interrupt: it steps the guest's clock to the host's time, and logs.
+struct Later {
     host: Arc<HostClock>,
     limit: Pin<KBox<RateLimit>>,
 }
 
-impl Run for StepClock {
+impl Run for Later {
     fn run(&self) {
+        self.host.ahead.log();
+        if !self.host.steps.xchg(false, Acquire) {
+            return;
+        }
         let host = self.host.at(timer::read_reference_counter());
         let result = host.map_err(Error::from).and_then(time::set_wall_clock);
         if let Err(error) = result {

@@ -22,7 +22,8 @@ pub(super) fn times(random: &mut Random) {
     if random.one_in(2) {
         now = u64_at(&body, 8)
             .unwrap_or(0)
-            .wrapping_add(random.any() % 1_000_000);
+            .wrapping_add(random.any() % 1_000_000)
+            .wrapping_sub(random.any() % 1_000_000);
     }
     let told = body.get(flags).map(|flags| {
         let taken = match version.major {
@@ -31,18 +32,25 @@ pub(super) fn times(random: &mut Random) {
         };
         let host = i128::from(u64_at(&body, 0).unwrap_or(0));
         let epoch = i128::from(host::ic::UNIX_EPOCH_1601);
-        // Counters are ahead of each other by as much as a signed number holds.
-        let since = i128::from(now.wrapping_sub(taken) as i64);
-        (host - epoch, host - epoch + since, *flags)
+        let since = i128::from(now) - i128::from(taken);
+        // One from the future was taken now.
+        (host - epoch, host - epoch + since.max(0), -since, *flags)
     });
     let valid = |units: i128| (0..=i128::from(i64::MAX) / UNIT).contains(&units);
-    let expected = told.filter(|(sent, at_now, _)| *sent >= 0 && valid(*at_now));
+    let expected = told.filter(|(sent, at_now, ..)| *sent >= 0 && valid(*at_now));
     let parsed = timesync::TimeSync::parse(version, &body, now);
     assert_eq!(parsed.is_some(), expected.is_some());
-    let (Some(parsed), Some((_, at_now, flags))) = (parsed, expected) else {
+    let (Some(parsed), Some((_, at_now, ahead, flags))) = (parsed, expected) else {
         return;
     };
     assert_eq!(parsed.sync, flags & 1 != 0);
+    let counted = if ahead > 100_000 { ahead } else { 0 };
+    assert_eq!(i128::from(parsed.ahead), counted);
+    let quality = match body.get(17..19) {
+        Some(&[leap, stratum]) if version.major >= 4 => timesync::Quality::Ntp { leap, stratum },
+        _ => timesync::Quality::Unknown,
+    };
+    assert_eq!(parsed.quality, quality);
     let time = |now| parsed.sample.at(now).map(i128::from);
     assert_eq!(time(now), Ok(at_now * UNIT));
     for step in [1, 9_999, 10_001, 6_000_000_000, 6_000_000_001, random.any()] {

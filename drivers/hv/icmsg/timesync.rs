@@ -10,7 +10,8 @@
 //! | 24          | flags u8                  | 17          | leap indicator u8, stratum u8    |
 //!
 //! Times are in units of 100 ns: the host's since 1601, the reference time since the virtual
-//! machine was started.
+//! machine was started. Leap indicator and stratum are NTP's, of the host's clock. Hosts that do not
+//! say leave them 0.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 //! (`struct ictimesync_data`, `struct ictimesync_ref_data`).
@@ -23,6 +24,8 @@ use super::{
 const HOST_TIME: usize = 0;
 const REFERENCE_TIME: usize = 8;
 const FLAGS_V4: usize = 16;
+const LEAP: usize = 17;
+const STRATUM: usize = 18;
 const FLAGS_V1: usize = 24;
 
 /// Step the clock.
@@ -43,6 +46,9 @@ const STALE: u64 = 600 * 10_000_000;
 /// How far apart processors may read the reference time: 1 ms, in units of 100 ns.
 const APART: u64 = 10_000;
 
+/// How far a sample's reference time may be ahead without being counted: 10 ms, in units of 100 ns.
+const AHEAD: u64 = 100_000;
+
 /// A message with the host's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimeSync {
@@ -50,6 +56,26 @@ pub(crate) struct TimeSync {
     pub(crate) sample: Sample,
     /// Whether the guest is to step its clock, as after a boot or a restore.
     pub(crate) sync: bool,
+    /// What is said of the host's clock.
+    pub(crate) quality: Quality,
+    /// How far the sample's reference time is ahead of the guest's, in units of 100 ns; 0 if it is not
+    /// more than 10 ms. The two drift apart then: the sample counts as taken now.
+    pub(crate) ahead: u64,
+}
+
+/// What a sample says of the host's clock: whether that is synchronised itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Quality {
+    /// Nothing: a sample before version 4, or one that ends before these fields.
+    Unknown,
+    /// NTP's numbers.
+    Ntp {
+        /// Leap indicator. 0: no leap second is near. 1: the last minute of the day has 61 seconds. 2: it
+        /// has 59. 3: the clock is not synchronised.
+        leap: u8,
+        /// Stratum: how many servers away a reference clock is.
+        stratum: u8,
+    },
 }
 
 impl TimeSync {
@@ -68,10 +94,11 @@ impl TimeSync {
             (*body.get(FLAGS_V1)?, now)
         };
         let since_epoch = wire::u64_at(body, HOST_TIME).checked_sub(UNIX_EPOCH)?;
-        // CAST: the difference of two counters that may be ahead of each other is a signed number.
-        let since_taken = now.wrapping_sub(taken) as i64;
+        // A sample from the future was taken now: only the reference times can be wrong.
+        let age = now.saturating_sub(taken);
+        let ahead = taken.saturating_sub(now);
         let unix_time = since_epoch
-            .checked_add_signed(since_taken)
+            .checked_add(age)
             .filter(|units| *units <= LATEST)?;
         Some(Self {
             sample: Sample {
@@ -79,7 +106,18 @@ impl TimeSync {
                 reference: now,
             },
             sync: flags & FLAG_SYNC != 0,
+            quality: Quality::read(version, body),
+            ahead: if ahead > AHEAD { ahead } else { 0 },
         })
+    }
+}
+
+impl Quality {
+    fn read(version: Version, body: &[u8]) -> Self {
+        match (body.get(LEAP), body.get(STRATUM)) {
+            (Some(&leap), Some(&stratum)) if version.major >= 4 => Self::Ntp { leap, stratum },
+            _ => Self::Unknown,
+        }
     }
 }
 
@@ -97,15 +135,20 @@ pub(crate) struct Sample {
 pub(crate) struct Stale;
 
 impl Sample {
-    /// The host's time at reference time `now` (units of 100 ns), as Unix time in nanoseconds.
-    pub(crate) fn at(&self, now: u64) -> Result<i64, Stale> {
+    /// Age of the sample at reference time `now`, both in units of 100 ns.
+    pub(crate) fn age(&self, now: u64) -> Result<u64, Stale> {
         // Processors may read the reference time a little apart. Beyond that, it was set back, and
         // nothing is known then.
-        let age = match now.checked_sub(self.reference) {
-            Some(age) => age,
-            None if self.reference - now <= APART => 0,
-            None => return Err(Stale),
-        };
+        match now.checked_sub(self.reference) {
+            Some(age) => Ok(age),
+            None if self.reference - now <= APART => Ok(0),
+            None => Err(Stale),
+        }
+    }
+
+    /// The host's time at reference time `now` (units of 100 ns), as Unix time in nanoseconds.
+    pub(crate) fn at(&self, now: u64) -> Result<i64, Stale> {
+        let age = self.age(now)?;
         if age > STALE {
             return Err(Stale);
         }
@@ -156,10 +199,38 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_time_just_ahead_is_taken_off() {
-        let parsed = TimeSync::parse(V4, &message(HOST, 5_000, 0), 4_990);
-        let expected = SECONDS as i64 * 1_000_000_000 - 1_000;
-        assert_eq!(time_at(parsed, 4_990), Ok(expected));
+    fn a_sample_from_the_future_was_taken_now() {
+        const HOUR: u64 = 3600 * 10_000_000;
+        let expected = Ok(SECONDS as i64 * 1_000_000_000);
+        for (taken, ahead) in [
+            (5_000, 0),
+            (5_001, 0),
+            (5_000 + AHEAD, 0),
+            (5_001 + AHEAD, AHEAD + 1),
+            (5_000 + HOUR, HOUR),
+            (u64::MAX, u64::MAX - 5_000),
+        ] {
+            for flags in [0, FLAG_SYNC] {
+                let parsed = TimeSync::parse(V4, &message(HOST, taken, flags), 5_000);
+                assert_eq!(time_at(parsed, 5_000), expected);
+                assert_eq!(parsed.map(|message| message.ahead), Some(ahead));
+            }
+        }
+    }
+
+    #[test]
+    fn version_4_says_how_good_the_clock_is() {
+        let mut body = message(HOST, 0, 0);
+        (body[LEAP], body[STRATUM]) = (3, 16);
+        let quality =
+            |version, body: &[u8]| TimeSync::parse(version, body, 0).map(|message| message.quality);
+        let expected = Quality::Ntp {
+            leap: 3,
+            stratum: 16,
+        };
+        assert_eq!(quality(V4, &body), Some(expected));
+        assert_eq!(quality(V4, &body[..STRATUM]), Some(Quality::Unknown));
+        assert_eq!(quality(V3, &body), Some(Quality::Unknown));
     }
 
     #[test]
@@ -193,7 +264,7 @@ mod tests {
         assert!(TimeSync::parse(V4, &message(UNIX_EPOCH - 1, 0, 1), 0).is_none());
         assert!(TimeSync::parse(V4, &message(UNIX_EPOCH, 0, 1), 0).is_some());
         assert!(TimeSync::parse(V4, &message(u64::MAX, 0, 1), 0).is_none());
-        assert!(TimeSync::parse(V4, &message(HOST, 1 << 63, 1), 0).is_none());
+        assert!(TimeSync::parse(V4, &message(HOST, 0, 1), 1 << 63).is_none());
     }
 
     #[test]
@@ -204,5 +275,9 @@ mod tests {
         assert_eq!(time_at(parsed, taken + 1 + STALE), Err(Stale));
         assert_eq!(time_at(parsed, taken - APART), time_at(parsed, taken));
         assert_eq!(time_at(parsed, taken - APART - 1), Err(Stale));
+        let age = |now| parsed.map(|message| message.sample.age(now));
+        assert_eq!(age(taken + 1 + STALE), Some(Ok(STALE + 1)));
+        assert_eq!(age(taken - APART), Some(Ok(0)));
+        assert_eq!(age(taken - APART - 1), Some(Err(Stale)));
     }
 }
