@@ -44,7 +44,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// The attribute's file.
-fn file(service: Service, name: &str) -> String {
+pub fn file(service: Service, name: &str) -> String {
     format!(
         "/sys/bus/vmbus/devices/{}/hv_utils/{name}",
         service.instance()

@@ -291,6 +291,19 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             ),
             fault("Its clock jumps", "", &[stock("clock_jumps")]),
             fault(
+                "Its reference time runs faster than the guest's",
+                "C's clocks fall behind by as much",
+                &[
+                    stock("timesync_samples_ahead"),
+                    stock("timesync_samples_ahead_for_hours"),
+                ],
+            ),
+            fault(
+                "It was suspended, and sends samples as before",
+                "",
+                &[stock("timesync_host_was_suspended")],
+            ),
+            fault(
                 "It sends anything",
                 "",
                 &[stock("fuzz"), stock("fuzz_with_daemons")],

@@ -7,14 +7,21 @@ use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
 
+use host::cpuid::Clock;
 use host::guest::Guest;
+use host::guest::Module;
 use host::guest::Result;
 use host::ic::device::Restore;
 use host::ic::timesync;
+use host::ic::Moment;
+use host::ic::S_OK;
 use host::ic::UNIX_EPOCH_1601;
 use host::service::Service;
 
+use crate::attributes;
+use crate::hibernation;
 use crate::scenario::Context;
+use crate::scenario::Machine;
 use crate::scenario::Scenario;
 
 /// The scenarios of this file.
@@ -35,6 +42,40 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("timesync_ptp_cross_timestamps", ptp_cross_timestamps)
         .once()
         .rust_only(),
+    Scenario::new("timesync_ptp_with_a_page", |t| {
+        no_cross_timestamps(t, "hyperv_clocksource_tsc_page")
+    })
+    .once()
+    .machine(WITH_A_PAGE)
+    .rust_only(),
+    Scenario::new("timesync_ptp_with_a_register", |t| {
+        no_cross_timestamps(t, "hyperv_clocksource_msr")
+    })
+    .once()
+    .machine(WITH_A_REGISTER)
+    .rust_only(),
+    Scenario::new("timesync_samples_ahead", samples_ahead)
+        .once()
+        .scripted(&[Service::TimeSync])
+        .rust_only()
+        .expects_log(&[AHEAD]),
+    Scenario::new("timesync_samples_ahead_for_hours", ahead_for_hours)
+        .waits()
+        .scripted(&[Service::TimeSync])
+        .rust_only()
+        .expects_log(&[AHEAD]),
+    Scenario::new("timesync_attributes", clock_attributes)
+        .once()
+        .scripted(&[Service::TimeSync])
+        .rust_only(),
+    Scenario::new("timesync_host_was_suspended", host_was_suspended)
+        .waits()
+        .scripted(&[Service::TimeSync])
+        .unloaded()
+        .expects_log(&[STALE_IN_C]),
+    Scenario::new("timesync_after_hibernation", after_hibernation)
+        .once()
+        .expects_log(hibernation::EXPECTED),
     Scenario::new("timesync_unanswered", unanswered)
         .once()
         .unloaded(),
@@ -46,6 +87,27 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// What the log says of a time that the kernel refuses.
 const NOT_SET: &str = "TimeSync: clock not set";
+
+/// What the log says of samples whose reference time is ahead.
+const AHEAD: &str = "TimeSync: samples ahead of the reference time";
+
+/// What C says once of a sample that is too old.
+const STALE_IN_C: &str = "TIMESYNC IC: Stale time stamp";
+
+/// Its processors' counter is not invariant.
+const WITH_A_PAGE: Machine = Machine {
+    name: "clock: a page",
+    change: |config| config.clock = Clock::Page,
+};
+
+/// It has nothing but the reference time's register to tell the time by.
+const WITH_A_REGISTER: Machine = Machine {
+    name: "clock: a register",
+    change: |config| config.clock = Clock::Register,
+};
+
+/// An hour, in units of 100 ns.
+const HOUR: i64 = 3600 * 10_000_000;
 
 /// As on Windows: a SYNC after the negotiation, samples after it; the log tells the version.
 fn syncs_and_samples(t: &Context<'_>) -> Result<()> {
@@ -203,14 +265,17 @@ fn ptp(t: &Context<'_>) -> Result<()> {
     )
 }
 
+/// The system's clock source.
+const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+
 /// Where the system's clock is the processor's counter, both clocks' times are told of one moment.
 fn ptp_cross_timestamps(t: &Context<'_>) -> Result<()> {
-    const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     let source = t.sh_ok(&format!("cat {SOURCE}"))?;
     if source.trim() != "tsc" {
         return t.skip(&format!("the guest's clock source is {}", source.trim()));
     }
     t.channel(Service::TimeSync).wait_replies(1)?;
+    t.check(says_cross_timestamps(t)?, "the clock says so")?;
     let device = ptp_device(t)?;
     let stamp = || -> Result<(i128, i128)> {
         let text = t.sh_ok(&format!("testptp -d {device} -X"))?;
@@ -238,6 +303,259 @@ fn ptp_cross_timestamps(t: &Context<'_>) -> Result<()> {
         text.contains("No such device") && text.contains("clock time is"),
         &format!("with another clock only the PTP clock's is told: {text}"),
     )
+}
+
+/// Where the processor's counter is not the system's clock the PTP clock does not say that it can tell of one moment,
+/// and is read all the same.
+fn no_cross_timestamps(t: &Context<'_>, source: &str) -> Result<()> {
+    let current = t.sh_ok(&format!("cat {SOURCE}"))?;
+    t.equal("the clock source", current.as_str(), source)?;
+    t.channel(Service::TimeSync).wait_replies(1)?;
+    t.check(
+        !says_cross_timestamps(t)?,
+        "the clock says that it cannot tell of one moment",
+    )?;
+    let device = ptp_device(t)?;
+    let text = t.sh_ok(&format!(
+        "testptp -d {device} -X 2>&1; testptp -d {device} -x 1"
+    ))?;
+    t.check(
+        text.contains("Operation not supported") && text.contains("phc time"),
+        &format!("only the PTP clock's time is told: {text}"),
+    )?;
+    is_right(t, 0)
+}
+
+/// Whether the PTP clock says that it has cross time stamps.
+fn says_cross_timestamps(t: &Context<'_>) -> Result<bool> {
+    let said = t.sh_ok(&format!("testptp -d {} -c", ptp_device(t)?))?;
+    Ok(said.contains("1 cross timestamping"))
+}
+
+/// The PTP clock is ahead of this machine's by `ahead`, in units of 100 ns, to 10 ms.
+fn is_right(t: &Context<'_>, ahead: i64) -> Result<()> {
+    let off = ptp_offset(t)?;
+    let ahead = i128::from(ahead) * 100;
+    t.check(
+        *off.start() - ahead > -10_000_000 && *off.end() - ahead < 10_000_000,
+        &format!("the PTP clock is {ahead} ns ahead (it is {off:?} ns)"),
+    )
+}
+
+/// The present moment of a host whose wall clock is `ahead` of this machine's, in units of 100 ns.
+fn moment(t: &Context<'_>, ahead: i64) -> Moment {
+    let mut moment = t.moment();
+    moment.wall = moment.wall.wrapping_add_signed(ahead);
+    moment
+}
+
+/// Seconds since 1970 of a host's wall clock.
+fn seconds(moment: &Moment) -> i64 {
+    ((moment.wall - UNIX_EPOCH_1601) / 10_000_000) as i64
+}
+
+/// Sends a sample of version 4.
+fn sample(t: &Context<'_>, moment: &Moment, flags: u8) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    let request = channel.request(timesync::body((4, 0), moment, flags))?;
+    t.equal("status", channel.transact(&request)?.status, S_OK)
+}
+
+/// What the device's attribute says.
+fn attribute(t: &Context<'_>, name: &str) -> Result<String> {
+    t.sh_ok(&format!(
+        "cat {}",
+        attributes::file(Service::TimeSync, name)
+    ))
+}
+
+/// A number that the device's attribute says.
+fn number(t: &Context<'_>, name: &str) -> Result<i64> {
+    let text = attribute(t, name)?;
+    text.trim()
+        .parse()
+        .map_err(|_| format!("{name} says {text:?}").into())
+}
+
+/// Samples whose reference time is ahead of the guest's were taken now, also where that grows, and the host's clock jumps.
+/// From 10 ms on they are counted. The log says so once.
+fn samples_ahead(t: &Context<'_>) -> Result<()> {
+    t.channel(Service::TimeSync).negotiate_all()?;
+    t.equal("samples ahead", number(t, "samples_ahead")?, 0)?;
+    let mut counted = 0;
+    for (reference, wall) in [
+        (HOUR, 0),
+        (HOUR, HOUR),
+        (HOUR + 100_000, -HOUR),
+        (24 * HOUR, HOUR / 2),
+        (24 * HOUR + 1_000_000, 0),
+    ] {
+        for flags in [timesync::SAMPLE, timesync::SYNC] {
+            let mut moment = moment(t, wall);
+            moment.reference = moment.reference.wrapping_add_signed(reference);
+            sample(t, &moment, flags)?;
+            is_right(t, wall)?;
+            t.check(number(t, "age")? < 60_000, "the sample was taken now")?;
+            if flags == timesync::SYNC {
+                wait_clock(t, seconds(&moment))?;
+            }
+            counted += 1;
+            t.equal("samples ahead", number(t, "samples_ahead")?, counted)?;
+        }
+    }
+    // One that is not ahead is not counted.
+    sample(t, &t.moment(), timesync::SAMPLE)?;
+    t.equal("samples ahead", number(t, "samples_ahead")?, counted)?;
+    said_times(t, 1)?;
+    t.log_has(&format!("{AHEAD}: 1, the last one by 3"))
+}
+
+/// How often the log has spoken of samples that are ahead.
+fn said_times(t: &Context<'_>, times: usize) -> Result<()> {
+    let log = t.kernel_log()?;
+    t.equal("lines in the log", log.matches(AHEAD).count(), times)
+}
+
+/// On a host whose reference time runs 1 % faster the clock keeps following, and the log has a line an hour.
+fn ahead_for_hours(t: &Context<'_>) -> Result<()> {
+    const MINUTES: i64 = 150;
+    t.channel(Service::TimeSync).negotiate_all()?;
+    for minute in 1..=MINUTES {
+        // Its wall clock is slewed meanwhile.
+        let wall = minute * 10_000_000;
+        let mut moment = moment(t, wall);
+        moment.reference = moment.reference.wrapping_add_signed(minute * HOUR / 6000);
+        sample(t, &moment, timesync::SAMPLE)?;
+        if minute % 10 == 0 {
+            is_right(t, wall)?;
+        }
+        t.sh_within("sleep 60", Duration::from_secs(120))?;
+    }
+    t.equal("samples ahead", number(t, "samples_ahead")?, MINUTES)?;
+    said_times(t, 3)
+}
+
+/// What a monitor reads of the host's clock: nothing but `none` before there is a sample, after a negotiation, and where
+/// the version of messages does not tell.
+fn clock_attributes(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    let says = |expected: [&str; 4]| {
+        ["leap", "stratum", "offset", "age"]
+            .iter()
+            .zip(expected)
+            .filter(|(_, text)| *text != "a number")
+            .try_for_each(|(name, text)| t.equal(name, attribute(t, name)?.trim(), text))
+    };
+    for service in [Service::Heartbeat, Service::Shutdown, Service::TimeSync] {
+        let directory = attributes::file(service, "");
+        let names = t.sh_ok(&format!("ls {directory} | tr '\\n' ' '"))?;
+        let expected = match service {
+            Service::TimeSync => "age leap offset samples_ahead stratum version",
+            _ => "version",
+        };
+        t.equal("attributes", names.trim(), expected)?;
+    }
+    says(["none"; 4])?;
+    for (leap, stratum) in [(0, 0), (0, 2), (1, 1), (3, 16), (255, 255)] {
+        channel.negotiate_all()?;
+        says(["none"; 4])?;
+        let body = timesync::body((4, 0), &moment(t, 0), timesync::SYNC);
+        channel.transact(&channel.request(timesync::with_quality(body, leap, stratum))?)?;
+        says([
+            &leap.to_string(),
+            &stratum.to_string(),
+            "a number",
+            "a number",
+        ])?;
+    }
+    wait_clock(t, seconds(&t.moment()))?;
+    for ahead in [100 * 10_000_000, -100 * 10_000_000] {
+        sample(t, &moment(t, ahead), timesync::SAMPLE)?;
+        // The clock is not stepped.
+        let off = number(t, "offset")? - ahead * 100;
+        t.check(
+            off.abs() < 1_000_000_000,
+            &format!("offset tells how far the host's clock is ahead ({off} ns off)"),
+        )?;
+    }
+    let age = number(t, "age")?;
+    t.sh_ok("sleep 2")?;
+    let later = number(t, "age")?;
+    t.check(
+        age >= 0 && (age + 1_900..age + 60_000).contains(&later),
+        &format!("age tells milliseconds ({age}, and {later} two seconds later)"),
+    )?;
+    channel.negotiate(&[(3, 0)], &[(3, 0)])?;
+    let body = timesync::body((3, 0), &t.moment(), timesync::SAMPLE);
+    channel.transact(&channel.request(body)?)?;
+    says(["none", "none", "a number", "a number"])?;
+    number(t, "offset")?;
+    number(t, "age").map(|_| ())
+}
+
+/// The host was suspended. The guest's reference time has stood still, or gone on without samples. There is no
+/// negotiation, and no SYNC: the first sample is enough.
+fn host_was_suspended(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    t.load_with("timesync_implicit=1")?;
+    channel.wait_open()?;
+    channel.negotiate_all()?;
+    sample(t, &t.moment(), timesync::SYNC)?;
+    wait_clock(t, seconds(&t.moment()))?;
+    let mut ahead = 0;
+    for (goes_on, missing) in [
+        (0, HOUR / 6),
+        (0, 9 * HOUR),
+        (1230, HOUR / 3),
+        (570, 20 * HOUR),
+    ] {
+        is_right(t, ahead)?;
+        if goes_on > 0 {
+            t.sh_within(
+                &format!("sleep {goes_on}"),
+                Duration::from_secs(goes_on + 60),
+            )?;
+            let get = t.sh(&format!("phc_ctl {} get", ptp_device(t)?))?;
+            t.equal(
+                "whether the PTP clock is readable",
+                get.status == 0,
+                goes_on < 600,
+            )?;
+            if t.module() == Module::Rust {
+                t.equal(
+                    "whether there is an offset",
+                    attribute(t, "offset")?.trim() != "none",
+                    goes_on < 600,
+                )?;
+                let age = number(t, "age")?;
+                t.check(
+                    age >= goes_on as i64 * 1000 - 1000,
+                    &format!("age goes on ({age} ms after {goes_on} s)"),
+                )?;
+            }
+        }
+        ahead += missing;
+        let moment = moment(t, ahead);
+        sample(t, &moment, timesync::SAMPLE)?;
+        is_right(t, ahead)?;
+        wait_clock(t, seconds(&moment))?;
+    }
+    Ok(())
+}
+
+/// While the guest hibernates the host's clock goes on by two hours. The SYNC after it sets both clocks.
+fn after_hibernation(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    channel.wait_replies(1)?;
+    wait_clock(t, seconds(&t.moment()))?;
+    for ahead in [2 * HOUR, 0] {
+        channel.configure(|device| device.set_wall_offset(ahead))?;
+        hibernation::hibernate(t)?;
+        channel.wait_negotiated()?;
+        wait_clock(t, seconds(&moment(t, ahead)))?;
+        is_right(t, ahead)?;
+    }
+    Ok(())
 }
 
 /// What follows `name` in a text, such as 12.000000345, in nanoseconds.
