@@ -13,7 +13,10 @@ use crate::{
     prelude::*, //
 };
 use hyperv::{
-    linux::time,
+    linux::{
+        rwonce::RwOnce,
+        time, //
+    },
     ptp::{
         self,
         Clock,
@@ -122,7 +125,7 @@ pub(crate) struct HostClock {
     offset: Atomic<u64>,
     reference: Atomic<u64>,
     /// Leap indicator, and the stratum in the low 8 bits; [`Self::UNKNOWN`] if the sample does not say.
-    quality: Atomic<u32>,
+    quality: RwOnce<u32>,
     /// The system's clock is to be stepped.
     steps: Atomic<bool>,
     ahead: Ahead,
@@ -139,7 +142,7 @@ impl HostClock {
         Self {
             offset: Atomic::new(0),
             reference: Atomic::new(Self::NEVER),
-            quality: Atomic::new(Self::UNKNOWN),
+            quality: RwOnce::new(Self::UNKNOWN),
             steps: Atomic::new(false),
             ahead: Ahead::new(),
         }
@@ -150,7 +153,7 @@ impl HostClock {
             Quality::Unknown => Self::UNKNOWN,
             Quality::Ntp { leap, stratum } => u32::from(leap) << 8 | u32::from(stratum),
         };
-        self.quality.store(quality, Relaxed);
+        self.quality.write(quality);
         self.offset.store(offset, Relaxed);
         self.reference.store(reference, Release);
     }
@@ -180,7 +183,7 @@ impl HostClock {
 
     /// What the last sample says of the host's clock.
     pub(crate) fn quality(&self) -> Quality {
-        match (self.sample(), self.quality.load(Relaxed)) {
+        match (self.sample(), self.quality.read()) {
             (None, _) | (_, Self::UNKNOWN) => Quality::Unknown,
             // CAST: Eight bits each.
             (_, quality) => Quality::Ntp {

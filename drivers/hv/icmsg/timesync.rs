@@ -136,6 +136,7 @@ pub(crate) struct Stale;
 
 impl Sample {
     /// Age of the sample at reference time `now`, both in units of 100 ns.
+    #[inline(always)]
     pub(crate) fn age(&self, now: u64) -> Result<u64, Stale> {
         // Processors may read the reference time a little apart. Beyond that, it was set back, and
         // nothing is known then.
