@@ -81,20 +81,20 @@ pub(crate) struct Info {
 /// [`DaemonService::restarted`], [`DaemonService::unanswered`] and [`DaemonService::daemon_gone`] also
 /// where they may sleep.
 pub(crate) trait DaemonService: Send {
-    /// Writes what the daemon is to be asked about the request in `body` to `message`, or answers
-    /// the request.
-    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Next;
-
-    /// Goes on with the request in `body` for which [`Next::Wait`] was returned last, as
-    /// [`DaemonService::ask`] does. Called each time the channel is woken; with `daemon` if it can be asked.
-    fn resume(
+    /// Writes what the daemon is to be asked about the request in `body`, of this message version, to
+    /// `message`, or answers the request.
+    fn ask(
         &mut self,
+        version: Version,
         body: &mut [u8],
         daemon: Option<Registration>,
         message: &mut [u8],
-    ) -> Next {
-        self.ask(body, daemon, message)
-    }
+    ) -> Next;
+
+    /// Goes on with the request in `body` for which [`Next::Wait`] was returned last, as
+    /// [`DaemonService::ask`] does. Called each time the channel is woken; with `daemon` if it can be asked.
+    fn resume(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8])
+        -> Next;
 
     /// Answers the request in `body`, about which the daemon was asked, with what it has answered.
     fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Next;
@@ -406,12 +406,12 @@ impl Service for WithDaemon {
         is_ready
     }
 
-    fn answer(&mut self, _: Version, body: &mut [u8]) -> Answer<Infallible, Later> {
+    fn answer(&mut self, version: Version, body: &mut [u8]) -> Answer<Infallible, Later> {
         if let Current::Told(..) = self.current {
             return Answer::Now(Status::FAIL, None);
         }
         let daemon = self.free_daemon();
-        match self.service.ask(body, daemon, &mut self.message) {
+        match self.service.ask(version, body, daemon, &mut self.message) {
             Next::Answer(status) => Answer::Now(status, None),
             next => Answer::Later(Later::Request(next)),
         }

@@ -20,6 +20,7 @@ static INFO: daemon::Info = daemon::Info {
         kind: Kind::FCOPY,
         frameworks: &[Version::new(3, 0)],
         versions: &[Version::new(1, 1)],
+        newest: None,
     },
     ring: RingSize::with_data(4 * 4096),
     waits_for_daemon: false,
@@ -69,17 +70,13 @@ impl Fcopy {
         matches!(self.progress, Progress::Partial | Progress::Broken)
     }
 
-    const fn question(len: usize) -> Next {
-        Next::Ask {
-            len,
-            timeout: ANSWER_TIMEOUT,
-            late: Late::Dropped,
-        }
-    }
-}
-
-impl DaemonService for Fcopy {
-    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Next {
+    /// Asks the daemon about the request in `body`, or answers that.
+    fn ask_daemon(
+        &mut self,
+        body: &[u8],
+        daemon: Option<Registration>,
+        message: &mut [u8],
+    ) -> Next {
         self.is_cancelling = false;
         if Operation::parse(body) == Ok(Operation::Cancel) && !self.is_amid() {
             // A daemon would remove the file that it was given last: one that was there before, or a
@@ -105,6 +102,35 @@ impl DaemonService for Fcopy {
             Ok((_, len)) => Self::question(len),
             Err(status) => Next::Answer(status),
         }
+    }
+
+    const fn question(len: usize) -> Next {
+        Next::Ask {
+            len,
+            timeout: ANSWER_TIMEOUT,
+            late: Late::Dropped,
+        }
+    }
+}
+
+impl DaemonService for Fcopy {
+    fn ask(
+        &mut self,
+        _: Version,
+        body: &mut [u8],
+        daemon: Option<Registration>,
+        message: &mut [u8],
+    ) -> Next {
+        self.ask_daemon(body, daemon, message)
+    }
+
+    fn resume(
+        &mut self,
+        body: &mut [u8],
+        daemon: Option<Registration>,
+        message: &mut [u8],
+    ) -> Next {
+        self.ask_daemon(body, daemon, message)
     }
 
     fn answered(&mut self, body: &mut [u8], _: Registration, answer: &[u8]) -> Next {

@@ -16,6 +16,7 @@ static INFO: session::Info = session::Info {
     kind: Kind::HEARTBEAT,
     frameworks: &[Version::new(3, 0), Version::new(1, 0)],
     versions: &[Version::new(3, 0), Version::new(1, 0)],
+    newest: None,
 };
 
 /// Binds the service to its device.

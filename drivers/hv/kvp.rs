@@ -4,10 +4,16 @@
 //! which `hv_kvp_daemon` keeps.
 
 use crate::{
-    icmsg::kvp::{
-        self,
-        DAEMON_LEN, //
+    icmsg::{
+        addresses::Layout,
+        kvp::{
+            self,
+            Operation,
+            Refusal,
+            DAEMON_LEN, //
+        },
     },
+    parameters::kvp_protocol,
     prelude::*, //
 };
 
@@ -17,7 +23,13 @@ static INFO: daemon::Info = daemon::Info {
         name: "KVP",
         kind: Kind::KVP,
         frameworks: &[Version::new(3, 0), Version::new(1, 0)],
-        versions: &[Version::new(4, 0), Version::new(3, 0), Version::new(1, 0)],
+        versions: &[
+            Version::new(5, 0),
+            Version::new(4, 0),
+            Version::new(3, 0),
+            Version::new(1, 0),
+        ],
+        newest: Some(&kvp_protocol),
     },
     ring: RING,
     // The host sets keys and IP settings right after the negotiation, once. It waits.
@@ -36,18 +48,24 @@ static INFO: daemon::Info = daemon::Info {
 /// Binds the service to its device.
 pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'bound>> {
     let service = Kvp {
+        layout: Layout::Text,
         until: Deadline::after(ANSWER_TIMEOUT),
         is_asked_again: false,
+        limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
     };
     BoundService::open_with_daemon(dev, &INFO, KBox::new(service, GFP_KERNEL)?, None)
 }
 
 /// The KVP service.
 struct Kvp {
-    /// Until when the request that is worked on waits for a daemon.
+    /// How the request that is worked on has addresses.
+    layout: Layout,
+    /// Until when that request waits for a daemon.
     until: Deadline,
     /// The daemon has gone over that request: the next one is asked, once.
     is_asked_again: bool,
+    /// Of what host and daemon can have logged.
+    limit: Pin<KBox<RateLimit>>,
 }
 
 impl Kvp {
@@ -59,19 +77,40 @@ impl Kvp {
         let Some(daemon) = daemon else {
             return Next::Wait { until: self.until };
         };
-        match kvp::to_daemon(body, daemon, message) {
+        match kvp::to_daemon(self.layout, body, daemon, message) {
             Ok(()) => Next::Ask {
                 len: DAEMON_LEN,
                 timeout: ANSWER_TIMEOUT,
                 late: Late::Dropped,
             },
-            Err(status) => Next::Answer(status),
+            Err(refusal) => Next::Answer(self.refuse(body, refusal)),
         }
+    }
+
+    /// Gives the status that the request in `body` is refused with, and logs what the status does not say.
+    fn refuse(&self, body: &[u8], refusal: Refusal) -> Status {
+        let Status(status) = refusal.status;
+        if let (Some(why), true) = (refusal.why, self.limit.as_ref().allows()) {
+            pr_warn!(
+                "KVP: {}: {} fails, status {:#x}\n",
+                format_args!("{why}"),
+                Operation::parse(body).map_or("it", Operation::name),
+                status
+            );
+        }
+        refusal.status
     }
 }
 
 impl DaemonService for Kvp {
-    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Next {
+    fn ask(
+        &mut self,
+        version: Version,
+        body: &mut [u8],
+        daemon: Option<Registration>,
+        message: &mut [u8],
+    ) -> Next {
+        self.layout = Layout::of(version);
         self.until = Deadline::after(ANSWER_TIMEOUT);
         self.is_asked_again = false;
         self.ask_daemon(body, daemon, message)
@@ -87,9 +126,13 @@ impl DaemonService for Kvp {
     }
 
     fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Next {
-        let status = match answer.first_chunk() {
-            Some(answer) => kvp::from_daemon(daemon, answer, body),
-            None => Status::FAIL,
+        let result = match answer.first_chunk() {
+            Some(answer) => kvp::from_daemon(self.layout, daemon, answer, body),
+            None => Err(Status::FAIL.into()),
+        };
+        let status = match result {
+            Ok(()) => Status::OK,
+            Err(refusal) => self.refuse(body, refusal),
         };
         Next::Answer(match status {
             // The last daemon has deleted it.

@@ -20,6 +20,14 @@ hyperv::module_param_uint!(
     vss_freeze_limit,
     0o644,
     900,
-    86400,
+    0..=86400,
     "Seconds for which file systems stay frozen for a backup at the most (0: for ever)"
+);
+
+hyperv::module_param_uint!(
+    kvp_protocol,
+    0o644,
+    5,
+    4..=5,
+    "Newest KVP protocol to agree on with the host (4 or 5)"
 );

@@ -19,6 +19,7 @@ use hyperv::{
         Sender, //
     },
     linux::{
+        module_param::Uint,
         ratelimit::RateLimit,
         rwonce::RwOnce, //
     },
@@ -36,8 +37,25 @@ pub(crate) struct Info {
     pub(crate) kind: Kind,
     /// The framework versions that the service works with, best first.
     pub(crate) frameworks: &'static [Version],
-    /// The message versions that the service knows, best first.
+    /// The message versions that the service knows, newest first.
     pub(crate) versions: &'static [Version],
+    /// The parameter with the newest major version that the administrator wants, if there is one. Read at each
+    /// negotiation.
+    pub(crate) newest: Option<&'static Uint>,
+}
+
+impl Info {
+    /// The message versions that may be agreed on now, newest first.
+    fn versions_now(&self) -> &'static [Version] {
+        let Some(newest) = self.newest else {
+            return self.versions;
+        };
+        let newest = newest.get();
+        let first = self
+            .versions
+            .partition_point(|version| u32::from(version.major) > newest);
+        &self.versions[first..]
+    }
 }
 
 /// A service. All methods must not sleep, but for [`Service::closed`].
@@ -150,13 +168,9 @@ impl Negotiation {
     /// Answers the host's offer of versions.
     #[cold]
     pub(crate) fn answer(&mut self, request: Request<'_>, limit: Pin<&RateLimit>) {
-        let Info {
-            name,
-            frameworks,
-            versions,
-            ..
-        } = *self.info;
-        self.set(request.negotiate(frameworks, versions));
+        let info = self.info;
+        let name = info.name;
+        self.set(request.negotiate(info.frameworks, info.versions_now()));
         if !limit.allows() {
             return;
         }

@@ -25,6 +25,7 @@ static INFO: session::Info = session::Info {
         Version::new(3, 0),
         Version::new(1, 0),
     ],
+    newest: None,
 };
 
 /// Binds the service to its device.

@@ -36,6 +36,7 @@ static INFO: daemon::Info = daemon::Info {
         kind: Kind::VSS,
         frameworks: &[Version::new(3, 0)],
         versions: &[Version::new(5, 0)],
+        newest: None,
     },
     ring: RING,
     waits_for_daemon: false,
@@ -279,7 +280,13 @@ impl Vss {
 }
 
 impl DaemonService for Vss {
-    fn ask(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8]) -> Next {
+    fn ask(
+        &mut self,
+        _: Version,
+        body: &mut [u8],
+        daemon: Option<Registration>,
+        message: &mut [u8],
+    ) -> Next {
         let operation = match Operation::parse(body) {
             Ok(operation) => operation,
             Err(status) => return Next::Answer(status),

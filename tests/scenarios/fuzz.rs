@@ -50,6 +50,8 @@ const SAYS: &[&str] = &[
     "VSS: no answer from the daemon",
     "VSS: the backup is not consistent",
     "VSS: the daemon failed",
+    "GET_IP_INFO fails",
+    "SET_IP_INFO fails",
     "callbacks suppressed",
 ];
 
@@ -68,6 +70,8 @@ const SAYS_OF_OTHERS: &[&str] = &[
     "VSS: the backup is not consistent",
     "VSS: the daemon failed",
     "VSS: the daemon has gone while file systems are frozen",
+    "GET_IP_INFO fails",
+    "SET_IP_INFO fails",
 ];
 
 /// The services that answer at once.

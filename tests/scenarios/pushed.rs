@@ -108,7 +108,8 @@ fn late_daemon(t: &Context<'_>, seconds: u64) -> Result<()> {
         for number in 0..KEYS {
             talk.expect("SET", set(number), S_OK)?;
         }
-        talk.expect("SET_IP_INFO", kvp::set_ip_info(&new_addresses(id)), S_OK)?;
+        let addresses = kvp::set_ip_info((4, 0), &new_addresses(id)).ok_or("no room")?;
+        talk.expect("SET_IP_INFO", addresses, S_OK)?;
         let shown = t.sh_ok("ip -4 addr show dev dummy0")?;
         t.check(
             shown.contains("10.20.30.40/16"),

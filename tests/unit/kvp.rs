@@ -2,18 +2,23 @@
 
 //! Data exchange: keys, values and addresses.
 
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use host::bytes::u32_at;
 use host::bytes::u64_at;
 use host::fuzz;
 use host::fuzz::Random;
+use host::ic::addresses;
 use host::ic::kvp::value;
 use host::ic::text::utf16_sized;
 use host::ic::text::utf16_text;
 use host::service::Service;
 
+use crate::icmsg::addresses::Layout;
 use crate::icmsg::kvp;
+use crate::icmsg::kvp::Refusal;
 use crate::icmsg::Registration;
 use crate::icmsg::Status;
 use crate::input::body;
@@ -23,8 +28,16 @@ use crate::text::utf8_text;
 
 /// Bytes of a `struct hv_kvp_exchg_msg_value`.
 const VALUE_LEN: usize = value::VALUE + value::VALUE_MAX;
-/// What of a body about addresses is text.
+/// What of the daemon's body about addresses is text, and of the host's up to version 4.0.
 const ADDRESS_TEXTS: [Range<usize>; 5] = [0..256, 258..2306, 2306..4354, 4354..5378, 5378..7426];
+
+/// The version with numbers for addresses.
+const NUMBERS: host::service::Version = (5, 0);
+
+/// Either layout of addresses.
+fn layout(random: &mut Random) -> Layout {
+    random.of(&[Layout::Text, Layout::Binary])
+}
 
 /// The text of `size` bytes in `room`, if it may have as many and does not become too long.
 fn key_of(room: &[u8], size: Option<u32>) -> Option<String> {
@@ -55,14 +68,14 @@ fn key_and_value(body: &[u8], has_value: bool) -> Option<(String, String)> {
 /// memory before; or the host is told what is wrong.
 pub(super) fn to_daemon(random: &mut Random) {
     let body = body(Service::Kvp, random);
-    let daemon = random.of(&[Registration::Legacy, Registration::Current]);
+    let (layout, daemon) = (layout(random), registration(random));
     let mut message = [0x5a; kvp::DAEMON_LEN];
-    let result = kvp::to_daemon(&body, daemon, &mut message);
+    let result = kvp::to_daemon(layout, &body, daemon, &mut message);
     let mut other = [0xa5; kvp::DAEMON_LEN];
-    assert_eq!(kvp::to_daemon(&body, daemon, &mut other), result);
+    assert_eq!(kvp::to_daemon(layout, &body, daemon, &mut other), result);
     let operation = match result {
         Ok(()) => kvp::Operation::parse(&body).expect("an operation that is known"),
-        Err(status) => return refused(&body, daemon, status),
+        Err(refusal) => return refused(layout, &body, daemon, refusal),
     };
     // What the daemon does not read is as it was, all else the same both times.
     let used = if body[0] < 4 { 2580 } else { kvp::DAEMON_LEN };
@@ -71,12 +84,23 @@ pub(super) fn to_daemon(random: &mut Random) {
     assert!(message[used..].iter().all(|byte| *byte == 0x5a));
     assert_eq!(message[..2], body[..2]);
     assert_eq!(message[2..4], [0, 0]);
-    asked(operation, &body, &message);
+    asked(layout, operation, &body, &message);
+}
+
+/// Any daemon; old ones know nothing of addresses, and are few.
+fn registration(random: &mut Random) -> Registration {
+    match random.one_in(8) {
+        true => Registration::Legacy,
+        false => Registration::Current,
+    }
 }
 
 /// The host is told what is wrong with its request.
-fn refused(body: &[u8], daemon: Registration, status: Status) {
-    match status {
+fn refused(layout: Layout, body: &[u8], daemon: Registration, refusal: Refusal) {
+    if let Some(why) = refusal.why {
+        assert!(body[0] > 3 && !why.to_string().is_empty());
+    }
+    match refusal.status {
         Status::NOT_SUPPORTED => {
             let legacy = daemon == Registration::Legacy;
             assert!(body[0] > 5 || (legacy && body[0] > 3));
@@ -86,17 +110,26 @@ fn refused(body: &[u8], daemon: Registration, status: Status) {
         }
         status => {
             assert_eq!(status, Status::INVALID_ARGUMENT);
-            let needed = [2576, 2576, 520, 2580, 7428, 7428];
+            let addresses = match layout {
+                Layout::Text => 7428,
+                Layout::Binary => 3716,
+            };
+            let needed = [2576, 2576, 520, 2580, addresses, addresses];
             let operation = usize::from(*body.first().unwrap_or(&0));
             let is_short = body.len() < needed[operation];
-            assert!(is_short || is_wrong(operation, body));
+            assert!(is_short || is_wrong(layout, operation, body));
+            assert_eq!(refusal.why.is_some(), !is_short && operation > 3);
         }
     }
 }
 
 /// Whether a pool, text or value of a request that is long enough is wrong.
-fn is_wrong(operation: usize, body: &[u8]) -> bool {
+fn is_wrong(layout: Layout, operation: usize, body: &[u8]) -> bool {
     match operation {
+        4 | 5 if layout == Layout::Binary => {
+            let adapter = utf16_text(&body[28..284]);
+            adapter.len() >= 256 || (operation == 5 && for_daemon(body).is_none())
+        }
         4 | 5 => ADDRESS_TEXTS
             .iter()
             .any(|room| utf16_text(&body[2..][room.clone()]).len() >= room.len()),
@@ -106,8 +139,20 @@ fn is_wrong(operation: usize, body: &[u8]) -> bool {
     }
 }
 
+/// The four lists that a daemon is to be told of the host's numbers; `None` if one of them is wrong, or becomes so long
+/// that it and another zero behind its NUL have no room.
+fn for_daemon(body: &[u8]) -> Option<[String; 4]> {
+    let of = addresses::read(NUMBERS, body)?;
+    let lists = [of.addresses, of.subnets, of.gateways, of.name_servers];
+    let prefixes = |subnet: &str| subnet.parse().map_or(true, |prefix: u32| prefix <= 128);
+    let is_valid = lists[1].split(';').all(prefixes);
+    let mut rooms = ADDRESS_TEXTS[1..].iter().map(|room| room.len() - 2);
+    let fit = lists.iter().all(|list| Some(list.len()) <= rooms.next());
+    (is_valid && fit).then_some(lists)
+}
+
 /// The daemon is asked what the host asks.
-fn asked(operation: kvp::Operation, from: &[u8], message: &[u8; kvp::DAEMON_LEN]) {
+fn asked(layout: Layout, operation: kvp::Operation, from: &[u8], message: &[u8; kvp::DAEMON_LEN]) {
     let to = &message[4..];
     let size = |at| u32_at(message, 4 + at).map_or(0, |size| size as usize);
     match operation {
@@ -133,6 +178,21 @@ fn asked(operation: kvp::Operation, from: &[u8], message: &[u8; kvp::DAEMON_LEN]
             assert_eq!(message[4..8], from[4..8]);
             assert!(u32_at(from, 4) <= Some(i32::MAX as u32));
         }
+        kvp::Operation::GetAddresses if layout == Layout::Binary => {
+            assert_eq!(daemon_text(&to[..256]), utf16_text(&from[28..284]));
+            assert_eq!(to[256], from[284]);
+            assert!(to[257..7426].iter().all(|byte| *byte == 0));
+        }
+        kvp::Operation::SetAddresses if layout == Layout::Binary => {
+            assert_eq!(daemon_text(&to[..256]), utf16_text(&from[28..284]));
+            assert_eq!(to[256..258], from[284..286]);
+            let lists = for_daemon(from).expect("addresses of the host's");
+            for (room, list) in ADDRESS_TEXTS[1..].iter().zip(lists) {
+                assert_eq!(daemon_text(&to[room.clone()]), list);
+                // The daemon reads one byte behind its last entry's end.
+                assert_eq!(to[room.end - 1], 0);
+            }
+        }
         kvp::Operation::GetAddresses => {
             assert_eq!(daemon_text(&to[..256]), utf16_text(&from[2..258]));
             assert_eq!(to[256], from[258]);
@@ -151,9 +211,9 @@ fn asked(operation: kvp::Operation, from: &[u8], message: &[u8; kvp::DAEMON_LEN]
 /// there is no room, and nothing else is changed. Set again, it is the same key and value.
 pub(super) fn from_daemon(random: &mut Random) {
     let mut body = body(Service::Kvp, random);
-    let daemon = random.of(&[Registration::Legacy, Registration::Current]);
+    let (layout, daemon) = (layout(random), registration(random));
     let mut answer = [0; kvp::DAEMON_LEN];
-    let Ok(()) = kvp::to_daemon(&body, daemon, &mut answer) else {
+    let Ok(()) = kvp::to_daemon(layout, &body, daemon, &mut answer) else {
         return;
     };
     let operation = kvp::Operation::parse(&body).expect("an operation that is known");
@@ -168,14 +228,21 @@ pub(super) fn from_daemon(random: &mut Random) {
             }
         }
     }
+    if body[0] == 4 && layout == Layout::Binary {
+        daemon_addresses(random, &mut answer);
+    }
     let status = random.of(&[0, 0, 0, 0x8000_4005, 0x8007_0103]);
     answer[..4].copy_from_slice(&u32::to_le_bytes(status));
     let before = body.clone();
-    let result = kvp::from_daemon(daemon, &answer, &mut body);
-    if daemon == Registration::Current {
-        assert_eq!(result, Status(status));
+    let result = kvp::from_daemon(layout, daemon, &answer, &mut body);
+    if let (kvp::Operation::GetAddresses, Layout::Binary, 0) = (operation, layout, status) {
+        return numbers_told(&before, &answer, &body, result);
     }
-    if result != Status::OK {
+    if daemon == Registration::Current {
+        let told = result.err().map_or(0, |refusal| refusal.status.0);
+        assert_eq!(told, status);
+    }
+    if result.is_err() {
         return assert_eq!(body, before);
     }
 
@@ -216,7 +283,7 @@ pub(super) fn from_daemon(random: &mut Random) {
 
     let set = host::ic::kvp::set(0, &told_key, &told);
     let mut message = [0; kvp::DAEMON_LEN];
-    match kvp::to_daemon(&set, daemon, &mut message) {
+    match kvp::to_daemon(layout, &set, daemon, &mut message) {
         Ok(()) => {
             assert_eq!(
                 daemon_text(&message[4..][value::KEY..value::VALUE]),
@@ -226,4 +293,108 @@ pub(super) fn from_daemon(random: &mut Random) {
         }
         Err(_) => assert!(told_key.len() >= 512 || told.len() >= 2048),
     }
+}
+
+/// Writes addresses as a daemon has them, all of it right or not.
+fn daemon_addresses(random: &mut Random, answer: &mut [u8]) {
+    let body = fuzz::addresses((5, 0), random);
+    let Some(of) = addresses::read(NUMBERS, &body) else {
+        return;
+    };
+    // As the daemon does: a slash before prefix lengths, separators at some ends.
+    let slash = |subnet: &str| match subnet.contains('.') || subnet.is_empty() {
+        true => subnet.to_owned(),
+        false => format!("/{subnet}"),
+    };
+    let subnets: Vec<_> = of.subnets.split(';').map(slash).collect();
+    let lists = [
+        of.addresses,
+        subnets.join(";"),
+        of.gateways,
+        of.name_servers,
+    ];
+    answer[4..].fill(0);
+    for (room, list) in ADDRESS_TEXTS[1..].iter().zip(lists) {
+        let mut list = list + random.of(&["", ";", ";;", "%eth0", ";x", ";1.2.3.4", ";::1;", "\n"]);
+        if random.one_in(8) {
+            list = list.replace(';', "; ");
+        }
+        let room = &mut answer[4..][room.clone()];
+        let len = list.len().min(room.len());
+        room[..len].copy_from_slice(&list.as_bytes()[..len]);
+        if random.one_in(16) {
+            room[random.below(list.len() + 1).min(len - len.min(1))] = random.any() as u8;
+        }
+    }
+    answer[4 + 256] = random.below(4) as u8;
+    answer[4 + 257] = random.below(2) as u8;
+}
+
+/// What a host has to be told of the daemon's lists; `None` where they are wrong.
+fn for_host(answer: &[u8]) -> Option<addresses::Addresses> {
+    let list = |room: &Range<usize>| -> Option<Vec<String>> {
+        let room = &answer[4..][room.clone()];
+        let end = room.iter().position(|byte| *byte == 0)?;
+        let text = String::from_utf8(room[..end].to_vec()).ok()?;
+        let entries = text.split(';').map(|entry| entry.trim_ascii().to_owned());
+        Some(entries.filter(|entry| !entry.is_empty()).collect())
+    };
+    let address = |entry: &String| -> Option<IpAddr> {
+        match entry.split_once('%') {
+            Some((address, _)) => address.parse().map(IpAddr::V6).ok(),
+            None => entry.parse().ok(),
+        }
+    };
+    let addresses = |room| -> Option<Vec<IpAddr>> { list(room)?.iter().map(address).collect() };
+    let by_family = |all: Vec<IpAddr>, room: usize| -> Option<String> {
+        let (four, six): (Vec<_>, Vec<_>) = all.into_iter().partition(IpAddr::is_ipv4);
+        let fit = four.len() <= room && six.len() <= room;
+        let texts: Vec<_> = four.iter().chain(&six).map(IpAddr::to_string).collect();
+        fit.then(|| texts.join(";"))
+    };
+    let all = addresses(&ADDRESS_TEXTS[1])?;
+    let subnets = list(&ADDRESS_TEXTS[2])?;
+    if all.len() != subnets.len() {
+        return None;
+    }
+    let mut masks = Vec::new();
+    let mut prefixes = Vec::new();
+    for (address, subnet) in all.iter().zip(&subnets) {
+        match address {
+            IpAddr::V4(_) => masks.push(subnet.parse::<Ipv4Addr>().ok()?.to_string()),
+            IpAddr::V6(_) => {
+                let number = subnet.strip_prefix('/').unwrap_or(subnet);
+                let prefix: u32 = number.parse().ok()?;
+                (prefix <= 128 && !number.starts_with('+')).then_some(())?;
+                prefixes.push(prefix.to_string());
+            }
+        }
+    }
+    masks.append(&mut prefixes);
+    let origin = 2 - u16::from(answer[4 + 257] != 0);
+    Some(addresses::Addresses {
+        adapter: String::new(),
+        family: answer[4 + 256],
+        dhcp: answer[4 + 257] != 0,
+        origins: vec![origin; all.len()],
+        addresses: by_family(all, 64)?,
+        subnets: masks.join(";"),
+        gateways: by_family(addresses(&ADDRESS_TEXTS[3])?, 5)?,
+        name_servers: by_family(addresses(&ADDRESS_TEXTS[4])?, 64)?,
+    })
+}
+
+/// The host is told the daemon's addresses as numbers, or that they are wrong, and then none.
+fn numbers_told(before: &[u8], answer: &[u8], body: &[u8], result: Result<(), Refusal>) {
+    only_changed(before, body, &[4..28, 284..3716]);
+    let read = addresses::read(NUMBERS, body).expect("addresses that a host can read");
+    let Some(told) = for_host(answer) else {
+        let refusal = result.expect_err("wrong addresses");
+        assert!(refusal.status == Status::FAIL && refusal.why.is_some());
+        assert_eq!(body[4..28], [0; 24]);
+        return;
+    };
+    assert_eq!(result, Ok(()));
+    let adapter = utf16_text(&before[28..284]);
+    assert_eq!(read, addresses::Addresses { adapter, ..told });
 }

@@ -2,14 +2,18 @@
 
 //! Key-value pair messages: those of the host, those of the daemon, and the way between them.
 //!
-//! A host's body begins with operation and pool (u8 each). What follows lies at offset 4, but at
-//! offset 2 where it's about addresses. A daemon's message begins with the same two bytes and two
+//! A host's body begins with operation and pool (u8 each). What follows lies at offset 4, except where
+//! it's about addresses: see [`addresses`]. A daemon's message begins with the same two bytes and two
 //! of padding, all else lies at offset 4; in its answers the first four bytes are a status instead.
 //!
 //! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
 //! (`struct hv_kvp_msg`, `struct hv_kvp_ip_msg`).
 
 use super::{
+    addresses::{
+        self,
+        Layout, //
+    },
     text::{
         utf16_to_utf8,
         utf8_to_utf16,
@@ -27,10 +31,8 @@ const OPERATION: usize = 0;
 const POOL: usize = 1;
 const POOLS: u8 = 5;
 
-/// Where a host's and a daemon's bodies begin, except about addresses.
+/// Where a host's and a daemon's bodies begin, except a host's about addresses.
 const BODY: usize = 4;
-/// Where a host's body about addresses begins.
-const HOST_ADDRESSES: usize = 2;
 
 /// `struct hv_kvp_exchg_msg_value`, with offsets from its start.
 mod value {
@@ -42,18 +44,6 @@ mod value {
     pub(super) const VALUE: usize = KEY + KEY_MAX;
     pub(super) const VALUE_MAX: usize = 2048;
     pub(super) const LEN: usize = VALUE + VALUE_MAX;
-}
-
-/// `struct hv_kvp_ipaddr_value`, with offsets from its start.
-mod addresses {
-    use core::ops::Range;
-
-    pub(super) const ADAPTER: Range<usize> = 0..256;
-    pub(super) const FAMILY: usize = 256;
-    pub(super) const DHCP: usize = 257;
-    /// Addresses, subnets, gateways and name servers, each a list with `;` between.
-    pub(super) const LISTS: [Range<usize>; 4] = [258..2306, 2306..4354, 4354..5378, 5378..7426];
-    pub(super) const LEN: usize = 7426;
 }
 
 /// Value types, numbered as in the registry.
@@ -97,13 +87,50 @@ impl Operation {
         }
     }
 
+    /// Its name, as hosts call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Set => "SET",
+            Self::Delete => "DELETE",
+            Self::Enumerate => "ENUMERATE",
+            Self::GetAddresses => "GET_IP_INFO",
+            Self::SetAddresses => "SET_IP_INFO",
+        }
+    }
+
     /// Bytes of body that the operation and its answer take.
-    fn host_len(self) -> usize {
+    fn host_len(self, layout: Layout) -> usize {
         match self {
             Self::Get | Self::Set => BODY + value::LEN,
             Self::Delete => BODY + 4 + value::KEY_MAX,
             Self::Enumerate => BODY + 4 + value::LEN,
-            Self::GetAddresses | Self::SetAddresses => HOST_ADDRESSES + addresses::LEN,
+            Self::GetAddresses | Self::SetAddresses => layout.host_len(),
+        }
+    }
+}
+
+/// Why a request is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// What the host is told.
+    pub(crate) status: Status,
+    /// What the status does not say.
+    pub(crate) why: Option<addresses::Error>,
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self { status, why: None }
+    }
+}
+
+impl Refusal {
+    /// With this status because of addresses.
+    fn addresses(status: Status) -> impl FnOnce(addresses::Error) -> Self {
+        move |why| Self {
+            status,
+            why: Some(why),
         }
     }
 }
@@ -144,23 +171,24 @@ pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> usize {
 
 /// Writes the request in the host's `body` as a `message` for the daemon.
 ///
-/// Fails with the status that the request is to be answered with.
+/// `layout` is the version's that was agreed on.
 pub(crate) fn to_daemon(
+    layout: Layout,
     body: &[u8],
     daemon: Registration,
     message: &mut [u8; DAEMON_LEN],
-) -> Result<(), Status> {
+) -> Result<(), Refusal> {
     let operation = Operation::parse(body)?;
-    if body.len() < operation.host_len() {
-        return Err(Status::INVALID_ARGUMENT);
+    if body.len() < operation.host_len(layout) {
+        return Err(Status::INVALID_ARGUMENT.into());
     }
     let is_about_addresses = matches!(operation, Operation::GetAddresses | Operation::SetAddresses);
     if is_about_addresses && daemon == Registration::Legacy {
-        return Err(Status::NOT_SUPPORTED);
+        return Err(Status::NOT_SUPPORTED.into());
     }
     // The daemon picks a file by it, without looking.
     if !is_about_addresses && body[POOL] >= POOLS {
-        return Err(Status::INVALID_ARGUMENT);
+        return Err(Status::INVALID_ARGUMENT.into());
     }
 
     // Of the rest, nothing is read by the daemon.
@@ -190,20 +218,15 @@ pub(crate) fn to_daemon(
             // The daemon counts with a signed number.
             let index = wire::u32_at(body, BODY);
             if i32::try_from(index).is_err() {
-                return Err(Status::NO_MORE_ITEMS);
+                return Err(Status::NO_MORE_ITEMS.into());
             }
             wire::put_u32_native(message, BODY, index);
         }
         Operation::GetAddresses | Operation::SetAddresses => {
-            let (from, to) = (&body[HOST_ADDRESSES..], &mut message[BODY..]);
-            utf16_to_utf8(&from[addresses::ADAPTER], &mut to[addresses::ADAPTER])?;
-            to[addresses::FAMILY] = from[addresses::FAMILY];
-            if operation == Operation::SetAddresses {
-                to[addresses::DHCP] = from[addresses::DHCP];
-                for list in addresses::LISTS {
-                    utf16_to_utf8(&from[list.clone()], &mut to[list])?;
-                }
-            }
+            let is_set = operation == Operation::SetAddresses;
+            layout
+                .to_daemon(body, is_set, &mut message[BODY..])
+                .map_err(Refusal::addresses(Status::INVALID_ARGUMENT))?;
         }
     }
     Ok(())
@@ -263,17 +286,15 @@ fn decimal(mut number: u64, to: &mut [u8]) -> usize {
     len + 1
 }
 
-/// Writes the daemon's `answer` into the host's `body`, which [`to_daemon`] has accepted, and
-/// returns the status.
+/// Writes the daemon's `answer` into the host's `body`, which [`to_daemon`] has accepted in the same
+/// layout.
 pub(crate) fn from_daemon(
+    layout: Layout,
     daemon: Registration,
     answer: &[u8; DAEMON_LEN],
     body: &mut [u8],
-) -> Status {
-    let operation = match Operation::parse(body) {
-        Ok(operation) => operation,
-        Err(status) => return status,
-    };
+) -> Result<(), Refusal> {
+    let operation = Operation::parse(body)?;
     let status = match daemon {
         Registration::Current => Status(wire::u32_native_at(answer, 0)),
         Registration::Legacy => {
@@ -286,7 +307,7 @@ pub(crate) fn from_daemon(
         }
     };
     if status != Status::OK {
-        return status;
+        return Err(status.into());
     }
 
     match operation {
@@ -300,17 +321,11 @@ pub(crate) fn from_daemon(
             wire::put_u32(to, value::KEY_SIZE, len as u32);
             value_to_host(from, to);
         }
-        Operation::GetAddresses => {
-            let (from, to) = (&answer[BODY..], &mut body[HOST_ADDRESSES..]);
-            utf8_to_utf16(&from[addresses::ADAPTER], &mut to[addresses::ADAPTER]);
-            to[addresses::FAMILY] = from[addresses::FAMILY];
-            to[addresses::DHCP] = from[addresses::DHCP];
-            for list in addresses::LISTS {
-                utf8_to_utf16(&from[list.clone()], &mut to[list]);
-            }
-        }
+        Operation::GetAddresses => layout
+            .to_host(&answer[BODY..], body)
+            .map_err(Refusal::addresses(Status::FAIL))?,
     }
-    Status::OK
+    Ok(())
 }
 
 /// Converts the value of a `struct hv_kvp_exchg_msg_value`. All of the daemon's are text.
@@ -334,7 +349,7 @@ impl From<TooLong> for Status {
 mod tests {
     use super::*;
 
-    const BODY_LEN: usize = HOST_ADDRESSES + addresses::LEN;
+    const BODY_LEN: usize = Layout::Text.host_len();
 
     /// A host's body with this operation and pool.
     fn body(operation: u8, pool: u8) -> [u8; BODY_LEN] {
@@ -365,7 +380,10 @@ mod tests {
     /// The value that the daemon is asked to set, as text with its NUL.
     fn value_set(body: &[u8], expected: &[u8]) {
         let mut message = [0xff; DAEMON_LEN];
-        assert_eq!(to_daemon(body, Registration::Current, &mut message), Ok(()));
+        assert_eq!(
+            to_daemon(Layout::Text, body, Registration::Current, &mut message),
+            Ok(())
+        );
         let len = wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize;
         assert_eq!(&message[BODY + value::VALUE..][..len], expected);
         assert_eq!(&message[BODY + value::KEY..][..2], b"k\0");
@@ -375,8 +393,8 @@ mod tests {
     fn refused(body: &[u8], status: Status) {
         let mut message = [0; DAEMON_LEN];
         assert_eq!(
-            to_daemon(body, Registration::Current, &mut message),
-            Err(status)
+            to_daemon(Layout::Text, body, Registration::Current, &mut message),
+            Err(status.into())
         );
     }
 
@@ -428,7 +446,7 @@ mod tests {
         refused(&[], Status::INVALID_ARGUMENT);
         for operation in 0..6 {
             let parsed = Operation::parse(&[operation]);
-            let short = parsed.map_or(0, |operation| operation.host_len() - 1);
+            let short = parsed.map_or(0, |operation| operation.host_len(Layout::Text) - 1);
             refused(&body(operation, 0)[..short], Status::INVALID_ARGUMENT);
         }
         let mut body = body(3, 0);
@@ -441,8 +459,13 @@ mod tests {
         let mut message = [0; DAEMON_LEN];
         for operation in [4, 5] {
             assert_eq!(
-                to_daemon(&body(operation, 0), Registration::Legacy, &mut message),
-                Err(Status::NOT_SUPPORTED)
+                to_daemon(
+                    Layout::Text,
+                    &body(operation, 0),
+                    Registration::Legacy,
+                    &mut message
+                ),
+                Err(Status::NOT_SUPPORTED.into())
             );
         }
     }
@@ -452,7 +475,7 @@ mod tests {
         let mut host = set(0, 0, &[]);
         host[OPERATION] = 0;
         let mut message = [0; DAEMON_LEN];
-        let asked = to_daemon(&host, Registration::Current, &mut message);
+        let asked = to_daemon(Layout::Text, &host, Registration::Current, &mut message);
         assert_eq!(asked, Ok(()));
         assert_eq!(
             wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize,
@@ -461,8 +484,8 @@ mod tests {
 
         wire::put_u32_native(&mut message, 0, 0);
         message[BODY + value::VALUE..][..3].copy_from_slice(b"hi\0");
-        let status = from_daemon(Registration::Current, &message, &mut host);
-        assert_eq!(status, Status::OK);
+        let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
+        assert_eq!(told, Ok(()));
         assert_eq!(&host[BODY + value::VALUE..][..6], b"h\0i\0\0\0");
         assert_eq!(wire::u32_at(&host, BODY + value::VALUE_SIZE), 6);
         assert_eq!(wire::u32_at(&host, BODY + value::TYPE), 1);
@@ -475,8 +498,8 @@ mod tests {
         // Neither is ended by a NUL.
         message[BODY + 4 + value::KEY..][..value::KEY_MAX].fill(b'k');
         message[BODY + 4 + value::VALUE..][..value::VALUE_MAX].fill(b'v');
-        let status = from_daemon(Registration::Current, &message, &mut host);
-        assert_eq!(status, Status::OK);
+        let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
+        assert_eq!(told, Ok(()));
         let at = |offset| wire::u32_at(&host, BODY + 4 + offset) as usize;
         assert_eq!(at(value::KEY_SIZE), value::KEY_MAX);
         assert_eq!(at(value::VALUE_SIZE), value::VALUE_MAX);
@@ -489,34 +512,46 @@ mod tests {
         let mut host = body(3, 2);
         let mut message = [0; DAEMON_LEN];
         wire::put_u32_native(&mut message, 0, Status::NO_MORE_ITEMS.0);
-        let mut answer = |daemon| from_daemon(daemon, &message, &mut host);
-        assert_eq!(answer(Registration::Current), Status::NO_MORE_ITEMS);
+        let mut answer = |daemon| from_daemon(Layout::Text, daemon, &message, &mut host);
+        let end = Err(Status::NO_MORE_ITEMS.into());
+        assert_eq!(answer(Registration::Current), end);
         // An empty key is how a legacy daemon says it.
-        assert_eq!(answer(Registration::Legacy), Status::NO_MORE_ITEMS);
+        assert_eq!(answer(Registration::Legacy), end);
         assert_eq!(host, body(3, 2));
     }
 
     #[test]
-    fn addresses_go_both_ways() {
-        let mut host = body(5, 0);
-        host[HOST_ADDRESSES + addresses::FAMILY] = 1;
-        host[HOST_ADDRESSES + addresses::DHCP] = 1;
-        put_text(&mut host[HOST_ADDRESSES..], b"{id}");
-        for list in addresses::LISTS {
-            put_text(&mut host[HOST_ADDRESSES..][list], b"10.0.0.1;");
-        }
-        let mut message = [0xff; DAEMON_LEN];
-        let asked = to_daemon(&host, Registration::Current, &mut message);
-        assert_eq!(asked, Ok(()));
-        assert_eq!(&message[BODY..][..5], b"{id}\0");
-        for list in addresses::LISTS {
-            assert_eq!(&message[BODY..][list][..10], b"10.0.0.1;\0");
-        }
+    fn addresses_are_laid_out_as_agreed_on() {
+        for (layout, adapter) in [(Layout::Text, 2), (Layout::Binary, 4 + 24)] {
+            let mut host = body(4, 1);
+            put_text(&mut host[adapter..], b"00:15");
+            let mut message = [0xff; DAEMON_LEN];
+            let asked = to_daemon(layout, &host, Registration::Current, &mut message);
+            assert_eq!(asked, Ok(()));
+            assert_eq!(&message[BODY..][..6], b"00:15\0");
+            assert!(message[BODY + 256..].iter().all(|byte| *byte == 0));
 
-        wire::put_u32_native(&mut message, 0, 0);
-        let mut answer = body(4, 0);
-        let status = from_daemon(Registration::Current, &message, &mut answer);
-        assert_eq!(status, Status::OK);
-        assert_eq!(answer[HOST_ADDRESSES..], host[HOST_ADDRESSES..]);
+            // What cannot be told is no success.
+            wire::put_u32_native(&mut message, 0, 0);
+            message[BODY + 258..][..2].copy_from_slice(b"x\0");
+            let told = from_daemon(layout, Registration::Current, &message, &mut host);
+            let why = told.err().and_then(|Refusal { status, why }| {
+                assert_eq!(status, Status::FAIL);
+                why
+            });
+            let invalid = addresses::Error::Invalid(addresses::Field::Addresses);
+            assert_eq!(why, (layout == Layout::Binary).then_some(invalid));
+        }
+    }
+
+    #[test]
+    fn what_no_daemon_has_room_for_is_refused_with_a_reason() {
+        let mut host = body(5, 1);
+        wire::put_u32(&mut host, BODY, 65);
+        let mut message = [0; DAEMON_LEN];
+        let asked = to_daemon(Layout::Binary, &host, Registration::Current, &mut message);
+        let (status, why) = asked.map_or_else(|it| (it.status, it.why), |()| (Status::OK, None));
+        assert_eq!(status, Status::INVALID_ARGUMENT);
+        assert!(why.is_some());
     }
 }

@@ -21,6 +21,7 @@
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 //! (`struct vmbuspipe_hdr`, `struct icmsg_hdr`, `struct icmsg_negotiate`).
 
+pub(crate) mod addresses;
 pub(crate) mod fcopy;
 pub(crate) mod heartbeat;
 pub(crate) mod kvp;

@@ -60,35 +60,35 @@ impl Uint {
     }
 }
 
-/// Sets a parameter to a number. Fails with `EINVAL` for other text, and above `MAX`.
+/// Sets a parameter to a number. Fails with `EINVAL` for other text, below `MIN`, and above `MAX`.
 ///
 /// # Safety
 ///
 /// `value` must be null or a C string. The argument of `param` must be a `u32`.
 #[doc(hidden)]
-pub unsafe extern "C" fn set_uint<const MAX: u32>(
+pub unsafe extern "C" fn set_uint<const MIN: u32, const MAX: u32>(
     value: *const c_char,
     param: *const bindings::kernel_param,
 ) -> c_int {
     // SAFETY: Guaranteed by the safety requirements of this function.
-    match unsafe { bindings::param_set_uint_minmax(value, param, 0, MAX) } {
+    match unsafe { bindings::param_set_uint_minmax(value, param, MIN, MAX) } {
         0 => 0,
         // `ERANGE` for more than 32 bits.
         _ => EINVAL.to_errno(),
     }
 }
 
-/// Declares a number as module parameter, from 0 to a greatest value: a `static` of type [`Uint`], and a
-/// file in `/sys/module/<module>/parameters/` with that mode. Other values are refused (`EINVAL`).
+/// Declares a number in a range as module parameter: a `static` of type [`Uint`], and a file in
+/// `/sys/module/<module>/parameters/` with that mode. Other values are refused (`EINVAL`).
 ///
 /// # Examples
 ///
 /// ```ignore
-/// hyperv::module_param_uint!(patience, 0o644, 30, 3600, "Seconds to wait");
+/// hyperv::module_param_uint!(patience, 0o644, 30, 0..=3600, "Seconds to wait");
 /// ```
 #[macro_export]
 macro_rules! module_param_uint {
-    ($name:ident, $mode:literal, $default:expr, $max:literal, $description:literal) => {
+    ($name:ident, $mode:literal, $default:expr, $min:literal..=$max:literal, $description:literal) => {
         $crate::module_param!(
             $name,
             $mode,
@@ -98,7 +98,7 @@ macro_rules! module_param_uint {
                 static OPS: ::kernel::bindings::kernel_param_ops =
                     ::kernel::bindings::kernel_param_ops {
                         flags: 0,
-                        set: Some($crate::linux::module_param::set_uint::<$max>),
+                        set: Some($crate::linux::module_param::set_uint::<$min, $max>),
                         get: Some(::kernel::bindings::param_get_uint),
                         free: None,
                     };

@@ -2,6 +2,9 @@
 
 //! What fuzzers have in common: numbers that look random, valid messages, and what becomes of them.
 
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+
 use crate::ic::fcopy;
 use crate::ic::heartbeat;
 use crate::ic::kvp;
@@ -10,6 +13,7 @@ use crate::ic::timesync;
 use crate::ic::vss;
 use crate::ic::Moment;
 use crate::service::Service;
+use crate::service::Version;
 
 /// A flag of shutdown requests that none has: with it, the guest stays on.
 pub const NO_SHUTDOWN: u8 = 0x80;
@@ -86,7 +90,10 @@ pub fn body(service: Service, moment: &Moment, random: &mut Random) -> Vec<u8> {
             2 => kvp::set_value(pool, &text(random), random.below(13) as u32, &[7; 8]),
             3 => kvp::delete(pool, &text(random)),
             4 => kvp::enumerate(pool, random.below(12) as u32),
-            _ => kvp::get_ip_info(&text(random)),
+            _ => {
+                let version = random.of(&[(4, 0), (5, 0), (5, 0)]);
+                addresses(version, random)
+            }
         },
         Service::Vss => vss::body(random.below(12) as u8),
         Service::FCopy => match random.below(4) {
@@ -97,6 +104,48 @@ pub fn body(service: Service, moment: &Moment, random: &mut Random) -> Vec<u8> {
         },
         Service::Heartbeat | Service::Echo => heartbeat::body(random.any(), heartbeat::RESERVED),
     }
+}
+
+/// The body of a request of KVP's about addresses in this version; a guest takes it for one of the version that was
+/// agreed on.
+pub fn addresses(version: Version, random: &mut Random) -> Vec<u8> {
+    let adapter: String = text(random).chars().take(100).collect();
+    if random.one_in(3) {
+        return kvp::get_ip_info(version, &adapter);
+    }
+    let list = |room: usize, random: &mut Random| -> Vec<IpAddr> {
+        let count = random.of(&[0, 1, 2, 5, room / 2, room]).min(room);
+        let mut address = || match random.one_in(2) {
+            true => IpAddr::V4((random.any() as u32).into()),
+            false => {
+                // Some have a long run of zeros, as addresses do.
+                let half = random.any() >> random.of(&[0, 32, 60]);
+                IpAddr::V6((u128::from(random.any()) << 64 | u128::from(half)).into())
+            }
+        };
+        (0..count).map(|_| address()).collect()
+    };
+    let joined = |list: &[String]| list.join(";");
+    let texts = |list: &[IpAddr]| list.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+    let addresses = list(64, random);
+    let subnets: Vec<_> = addresses
+        .iter()
+        .map(|address| match address {
+            IpAddr::V4(_) => Ipv4Addr::from(u32::MAX << random.below(32)).to_string(),
+            IpAddr::V6(_) => random.below(129).to_string(),
+        })
+        .collect();
+    let info = kvp::Addresses {
+        adapter: adapter.clone(),
+        family: random.below(4) as u8,
+        dhcp: random.one_in(2),
+        addresses: joined(&texts(&addresses)),
+        subnets: joined(&subnets),
+        gateways: joined(&texts(&list(5, random))),
+        name_servers: joined(&texts(&list(64, random))),
+        origins: Vec::new(),
+    };
+    kvp::set_ip_info(version, &info).unwrap_or_else(|| kvp::get_ip_info(version, &adapter))
 }
 
 /// Ways in which a message is changed.

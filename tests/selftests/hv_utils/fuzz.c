@@ -53,6 +53,7 @@ static const struct device devices[] = {
 static const char * const parameters[] = {
 	"/sys/module/hv_utils/parameters/timesync_implicit",
 	"/sys/module/hv_utils/parameters/vss_freeze_limit",
+	"/sys/module/hv_utils/parameters/kvp_protocol",
 };
 
 /* What the processes have in common: how often each thing was done, and whether all went well. */
@@ -424,7 +425,7 @@ static void live(int device)
 static void write_parameters(void)
 {
 	static const char * const values[] = {
-		"Y", "N", "1", "0", "", "\n", "2", "yes please", "on\n",
+		"Y", "N", "1", "0", "", "\n", "2", "4", "5", "yes please", "on\n",
 	};
 	char text[256];
 	int fd, i;

@@ -13,10 +13,11 @@
 //! | 1568   | masks of IPv4 addresses, 64; prefix lengths u32 of IPv6 addresses, 64       |
 //! | 2080   | gateways: 5 of IPv4, 5 of IPv6                                              |
 //! | 2180   | name servers: 64 of IPv4, 64 of IPv6                                        |
-//! | 3460   | origins u32\[128\] of the IPv4 and then the IPv6 addresses                  |
+//! | 3460   | origins u16\[128\] of the IPv4 and then the IPv6 addresses                  |
 //!
-//! Source: `struct hv_kvp_ip_msg` of `include/uapi/linux/hyperv.h`, and for the binary layout, which Linux has not,
-//! Microsoft's open-source VMM. A host names pool [`GUEST`] in both.
+//! Source: `struct hv_kvp_ip_msg` of `include/uapi/linux/hyperv.h`; for the binary layout, which that has not, Microsoft's
+//! open-source VMM, and the symbols of Windows 10's `icsvc.dll` (`_IC_KVP_EXCHANGE_IP_ADDRESS_VALUE_BINARY`), by which
+//! origins have 16 bits. A host names pool [`GUEST`] in both.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -28,6 +29,7 @@ use super::kvp::SET_IP_INFO;
 use super::text::utf16;
 use super::text::utf16_text;
 use crate::bytes::put;
+use crate::bytes::u16_at;
 use crate::bytes::u32_at;
 use crate::bytes::u8_at;
 use crate::service::Version;
@@ -52,7 +54,23 @@ pub struct Addresses {
     pub gateways: String,
     /// The name servers.
     pub name_servers: String,
+    /// Where each address is from, those of IPv4 first: see [`origin`]. Text has none.
+    pub origins: Vec<u16>,
 }
+
+/// Origins of addresses.
+pub mod origin {
+    /// Nobody says.
+    pub const UNKNOWN: u16 = 0;
+    /// Not a static one, such as from DHCP.
+    pub const OTHER: u16 = 1;
+    /// A static one.
+    pub const STATIC: u16 = 2;
+}
+
+/// Where the binary layout has numbers that scenarios spoil.
+pub use binary::COUNTS;
+pub use binary::PREFIXES;
 
 /// A body in the layout of message version `version`; `None` if that cannot hold the addresses.
 pub fn body(version: Version, operation: u8, addresses: &Addresses) -> Option<Vec<u8>> {
@@ -70,23 +88,23 @@ pub fn read(version: Version, body: &[u8]) -> Option<Addresses> {
     }
 }
 
-/// Asks for the addresses of the adapter with this MAC address (written `00:15:5D:...`), in the layout of 4.0.
-pub fn get_ip_info(mac: &str) -> Vec<u8> {
-    let addresses = Addresses {
-        adapter: mac.to_owned(),
-        ..Addresses::default()
-    };
-    text::body(GET_IP_INFO, &addresses)
+/// Asks for the addresses of the adapter with this MAC address (written `00:15:5D:...`).
+pub fn get_ip_info(version: Version, mac: &str) -> Vec<u8> {
+    match version >= (5, 0) {
+        true => binary::get(mac),
+        false => {
+            let addresses = Addresses {
+                adapter: mac.to_owned(),
+                ..Addresses::default()
+            };
+            text::body(GET_IP_INFO, &addresses)
+        }
+    }
 }
 
-/// Gives addresses to an adapter, in the layout of 4.0.
-pub fn set_ip_info(addresses: &Addresses) -> Vec<u8> {
-    text::body(SET_IP_INFO, addresses)
-}
-
-/// The addresses in a body in the layout of 4.0.
-pub fn addresses(body: &[u8]) -> Option<Addresses> {
-    text::read(body)
+/// Gives addresses to an adapter; `None` if the layout cannot hold them.
+pub fn set_ip_info(version: Version, addresses: &Addresses) -> Option<Vec<u8>> {
+    body(version, SET_IP_INFO, addresses)
 }
 
 fn empty(operation: u8) -> Vec<u8> {
@@ -137,6 +155,7 @@ mod text {
             subnets: text_at(body, LISTS[1], 2048)?,
             gateways: text_at(body, LISTS[2], 1024)?,
             name_servers: text_at(body, LISTS[3], 2048)?,
+            origins: Vec::new(),
         })
     }
 }
@@ -149,9 +168,14 @@ mod binary {
     const FAMILY: usize = 284;
     const DHCP: usize = 285;
     const MASKS: usize = 1568;
-    const PREFIXES: usize = 1824;
+    /// Prefix lengths.
+    pub const PREFIXES: usize = 1824;
+    const ORIGINS: usize = 3460;
     /// Where the origins end.
-    const END: usize = 3972;
+    const END: usize = 3716;
+
+    /// Numbers of IPv4 and IPv6 addresses, gateways and name servers.
+    pub const COUNTS: [usize; 6] = [4, 8, 12, 16, 20, 24];
 
     /// Two lists, of IPv4 and of IPv6: where they are, and how many each has room for.
     struct List {
@@ -228,6 +252,12 @@ mod binary {
         Some(Ipv6Addr::from(octets).to_string())
     }
 
+    pub(super) fn get(adapter: &str) -> Vec<u8> {
+        let mut out = empty(GET_IP_INFO);
+        put(&mut out, ADAPTER, &utf16(adapter));
+        out
+    }
+
     pub(super) fn body(operation: u8, addresses: &Addresses) -> Option<Vec<u8>> {
         let mut out = empty(operation);
         put(&mut out, ADAPTER, &utf16(&addresses.adapter));
@@ -246,6 +276,9 @@ mod binary {
         }
         GATEWAYS.write(&mut out, &addresses.gateways)?;
         NAME_SERVERS.write(&mut out, &addresses.name_servers)?;
+        for (index, origin) in addresses.origins.iter().enumerate() {
+            put(&mut out, ORIGINS + index * 2, &origin.to_le_bytes());
+        }
         Some(out)
     }
 
@@ -255,6 +288,7 @@ mod binary {
         let masks = (0..four).map(|index| v4(body, MASKS + index * 4));
         let prefixes = (0..six).map(|index| Some(u32_at(body, PREFIXES + index * 4)?.to_string()));
         let subnets: Option<Vec<_>> = masks.chain(prefixes).collect();
+        let origins = (0..four + six).map(|index| u16_at(body, ORIGINS + index * 2));
         Some(Addresses {
             adapter: text_at(body, ADAPTER, 256)?,
             family: u8_at(body, FAMILY)?,
@@ -263,6 +297,7 @@ mod binary {
             subnets: subnets?.join(";"),
             gateways: GATEWAYS.read(body)?,
             name_servers: NAME_SERVERS.read(body)?,
+            origins: origins.collect::<Option<_>>()?,
         })
     }
 }
@@ -280,27 +315,38 @@ mod tests {
             subnets: "255.0.0.0;255.255.0.0;64".into(),
             gateways: "10.0.0.9;fe80::9".into(),
             name_servers: "10.0.0.8".into(),
+            origins: Vec::new(),
+        }
+    }
+
+    /// The same, where it has origins.
+    fn binary() -> Addresses {
+        Addresses {
+            origins: vec![origin::OTHER, origin::STATIC, origin::UNKNOWN],
+            ..given()
         }
     }
 
     #[test]
     fn addresses_go_both_ways() {
-        let given = given();
-        for version in [(3, 0), (4, 0), (5, 0)] {
-            let body = body(version, SET_IP_INFO, &given).unwrap();
+        for (version, given) in [((3, 0), given()), ((4, 0), given()), ((5, 0), binary())] {
+            let body = set_ip_info(version, &given).unwrap();
             assert_eq!(body.len(), LENGTH);
             assert_eq!(body[..2], [SET_IP_INFO, GUEST]);
             assert_eq!(read(version, &body).as_ref(), Some(&given), "{version:?}");
+            let body = get_ip_info(version, "00:15");
+            assert_eq!(body.len(), LENGTH);
+            assert_eq!(body[..2], [GET_IP_INFO, GUEST]);
+            let asked = read(version, &body).map(|it| (it.adapter, it.addresses));
+            assert_eq!(asked, Some(("00:15".into(), String::new())));
         }
-        assert_eq!(addresses(&set_ip_info(&given)), Some(given));
-        assert_eq!(get_ip_info("00:15").len(), LENGTH);
     }
 
     #[test]
     fn the_binary_layout_is_a_hosts() {
-        let body = body((5, 0), SET_IP_INFO, &given()).unwrap();
-        let counts: Vec<u32> = (4..28)
-            .step_by(4)
+        let body = set_ip_info((5, 0), &binary()).unwrap();
+        let counts: Vec<u32> = COUNTS
+            .into_iter()
             .filter_map(|at| u32_at(&body, at))
             .collect();
         assert_eq!(counts, [2, 1, 1, 1, 1, 0]);
@@ -313,11 +359,12 @@ mod tests {
         assert_eq!(body[2080..2084], [10, 0, 0, 9]);
         assert_eq!((body[2100], body[2115]), (0xfe, 9));
         assert_eq!(body[2180..2184], [10, 0, 0, 8]);
+        assert_eq!(body[3460..3468], [1, 0, 2, 0, 0, 0, 0, 0]);
     }
 
     #[test]
     fn impossible_counts_are_not_read() {
-        let mut body = body((5, 0), SET_IP_INFO, &given()).unwrap();
+        let mut body = set_ip_info((5, 0), &given()).unwrap();
         for (at, most) in [(4, 64), (8, 64), (12, 5), (16, 5), (20, 64), (24, 64)] {
             let before = body[at];
             body[at] = most;
@@ -326,16 +373,16 @@ mod tests {
             assert_eq!(read((5, 0), &body), None, "{at}");
             body[at] = before;
         }
-        assert_eq!(read((5, 0), &body[..3971]), None);
+        assert_eq!(read((5, 0), &body[..3715]), None);
         let many = Addresses {
             gateways: "10.0.0.1;".repeat(6),
             ..Addresses::default()
         };
-        assert_eq!(super::body((5, 0), SET_IP_INFO, &many), None);
+        assert_eq!(set_ip_info((5, 0), &many), None);
         let none = Addresses {
             gateways: "nowhere".into(),
             ..Addresses::default()
         };
-        assert_eq!(super::body((5, 0), SET_IP_INFO, &none), None);
+        assert_eq!(set_ip_info((5, 0), &none), None);
     }
 }

@@ -7,10 +7,13 @@
 //!
 //! Source: `struct hv_kvp_msg` of `include/uapi/linux/hyperv.h`.
 
-pub use super::addresses::addresses;
 pub use super::addresses::get_ip_info;
+pub use super::addresses::origin;
+pub use super::addresses::read as addresses;
 pub use super::addresses::set_ip_info;
 pub use super::addresses::Addresses;
+pub use super::addresses::COUNTS;
+pub use super::addresses::PREFIXES;
 use super::text::utf16;
 use super::text::utf16_sized;
 use crate::bytes::put;
@@ -211,14 +214,15 @@ pub(super) fn describe(version: Version, body: &[u8], is_reply: bool) -> String 
             };
             match super::addresses::read(version, body) {
                 Some(it) => format!(
-                    "{name} {:?} family {} dhcp {} {:?} {:?} {:?} {:?}",
+                    "{name} {:?} family {} dhcp {} {:?} {:?} {:?} {:?} origins {:?}",
                     it.adapter,
                     it.family,
                     it.dhcp,
                     it.addresses,
                     it.subnets,
                     it.gateways,
-                    it.name_servers
+                    it.name_servers,
+                    it.origins
                 ),
                 None => format!("{name} {} bytes", body.len()),
             }

@@ -97,6 +97,16 @@ impl ChannelHandle<'_> {
         self.wait_reply()
     }
 
+    /// What KVP's host reads of an adapter's addresses, `None` if the guest does not tell them.
+    pub fn addresses(&self, mac: &str) -> Result<Option<kvp::Addresses>> {
+        let version = self.wait_negotiated()?.message;
+        let reply = self.ask(kvp::get_ip_info(version, mac))?;
+        match reply.status {
+            S_OK => Ok(kvp::addresses(version, &reply.body)),
+            _ => Ok(None),
+        }
+    }
+
     /// What KVP's host reads from a pool: all its pairs, one by one, until the guest has no more.
     pub fn enumerate(&self, pool: u8) -> Result<Vec<(String, String)>> {
         let mut pairs = Vec::new();

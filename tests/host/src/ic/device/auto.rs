@@ -129,6 +129,12 @@ impl Device {
                 self.service, self.state
             ));
         }
+        let is_about_addresses =
+            matches!(body.first(), Some(&(kvp::GET_IP_INFO | kvp::SET_IP_INFO)));
+        let is_older = self.versions.is_some_and(|it| it.message < (5, 0));
+        if self.service == Service::Kvp && is_about_addresses && is_older {
+            return Err("a host asks about addresses from version 5.0 on".to_owned());
+        }
         self.send(body, moment);
         Ok(())
     }
@@ -539,6 +545,23 @@ mod tests {
         // A host gives up a service whose pairs it cannot read.
         let empty = ask(&mut device).reply(S_OK);
         answer(&mut device, &empty, ZERO);
+        assert!(matches!(device.state(), State::Dead(_)));
+    }
+
+    #[test]
+    fn kvp_is_asked_about_addresses_in_numbers_only() {
+        for (version, is_asked) in [((4, 0), false), ((5, 0), true)] {
+            let mut device = ready(Service::Kvp, version);
+            let body = addresses::get_ip_info(version, "00:15");
+            assert_eq!(device.request(body, &moment(ZERO)).is_ok(), is_asked);
+        }
+        let mut device = ready(Service::Kvp, (5, 0));
+        let body = addresses::get_ip_info((5, 0), "00:15");
+        device.request(body, &moment(ZERO)).unwrap();
+        let mut reply = sent(&mut device).reply(S_OK);
+        // More gateways than there is room for.
+        reply.body[12] = 6;
+        answer(&mut device, &reply, ZERO);
         assert!(matches!(device.state(), State::Dead(_)));
     }
 }

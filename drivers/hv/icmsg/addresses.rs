@@ -1,0 +1,820 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An adapter's addresses in key-value pair messages: those of the host, those of the daemon, and the way
+//! between them.
+//!
+//! The daemon has them as text in UTF-8: `struct hv_kvp_ipaddr_value`, with four lists whose entries have
+//! `;` between. So do hosts up to version 4.0, in UTF-16. From 5.0 on a host has numbers, which lie at
+//! offset 4 of its body (all are little-endian, the bytes of an address are in network order):
+//!
+//! | Offset | Field                                                                       |
+//! | ------ | --------------------------------------------------------------------------- |
+//! | 0      | number of addresses, gateways, name servers, of IPv4 and IPv6 each, u32 x6  |
+//! | 24     | adapter id u16 x128                                                         |
+//! | 280    | family u8, DHCP u8, padding u16                                             |
+//! | 284    | addresses: 64 of IPv4, 64 of IPv6                                           |
+//! | 1564   | masks of the IPv4 addresses, 64; prefix lengths u32 of the IPv6 ones, x64   |
+//! | 2076   | gateways: 5 of IPv4, 5 of IPv6                                              |
+//! | 2176   | name servers: 64 of IPv4, 64 of IPv6                                        |
+//! | 3456   | origins u16 x128: the IPv4 addresses', right behind them the IPv6 ones'     |
+//!
+//! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
+//! (`struct hv_kvp_ipaddr_value`).
+
+use super::{
+    text::{
+        utf16_to_utf8,
+        utf8_to_utf16, //
+    },
+    wire,
+    Version, //
+};
+use core::{
+    fmt::{
+        self,
+        Write, //
+    },
+    net::{
+        IpAddr,
+        Ipv4Addr, //
+    },
+    ops::Range,
+    str, //
+};
+
+/// `struct hv_kvp_ipaddr_value`, with offsets from its start.
+mod text {
+    use super::Range;
+
+    pub(super) const ADAPTER: Range<usize> = 0..256;
+    pub(super) const FAMILY: usize = 256;
+    pub(super) const DHCP: usize = 257;
+    pub(super) const ADDRESSES: Range<usize> = 258..2306;
+    pub(super) const SUBNETS: Range<usize> = 2306..4354;
+    pub(super) const GATEWAYS: Range<usize> = 4354..5378;
+    pub(super) const NAME_SERVERS: Range<usize> = 5378..7426;
+    pub(super) const LEN: usize = 7426;
+}
+
+/// A host's numbers, with offsets from their start.
+mod binary {
+    use super::{
+        Field,
+        List,
+        Range, //
+    };
+
+    pub(super) const ADAPTER: Range<usize> = 24..280;
+    pub(super) const FAMILY: usize = 280;
+    pub(super) const DHCP: usize = 281;
+    pub(super) const ADDRESSES: List = List {
+        field: Field::Addresses,
+        counts: [0, 4],
+        at: [284, 540],
+        room: 64,
+    };
+    pub(super) const MASKS: usize = 1564;
+    pub(super) const PREFIXES: usize = 1820;
+    pub(super) const GATEWAYS: List = List {
+        field: Field::Gateways,
+        counts: [8, 12],
+        at: [2076, 2096],
+        room: 5,
+    };
+    pub(super) const NAME_SERVERS: List = List {
+        field: Field::NameServers,
+        counts: [16, 20],
+        at: [2176, 2432],
+        room: 64,
+    };
+    pub(super) const ORIGINS: usize = 3456;
+    pub(super) const LEN: usize = 3712;
+}
+
+/// The most bits that the prefix of an IPv6 address has.
+const MAX_PREFIX: u32 = 128;
+
+/// Origins of addresses.
+mod origin {
+    /// Neither of those that have a number: from DHCP.
+    pub(super) const OTHER: u16 = 1;
+    pub(super) const STATIC: u16 = 2;
+}
+
+/// What addresses consist of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// The adapter's id.
+    Adapter,
+    /// The addresses.
+    Addresses,
+    /// The addresses' masks and prefix lengths.
+    Subnets,
+    /// The gateways.
+    Gateways,
+    /// The name servers.
+    NameServers,
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Adapter => "adapter's id",
+            Self::Addresses => "addresses",
+            Self::Subnets => "subnets",
+            Self::Gateways => "gateways",
+            Self::NameServers => "name servers",
+        })
+    }
+}
+
+/// The two families of addresses; their numbers are indices here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// IPv4.
+    V4 = 0,
+    /// IPv6.
+    V6 = 1,
+}
+
+impl Family {
+    const fn of(address: &IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// Why addresses do not get from the one side to the other. They are never cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Error {
+    /// The host has no room for as many.
+    TooMany {
+        /// Of these.
+        field: Field,
+        /// Of this family.
+        family: Family,
+        /// Room for so many.
+        room: usize,
+    },
+    /// The daemon has no room for this text.
+    TooLong(Field),
+    /// The daemon's text does not end.
+    Endless(Field),
+    /// An entry is nothing that belongs there.
+    Invalid(Field),
+    /// The daemon has more or fewer subnets than addresses.
+    Unpaired,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooMany {
+                field,
+                family,
+                room,
+            } => {
+                let family = match family {
+                    Family::V4 => "IPv4",
+                    Family::V6 => "IPv6",
+                };
+                write!(f, "more than {room} {family} {field}")
+            }
+            Self::TooLong(field) => {
+                write!(f, "the {field} are too long for the daemon")
+            }
+            Self::Endless(field) => write!(f, "the daemon's text of {field} has no end"),
+            Self::Invalid(field) => write!(f, "invalid {field}"),
+            Self::Unpaired => f.write_str("the daemon has not one subnet for each address"),
+        }
+    }
+}
+
+/// How a host has addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// As text, at offset 2 of its body.
+    Text,
+    /// As numbers, at offset 4 of its body.
+    Binary,
+}
+
+impl Layout {
+    /// The layout in messages of this version.
+    pub(crate) fn of(version: Version) -> Self {
+        match version >= Version::new(5, 0) {
+            true => Self::Binary,
+            false => Self::Text,
+        }
+    }
+
+    const fn start(self) -> usize {
+        match self {
+            Self::Text => 2,
+            Self::Binary => 4,
+        }
+    }
+
+    /// Bytes of a host's body that a request about addresses takes.
+    pub(crate) const fn host_len(self) -> usize {
+        self.start()
+            + match self {
+                Self::Text => text::LEN,
+                Self::Binary => binary::LEN,
+            }
+    }
+
+    /// Writes what the host asks about an adapter to `to`, a `struct hv_kvp_ipaddr_value` of zeros; if it
+    /// is to have addresses, also these. The host's `body` has the size that the layout needs.
+    pub(crate) fn to_daemon(self, body: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Error> {
+        let from = &body[self.start()..];
+        match self {
+            Self::Text => text_to_daemon(from, is_set, to),
+            Self::Binary => binary_to_daemon(from, is_set, to),
+        }
+    }
+
+    /// Writes the daemon's `from`, a `struct hv_kvp_ipaddr_value`, to the host's `body`, which
+    /// [`Layout::to_daemon`] has accepted. If it fails, the body says that there are no addresses.
+    pub(crate) fn to_host(self, from: &[u8], body: &mut [u8]) -> Result<(), Error> {
+        let to = &mut body[self.start()..];
+        match self {
+            Self::Text => text_from_daemon(from, to),
+            Self::Binary => return binary_from_daemon(from, to),
+        }
+        Ok(())
+    }
+}
+
+const TEXT_LISTS: [(Field, Range<usize>); 4] = [
+    (Field::Addresses, text::ADDRESSES),
+    (Field::Subnets, text::SUBNETS),
+    (Field::Gateways, text::GATEWAYS),
+    (Field::NameServers, text::NAME_SERVERS),
+];
+
+fn text_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Error> {
+    let mut convert = |field, at: Range<usize>| {
+        utf16_to_utf8(&from[at.clone()], &mut to[at]).map_err(|_| Error::TooLong(field))
+    };
+    convert(Field::Adapter, text::ADAPTER)?;
+    if is_set {
+        for (field, at) in TEXT_LISTS {
+            convert(field, at)?;
+        }
+        to[text::DHCP] = from[text::DHCP];
+    }
+    to[text::FAMILY] = from[text::FAMILY];
+    Ok(())
+}
+
+fn text_from_daemon(from: &[u8], to: &mut [u8]) {
+    utf8_to_utf16(&from[text::ADAPTER], &mut to[text::ADAPTER]);
+    to[text::FAMILY] = from[text::FAMILY];
+    to[text::DHCP] = from[text::DHCP];
+    for (_, at) in TEXT_LISTS {
+        utf8_to_utf16(&from[at.clone()], &mut to[at]);
+    }
+}
+
+/// A list of the host's, of IPv4 and of IPv6 addresses: where their numbers are, where they are
+/// themselves, and how many of each have room.
+struct List {
+    field: Field,
+    counts: [usize; 2],
+    at: [usize; 2],
+    room: usize,
+}
+
+impl List {
+    fn too_many(&self, family: Family) -> Error {
+        Error::TooMany {
+            field: self.field,
+            family,
+            room: self.room,
+        }
+    }
+
+    /// How many addresses of a family the host has.
+    fn count(&self, from: &[u8], family: Family) -> Result<usize, Error> {
+        usize::try_from(wire::u32_at(from, self.counts[family as usize]))
+            .ok()
+            .filter(|count| *count <= self.room)
+            .ok_or(self.too_many(family))
+    }
+
+    /// The host's addresses, IPv4 first.
+    fn read<'a>(&self, from: &'a [u8]) -> Result<impl Iterator<Item = IpAddr> + 'a, Error> {
+        let four = numbers(from, self.at[0], self.count(from, Family::V4)?);
+        let six = numbers(from, self.at[1], self.count(from, Family::V6)?);
+        Ok(four
+            .map(|bytes: [u8; 4]| IpAddr::from(bytes))
+            .chain(six.map(|bytes: [u8; 16]| IpAddr::from(bytes))))
+    }
+
+    /// Writes an address behind those of its family, of which there are as many as `counts` says; returns
+    /// how many were before it.
+    fn push(&self, to: &mut [u8], counts: &mut Counts, address: IpAddr) -> Result<usize, Error> {
+        let family = Family::of(&address);
+        let count = &mut counts[family as usize];
+        let index = *count;
+        if index >= self.room {
+            return Err(self.too_many(family));
+        }
+        *count += 1;
+        let at = self.at[family as usize];
+        match address {
+            IpAddr::V4(address) => put(to, at, index, &address.octets()),
+            IpAddr::V6(address) => put(to, at, index, &address.octets()),
+        }
+        Ok(index)
+    }
+
+    /// Writes the addresses of the daemon's text; returns how many there are.
+    fn write(&self, from: &[u8], to: &mut [u8]) -> Result<Counts, Error> {
+        let mut counts = Counts::default();
+        for entry in entries(self.field, from)? {
+            self.push(to, &mut counts, parse_address(self.field, entry)?)?;
+        }
+        Ok(counts)
+    }
+
+    fn put_counts(&self, to: &mut [u8], counts: Counts) {
+        for (at, count) in self.counts.into_iter().zip(counts) {
+            // CAST: At most `room`.
+            wire::put_u32(to, at, count as u32);
+        }
+    }
+}
+
+/// How many addresses of either family there are.
+type Counts = [usize; 2];
+
+/// The first `count` numbers of `N` bytes each from offset `at` on.
+fn numbers<const N: usize>(
+    from: &[u8],
+    at: usize,
+    count: usize,
+) -> impl Iterator<Item = [u8; N]> + '_ {
+    from[at..at + count * N]
+        .chunks_exact(N)
+        .map(|bytes| wire::array_at(bytes, 0))
+}
+
+/// Writes a number behind `index` others of its size, which begin at offset `at`.
+fn put<const N: usize>(to: &mut [u8], at: usize, index: usize, number: &[u8; N]) {
+    to[at + index * N..][..N].copy_from_slice(number);
+}
+
+fn binary_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Error> {
+    utf16_to_utf8(&from[binary::ADAPTER], &mut to[text::ADAPTER])
+        .map_err(|_| Error::TooLong(Field::Adapter))?;
+    to[text::FAMILY] = from[binary::FAMILY];
+    if !is_set {
+        return Ok(());
+    }
+    to[text::DHCP] = from[binary::DHCP];
+    let four = binary::ADDRESSES.count(from, Family::V4)?;
+    let six = binary::ADDRESSES.count(from, Family::V6)?;
+    let addresses = binary::ADDRESSES.read(from)?;
+    write_entries(Field::Addresses, addresses, &mut to[text::ADDRESSES])?;
+
+    let mut subnets = Entries::new(Field::Subnets, &mut to[text::SUBNETS]);
+    for mask in numbers::<4>(from, binary::MASKS, four) {
+        subnets.push(&Ipv4Addr::from(mask))?;
+    }
+    for prefix in numbers(from, binary::PREFIXES, six).map(u32::from_le_bytes) {
+        if prefix > MAX_PREFIX {
+            return Err(Error::Invalid(Field::Subnets));
+        }
+        // The daemon wants no `/` before it, although it writes one.
+        subnets.push(&prefix)?;
+    }
+
+    let gateways = binary::GATEWAYS.read(from)?;
+    write_entries(Field::Gateways, gateways, &mut to[text::GATEWAYS])?;
+    let servers = binary::NAME_SERVERS.read(from)?;
+    write_entries(Field::NameServers, servers, &mut to[text::NAME_SERVERS])
+}
+
+fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<(), Error> {
+    to[..binary::ADAPTER.start].fill(0);
+    to[binary::FAMILY..binary::LEN].fill(0);
+
+    let mut addresses = Counts::default();
+    let mut subnets = entries(Field::Subnets, &from[text::SUBNETS])?;
+    for entry in entries(Field::Addresses, &from[text::ADDRESSES])? {
+        let address = parse_address(Field::Addresses, entry)?;
+        let index = binary::ADDRESSES.push(to, &mut addresses, address)?;
+        let subnet = subnets.next().ok_or(Error::Unpaired)?;
+        match address {
+            IpAddr::V4(_) => put(to, binary::MASKS, index, &parse_mask(subnet)?.octets()),
+            IpAddr::V6(_) => put(
+                to,
+                binary::PREFIXES,
+                index,
+                &parse_prefix(subnet)?.to_le_bytes(),
+            ),
+        }
+    }
+    if subnets.next().is_some() {
+        return Err(Error::Unpaired);
+    }
+    let gateways = binary::GATEWAYS.write(&from[text::GATEWAYS], to)?;
+    let servers = binary::NAME_SERVERS.write(&from[text::NAME_SERVERS], to)?;
+
+    let has_dhcp = from[text::DHCP] != 0;
+    to[binary::FAMILY] = from[text::FAMILY];
+    to[binary::DHCP] = u8::from(has_dhcp);
+    let origin = match has_dhcp {
+        true => origin::OTHER,
+        false => origin::STATIC,
+    };
+    for index in 0..addresses.iter().sum() {
+        put(to, binary::ORIGINS, index, &origin.to_le_bytes());
+    }
+    // Only now: none count if anything was wrong.
+    binary::ADDRESSES.put_counts(to, addresses);
+    binary::GATEWAYS.put_counts(to, gateways);
+    binary::NAME_SERVERS.put_counts(to, servers);
+    Ok(())
+}
+
+/// The entries of a list of the daemon's.
+fn entries(field: Field, list: &[u8]) -> Result<impl Iterator<Item = &[u8]>, Error> {
+    // If its end is missing, so may be the last entry's.
+    let end = list.iter().position(|byte| *byte == 0);
+    let list = &list[..end.ok_or(Error::Endless(field))?];
+    Ok(list
+        .split(|byte| *byte == b';')
+        .map(<[u8]>::trim_ascii)
+        .filter(|entry| !entry.is_empty()))
+}
+
+/// Reads an entry of a list.
+fn parse<T: str::FromStr>(field: Field, entry: &[u8]) -> Result<T, Error> {
+    str::from_utf8(entry)
+        .ok()
+        .and_then(|entry| entry.parse().ok())
+        .ok_or(Error::Invalid(field))
+}
+
+/// Reads an address. An interface of the guest's behind it (`fe80::1%eth0`, as name servers have it) means
+/// nothing to the host.
+fn parse_address(field: Field, entry: &[u8]) -> Result<IpAddr, Error> {
+    let (address, zone) = match entry.iter().position(|byte| *byte == b'%') {
+        Some(at) => (&entry[..at], true),
+        None => (entry, false),
+    };
+    match parse(field, address)? {
+        IpAddr::V4(_) if zone => Err(Error::Invalid(field)),
+        address => Ok(address),
+    }
+}
+
+/// Reads the mask of an IPv4 address.
+fn parse_mask(entry: &[u8]) -> Result<Ipv4Addr, Error> {
+    parse(Field::Subnets, entry)
+}
+
+/// Reads the prefix length of an IPv6 address, such as `/64`.
+fn parse_prefix(entry: &[u8]) -> Result<u32, Error> {
+    let number = entry.strip_prefix(b"/").unwrap_or(entry);
+    // `parse()` would take a `+`.
+    if !number.iter().all(u8::is_ascii_digit) {
+        return Err(Error::Invalid(Field::Subnets));
+    }
+    parse(Field::Subnets, number).and_then(|prefix| match prefix <= MAX_PREFIX {
+        true => Ok(prefix),
+        false => Err(Error::Invalid(Field::Subnets)),
+    })
+}
+
+/// Writes a list for the daemon.
+fn write_entries(
+    field: Field,
+    entries: impl Iterator<Item = IpAddr>,
+    to: &mut [u8],
+) -> Result<(), Error> {
+    let mut list = Entries::new(field, to);
+    for entry in entries {
+        list.push(&entry)?;
+    }
+    Ok(())
+}
+
+/// A list for the daemon that is being written.
+struct Entries<'a> {
+    field: Field,
+    to: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> Entries<'a> {
+    /// A list in `to`, which is all zero.
+    fn new(field: Field, to: &'a mut [u8]) -> Self {
+        Self { field, to, len: 0 }
+    }
+
+    fn push(&mut self, entry: &dyn fmt::Display) -> Result<(), Error> {
+        let separator = if self.len > 0 { ";" } else { "" };
+        write!(self, "{separator}{entry}").map_err(|_| Error::TooLong(self.field))
+    }
+}
+
+impl Write for Entries<'_> {
+    /// Two bytes stay zero: the daemon looks for another entry behind the first one.
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = self.len + text.len();
+        if end + 2 > self.to.len() {
+            return Err(fmt::Error);
+        }
+        self.to[self.len..end].copy_from_slice(text.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+#[cfg(any(test, CONFIG_KUNIT = "y"))]
+#[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_addresses))]
+mod tests {
+    use super::*;
+
+    const BODY_LEN: usize = Layout::Text.host_len();
+    const START: usize = Layout::Binary.start();
+
+    /// The daemon's text of addresses of both families, in the order in which `getifaddrs()` has them.
+    const LISTS: [(Range<usize>, &[u8]); 4] = [
+        (text::ADDRESSES, b"10.0.0.1;10.0.0.2;fd00::1"),
+        (text::SUBNETS, b"255.0.0.0;255.255.0.0;/64"),
+        (text::GATEWAYS, b"10.0.0.9;fe80::9;"),
+        (text::NAME_SERVERS, b"10.0.0.8;fe80::1%eth0;"),
+    ];
+
+    fn put_text(to: &mut [u8], at: &Range<usize>, list: &[u8]) {
+        to[at.start..][..list.len()].copy_from_slice(list);
+    }
+
+    /// The start of a list of the daemon's.
+    fn list<const N: usize>(of: &[u8], at: Range<usize>) -> [u8; N] {
+        wire::array_at(of, at.start)
+    }
+
+    fn from_daemon(field: Range<usize>, list: &[u8]) -> Result<(), Error> {
+        let mut from = [0; text::LEN];
+        put_text(&mut from, &field, list);
+        Layout::Binary.to_host(&from, &mut [0; BODY_LEN])
+    }
+
+    fn host_counts(body: &[u8]) -> [u32; 6] {
+        [0, 4, 8, 12, 16, 20].map(|at| wire::u32_at(body, START + at))
+    }
+
+    #[test]
+    fn the_layouts_are_those_of_the_structures() {
+        assert_eq!((text::LEN, BODY_LEN), (7426, 7428));
+        assert_eq!(Layout::Binary.host_len(), 3716);
+        assert_eq!(Layout::of(Version::new(4, 0)), Layout::Text);
+        assert_eq!(Layout::of(Version::new(5, 0)), Layout::Binary);
+        for list in [binary::ADDRESSES, binary::GATEWAYS, binary::NAME_SERVERS] {
+            assert_eq!(list.at[0] + 4 * list.room, list.at[1]);
+        }
+        assert_eq!(binary::ADDRESSES.at[1] + 16 * 64, binary::MASKS);
+        assert_eq!(binary::MASKS + 4 * 64, binary::PREFIXES);
+        assert_eq!(binary::PREFIXES + 4 * 64, binary::GATEWAYS.at[0]);
+        assert_eq!(binary::GATEWAYS.at[1] + 16 * 5, binary::NAME_SERVERS.at[0]);
+        assert_eq!(binary::NAME_SERVERS.at[1] + 16 * 64, binary::ORIGINS);
+        assert_eq!(binary::ORIGINS + 2 * 128, binary::LEN);
+    }
+
+    #[test]
+    fn text_goes_both_ways() {
+        let mut host = [0; BODY_LEN];
+        host[2 + text::FAMILY] = 1;
+        host[2 + text::DHCP] = 1;
+        host[2..6].copy_from_slice(b"{\0i\0");
+        for (_, at) in TEXT_LISTS {
+            host[2 + at.start..][..6].copy_from_slice(b"1\0.\0;\0");
+        }
+        let mut daemon = [0; text::LEN];
+        assert_eq!(Layout::Text.to_daemon(&host, true, &mut daemon), Ok(()));
+        assert_eq!(daemon[..3], *b"{i\0");
+        for (_, at) in TEXT_LISTS {
+            assert_eq!(&list(&daemon, at), b"1.;\0");
+        }
+        let mut answer = [0; BODY_LEN];
+        assert_eq!(Layout::Text.to_host(&daemon, &mut answer), Ok(()));
+        assert_eq!(answer, host);
+    }
+
+    #[test]
+    fn numbers_go_both_ways() {
+        let mut daemon = [0; text::LEN];
+        for (at, list) in LISTS {
+            put_text(&mut daemon, &at, list);
+        }
+        daemon[text::FAMILY] = 3;
+        let mut host = [0; BODY_LEN];
+        host[START + binary::ADAPTER.start..][..4].copy_from_slice(b"{\0i\0");
+        assert_eq!(Layout::Binary.to_host(&daemon, &mut host), Ok(()));
+        assert_eq!(host_counts(&host), [2, 1, 1, 1, 1, 1]);
+        let at = |at: usize| &host[START + at..];
+        assert_eq!(at(24)[..4], *b"{\0i\0");
+        assert_eq!(at(280)[..4], [3, 0, 0, 0]);
+        assert_eq!(at(284)[..9], [10, 0, 0, 1, 10, 0, 0, 2, 0]);
+        assert_eq!((at(540)[0], at(540)[15]), (0xfd, 1));
+        assert_eq!(at(1564)[..9], [255, 0, 0, 0, 255, 255, 0, 0, 0]);
+        assert_eq!(at(1820)[..5], [64, 0, 0, 0, 0]);
+        assert_eq!(at(2076)[..4], [10, 0, 0, 9]);
+        assert_eq!((at(2096)[0], at(2096)[15]), (0xfe, 9));
+        assert_eq!(at(2176)[..4], [10, 0, 0, 8]);
+        assert_eq!((at(2432)[0], at(2432)[15]), (0xfe, 1));
+        assert_eq!(at(3456)[..8], [2, 0, 2, 0, 2, 0, 0, 0]);
+
+        let mut again = [0; text::LEN];
+        assert_eq!(Layout::Binary.to_daemon(&host, true, &mut again), Ok(()));
+        assert_eq!(again[..3], *b"{i\0");
+        assert_eq!(again[text::FAMILY..text::ADDRESSES.start], [3, 0]);
+        let (addresses, subnets) = (text::ADDRESSES, text::SUBNETS);
+        assert_eq!(&list(&again, addresses), b"10.0.0.1;10.0.0.2;fd00::1\0");
+        assert_eq!(&list(&again, subnets), b"255.0.0.0;255.255.0.0;64\0");
+        assert_eq!(&list(&again, text::GATEWAYS), b"10.0.0.9;fe80::9\0");
+        assert_eq!(&list(&again, text::NAME_SERVERS), b"10.0.0.8;fe80::1\0");
+    }
+
+    #[test]
+    fn addresses_from_dhcp_are_of_another_origin() {
+        let mut daemon = [0; text::LEN];
+        put_text(&mut daemon, &text::ADDRESSES, b"10.0.0.1");
+        put_text(&mut daemon, &text::SUBNETS, b"255.0.0.0");
+        daemon[text::DHCP] = 1;
+        // Whatever the host has sent there.
+        let mut host = [0xff; BODY_LEN];
+        assert_eq!(Layout::Binary.to_host(&daemon, &mut host), Ok(()));
+        assert_eq!(host_counts(&host), [1, 0, 0, 0, 0, 0]);
+        assert_eq!(host[START + binary::DHCP], 1);
+        assert_eq!(host[START + binary::ORIGINS..][..4], [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_get_asks_for_the_adapter_only() {
+        let host = [0xff; BODY_LEN];
+        let mut daemon = [0; text::LEN];
+        assert_eq!(
+            Layout::Binary.to_daemon(&host, false, &mut daemon),
+            Err(Error::TooLong(Field::Adapter))
+        );
+        let mut host = [0xff; BODY_LEN];
+        host[START + binary::ADAPTER.start..][..4].copy_from_slice(b"a\0\0\0");
+        let mut daemon = [0; text::LEN];
+        assert_eq!(Layout::Binary.to_daemon(&host, false, &mut daemon), Ok(()));
+        assert_eq!(daemon[..2], *b"a\0");
+        assert!(daemon[text::DHCP..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn what_the_host_has_no_room_for_is_refused() {
+        for (list, at) in [
+            (binary::ADDRESSES, text::ADDRESSES),
+            (binary::GATEWAYS, text::GATEWAYS),
+            (binary::NAME_SERVERS, text::NAME_SERVERS),
+        ] {
+            for (family, address, subnet) in [
+                (Family::V4, &b"1.2.3.4;"[..], &b"255.0.0.0;"[..]),
+                (Family::V6, b"fd00::1;", b"/64;"),
+            ] {
+                let mut daemon = [0; text::LEN];
+                let mut host = [0; BODY_LEN];
+                for index in 0..=list.room {
+                    put_text(&mut daemon[index * 8..], &at, address);
+                    if list.field == Field::Addresses {
+                        put_text(&mut daemon[index * subnet.len()..], &text::SUBNETS, subnet);
+                    }
+                    let result = Layout::Binary.to_host(&daemon, &mut host);
+                    let counts = host_counts(&host);
+                    if index < list.room {
+                        assert_eq!(result, Ok(()));
+                        assert_eq!(counts.iter().sum::<u32>() as usize, index + 1);
+                    } else {
+                        assert_eq!(result, Err(list.too_many(family)));
+                        assert_eq!(counts, [0; 6]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for list in [
+            &b"x"[..],
+            b"1.2.3",
+            b"1.2.3.4.5",
+            b"1.2.3.256",
+            b"1.2.3.4%eth0",
+            b"fe80:::1",
+            b"%eth0",
+            b"1.2.3.4,1.2.3.5",
+            b"\xff",
+            b"getifaddrs failed\n",
+        ] {
+            let at = |field| Err(Error::Invalid(field));
+            assert_eq!(from_daemon(text::ADDRESSES, list), at(Field::Addresses));
+            assert_eq!(from_daemon(text::GATEWAYS, list), at(Field::Gateways));
+            let servers = from_daemon(text::NAME_SERVERS, list);
+            assert_eq!(servers, at(Field::NameServers));
+        }
+        assert_eq!(from_daemon(text::GATEWAYS, b";; 1.2.3.4 ;\n;"), Ok(()));
+    }
+
+    #[test]
+    fn each_address_has_its_subnet() {
+        let result = |addresses: &[u8], subnets: &[u8]| {
+            let mut daemon = [0; text::LEN];
+            put_text(&mut daemon, &text::ADDRESSES, addresses);
+            put_text(&mut daemon, &text::SUBNETS, subnets);
+            Layout::Binary.to_host(&daemon, &mut [0; BODY_LEN])
+        };
+        for (addresses, subnets) in [
+            (&b"1.2.3.4"[..], &b""[..]),
+            (b"1.2.3.4;fd00::1", b"255.0.0.0;"),
+            (b"", b"255.0.0.0"),
+            (b"fd00::1", b"/64;/64"),
+        ] {
+            assert_eq!(result(addresses, subnets), Err(Error::Unpaired));
+        }
+        for (addresses, subnets) in [
+            (&b"1.2.3.4"[..], &b"/8"[..]),
+            (b"1.2.3.4", b"255.0.0"),
+            (b"fd00::1", b"255.0.0.0"),
+            (b"fd00::1", b"/129"),
+            (b"fd00::1", b"/+64"),
+            (b"fd00::1", b"/"),
+            (b"fd00::1", b"/4294967360"),
+        ] {
+            let invalid = Err(Error::Invalid(Field::Subnets));
+            assert_eq!(result(addresses, subnets), invalid);
+        }
+        assert_eq!(result(b"fd00::1;1.2.3.4", b"128;0.0.0.0"), Ok(()));
+    }
+
+    #[test]
+    fn text_without_an_end_is_refused() {
+        for (field, at) in TEXT_LISTS {
+            let mut daemon = [0; text::LEN];
+            daemon[at.clone()].fill(b';');
+            let mut host = [0; BODY_LEN];
+            let result = Layout::Binary.to_host(&daemon, &mut host);
+            assert_eq!(result, Err(Error::Endless(field)));
+            daemon[at.end - 1] = 0;
+            let result = Layout::Binary.to_host(&daemon, &mut host);
+            assert_eq!(result, Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_the_host_cannot_have_is_refused() {
+        let refused = |host: &[u8], error| {
+            let result = Layout::Binary.to_daemon(host, true, &mut [0; text::LEN]);
+            assert_eq!(result, Err(error));
+        };
+        for list in [binary::ADDRESSES, binary::GATEWAYS, binary::NAME_SERVERS] {
+            for family in [Family::V4, Family::V6] {
+                for count in [list.room as u32 + 1, 0x8000_0000, u32::MAX] {
+                    let mut host = [0; BODY_LEN];
+                    wire::put_u32(&mut host, START + list.counts[family as usize], count);
+                    refused(&host, list.too_many(family));
+                }
+            }
+        }
+        let mut host = [0; BODY_LEN];
+        wire::put_u32(&mut host, START + 4, 1);
+        wire::put_u32(&mut host, START + binary::PREFIXES, 129);
+        refused(&host, Error::Invalid(Field::Subnets));
+    }
+
+    #[test]
+    fn what_the_daemon_has_no_room_for_is_refused() {
+        // The longest IPv6 addresses, with 39 letters; the one behind the 51st has another length.
+        let result = |count, last: &[u8]| {
+            let mut host = [0; BODY_LEN];
+            let (addresses, behind) = (START + 540, START + 540 + 51 * 16);
+            host[addresses..START + binary::MASKS].fill(0xff);
+            host[behind..behind + 16].fill(0);
+            host[behind..behind + last.len()].copy_from_slice(last);
+            wire::put_u32(&mut host, START + 4, count);
+            let mut daemon = [0; text::LEN];
+            let result = Layout::Binary.to_daemon(&host, true, &mut daemon);
+            assert_eq!(list(&daemon, text::SUBNETS.start - 2..0), [0, 0]);
+            result
+        };
+        let too_long = Err(Error::TooLong(Field::Addresses));
+        assert_eq!(result(51, &[]), Ok(()));
+        // "aabb::" and two zeros fill the text.
+        assert_eq!(result(52, &[0xaa, 0xbb]), Ok(()));
+        assert_eq!(result(52, &[0x0a, 0xab, 0x00, 0x0c]), too_long);
+        assert_eq!(result(64, &[]), too_long);
+    }
+}
