@@ -31,3 +31,11 @@ hyperv::module_param_uint!(
     4..=5,
     "Newest KVP protocol to agree on with the host (4 or 5)"
 );
+
+hyperv::module_param_uint!(
+    vss_protocol,
+    0o644,
+    5,
+    5..=7,
+    "Newest VSS protocol to agree on with the host (5, 6 or 7)"
+);

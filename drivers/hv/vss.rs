@@ -15,6 +15,10 @@ use crate::{
         Operation,
         DAEMON_LEN, //
     },
+    parameters::{
+        vss_freeze_limit,
+        vss_protocol, //
+    },
     prelude::*, //
 };
 use core::fmt;
@@ -35,10 +39,11 @@ static INFO: daemon::Info = daemon::Info {
         name: "VSS",
         kind: Kind::VSS,
         frameworks: &[Version::new(3, 0)],
-        versions: &[Version::new(5, 0)],
-        newest: None,
+        versions: &[Version::new(7, 0), Version::new(6, 0), Version::new(5, 0)],
+        newest: Some(&vss_protocol),
     },
-    ring: RING,
+    // The longest message, a freeze with 520 disks, has 12,528 bytes.
+    ring: RingSize::with_data(4 * 4096),
     waits_for_daemon: false,
     unique: Unique::new(),
     protocol: Protocol {
@@ -269,7 +274,7 @@ impl Vss {
 
     /// All that the host has asked for was frozen.
     fn freeze_done(&mut self) -> Next {
-        let limit = crate::parameters::vss_freeze_limit.get();
+        let limit = vss_freeze_limit.get();
         self.frozen = Some(Frozen {
             limit,
             until: (limit != 0).then(|| Deadline::after(Delta::from_secs(limit.into()))),
@@ -282,18 +287,18 @@ impl Vss {
 impl DaemonService for Vss {
     fn ask(
         &mut self,
-        _: Version,
+        version: Version,
         body: &mut [u8],
         daemon: Option<Registration>,
         message: &mut [u8],
     ) -> Next {
-        let operation = match Operation::parse(body) {
+        let operation = match Operation::parse(version, body) {
             Ok(operation) => operation,
             Err(status) => return Next::Answer(status),
         };
         self.operation = operation;
         match operation {
-            Operation::GetInfo | Operation::Notice => {
+            Operation::GetInfo | Operation::QueryCluster | Operation::Notice => {
                 operation.succeed(body);
                 Next::Answer(Status::OK)
             }

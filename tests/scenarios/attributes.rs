@@ -51,7 +51,8 @@ pub fn file(service: Service, name: &str) -> String {
     )
 }
 
-fn reads(t: &Context<'_>, service: Service, name: &str, text: &str) -> Result<()> {
+/// Checks what the attribute says.
+pub fn reads(t: &Context<'_>, service: Service, name: &str, text: &str) -> Result<()> {
     // What comes last keeps the newline before it.
     let read = t.sh_ok(&format!("cat {}; echo end", file(service, name)))?;
     t.equal(

@@ -15,6 +15,7 @@ use host::ic::E_NOT_SUPPORTED;
 use host::ic::S_OK;
 use host::service::Service;
 
+use crate::attributes::reads;
 use crate::daemon;
 use crate::daemon::wait_for;
 use crate::daemon::wait_said;
@@ -46,6 +47,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_backs_up", backs_up).daemons(),
     Scenario::new("vss_operations", operations).once().daemons(),
     Scenario::new("vss_unknown_operations", unknown_operations)
+        .once()
+        .daemons()
+        .rust_only(),
+    Scenario::new("vss_protocols", protocols)
         .once()
         .daemons()
         .rust_only(),
@@ -285,7 +290,13 @@ fn backs_up(t: &Context<'_>) -> Result<()> {
 /// What Linux has nothing to do for succeeds.
 fn operations(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
-    for operation in [vss::CREATE, vss::DELETE, vss::BU_COMPLETE, vss::GET_DM_INFO] {
+    for operation in [
+        vss::CREATE,
+        vss::DELETE,
+        vss::BU_COMPLETE,
+        vss::GET_DM_INFO,
+        vss::AUTO_RECOVER,
+    ] {
         talk.expect(
             &format!("operation {operation}"),
             vss::body(operation),
@@ -299,7 +310,7 @@ fn operations(t: &Context<'_>) -> Result<()> {
 /// What it does not know, it says so.
 fn unknown_operations(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
-    for operation in [vss::AUTO_RECOVER, 8, 128, 129, 255] {
+    for operation in [vss::QUERY_CLUSTER, 9, 128, 129, 255] {
         talk.expect(
             &format!("operation {operation}"),
             vss::body(operation),
@@ -311,6 +322,54 @@ fn unknown_operations(t: &Context<'_>) -> Result<()> {
         talk.expect(&format!("{length} bytes"), body, E_INVALID_ARGUMENT)?;
     }
     talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
+    talk.finish()
+}
+
+/// The administrator says which version is the newest: the next negotiation goes by it. The guest is in no cluster. The
+/// longest messages that a host has are answered.
+fn protocols(t: &Context<'_>) -> Result<()> {
+    const PROTOCOL: &str = "/sys/module/hv_utils/parameters/vss_protocol";
+    let talk = begin(t)?;
+    let mut agreed = 5;
+    t.sh_ok(&format!("[ $(cat {PROTOCOL}) = {agreed} ]"))?;
+    for newest in [7, 6, 5] {
+        t.sh_ok(&format!("echo {newest} >{PROTOCOL}"))?;
+        reads(t, Service::Vss, "version", &format!("{agreed}.0"))?;
+        let chosen = talk
+            .channel
+            .negotiate(&[(3, 0)], &[(4, 0), (5, 0), (6, 0), (7, 0)])?;
+        t.equal("version", chosen.message, (newest, 0))?;
+        agreed = newest;
+
+        let mut query = vss::body(vss::QUERY_CLUSTER);
+        if newest == 7 {
+            query.extend([0; 8]);
+        }
+        query[8..].fill(0xa5);
+        let status = if newest == 5 { E_NOT_SUPPORTED } else { S_OK };
+        let reply = talk.expect("the query of a cluster", query.clone(), status)?;
+        if status == S_OK {
+            query[8..].fill(0);
+        }
+        t.check(reply.body == query, "the guest is in no cluster")?;
+
+        for operation in [vss::FREEZE, vss::THAW, vss::AUTO_RECOVER] {
+            let mut longest = vss::body(operation);
+            longest.resize(vss::LONGEST, 0);
+            talk.expect(
+                &format!("operation {operation}, the longest"),
+                longest,
+                S_OK,
+            )?;
+        }
+    }
+    for value in ["4", "8", "-1", "x", ""] {
+        let output = t.sh(&format!("echo {value} >{PROTOCOL}"))?;
+        t.check(
+            output.status != 0 && output.text.contains("Invalid argument"),
+            &format!("{value:?} is refused"),
+        )?;
+    }
     talk.finish()
 }
 

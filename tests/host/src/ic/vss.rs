@@ -23,21 +23,32 @@ pub const FREEZE: u8 = 5;
 pub const THAW: u8 = 6;
 /// Operation: recovery of a snapshot, which Windows guests know.
 pub const AUTO_RECOVER: u8 = 7;
+/// Operation: which cluster is the guest in? From version 6.0 on.
+pub const QUERY_CLUSTER: u8 = 8;
 
 /// The flags of a guest that needs no recovery after a backup.
 pub const NO_AUTO_RECOVERY: u32 = 5;
 
-/// Bytes of the bodies but FREEZE's.
+/// Bytes of the bodies of most operations.
 const LENGTH: usize = 12;
-/// Bytes of FREEZE's: the packet has 6260 (observed).
-const FREEZE_LENGTH: usize = 6260 - super::frame::BODY;
+/// Disks in a list.
+const DISKS: usize = 260;
+/// Bytes that say which disk it is: bus, controller, port, target, number.
+const DISK: usize = 24;
+/// Bytes of a list of disks with the operation, the kind of backup and flags in front of it.
+const DISKS_LENGTH: usize = 20 + DISKS * DISK;
+/// Bytes of the same with the disks of the shadow copy behind it: no body is longer.
+pub const LONGEST: usize = DISKS_LENGTH + DISKS * DISK;
+/// Bytes of a query of the cluster: identity, sizes, a list of disks and one of their states. Version 7.0 has the time
+/// of the last move behind it.
+const CLUSTER_LENGTH: usize = 8 + 16 + 8 + DISKS * DISK + DISKS * 4;
 
-/// A request's body.
+/// The body of a request of version 5.0 or, where it has one of its own, 6.0.
 pub fn body(operation: u8) -> Vec<u8> {
-    let length = if operation == FREEZE {
-        FREEZE_LENGTH
-    } else {
-        LENGTH
+    let length = match operation {
+        FREEZE | AUTO_RECOVER => DISKS_LENGTH,
+        QUERY_CLUSTER => CLUSTER_LENGTH,
+        _ => LENGTH,
     };
     let mut body = vec![0; length];
     body[0] = operation;
@@ -50,7 +61,7 @@ pub fn flags(body: &[u8]) -> Option<u32> {
 }
 
 pub(super) fn describe(body: &[u8]) -> String {
-    const NAMES: [&str; 8] = [
+    const NAMES: [&str; 9] = [
         "CREATE",
         "DELETE",
         "HOT_BACKUP",
@@ -59,6 +70,7 @@ pub(super) fn describe(body: &[u8]) -> String {
         "FREEZE",
         "THAW",
         "AUTO_RECOVER",
+        "QUERY_CLUSTER",
     ];
     match (u8_at(body, 0), flags(body)) {
         (Some(operation), Some(flags)) => match NAMES.get(usize::from(operation)) {
@@ -80,7 +92,9 @@ mod tests {
         reply[8] = 5;
         assert_eq!(flags(&reply), Some(NO_AUTO_RECOVERY));
         assert_eq!(describe(&reply), "HOT_BACKUP flags 5");
-        assert_eq!(body(FREEZE).len() + 28, 6260);
+        assert_eq!(body(FREEZE).len(), 6260);
+        assert_eq!(body(QUERY_CLUSTER).len(), 7312);
+        assert_eq!(LONGEST, 12_500);
         assert_eq!(describe(&body(9)), "operation 9 flags 0");
     }
 }
