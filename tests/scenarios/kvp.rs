@@ -112,7 +112,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .once()
         .daemons()
         .rust_only()
-        .expects_log(&["no version that is known"]),
+        .expects_log(&[
+            "no version that is known",
+            "`3' invalid for parameter `kvp_protocol'",
+        ]),
     Scenario::new("kvp_daemon_killed", daemon_killed).daemons(),
     Scenario::new("kvp_restore", restore).daemons(),
     Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)

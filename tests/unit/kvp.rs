@@ -335,7 +335,8 @@ fn for_host(answer: &[u8]) -> Option<addresses::Addresses> {
     let list = |room: &Range<usize>| -> Option<Vec<String>> {
         let room = &answer[4..][room.clone()];
         let end = room.iter().position(|byte| *byte == 0)?;
-        let text = String::from_utf8(room[..end].to_vec()).ok()?;
+        // What is no UTF-8 is part of no address; behind one, in an interface's name, it does not matter.
+        let text = String::from_utf8_lossy(&room[..end]).into_owned();
         let entries = text.split(';').map(|entry| entry.trim_ascii().to_owned());
         Some(entries.filter(|entry| !entry.is_empty()).collect())
     };

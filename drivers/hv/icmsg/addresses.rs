@@ -241,10 +241,12 @@ impl Layout {
     pub(crate) fn to_host(self, from: &[u8], body: &mut [u8]) -> Result<(), Error> {
         let to = &mut body[self.start()..];
         match self {
-            Self::Text => text_from_daemon(from, to),
-            Self::Binary => return binary_from_daemon(from, to),
+            Self::Text => {
+                text_from_daemon(from, to);
+                Ok(())
+            }
+            Self::Binary => binary_from_daemon(from, to),
         }
-        Ok(())
     }
 }
 
@@ -633,10 +635,11 @@ mod tests {
         assert_eq!((at(2432)[0], at(2432)[15]), (0xfe, 1));
         assert_eq!(at(3456)[..8], [2, 0, 2, 0, 2, 0, 0, 0]);
 
+        host[START + binary::DHCP] = 1;
         let mut again = [0; text::LEN];
         assert_eq!(Layout::Binary.to_daemon(&host, true, &mut again), Ok(()));
         assert_eq!(again[..3], *b"{i\0");
-        assert_eq!(again[text::FAMILY..text::ADDRESSES.start], [3, 0]);
+        assert_eq!(again[text::FAMILY..text::ADDRESSES.start], [3, 1]);
         let (addresses, subnets) = (text::ADDRESSES, text::SUBNETS);
         assert_eq!(&list(&again, addresses), b"10.0.0.1;10.0.0.2;fd00::1\0");
         assert_eq!(&list(&again, subnets), b"255.0.0.0;255.255.0.0;64\0");

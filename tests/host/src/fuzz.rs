@@ -114,13 +114,17 @@ pub fn addresses(version: Version, random: &mut Random) -> Vec<u8> {
         return kvp::get_ip_info(version, &adapter);
     }
     let list = |room: usize, random: &mut Random| -> Vec<IpAddr> {
-        let count = random.of(&[0, 1, 2, 5, room / 2, room]).min(room);
-        let mut address = || match random.one_in(2) {
-            true => IpAddr::V4((random.any() as u32).into()),
-            false => {
-                // Some have a long run of zeros, as addresses do.
-                let half = random.any() >> random.of(&[0, 32, 60]);
-                IpAddr::V6((u128::from(random.any()) << 64 | u128::from(half)).into())
+        // About 52 IPv6 addresses fill the longest text that there is.
+        let count = random.of(&[0, 1, 2, 5, room / 2, 52, room]).min(room);
+        // All of IPv4, all of IPv6, or both.
+        let families = random.of(&[&[4][..], &[6], &[4, 6]]);
+        // Some have a long run of zeros, as addresses do.
+        let zeros = random.of(&[0, 0, 32, 60]);
+        let mut address = || match random.of(families) {
+            4 => IpAddr::V4((random.any() as u32).into()),
+            _ => {
+                let half = random.any() >> zeros;
+                IpAddr::V6(((u128::from(random.any()) << 64) | u128::from(half)).into())
             }
         };
         (0..count).map(|_| address()).collect()
