@@ -100,6 +100,10 @@ build/guest/disks-%.cpio: $(images) | build/kdir/%/.ready
 	@echo "[4/6] xfs and btrfs, $*"
 	@tests/guest/images.sh disks-$*
 
+build/guest/chrony.cpio: $(images) | build/kdir/amd64/.ready
+	@echo "[4/6] chrony"
+	@tests/guest/images.sh chrony
+
 # What the tests insert: hv_utils, the samples and tests/modules, in a folder for each flavour.
 build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
 	@echo "[5/6] the module, $*"
@@ -130,7 +134,7 @@ host: root
 ## guests               the guests' images and the modules for both flavours
 guest-%: build/guest/outer.cpio build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/rust-%.cpio \
 	build/guest/bench-%.cpio ;
-guests: root $(addprefix guest-,$(flavours)) $(patsubst %,build/guest/disks-%.cpio,$(flavours))
+guests: root build/guest/chrony.cpio $(addprefix guest-,$(flavours)) $(patsubst %,build/guest/disks-%.cpio,$(flavours))
 
 # ---- The two commands
 

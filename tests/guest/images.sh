@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | disks-FLAVOUR | systemd-FLAVOUR: makes build/guest/NAME.cpio,
-# the initramfs of a guest (daemons-FLAVOUR and disks-FLAVOUR are to be appended to inner-FLAVOUR), and
-# build/kernel/FLAVOUR/vmlinux, the kernel out of its vmlinuz.
+# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | disks-FLAVOUR | chrony | systemd-FLAVOUR: makes
+# build/guest/NAME.cpio, the initramfs of a guest (daemons-FLAVOUR, disks-FLAVOUR and chrony are to be appended to
+# inner-FLAVOUR), and build/kernel/FLAVOUR/vmlinux, the kernel out of its vmlinuz.
 # None is compressed: an emulated processor reads them faster than it unpacks them.
 set -eu
 # shellcheck source-path=SCRIPTDIR
@@ -15,12 +15,12 @@ if [ "${HV_ENTERED:-}" != 1 ]; then
 fi
 
 case $name in
-outer) flavour=amd64 ;;
+outer | chrony) flavour=amd64 ;;
 inner-*) flavour=${name#inner-} ;;
 daemons-*) flavour=${name#daemons-} ;;
 disks-*) flavour=${name#disks-} ;;
 systemd-*) flavour=${name#systemd-} ;;
-*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, disks-amd64, systemd-amd64" ;;
+*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, disks-amd64, chrony, systemd-amd64" ;;
 esac
 kernel=$build/kernel/$flavour
 [ -e "$kernel/.ready" ] || die "there is no build/kernel/$flavour" "make kdir FLAVOUR=$flavour creates it"
@@ -161,6 +161,19 @@ disks()
 	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/disks/"
 }
 
+# A time service that reads the PTP clock.
+chrony()
+{
+	local debs=$build/deb/daemons
+	fetch "$suite" chrony libedit2
+	mkdir -p "$tree"/{bin,etc,lib/x86_64-linux-gnu}
+	cp -L "$debs/$suite-libedit2/usr/lib/x86_64-linux-gnu/libedit.so.2" "$tree/lib/x86_64-linux-gnu/"
+	program "$debs/$suite-chrony/usr/sbin/chronyd"
+	program "$debs/$suite-chrony/usr/bin/chronyc"
+	# It looks its user up.
+	echo 'root:x:0:0:root:/:/bin/sh' >"$tree/etc/passwd"
+}
+
 # Debian as it is installed, as far as that needs no disk: systemd and udev are to find the devices, load
 # the module that depmod prefers, and start the daemons.
 systemd()
@@ -171,7 +184,7 @@ systemd()
 	fetch bookworm hyperv-daemons
 	sources >"$tree.list"
 	logged "image-$name" mmdebstrap --mode=root --variant=essential --architectures=amd64 \
-		--include="systemd-sysv,udev,kmod,e2fsprogs,hyperv-daemons/$suite-backports" \
+		--include="systemd-sysv,udev,kmod,e2fsprogs,chrony,hyperv-daemons/$suite-backports" \
 		--dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/doc/*' \
 		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 		--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
@@ -198,12 +211,14 @@ systemd()
 
 	ln -s usr/lib/systemd/systemd "$tree/init"
 	agent "$tree/usr/local/bin/agent"
-	install -m 755 "$here/systemd/"init-{disk,fcopy} "$tree/usr/local/sbin/"
+	install -m 755 "$here/systemd/"init-{chrony,disk,fcopy} "$tree/usr/local/sbin/"
 	# The daemon that Debian no longer has.
 	install -m 755 "$debs/bookworm-hyperv-daemons/usr/sbin/hv_fcopy_daemon" "$tree/usr/sbin/"
 	install -m 644 "$here/systemd/agent.service" "$tree/etc/systemd/system/"
 	mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
 	ln -s ../agent.service "$tree/etc/systemd/system/multi-user.target.wants/"
+	# init-chrony enables it.
+	rm -f "$tree"/etc/systemd/system/{multi-user.target.wants/chrony.service,chronyd.service}
 	# Nobody logs in, and what a first boot updates is new: emulated, each unit takes seconds.
 	ln -s /dev/null "$tree/etc/systemd/system/getty.target"
 	touch "$tree/etc/.updated" "$tree/var/.updated"
@@ -225,6 +240,7 @@ fi
 case $name in
 daemons-*) daemons ;;
 disks-*) disks ;;
+chrony) chrony ;;
 systemd-*) systemd ;;
 *) base ;;
 esac

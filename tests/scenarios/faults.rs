@@ -295,7 +295,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 "C's clocks fall behind by as much",
                 &[
                     stock("timesync_samples_ahead"),
-                    stock("timesync_samples_ahead_for_hours"),
+                    stock("timesync_samples_ahead_for_an_hour"),
                 ],
             ),
             fault(

@@ -33,6 +33,7 @@ mod attributes;
 mod baseline;
 mod bench;
 mod chardev;
+mod chrony;
 mod compare;
 mod daemon;
 mod debug;
@@ -100,6 +101,7 @@ fn all() -> Vec<&'static Scenario> {
         attributes::SCENARIOS,
         heartbeat::SCENARIOS,
         timesync::SCENARIOS,
+        chrony::SCENARIOS,
         framing::SCENARIOS,
         hibernation::SCENARIOS,
         selftests::SCENARIOS,
