@@ -9,6 +9,7 @@ use host::guest::Result;
 use host::ic::kvp::AUTO;
 use host::ic::vss;
 use host::ic::S_OK;
+use host::ic::UNIX_EPOCH_1601;
 use host::machine::Config;
 use host::service::Service;
 
@@ -45,6 +46,11 @@ pub const SCENARIOS: &[Scenario] = &[
     .unloaded()
     .rust_only()
     .apart(),
+    Scenario::new("systemd_chrony", chrony)
+        .machine(DEBIAN_WITH_CHRONY)
+        .unloaded()
+        .rust_only()
+        .apart(),
 ];
 
 /// It has the image with systemd instead of the small one.
@@ -69,6 +75,15 @@ const DEBIAN_WITH_FCOPY: Machine = Machine {
     change: |config| {
         debian(config);
         config.command_line += " rdinit=/usr/local/sbin/init-fcopy";
+    },
+};
+
+/// The same, with a time service.
+const DEBIAN_WITH_CHRONY: Machine = Machine {
+    name: "debian with chrony",
+    change: |config| {
+        debian(config);
+        config.command_line += " rdinit=/usr/local/sbin/init-chrony";
     },
 };
 
@@ -204,6 +219,32 @@ fn copies_over_a_device(t: &Context<'_>) -> Result<()> {
     )?;
     copies(t)?;
     t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon hv-fcopy-daemon")
+        .map(|_| ())
+}
+
+/// chrony waits for the device, at the boot and later, and then follows the host: its start does not fail.
+fn chrony(t: &Context<'_>) -> Result<()> {
+    const IS_SELECTED: &str = "chronyc -n sources | grep -q '^#\\*'";
+    wait(t, "udevadm settle --timeout=1")?;
+    wait(t, "systemctl --quiet is-active chrony")?;
+    wait(t, IS_SELECTED)?;
+    let failed = t.sh_ok("systemctl --failed --plain --no-legend")?;
+    t.equal("units that failed", failed.as_str(), "")?;
+
+    t.sh_ok("systemctl stop chrony hv-kvp-daemon hv-vss-daemon && modprobe -r hv_utils")?;
+    t.sh_ok("udevadm settle && systemctl start --no-block chrony && sleep 5")?;
+    t.sh_ok("! systemctl is-active chrony && ! systemctl is-failed chrony")?;
+    t.sh_ok("modprobe hv_utils")?;
+    wait(t, "systemctl --quiet is-active chrony")?;
+    wait(t, IS_SELECTED)?;
+
+    let hours = 9 * 3600;
+    let channel = t.channel(Service::TimeSync);
+    channel.configure(|device| device.set_wall_offset(hours * 10_000_000))?;
+    let since_1601 = t.moment().wall - UNIX_EPOCH_1601;
+    let then = since_1601 / 10_000_000 + hours as u64;
+    wait(t, &format!("[ $(date +%s) -ge {then} ]"))?;
+    t.sh_ok("systemctl stop chrony hv-kvp-daemon hv-vss-daemon")
         .map(|_| ())
 }
 
