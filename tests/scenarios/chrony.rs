@@ -16,7 +16,6 @@ use crate::scenario::Context;
 use crate::scenario::Machine;
 use crate::scenario::Scenario;
 use crate::timesync::ptp_device;
-use crate::timesync::STALE_IN_C;
 
 /// A guest with chrony.
 const CHRONY: Machine = Machine {
@@ -36,12 +35,13 @@ const QUIET: [Service; 2] = [Service::Heartbeat, Service::TimeSync];
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
+    // C goes on with the sample from before a negotiation: chrony selects it before the first one of the new host.
     Scenario::new("chrony_host_was_suspended", host_was_suspended)
         .waits()
         .machine(CHRONY)
         .scripted(&QUIET)
         .unloaded()
-        .expects_log(&[STALE_IN_C]),
+        .rust_only(),
     Scenario::new("chrony_samples_that_jitter", samples_that_jitter)
         .waits()
         .machine(CHRONY)

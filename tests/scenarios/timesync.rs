@@ -451,6 +451,7 @@ fn clock_attributes(t: &Context<'_>) -> Result<()> {
         let names = t.sh_ok(&format!("ls {directory} | tr '\\n' ' '"))?;
         let expected = match service {
             Service::TimeSync => "age leap offset samples_ahead stratum version",
+            Service::Heartbeat => "application_state version",
             _ => "version",
         };
         t.equal("attributes", names.trim(), expected)?;
