@@ -160,6 +160,8 @@ impl HostClock {
     }
 
     fn forget(&self) {
+        // The step was to go by the sample.
+        self.steps.store(false, Relaxed);
         self.reference.store(Self::NEVER, Relaxed);
     }
 
@@ -215,6 +217,8 @@ struct Ahead {
     last: Atomic<u64>,
     /// Reference time at which the log spoke of them last; [`HostClock::NEVER`] before.
     said: Atomic<u64>,
+    /// Number of which the log spoke then.
+    said_number: Atomic<u64>,
 }
 
 impl Ahead {
@@ -223,6 +227,7 @@ impl Ahead {
             number: Atomic::new(0),
             last: Atomic::new(0),
             said: Atomic::new(HostClock::NEVER),
+            said_number: Atomic::new(0),
         }
     }
 
@@ -244,10 +249,11 @@ impl Ahead {
     fn log(&self) {
         let number = self.number.load(Relaxed);
         let now = timer::read_reference_counter();
-        if number == 0 || !self.is_due(now) {
+        if number == self.said_number.load(Relaxed) || !self.is_due(now) {
             return;
         }
         self.said.store(now, Relaxed);
+        self.said_number.store(number, Relaxed);
         pr_warn!(
             "TimeSync: samples ahead of the reference time: {}, the last one by {} ms\n",
             number,
