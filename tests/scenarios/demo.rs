@@ -18,6 +18,7 @@ use host::ic::UNIX_EPOCH_1601;
 use host::machine::Exit;
 use host::service::Service;
 
+use crate::attributes;
 use crate::daemon;
 use crate::daemon::Talk;
 use crate::fcopy;
@@ -174,12 +175,21 @@ fn heartbeat(guest: &Guest) -> Result<()> {
     fact(
         "heartbeat",
         &format!(
-            "{} of {} beats answered, the fastest in {:.2} ms, applications' state {}",
+            "{} of {} beats answered, the fastest in {:.2} ms",
             statistics.replies,
             statistics.requests,
-            fastest.as_secs_f64() * 1e3,
-            statistics.application_state.unwrap_or(0)
+            fastest.as_secs_f64() * 1e3
         ),
+    );
+    let file = attributes::file(Service::Heartbeat, "application_state");
+    guest.sh_ok(&format!("echo healthy >{file}"))?;
+    let statistics = heartbeat.wait_replies(statistics.replies + 2)?;
+    if statistics.application_state != Some(1) {
+        return Err("the host does not see that applications are healthy".into());
+    }
+    fact(
+        "heartbeat",
+        "the guest says that its applications are healthy, and the host sees it",
     );
     Ok(())
 }
