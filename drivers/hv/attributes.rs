@@ -4,11 +4,7 @@
 
 use crate::{
     binding::BoundService,
-    icmsg::{
-        heartbeat::ApplicationState,
-        timesync::Quality,
-        Version, //
-    },
+    icmsg::heartbeat::ApplicationState,
     timesync::HostClock, //
 };
 use core::fmt::Display;
@@ -25,10 +21,7 @@ fn write_or_none(text: &mut Text<'_>, value: Option<impl Display>) -> Result {
 
 /// The version of messages that was agreed on with the host; `none` before that.
 pub(crate) fn version(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
-    match this.facts.version() {
-        Some(Version { major, minor }) => write!(text, "{major}.{minor}"),
-        None => write!(text, "none"),
-    }
+    write_or_none(text, this.facts.version())
 }
 
 /// Returns whether the device is the heartbeat's.
@@ -49,7 +42,7 @@ pub(crate) fn set_application_state(this: Pin<&BoundService<'_>>, text: &str) ->
     Ok(())
 }
 
-/// Whether the device is that of time synchronisation.
+/// Returns whether the device is that of time synchronisation.
 pub(crate) fn has_host_clock(this: Pin<&BoundService<'_>>) -> bool {
     this.host_clock.is_some()
 }
@@ -65,17 +58,15 @@ fn of_host_clock<T: Display>(
 
 /// The leap indicator in the last sample; `none` without one.
 pub(crate) fn leap(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
-    of_host_clock(this, text, |host| match host.quality() {
-        Quality::Ntp { leap, .. } => Some(leap),
-        Quality::Unknown => None,
+    of_host_clock(this, text, |host| {
+        host.quality().map(|quality| quality.leap)
     })
 }
 
 /// The stratum in the last sample; `none` without one.
 pub(crate) fn stratum(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
-    of_host_clock(this, text, |host| match host.quality() {
-        Quality::Ntp { stratum, .. } => Some(stratum),
-        Quality::Unknown => None,
+    of_host_clock(this, text, |host| {
+        host.quality().map(|quality| quality.stratum)
     })
 }
 

@@ -132,8 +132,6 @@ pub(crate) enum Answer<A, L = Infallible> {
 /// The agreement with the host, who may negotiate again at any time.
 pub(crate) struct Negotiation {
     info: &'static Info,
-    /// The version of messages; `None` before they were agreed on.
-    version: Option<Version>,
     facts: Arc<Facts>,
 }
 
@@ -144,6 +142,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Nothing was agreed on.
     pub(crate) const fn new() -> Self {
         Self {
             version: RwOnce::new(0),
@@ -156,26 +155,26 @@ impl Facts {
         // CAST: Half of the number each.
         (version != 0).then_some(Version::new((version >> 16) as u16, version as u16))
     }
+
+    fn set_version(&self, version: Option<Version>) {
+        let number = |Version { major, minor }| u32::from(major) << 16 | u32::from(minor);
+        self.version.write(version.map_or(0, number));
+    }
 }
 
 impl Negotiation {
-    fn set(&mut self, version: Option<Version>) {
-        self.version = version;
-        let number = |Version { major, minor }| u32::from(major) << 16 | u32::from(minor);
-        self.facts.version.write(version.map_or(0, number));
-    }
-
     /// Answers the host's offer of versions.
     #[cold]
     pub(crate) fn answer(&mut self, request: Request<'_>, limit: Pin<&RateLimit>) {
         let info = self.info;
         let name = info.name;
-        self.set(request.negotiate(info.frameworks, info.versions_now()));
+        let version = request.negotiate(info.frameworks, info.versions_now());
+        self.facts.set_version(version);
         if !limit.allows() {
             return;
         }
-        match self.version {
-            Some(Version { major, minor }) => pr_info!("{} IC version {}.{}\n", name, major, minor),
+        match version {
+            Some(version) => pr_info!("{} IC version {}\n", name, format_args!("{version}")),
             None => pr_warn!("{}: the host offers no version that is known\n", name),
         }
     }
@@ -192,7 +191,6 @@ impl<S: Service> Session<S> {
         Self {
             negotiation: Negotiation {
                 info: service.info(),
-                version: None,
                 facts,
             },
             service,
@@ -218,7 +216,7 @@ impl<S: Service> Session<S> {
             }
             return fail(packet);
         }
-        self.negotiation.set(None);
+        self.negotiation.facts.set_version(None);
         if let Some(later) = self.service.restarted() {
             return self.service.take(packet, later).unwrap_or_else(fail);
         }
@@ -257,7 +255,7 @@ impl<S: Service> Handler for Session<S> {
             Ok(request) => request,
             Err(unanswerable) => return packet.ignore(&unanswerable),
         };
-        let message = match (request.kind(), self.negotiation.version) {
+        let message = match (request.kind(), self.negotiation.facts.version()) {
             (Kind::NEGOTIATE, _) => Incoming::Negotiation,
             (kind, Some(version)) if kind == self.service.info().kind => Incoming::Request(version),
             (kind, _) => Incoming::Unexpected(kind),
@@ -287,7 +285,7 @@ impl<S: Service> Handler for Session<S> {
     }
 
     fn closed(&mut self) {
-        self.negotiation.set(None);
+        self.negotiation.facts.set_version(None);
         self.service.closed();
     }
 }

@@ -149,12 +149,9 @@ impl HostClock {
         }
     }
 
-    fn set(&self, Sample { offset, reference }: Sample, quality: Quality) {
-        let quality = match quality {
-            Quality::Unknown => Self::UNKNOWN,
-            Quality::Ntp { leap, stratum } => u32::from(leap) << 8 | u32::from(stratum),
-        };
-        self.quality.write(quality);
+    fn set(&self, Sample { offset, reference }: Sample, quality: Option<Quality>) {
+        let number = |Quality { leap, stratum }| u32::from(leap) << 8 | u32::from(stratum);
+        self.quality.write(quality.map_or(Self::UNKNOWN, number));
         self.offset.store(offset, Relaxed);
         self.reference.store(reference, Release);
     }
@@ -185,14 +182,15 @@ impl HostClock {
     }
 
     /// What the last sample says of the host's clock.
-    pub(crate) fn quality(&self) -> Quality {
-        match (self.sample(), self.quality.read()) {
-            (None, _) | (_, Self::UNKNOWN) => Quality::Unknown,
+    pub(crate) fn quality(&self) -> Option<Quality> {
+        self.sample()?;
+        match self.quality.read() {
+            Self::UNKNOWN => None,
             // CAST: Eight bits each.
-            (_, quality) => Quality::Ntp {
+            quality => Some(Quality {
                 leap: (quality >> 8) as u8,
                 stratum: quality as u8,
-            },
+            }),
         }
     }
 
@@ -215,10 +213,10 @@ struct Ahead {
     number: Atomic<u64>,
     /// How far the last one was ahead.
     last: Atomic<u64>,
-    /// Reference time at which the log spoke of them last; [`HostClock::NEVER`] before.
+    /// Number of which the log has spoken; 0 before.
     said: Atomic<u64>,
-    /// Number of which the log spoke then.
-    said_number: Atomic<u64>,
+    /// Reference time at which it did so last.
+    said_at: Atomic<u64>,
 }
 
 impl Ahead {
@@ -226,8 +224,8 @@ impl Ahead {
         Self {
             number: Atomic::new(0),
             last: Atomic::new(0),
-            said: Atomic::new(HostClock::NEVER),
-            said_number: Atomic::new(0),
+            said: Atomic::new(0),
+            said_at: Atomic::new(0),
         }
     }
 
@@ -240,20 +238,19 @@ impl Ahead {
     }
 
     fn is_due(&self, now: u64) -> bool {
-        let said = self.said.load(Relaxed);
         // A reference time that was set back is a long time, too.
-        said == HostClock::NEVER || now.wrapping_sub(said) >= SILENCE
+        self.said.load(Relaxed) == 0 || now.wrapping_sub(self.said_at.load(Relaxed)) >= SILENCE
     }
 
     /// Says it in the log.
     fn log(&self) {
         let number = self.number.load(Relaxed);
         let now = timer::read_reference_counter();
-        if number == self.said_number.load(Relaxed) || !self.is_due(now) {
+        if number == self.said.load(Relaxed) || !self.is_due(now) {
             return;
         }
-        self.said.store(now, Relaxed);
-        self.said_number.store(number, Relaxed);
+        self.said.store(number, Relaxed);
+        self.said_at.store(now, Relaxed);
         pr_warn!(
             "TimeSync: samples ahead of the reference time: {}, the last one by {} ms\n",
             number,

@@ -190,7 +190,6 @@ impl<'bound> Channel<'bound> {
 }
 
 /// Calls a channel's callback from process context.
-#[derive(Clone)]
 pub struct Waker(ARef<vmbus::Device>);
 
 impl Waker {

@@ -12,6 +12,7 @@ use host::guest::Guest;
 use host::guest::Module;
 use host::guest::Result;
 use host::ic::device::Restore;
+use host::ic::frame::Message;
 use host::ic::timesync;
 use host::ic::Moment;
 use host::ic::S_OK;
@@ -59,6 +60,13 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&[Service::TimeSync])
         .rust_only()
         .expects_log(&[AHEAD]),
+    Scenario::new(
+        "timesync_step_ends_with_its_sample",
+        step_ends_with_its_sample,
+    )
+    .once()
+    .scripted(&[Service::TimeSync])
+    .rust_only(),
     Scenario::new("timesync_samples_ahead_for_an_hour", ahead_for_an_hour)
         .waits()
         .scripted(&QUIET)
@@ -419,20 +427,51 @@ fn said_times(t: &Context<'_>, times: usize) -> Result<()> {
     t.equal("lines in the log", log.matches(AHEAD).count(), times)
 }
 
-/// On a host whose reference time runs 1 % faster the clock keeps following, and the log has a line an hour.
+/// On a host whose reference time runs 1 % faster the clock keeps following, and the log has a line an hour: none if there
+/// was no further sample ahead.
 fn ahead_for_an_hour(t: &Context<'_>) -> Result<()> {
     t.channel(Service::TimeSync).negotiate_all()?;
-    for minute in (5..=70).step_by(5) {
-        // Its wall clock is slewed meanwhile.
+    // Its wall clock is slewed meanwhile.
+    let ahead = |minute: i64| {
         let wall = minute * 10_000_000;
         let mut moment = moment(t, wall);
         moment.reference = moment.reference.wrapping_add_signed(minute * HOUR / 6000);
         sample(t, &moment, timesync::SAMPLE)?;
-        is_right(t, wall)?;
-        t.sh_within("sleep 300", Duration::from_secs(360))?;
+        is_right(t, wall)
+    };
+    ahead(5)?;
+    said_times(t, 1)?;
+    t.sh_within("sleep 3660", Duration::from_secs(4000))?;
+    sample(t, &moment(t, 0), timesync::SYNC)?;
+    is_right(t, 0)?;
+    said_times(t, 1)?;
+    for minute in 66..=70 {
+        ahead(minute)?;
+        t.sh_within("sleep 60", Duration::from_secs(120))?;
     }
-    t.equal("samples ahead", number(t, "samples_ahead")?, 14)?;
+    t.equal("samples ahead", number(t, "samples_ahead")?, 6)?;
     said_times(t, 2)
+}
+
+/// The host negotiates anew right behind a sample by which the clock is to be stepped: it is not, and the log says nothing,
+/// as nothing went wrong.
+fn step_ends_with_its_sample(t: &Context<'_>) -> Result<()> {
+    let channel = t.channel(Service::TimeSync);
+    channel.negotiate_all()?;
+    for number in 0..20 {
+        let sample = channel.request(timesync::body((4, 0), &moment(t, HOUR), timesync::SYNC))?;
+        let offer = Message::negotiation(&[(3, 0)], &[(4, 0)], 100 + number);
+        channel.send_together(&[&sample, &offer])?;
+        for sent in [&sample, &offer] {
+            let reply = channel.receive()?;
+            t.equal("transaction", reply.transaction_id, sent.transaction_id)?;
+        }
+        // The job would have run by now.
+        t.sh_ok("usleep 20000")?;
+    }
+    t.equal("the clock's offset", attribute(t, "offset")?.trim(), "none")?;
+    let log = t.kernel_log()?;
+    t.check(!log.contains("clock not set"), "the log says nothing")
 }
 
 /// What a monitor reads of the host's clock: nothing but `none` before there is a sample, after a negotiation, and where

@@ -47,8 +47,8 @@ pub(super) fn times(random: &mut Random) {
     let counted = if ahead > 100_000 { ahead } else { 0 };
     assert_eq!(i128::from(parsed.ahead), counted);
     let quality = match body.get(17..19) {
-        Some(&[leap, stratum]) if version.major >= 4 => timesync::Quality::Ntp { leap, stratum },
-        _ => timesync::Quality::Unknown,
+        Some(&[leap, stratum]) if version.major >= 4 => Some(timesync::Quality { leap, stratum }),
+        _ => None,
     };
     assert_eq!(parsed.quality, quality);
     let time = |now| parsed.sample.at(now).map(i128::from);

@@ -192,10 +192,12 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         let State::Quiet(end, lost) = &mut self.state else {
             return;
         };
-        let (memory, owed) = match end {
-            End::Registered(ready, Desk::Free(memory)) if Some(*ready) == daemon => (memory, None),
+        let (daemon, memory, owed) = match end {
+            End::Registered(ready, Desk::Free(memory)) if Some(*ready) == daemon => {
+                (*ready, memory, None)
+            }
             End::Registered(ready, Desk::Owing(memory, late)) if Some(*ready) == daemon => {
-                (memory, Some(*late))
+                (*ready, memory, Some(*late))
             }
             _ => {
                 // The service is told of that daemon's end, or has been.
@@ -205,10 +207,8 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         };
         mem::swap(memory, message);
         let question = Question::Sent(Sent::Unread(mem::take(memory), len, owed));
-        if let Some(daemon) = daemon {
-            self.state = State::Pending(daemon, late, question);
-            self.effects.daemon = true;
-        }
+        self.state = State::Pending(daemon, late, question);
+        self.effects.daemon = true;
     }
 
     /// Takes the outcome of the question. Puts an answer into `message`. Gives up a question without an

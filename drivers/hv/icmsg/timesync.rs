@@ -56,8 +56,8 @@ pub(crate) struct TimeSync {
     pub(crate) sample: Sample,
     /// Whether the guest is to step its clock, as after a boot or a restore.
     pub(crate) sync: bool,
-    /// What is said of the host's clock.
-    pub(crate) quality: Quality,
+    /// What is said of the host's clock: nothing before version 4, or if the message ends before that.
+    pub(crate) quality: Option<Quality>,
     /// How far the sample's reference time is ahead of the guest's, in units of 100 ns; 0 if it is not
     /// more than 10 ms. The two drift apart then: the sample counts as taken now.
     pub(crate) ahead: u64,
@@ -65,17 +65,12 @@ pub(crate) struct TimeSync {
 
 /// What a sample says of the host's clock: whether that is synchronised itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Quality {
-    /// Nothing: a sample before version 4, or one that ends before these fields.
-    Unknown,
-    /// NTP's numbers.
-    Ntp {
-        /// Leap indicator. 0: no leap second is near. 1: the last minute of the day has 61 seconds. 2: it
-        /// has 59. 3: the clock is not synchronised.
-        leap: u8,
-        /// Stratum: how many servers away a reference clock is.
-        stratum: u8,
-    },
+pub(crate) struct Quality {
+    /// NTP's leap indicator. 0: no leap second is near. 1: the last minute of the day has 61 seconds. 2: it
+    /// has 59. 3: the clock is not synchronised.
+    pub(crate) leap: u8,
+    /// NTP's stratum: how many servers away a reference clock is.
+    pub(crate) stratum: u8,
 }
 
 impl TimeSync {
@@ -113,10 +108,10 @@ impl TimeSync {
 }
 
 impl Quality {
-    fn read(version: Version, body: &[u8]) -> Self {
+    fn read(version: Version, body: &[u8]) -> Option<Self> {
         match (body.get(LEAP), body.get(STRATUM)) {
-            (Some(&leap), Some(&stratum)) if version.major >= 4 => Self::Ntp { leap, stratum },
-            _ => Self::Unknown,
+            (Some(&leap), Some(&stratum)) if version.major >= 4 => Some(Self { leap, stratum }),
+            _ => None,
         }
     }
 }
@@ -225,13 +220,13 @@ mod tests {
         (body[LEAP], body[STRATUM]) = (3, 16);
         let quality =
             |version, body: &[u8]| TimeSync::parse(version, body, 0).map(|message| message.quality);
-        let expected = Quality::Ntp {
+        let expected = Quality {
             leap: 3,
             stratum: 16,
         };
-        assert_eq!(quality(V4, &body), Some(expected));
-        assert_eq!(quality(V4, &body[..STRATUM]), Some(Quality::Unknown));
-        assert_eq!(quality(V3, &body), Some(Quality::Unknown));
+        assert_eq!(quality(V4, &body), Some(Some(expected)));
+        assert_eq!(quality(V4, &body[..STRATUM]), Some(None));
+        assert_eq!(quality(V3, &body), Some(None));
     }
 
     #[test]

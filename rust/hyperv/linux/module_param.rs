@@ -172,11 +172,7 @@ macro_rules! module_param {
                     name: ::kernel::str::as_char_ptr_in_const_context(::kernel::c_str!(
                         stringify!($name)
                     )),
-                    // SAFETY: `__this_module` is constructed by the kernel at load time and will
-                    // not be freed until the module is unloaded.
-                    mod_: unsafe {
-                        ::core::ptr::from_ref(&::kernel::bindings::__this_module).cast_mut()
-                    },
+                    mod_: $crate::linux::module::this_module().as_ptr(),
                     ops: $ops,
                     perm: $mode,
                     level: -1,
