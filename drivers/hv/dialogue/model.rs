@@ -32,17 +32,28 @@ const ANSWER: u8 = 4;
 enum Event {
     Ask(Late),
     Look,
-    Outcome { is_over: bool },
+    Outcome {
+        is_over: bool,
+    },
     GiveUp,
     Open,
     Release,
     Revoke,
-    BeginRead { room: usize },
-    EndRead { was_read: bool },
-    Write { is_confirmed: bool },
+    BeginRead {
+        room: usize,
+    },
+    EndRead {
+        was_read: bool,
+    },
+    /// The first message of a daemon registers it, if it is known, and may be confirmed.
+    Write {
+        registers: Option<Confirmed>,
+    },
 }
 
-const EVENTS: [Event; 15] = [
+type Confirmed = bool;
+
+const EVENTS: [Event; 16] = [
     Event::Ask(Late::Dropped),
     Event::Ask(Late::Refused),
     Event::Look,
@@ -56,13 +67,52 @@ const EVENTS: [Event; 15] = [
     Event::BeginRead { room: LEN - 1 },
     Event::EndRead { was_read: true },
     Event::EndRead { was_read: false },
-    Event::Write { is_confirmed: true },
+    Event::Write { registers: None },
     Event::Write {
-        is_confirmed: false,
+        registers: Some(true),
+    },
+    Event::Write {
+        registers: Some(false),
     },
 ];
 
-/// An dialogue between a service and daemons, and what both know.
+/// How far the daemon is that has opened the device.
+#[derive(Clone, Copy, PartialEq)]
+enum Contact {
+    None,
+    Connected,
+    Confirming,
+    Registered,
+}
+
+/// The question for the outcome of which the service waits.
+#[derive(Clone, Copy, PartialEq)]
+struct Asked {
+    late: Late,
+    progress: Progress,
+    /// It gets no answer: the daemon was another, or has closed the device, or that is gone.
+    lost: Option<Lost>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Progress {
+    Unread,
+    Read,
+    Answered,
+}
+
+impl Asked {
+    /// How it is lost if that happens now.
+    fn lost(self) -> Lost {
+        self.lost.unwrap_or(match self.progress {
+            Progress::Unread => Lost::Unread,
+            Progress::Read => Lost::Working,
+            Progress::Answered => Lost::Over,
+        })
+    }
+}
+
+/// A dialogue between a service and daemons, and what both know.
 #[derive(Clone, PartialEq)]
 struct World {
     dialogue: Dialogue<(), Memory>,
@@ -72,11 +122,10 @@ struct World {
     reading: Option<(Memory, Late)>,
     /// What the daemon has read last, if its answer is due.
     read: Option<(u8, Late)>,
-    /// The service waits for an outcome.
-    asked: Option<Late>,
+    asked: Option<Asked>,
     /// A question of [`Late::Refused`] has not come to its end.
     is_unfinished: bool,
-    is_open: bool,
+    contact: Contact,
     is_revoked: bool,
     /// The daemon that the service knows of. It may have gone.
     known: Option<Daemon<()>>,
@@ -100,7 +149,7 @@ impl World {
             read: None,
             asked: None,
             is_unfinished: false,
-            is_open: false,
+            contact: Contact::None,
             is_revoked: false,
             known: None,
         }
@@ -114,12 +163,15 @@ impl World {
             Event::Look => self.known = self.dialogue.daemon(),
             Event::Outcome { is_over: true } if self.asked.is_none() => return Ok(false),
             Event::Outcome { is_over } => self.outcome(is_over)?,
-            Event::GiveUp if self.asked.is_some() => {
-                let lost = self.dialogue.give_up();
-                self.lost(lost)?;
+            Event::GiveUp => {
+                let Some(asked) = self.asked else {
+                    return Ok(false);
+                };
+                check(self.dialogue.give_up() == asked.lost(), "give up")?;
+                self.end(asked.lost())?;
             }
             Event::Open => {
-                let expected = match (self.is_revoked, self.is_open) {
+                let expected = match (self.is_revoked, self.is_open()) {
                     (true, _) => Err(Refused::Gone),
                     (_, true) => Err(Refused::Busy),
                     _ => Ok(()),
@@ -127,26 +179,41 @@ impl World {
                 // Two daemons that follow each other differ.
                 self.dialogue.opened %= 2;
                 check(self.dialogue.open() == expected, "open")?;
-                self.is_open |= expected.is_ok();
+                if expected.is_ok() {
+                    self.contact = Contact::Connected;
+                }
             }
-            Event::Release if self.is_open && self.reading.is_none() => {
+            Event::Release if self.is_open() && self.reading.is_none() => {
                 self.dialogue.release();
-                (self.is_open, self.read) = (false, None);
+                (self.contact, self.read) = (Contact::None, None);
+                if let Some(asked) = &mut self.asked {
+                    asked.lost.get_or_insert(match asked.progress {
+                        Progress::Unread => Lost::Unread,
+                        Progress::Read | Progress::Answered => Lost::Over,
+                    });
+                }
             }
             Event::Revoke => {
                 self.dialogue.revoke();
                 self.is_revoked = true;
+                if let Some(asked) = &mut self.asked {
+                    asked.lost = Some(asked.lost());
+                }
             }
-            Event::BeginRead { room } if self.is_open => self.begin_read(room)?,
+            Event::BeginRead { room } if self.is_open() => self.begin_read(room)?,
             Event::EndRead { was_read } => {
                 let Some((message, late)) = self.reading.take() else {
                     return Ok(false);
                 };
                 self.dialogue.end_read(message, was_read);
-                self.read =
-                    Some((message.text, late)).filter(|_| was_read && message.text != CONFIRMATION);
+                match (message.text, was_read) {
+                    (CONFIRMATION, true) => self.contact = Contact::Registered,
+                    (text, true) => self.read = Some((text, late)),
+                    (LAST, false) => self.proceed(Progress::Unread),
+                    (_, false) => {}
+                }
             }
-            Event::Write { is_confirmed } if self.is_open => self.write(is_confirmed)?,
+            Event::Write { registers } if self.is_open() => self.write(registers)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -162,41 +229,77 @@ impl World {
             }
         }
         self.service.text = LAST;
-        self.asked = Some(late);
         self.is_unfinished |= late == Late::Refused;
-        let can_ask = self.dialogue.is_free() && self.known == self.dialogue.daemon();
+        let can_ask = self.is_free() && self.known == self.dialogue.daemon();
+        self.asked = Some(Asked {
+            late,
+            progress: Progress::Unread,
+            lost: (!can_ask).then_some(Lost::Unread),
+        });
         self.dialogue.ask(self.known, &mut self.service, LEN, late);
         check(self.is_pending() == can_ask, "ask")
     }
 
+    fn is_open(&self) -> bool {
+        self.contact != Contact::None
+    }
+
+    /// A question that is not lost.
+    fn question(&mut self) -> Option<&mut Asked> {
+        self.asked.as_mut().filter(|asked| asked.lost.is_none())
+    }
+
+    fn proceed(&mut self, progress: Progress) {
+        if let Some(asked) = self.question() {
+            asked.progress = progress;
+        }
+    }
+
+    fn is_registered(&self) -> bool {
+        self.contact == Contact::Registered && !self.is_revoked
+    }
+
+    fn is_free(&mut self) -> bool {
+        self.is_registered() && self.reading.is_none() && self.question().is_none()
+    }
+
+    /// Whether there is something to read.
+    fn is_readable(&mut self) -> core::result::Result<bool, Refused> {
+        if self.is_revoked {
+            return Err(Refused::Gone);
+        }
+        let is_confirming = self.contact == Contact::Confirming && self.reading.is_none();
+        let question = self.question();
+        Ok(is_confirming || question.is_some_and(|asked| asked.progress == Progress::Unread))
+    }
+
     fn outcome(&mut self, is_over: bool) -> Check {
-        match self.dialogue.outcome(&mut self.service, is_over) {
-            Outcome::Pending => check(!is_over || self.asked.is_none(), "waits for ever"),
-            Outcome::Gone(lost) | Outcome::TimedOut(lost) => self.lost(lost),
-            Outcome::Answered(()) => {
+        let outcome = self.dialogue.outcome(&mut self.service, is_over);
+        let Some(asked) = self.asked else {
+            return check(matches!(outcome, Outcome::Pending), "two outcomes");
+        };
+        let lost = match (outcome, asked.lost) {
+            (Outcome::Gone(lost), Some(_)) => lost,
+            (Outcome::Answered(()), None) if asked.progress == Progress::Answered => {
                 check(self.service.text == LAST + ANSWER, "takes another answer")?;
-                check(!self.is_revoked, "answered when revoked")?;
-                self.end()
+                return self.end(Lost::Over);
             }
-        }
+            (Outcome::TimedOut(lost), None) if is_over => lost,
+            (Outcome::Pending, None) if !is_over => {
+                return check(asked.progress != Progress::Answered, "answer not taken");
+            }
+            _ => return Err("another outcome"),
+        };
+        let is_right = asked.lost.is_some() || asked.progress != Progress::Answered;
+        check(is_right && lost == asked.lost(), "lost in another way")?;
+        self.end(lost)
     }
 
-    fn lost(&mut self, lost: Lost) -> Check {
-        match lost {
-            Lost::Unread | Lost::Over => self.end(),
-            Lost::Working => {
-                let late = self.asked.take();
-                check(late.is_some(), "two outcomes")
-            }
-        }
-    }
-
-    /// The question came to its end.
-    fn end(&mut self) -> Check {
+    /// The service waits no more. Unless it was lost so, the question came to its end.
+    fn end(&mut self, lost: Lost) -> Check {
         match self.asked.take() {
-            None => Err("two outcomes"),
-            Some(Late::Dropped) => Ok(()),
-            Some(Late::Refused) => self.finish(),
+            Some(asked) if asked.late == Late::Refused && lost != Lost::Working => self.finish(),
+            _ => Ok(()),
         }
     }
 
@@ -205,9 +308,10 @@ impl World {
     }
 
     fn begin_read(&mut self, room: usize) -> Check {
-        let late = self.asked.unwrap_or(Late::Dropped);
+        let late = self.asked.map_or(Late::Dropped, |asked| asked.late);
+        let is_readable = self.is_readable();
         match self.dialogue.begin_read(room) {
-            Ok(None) => check(!self.is_revoked, "waits when revoked"),
+            Ok(None) => check(is_readable == Ok(false), "waits"),
             Err(refused) => check(
                 match refused {
                     Refused::Gone => self.is_revoked,
@@ -217,9 +321,8 @@ impl World {
                 "read",
             ),
             Ok(Some((message, len))) => {
-                check(self.reading.is_none(), "read twice")?;
+                check(is_readable == Ok(true), "read twice")?;
                 check(room >= len && len == LEN, "length")?;
-                check(!self.is_revoked, "read when revoked")?;
                 check(
                     match message.text {
                         LAST => self.asked.is_some(),
@@ -227,6 +330,9 @@ impl World {
                     },
                     "read what was given up",
                 )?;
+                if message.text == LAST {
+                    self.proceed(Progress::Read);
+                }
                 self.reading = Some((message, late));
                 self.read = None;
                 Ok(())
@@ -234,20 +340,29 @@ impl World {
         }
     }
 
-    fn write(&mut self, is_confirmed: bool) -> Check {
-        let is_first = matches!(self.dialogue.state, State::Quiet(End::Connected(_), _));
+    fn write(&mut self, registers: Option<Confirmed>) -> Check {
+        let is_first = self.contact == Contact::Connected;
         let read = self.read.take();
         self.inbox.text = read.map_or(NOTHING, |(text, _)| text + ANSWER);
         let result = self.dialogue.write(&mut self.inbox, |message| {
             message.text = CONFIRMATION;
-            Some(((), is_confirmed.then_some(LEN)))
+            registers.map(|is_confirmed| ((), is_confirmed.then_some(LEN)))
         });
-        let expected = match read {
+        let expected = match (read, registers) {
             _ if self.is_revoked => Err(Refused::Gone),
-            _ if is_first => Ok(Some(())),
-            Some((LAST, _)) if self.asked.is_some() => Ok(None),
-            Some((_, Late::Dropped)) => Ok(None),
-            Some((_, Late::Refused)) | None => Err(Refused::Invalid),
+            (_, Some(is_confirmed)) if is_first => {
+                self.contact = match is_confirmed {
+                    true => Contact::Confirming,
+                    false => Contact::Registered,
+                };
+                Ok(Some(()))
+            }
+            (Some((LAST, _)), _) if self.question().is_some() => {
+                self.proceed(Progress::Answered);
+                Ok(None)
+            }
+            (Some((_, Late::Dropped)), _) => Ok(None),
+            (Some((_, Late::Refused)) | None, _) => Err(Refused::Invalid),
         };
         check(result == expected, "write")
     }
@@ -294,7 +409,11 @@ impl World {
             daemon || is_readable == before.1 || is_readable == Ok(false),
             "daemon not told",
         )?;
-        let is_over = self.asked.is_none() && !self.is_open;
+        check(is_readable == self.is_readable(), "readable")?;
+        check(self.dialogue.is_free() == self.is_free(), "free")?;
+        let daemon = self.dialogue.daemon();
+        check(daemon.is_some() == self.is_registered(), "registered")?;
+        let is_over = self.asked.is_none() && !self.is_open();
         check(!(is_over && self.is_unfinished), "never finished")?;
         self.tidy()?;
         Ok(true)
@@ -347,14 +466,18 @@ impl World {
             Event::GiveUp,
             Event::Release,
             Event::Open,
-            Event::Write { is_confirmed: true },
+            Event::Write {
+                registers: Some(true),
+            },
             Event::BeginRead { room: LEN },
             Event::EndRead { was_read: true },
             Event::Look,
             Event::Ask(Late::Refused),
             Event::BeginRead { room: LEN },
             Event::EndRead { was_read: true },
-            Event::Write { is_confirmed: true },
+            Event::Write {
+                registers: Some(true),
+            },
         ] {
             self.step(event)?;
         }
