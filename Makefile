@@ -154,13 +154,13 @@ bench: root guest-$(FLAVOUR) host
 	@$(enter) env OUTER_TIMEOUT=3600 build/host/scenarios --flavour $(FLAVOUR) bench
 
 ## faults               what C and this module make of the faults of Documentation/faults.rst, which it writes (25 min)
-faults: root guest-amd64 guest-debug host
+faults: root guest-amd64 guest-debug build/guest/chrony.cpio host
 	@$(enter) env OUTER_TIMEOUT=1800 build/host/scenarios --time emulated faults
 	@$(enter) env OUTER_TIMEOUT=1800 build/host/scenarios --flavour debug faults
 	@cp build/results/faults.rst Documentation/faults.rst
 
 ## check-debug          all scenarios on the kernel that looks for faults (30 min)
-check-debug: root guest-debug host
+check-debug: root guest-debug build/guest/chrony.cpio host
 	@tests/check.sh debug
 
 ## check-systemd        Debian as it is installed: udev loads the module, systemd starts the daemons (REPEAT=20: 20 boots)

@@ -57,9 +57,10 @@ const LINE: &str = "poll -1 dpoll -2 filter 1 offset 0 stratum 2";
 
 /// Starts chrony with the PTP clock, whose path is followed by these options.
 fn start(t: &Context<'_>, device: &str, options: &str) -> Result<()> {
-    if t.sh("command -v chronyd")?.status != 0 {
-        return t.skip("there is no build/guest/chrony.cpio (make guests makes it)");
-    }
+    t.check(
+        t.sh("command -v chronyd")?.status == 0,
+        "there is chrony: make build/guest/chrony.cpio",
+    )?;
     t.sh_ok(&format!(
         "mkdir -p /var/log/chrony /run/chrony; rm -f /var/log/chrony/*; \
          printf '%s\\n' 'refclock PHC {device}{options} {LINE}' 'makestep 1 -1' \
