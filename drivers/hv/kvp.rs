@@ -5,7 +5,11 @@
 
 use crate::{
     icmsg::{
-        addresses::Layout,
+        addresses::{
+            self,
+            Layout,
+            Omitted, //
+        },
         kvp::{
             self,
             Operation,
@@ -51,6 +55,7 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
         layout: Layout::Text,
         until: Deadline::after(ANSWER_TIMEOUT),
         is_asked_again: false,
+        told: Ok(Omitted::default()),
         limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
     };
     BoundService::open_with_daemon(dev, &INFO, KBox::new(service, GFP_KERNEL)?, None)
@@ -64,6 +69,8 @@ struct Kvp {
     until: Deadline,
     /// The daemon has gone over that request: the next one is asked, once.
     is_asked_again: bool,
+    /// What the last GET_IP_INFO told the host. Hosts poll: the log has a line if this changes.
+    told: Result<Omitted, addresses::Error>,
     /// Of what host and daemon can have logged.
     limit: Pin<KBox<RateLimit>>,
 }
@@ -83,14 +90,18 @@ impl Kvp {
                 timeout: ANSWER_TIMEOUT,
                 late: Late::Dropped,
             },
-            Err(refusal) => Next::Answer(self.refuse(body, refusal)),
+            Err(refusal) => {
+                if let Some(why) = refusal.why {
+                    self.log_failure(body, refusal.status, why);
+                }
+                Next::Answer(refusal.status)
+            }
         }
     }
 
-    /// Gives the status that the request in `body` is refused with, and logs what the status does not say.
-    fn refuse(&self, body: &[u8], refusal: Refusal) -> Status {
-        let Status(status) = refusal.status;
-        if let (Some(why), true) = (refusal.why, self.limit.as_ref().allows()) {
+    /// Logs what the status does not say of the request in `body`.
+    fn log_failure(&self, body: &[u8], Status(status): Status, why: addresses::Error) {
+        if self.limit.as_ref().allows() {
             pr_warn!(
                 "KVP: {}: {} fails, status {:#x}\n",
                 format_args!("{why}"),
@@ -98,7 +109,21 @@ impl Kvp {
                 status
             );
         }
-        refusal.status
+    }
+
+    /// Logs what the guest's addresses lack, or why the host gets none, unless the last ones were so too.
+    fn log_addresses(&mut self, body: &[u8], told: Result<Omitted, addresses::Error>) {
+        if told == self.told {
+            return;
+        }
+        self.told = told;
+        match told {
+            Err(why) => self.log_failure(body, Status::FAIL, why),
+            Ok(omitted) if omitted != Omitted::default() && self.limit.as_ref().allows() => {
+                pr_warn!("KVP: GET_IP_INFO: {}\n", format_args!("{omitted}"));
+            }
+            Ok(_) => {}
+        }
     }
 }
 
@@ -130,10 +155,13 @@ impl DaemonService for Kvp {
             Some(answer) => kvp::from_daemon(self.layout, daemon, answer, body),
             None => Err(Status::FAIL.into()),
         };
-        let status = match result {
-            Ok(()) => Status::OK,
-            Err(refusal) => self.refuse(body, refusal),
+        let (status, told) = match result {
+            Ok(omitted) => (Status::OK, omitted.map(Ok)),
+            Err(Refusal { status, why }) => (status, why.map(Err)),
         };
+        if let Some(told) = told {
+            self.log_addresses(body, told);
+        }
         Next::Answer(match status {
             // The last daemon has deleted it.
             Status::NO_MORE_ITEMS if self.is_asked_again && kvp::is_delete(body) => Status::OK,

@@ -17,6 +17,7 @@ use host::ic::text::utf16_text;
 use host::service::Service;
 
 use crate::icmsg::addresses::Layout;
+use crate::icmsg::addresses::Omitted;
 use crate::icmsg::kvp;
 use crate::icmsg::kvp::Refusal;
 use crate::icmsg::Registration;
@@ -144,8 +145,15 @@ fn is_wrong(layout: Layout, operation: usize, body: &[u8]) -> bool {
 fn for_daemon(body: &[u8]) -> Option<[String; 4]> {
     let of = addresses::read(NUMBERS, body)?;
     let lists = [of.addresses, of.subnets, of.gateways, of.name_servers];
-    let prefixes = |subnet: &str| subnet.parse().map_or(true, |prefix: u32| prefix <= 128);
-    let is_valid = lists[1].split(';').all(prefixes);
+    let is_valid = lists[1].split(';').all(|subnet| match subnet.parse() {
+        Ok(prefix) => (0..=128u32).contains(&prefix),
+        // A mask is ones, then zeros.
+        Err(_) => subnet.parse().map_or(true, |mask: Ipv4Addr| {
+            (!mask.to_bits())
+                .checked_add(1)
+                .map_or(true, u32::is_power_of_two)
+        }),
+    });
     let mut rooms = ADDRESS_TEXTS[1..].iter().map(|room| room.len() - 2);
     let fit = lists.iter().all(|list| Some(list.len()) <= rooms.next());
     (is_valid && fit).then_some(lists)
@@ -330,8 +338,8 @@ fn daemon_addresses(random: &mut Random, answer: &mut [u8]) {
     answer[4 + 257] = random.below(2) as u8;
 }
 
-/// What a host has to be told of the daemon's lists; `None` where they are wrong.
-fn for_host(answer: &[u8]) -> Option<addresses::Addresses> {
+/// What a host has to be told of the daemon's lists, and what these lack; `None` where they are wrong.
+fn for_host(answer: &[u8]) -> Option<(addresses::Addresses, Omitted)> {
     let list = |room: &Range<usize>| -> Option<Vec<String>> {
         let room = &answer[4..][room.clone()];
         let end = room.iter().position(|byte| *byte == 0)?;
@@ -346,17 +354,29 @@ fn for_host(answer: &[u8]) -> Option<addresses::Addresses> {
             None => entry.parse().ok(),
         }
     };
-    let addresses = |room| -> Option<Vec<IpAddr>> { list(room)?.iter().map(address).collect() };
+    let mut omitted = Omitted::default();
+    let mut servers = |room| -> Option<Vec<IpAddr>> {
+        let list = list(room)?;
+        let addresses: Vec<_> = list.iter().filter_map(address).collect();
+        omitted.servers += list.len() - addresses.len();
+        Some(addresses)
+    };
     let by_family = |all: Vec<IpAddr>, room: usize| -> Option<String> {
         let (four, six): (Vec<_>, Vec<_>) = all.into_iter().partition(IpAddr::is_ipv4);
         let fit = four.len() <= room && six.len() <= room;
         let texts: Vec<_> = four.iter().chain(&six).map(IpAddr::to_string).collect();
         fit.then(|| texts.join(";"))
     };
-    let all = addresses(&ADDRESS_TEXTS[1])?;
-    let subnets = list(&ADDRESS_TEXTS[2])?;
-    if all.len() != subnets.len() {
-        return None;
+    let gateways = by_family(servers(&ADDRESS_TEXTS[3])?, 5)?;
+    let name_servers = by_family(servers(&ADDRESS_TEXTS[4])?, 64)?;
+    let all: Vec<_> = list(&ADDRESS_TEXTS[1])?
+        .iter()
+        .map(address)
+        .collect::<Option<_>>()?;
+    let mut subnets = list(&ADDRESS_TEXTS[2])?;
+    omitted.subnets = all.len().checked_sub(subnets.len())?;
+    for address in &all[subnets.len()..] {
+        subnets.push(if address.is_ipv4() { "0.0.0.0" } else { "0" }.to_owned());
     }
     let mut masks = Vec::new();
     let mut prefixes = Vec::new();
@@ -373,29 +393,35 @@ fn for_host(answer: &[u8]) -> Option<addresses::Addresses> {
     }
     masks.append(&mut prefixes);
     let origin = 2 - u16::from(answer[4 + 257] != 0);
-    Some(addresses::Addresses {
+    let addresses = addresses::Addresses {
         adapter: String::new(),
         family: answer[4 + 256],
         dhcp: answer[4 + 257] != 0,
         origins: vec![origin; all.len()],
         addresses: by_family(all, 64)?,
         subnets: masks.join(";"),
-        gateways: by_family(addresses(&ADDRESS_TEXTS[3])?, 5)?,
-        name_servers: by_family(addresses(&ADDRESS_TEXTS[4])?, 64)?,
-    })
+        gateways,
+        name_servers,
+    };
+    Some((addresses, omitted))
 }
 
 /// The host is told the daemon's addresses as numbers, or that they are wrong, and then none.
-fn numbers_told(before: &[u8], answer: &[u8], body: &[u8], result: Result<(), Refusal>) {
+fn numbers_told(
+    before: &[u8],
+    answer: &[u8],
+    body: &[u8],
+    result: Result<Option<Omitted>, Refusal>,
+) {
     only_changed(before, body, &[4..28, 284..3716]);
     let read = addresses::read(NUMBERS, body).expect("addresses that a host can read");
-    let Some(told) = for_host(answer) else {
+    let Some((told, omitted)) = for_host(answer) else {
         let refusal = result.expect_err("wrong addresses");
         assert!(refusal.status == Status::FAIL && refusal.why.is_some());
         assert_eq!(body[4..28], [0; 24]);
         return;
     };
-    assert_eq!(result, Ok(()));
+    assert_eq!(result, Ok(Some(omitted)));
     let adapter = utf16_text(&before[28..284]);
     assert_eq!(read, addresses::Addresses { adapter, ..told });
 }

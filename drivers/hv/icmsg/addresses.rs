@@ -164,7 +164,7 @@ pub(crate) enum Error {
     Endless(Field),
     /// An entry is nothing that belongs there.
     Invalid(Field),
-    /// The daemon has more or fewer subnets than addresses.
+    /// The daemon has more subnets than addresses.
     Unpaired,
 }
 
@@ -187,8 +187,27 @@ impl fmt::Display for Error {
             }
             Self::Endless(field) => write!(f, "the daemon's text of {field} has no end"),
             Self::Invalid(field) => write!(f, "invalid {field}"),
-            Self::Unpaired => f.write_str("the daemon has not one subnet for each address"),
+            Self::Unpaired => f.write_str("the daemon has more subnets than addresses"),
         }
+    }
+}
+
+/// What the daemon's text lacks, and the host therefore does not get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Omitted {
+    /// Number of addresses without a subnet. The host gets masks and prefix lengths of 0 for them.
+    pub(crate) subnets: usize,
+    /// Number of gateways and name servers that are no addresses. The host does not get these.
+    pub(crate) servers: usize,
+}
+
+impl fmt::Display for Omitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "subnets missing: {}, gateways and name servers that are no addresses: {}",
+            self.subnets, self.servers
+        )
     }
 }
 
@@ -238,12 +257,12 @@ impl Layout {
 
     /// Writes the daemon's `from`, a `struct hv_kvp_ipaddr_value`, to the host's `body`, which
     /// [`Layout::to_daemon`] has accepted. If it fails, the body says that there are no addresses.
-    pub(crate) fn to_host(self, from: &[u8], body: &mut [u8]) -> Result<(), Error> {
+    pub(crate) fn to_host(self, from: &[u8], body: &mut [u8]) -> Result<Omitted, Error> {
         let to = &mut body[self.start()..];
         match self {
             Self::Text => {
                 text_from_daemon(from, to);
-                Ok(())
+                Ok(Omitted::default())
             }
             Self::Binary => binary_from_daemon(from, to),
         }
@@ -334,11 +353,15 @@ impl List {
         Ok(index)
     }
 
-    /// Writes the addresses of the daemon's text; returns how many there are.
-    fn write(&self, from: &[u8], to: &mut [u8]) -> Result<Counts, Error> {
+    /// Writes the addresses of the daemon's text; returns how many there are. Scripts of distributions
+    /// make the text: entries that are no addresses are counted in `omitted`.
+    fn write(&self, from: &[u8], to: &mut [u8], omitted: &mut usize) -> Result<Counts, Error> {
         let mut counts = Counts::default();
         for entry in entries(self.field, from)? {
-            self.push(to, &mut counts, parse_address(self.field, entry)?)?;
+            match parse_address(self.field, entry) {
+                Ok(address) => _ = self.push(to, &mut counts, address)?,
+                Err(_) => *omitted += 1,
+            }
         }
         Ok(counts)
     }
@@ -385,6 +408,11 @@ fn binary_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Erro
 
     let mut subnets = Entries::new(Field::Subnets, &mut to[text::SUBNETS]);
     for mask in numbers::<4>(from, binary::MASKS, four) {
+        let bits = u32::from_be_bytes(mask);
+        // The daemon counts the bits: it would set another subnet.
+        if bits.leading_ones() != bits.count_ones() {
+            return Err(Error::Invalid(Field::Subnets));
+        }
         subnets.push(&Ipv4Addr::from(mask))?;
     }
     for prefix in numbers(from, binary::PREFIXES, six).map(u32::from_le_bytes) {
@@ -401,16 +429,21 @@ fn binary_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Erro
     write_entries(Field::NameServers, servers, &mut to[text::NAME_SERVERS])
 }
 
-fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<(), Error> {
+fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<Omitted, Error> {
     to[..binary::ADAPTER.start].fill(0);
     to[binary::FAMILY..binary::LEN].fill(0);
 
+    let mut omitted = Omitted::default();
     let mut addresses = Counts::default();
     let mut subnets = entries(Field::Subnets, &from[text::SUBNETS])?;
     for entry in entries(Field::Addresses, &from[text::ADDRESSES])? {
         let address = parse_address(Field::Addresses, entry)?;
         let index = binary::ADDRESSES.push(to, &mut addresses, address)?;
-        let subnet = subnets.next().ok_or(Error::Unpaired)?;
+        // The daemon leaves out the last ones if there are many.
+        let Some(subnet) = subnets.next() else {
+            omitted.subnets += 1;
+            continue;
+        };
         match address {
             IpAddr::V4(_) => put(to, binary::MASKS, index, &parse_mask(subnet)?.octets()),
             IpAddr::V6(_) => put(
@@ -424,8 +457,9 @@ fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<(), Error> {
     if subnets.next().is_some() {
         return Err(Error::Unpaired);
     }
-    let gateways = binary::GATEWAYS.write(&from[text::GATEWAYS], to)?;
-    let servers = binary::NAME_SERVERS.write(&from[text::NAME_SERVERS], to)?;
+    let gateways = binary::GATEWAYS.write(&from[text::GATEWAYS], to, &mut omitted.servers)?;
+    let servers =
+        binary::NAME_SERVERS.write(&from[text::NAME_SERVERS], to, &mut omitted.servers)?;
 
     let has_dhcp = from[text::DHCP] != 0;
     to[binary::FAMILY] = from[text::FAMILY];
@@ -441,7 +475,7 @@ fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<(), Error> {
     binary::ADDRESSES.put_counts(to, addresses);
     binary::GATEWAYS.put_counts(to, gateways);
     binary::NAME_SERVERS.put_counts(to, servers);
-    Ok(())
+    Ok(omitted)
 }
 
 /// The entries of a list of the daemon's.
@@ -564,7 +598,13 @@ mod tests {
         wire::array_at(of, at.start)
     }
 
-    fn from_daemon(field: Range<usize>, list: &[u8]) -> Result<(), Error> {
+    /// Nothing is omitted.
+    const WHOLE: Result<Omitted, Error> = Ok(Omitted {
+        subnets: 0,
+        servers: 0,
+    });
+
+    fn from_daemon(field: Range<usize>, list: &[u8]) -> Result<Omitted, Error> {
         let mut from = [0; text::LEN];
         put_text(&mut from, &field, list);
         Layout::Binary.to_host(&from, &mut [0; BODY_LEN])
@@ -607,7 +647,7 @@ mod tests {
             assert_eq!(&list(&daemon, at), b"1.;\0");
         }
         let mut answer = [0; BODY_LEN];
-        assert_eq!(Layout::Text.to_host(&daemon, &mut answer), Ok(()));
+        assert_eq!(Layout::Text.to_host(&daemon, &mut answer), WHOLE);
         assert_eq!(answer, host);
     }
 
@@ -620,7 +660,7 @@ mod tests {
         daemon[text::FAMILY] = 3;
         let mut host = [0; BODY_LEN];
         host[START + binary::ADAPTER.start..][..4].copy_from_slice(b"{\0i\0");
-        assert_eq!(Layout::Binary.to_host(&daemon, &mut host), Ok(()));
+        assert_eq!(Layout::Binary.to_host(&daemon, &mut host), WHOLE);
         assert_eq!(host_counts(&host), [2, 1, 1, 1, 1, 1]);
         let at = |at: usize| &host[START + at..];
         assert_eq!(at(24)[..4], *b"{\0i\0");
@@ -655,7 +695,7 @@ mod tests {
         daemon[text::DHCP] = 1;
         // Whatever the host has sent there.
         let mut host = [0xff; BODY_LEN];
-        assert_eq!(Layout::Binary.to_host(&daemon, &mut host), Ok(()));
+        assert_eq!(Layout::Binary.to_host(&daemon, &mut host), WHOLE);
         assert_eq!(host_counts(&host), [1, 0, 0, 0, 0, 0]);
         assert_eq!(host[START + binary::DHCP], 1);
         assert_eq!(host[START + binary::ORIGINS..][..4], [1, 0, 0, 0]);
@@ -698,7 +738,7 @@ mod tests {
                     let result = Layout::Binary.to_host(&daemon, &mut host);
                     let counts = host_counts(&host);
                     if index < list.room {
-                        assert_eq!(result, Ok(()));
+                        assert_eq!(result, WHOLE);
                         assert_eq!(counts.iter().sum::<u32>() as usize, index + 1);
                     } else {
                         assert_eq!(result, Err(list.too_many(family)));
@@ -710,7 +750,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn what_is_no_address_is_no_success() {
         for list in [
             &b"x"[..],
             b"1.2.3",
@@ -723,13 +763,36 @@ mod tests {
             b"\xff",
             b"getifaddrs failed\n",
         ] {
-            let at = |field| Err(Error::Invalid(field));
-            assert_eq!(from_daemon(text::ADDRESSES, list), at(Field::Addresses));
-            assert_eq!(from_daemon(text::GATEWAYS, list), at(Field::Gateways));
-            let servers = from_daemon(text::NAME_SERVERS, list);
-            assert_eq!(servers, at(Field::NameServers));
+            let invalid = Err(Error::Invalid(Field::Addresses));
+            assert_eq!(from_daemon(text::ADDRESSES, list), invalid);
+            let omitted = Ok(Omitted {
+                subnets: 0,
+                servers: 1,
+            });
+            assert_eq!(from_daemon(text::GATEWAYS, list), omitted);
+            assert_eq!(from_daemon(text::NAME_SERVERS, list), omitted);
         }
-        assert_eq!(from_daemon(text::GATEWAYS, b";; 1.2.3.4 ;\n;"), Ok(()));
+        assert_eq!(from_daemon(text::GATEWAYS, b";; 1.2.3.4 ;\n;"), WHOLE);
+    }
+
+    #[test]
+    fn a_name_server_that_is_no_address_hides_no_other() {
+        let mut daemon = [0; text::LEN];
+        put_text(
+            &mut daemon,
+            &text::NAME_SERVERS,
+            b"1.2.3.4;x;1.2.3.5;;y;::1",
+        );
+        put_text(&mut daemon, &text::GATEWAYS, b"z;1.2.3.6");
+        let mut host = [0; BODY_LEN];
+        let omitted = Ok(Omitted {
+            subnets: 0,
+            servers: 3,
+        });
+        assert_eq!(Layout::Binary.to_host(&daemon, &mut host), omitted);
+        assert_eq!(host_counts(&host), [0, 0, 1, 0, 2, 1]);
+        let servers = &host[START + binary::NAME_SERVERS.at[0]..];
+        assert_eq!(servers[..9], [1, 2, 3, 4, 1, 2, 3, 5, 0]);
     }
 
     #[test]
@@ -740,13 +803,19 @@ mod tests {
             put_text(&mut daemon, &text::SUBNETS, subnets);
             Layout::Binary.to_host(&daemon, &mut [0; BODY_LEN])
         };
-        for (addresses, subnets) in [
-            (&b"1.2.3.4"[..], &b""[..]),
-            (b"1.2.3.4;fd00::1", b"255.0.0.0;"),
-            (b"", b"255.0.0.0"),
-            (b"fd00::1", b"/64;/64"),
-        ] {
+        for (addresses, subnets) in [(&b""[..], &b"255.0.0.0"[..]), (b"fd00::1", b"/64;/64")] {
             assert_eq!(result(addresses, subnets), Err(Error::Unpaired));
+        }
+        for (addresses, subnets, count) in [
+            (&b"1.2.3.4"[..], &b""[..], 1),
+            (b"1.2.3.4;fd00::1", b"255.0.0.0;", 1),
+            (b"fd00::1;fd00::2;fd00::3", b"/64", 2),
+        ] {
+            let omitted = Omitted {
+                subnets: count,
+                servers: 0,
+            };
+            assert_eq!(result(addresses, subnets), Ok(omitted));
         }
         for (addresses, subnets) in [
             (&b"1.2.3.4"[..], &b"/8"[..]),
@@ -760,7 +829,7 @@ mod tests {
             let invalid = Err(Error::Invalid(Field::Subnets));
             assert_eq!(result(addresses, subnets), invalid);
         }
-        assert_eq!(result(b"fd00::1;1.2.3.4", b"128;0.0.0.0"), Ok(()));
+        assert_eq!(result(b"fd00::1;1.2.3.4", b"128;0.0.0.0"), WHOLE);
     }
 
     #[test]
@@ -773,7 +842,7 @@ mod tests {
             assert_eq!(result, Err(Error::Endless(field)));
             daemon[at.end - 1] = 0;
             let result = Layout::Binary.to_host(&daemon, &mut host);
-            assert_eq!(result, Ok(()));
+            assert_eq!(result, WHOLE);
         }
     }
 
@@ -796,6 +865,24 @@ mod tests {
         wire::put_u32(&mut host, START + 4, 1);
         wire::put_u32(&mut host, START + binary::PREFIXES, 129);
         refused(&host, Error::Invalid(Field::Subnets));
+    }
+
+    #[test]
+    fn a_mask_has_no_hole() {
+        for (mask, is_valid) in [
+            ([0, 0, 0, 0], true),
+            ([255, 255, 254, 0], true),
+            ([255, 255, 255, 255], true),
+            ([255, 0, 255, 0], false),
+            ([0, 0, 0, 1], false),
+        ] {
+            let mut host = [0; BODY_LEN];
+            wire::put_u32(&mut host, START, 1);
+            host[START + binary::MASKS..][..4].copy_from_slice(&mask);
+            let result = Layout::Binary.to_daemon(&host, true, &mut [0; text::LEN]);
+            let invalid = Err(Error::Invalid(Field::Subnets));
+            assert_eq!(result, if is_valid { Ok(()) } else { invalid });
+        }
     }
 
     #[test]

@@ -12,7 +12,8 @@
 use super::{
     addresses::{
         self,
-        Layout, //
+        Layout,
+        Omitted, //
     },
     text::{
         utf16_to_utf8,
@@ -287,13 +288,13 @@ fn decimal(mut number: u64, to: &mut [u8]) -> usize {
 }
 
 /// Writes the daemon's `answer` into the host's `body`, which [`to_daemon`] has accepted in the same
-/// layout.
+/// layout. Of a `GET_IP_INFO` it returns what the daemon's text lacks.
 pub(crate) fn from_daemon(
     layout: Layout,
     daemon: Registration,
     answer: &[u8; DAEMON_LEN],
     body: &mut [u8],
-) -> Result<(), Refusal> {
+) -> Result<Option<Omitted>, Refusal> {
     let operation = Operation::parse(body)?;
     let status = match daemon {
         Registration::Current => Status(wire::u32_native_at(answer, 0)),
@@ -321,11 +322,14 @@ pub(crate) fn from_daemon(
             wire::put_u32(to, value::KEY_SIZE, len as u32);
             value_to_host(from, to);
         }
-        Operation::GetAddresses => layout
-            .to_host(&answer[BODY..], body)
-            .map_err(Refusal::addresses(Status::FAIL))?,
+        Operation::GetAddresses => {
+            return layout
+                .to_host(&answer[BODY..], body)
+                .map(Some)
+                .map_err(Refusal::addresses(Status::FAIL))
+        }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Converts the value of a `struct hv_kvp_exchg_msg_value`. All of the daemon's are text.
@@ -485,7 +489,7 @@ mod tests {
         wire::put_u32_native(&mut message, 0, 0);
         message[BODY + value::VALUE..][..3].copy_from_slice(b"hi\0");
         let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
-        assert_eq!(told, Ok(()));
+        assert_eq!(told, Ok(None));
         assert_eq!(&host[BODY + value::VALUE..][..6], b"h\0i\0\0\0");
         assert_eq!(wire::u32_at(&host, BODY + value::VALUE_SIZE), 6);
         assert_eq!(wire::u32_at(&host, BODY + value::TYPE), 1);
@@ -499,7 +503,7 @@ mod tests {
         message[BODY + 4 + value::KEY..][..value::KEY_MAX].fill(b'k');
         message[BODY + 4 + value::VALUE..][..value::VALUE_MAX].fill(b'v');
         let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
-        assert_eq!(told, Ok(()));
+        assert_eq!(told, Ok(None));
         let at = |offset| wire::u32_at(&host, BODY + 4 + offset) as usize;
         assert_eq!(at(value::KEY_SIZE), value::KEY_MAX);
         assert_eq!(at(value::VALUE_SIZE), value::VALUE_MAX);
