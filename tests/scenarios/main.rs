@@ -29,6 +29,7 @@
 //!
 //! [`host::guest`] has all that can be done with a guest and a channel.
 
+mod addresses;
 mod attributes;
 mod baseline;
 mod bench;
@@ -110,6 +111,7 @@ fn all() -> Vec<&'static Scenario> {
         removal::SCENARIOS,
         chardev::SCENARIOS,
         kvp::SCENARIOS,
+        addresses::SCENARIOS,
         pushed::SCENARIOS,
         vss::SCENARIOS,
         freeze::SCENARIOS,

@@ -14,14 +14,14 @@ use host::ic::E_NO_MORE_ITEMS;
 use host::ic::S_OK;
 use host::service::Service;
 
+use crate::addresses::new_addresses;
+use crate::addresses::with_adapter;
 use crate::daemon;
 use crate::daemon::ShellDaemon;
 use crate::daemon::Talk;
 use crate::daemon::PROMPT;
 use crate::daemon::QUIET;
-use crate::kvp::new_addresses;
 use crate::kvp::pairs;
-use crate::kvp::with_adapter;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 use crate::timeouts::at;

@@ -225,17 +225,7 @@ pub(super) fn from_daemon(random: &mut Random) {
         return;
     };
     let operation = kvp::Operation::parse(&body).expect("an operation that is known");
-    for _ in 0..random.below(4) {
-        let at = random.of(&[4, 8, 16, 20, 260, 528, 532, 2310]);
-        match random.one_in(3) {
-            true => random.fill(&mut answer[at..at + 512]),
-            false => {
-                let text = fuzz::text(random).repeat(1 + random.below(9));
-                let len = text.len().min(2048);
-                answer[at..at + len].copy_from_slice(&text.as_bytes()[..len]);
-            }
-        }
-    }
+    spoil(random, &mut answer);
     if body[0] == 4 && layout == Layout::Binary {
         daemon_addresses(random, &mut answer);
     }
@@ -254,42 +244,74 @@ pub(super) fn from_daemon(random: &mut Random) {
         return assert_eq!(body, before);
     }
 
-    let sized = |room: &[u8], size| utf16_sized(room, size).expect("text of that size");
-    let at = match operation {
+    match operation {
         kvp::Operation::Set | kvp::Operation::Delete | kvp::Operation::SetAddresses => {
-            return assert_eq!(body, before)
+            assert_eq!(body, before)
         }
-        kvp::Operation::GetAddresses => {
-            let addresses = 2..7428;
-            only_changed(&before, &body, &[addresses]);
-            assert_eq!(body[258..260], answer[260..262]);
-            for room in ADDRESS_TEXTS {
-                let told = utf16_text(&body[2..][room.clone()]);
-                assert!(utf8_text(&answer[4..][room.clone()]).starts_with(&told));
-                // There is always room for the NUL.
-                assert!(told.encode_utf16().count() * 2 < room.len());
-            }
-            return;
+        kvp::Operation::GetAddresses => texts_told(&before, &answer, &body),
+        kvp::Operation::Get => {
+            value_told(4, &answer, &body);
+            let text = 4 + value::VALUE..4 + VALUE_LEN;
+            only_changed(&before, &body, &[4..8, 12..16, text]);
         }
-        kvp::Operation::Get => 4,
-        kvp::Operation::Enumerate => 8,
-    };
-    let size = |field| u32_at(&body, at + field).unwrap_or(u32::MAX);
-    let key = at + value::KEY..at + value::VALUE;
-    let text = at + value::VALUE..at + VALUE_LEN;
-    assert_eq!(size(value::TYPE), 1);
-    let told = sized(&body[text.clone()], size(value::VALUE_SIZE));
-    assert!(utf8_text(&answer[text.clone()]).starts_with(&told));
-    if operation == kvp::Operation::Get {
-        let fields = [at..at + 4, at + 8..at + 12, text];
-        return only_changed(&before, &body, &fields);
+        kvp::Operation::Enumerate => {
+            let told = value_told(8, &answer, &body);
+            let fields = 8..8 + VALUE_LEN;
+            only_changed(&before, &body, &[fields]);
+            is_taken_back(layout, daemon, &answer, &body, &told);
+        }
     }
-    let fields = at..at + VALUE_LEN;
-    only_changed(&before, &body, &[fields]);
-    let told_key = sized(&body[key.clone()], size(value::KEY_SIZE));
-    assert!(utf8_text(&answer[key]).starts_with(&told_key));
+}
 
-    let set = host::ic::kvp::set(0, &told_key, &told);
+/// What a daemon answers is at times longer than it should be, or no text.
+fn spoil(random: &mut Random, answer: &mut [u8; kvp::DAEMON_LEN]) {
+    for _ in 0..random.below(4) {
+        let at = random.of(&[4, 8, 16, 20, 260, 528, 532, 2310]);
+        match random.one_in(3) {
+            true => random.fill(&mut answer[at..at + 512]),
+            false => {
+                let text = fuzz::text(random).repeat(1 + random.below(9));
+                let len = text.len().min(2048);
+                answer[at..at + len].copy_from_slice(&text.as_bytes()[..len]);
+            }
+        }
+    }
+}
+
+/// The host has as much of each text about addresses as has room with a NUL.
+fn texts_told(before: &[u8], answer: &[u8], body: &[u8]) {
+    let addresses = 2..7428;
+    only_changed(before, body, &[addresses]);
+    assert_eq!(body[258..260], answer[260..262]);
+    for room in ADDRESS_TEXTS {
+        let told = utf16_text(&body[2..][room.clone()]);
+        assert!(utf8_text(&answer[4..][room.clone()]).starts_with(&told));
+        // There is always room for the NUL.
+        assert!(told.encode_utf16().count() * 2 < room.len());
+    }
+}
+
+/// The text of the size that stands in its field at `size`.
+fn sized(body: &[u8], room: Range<usize>, size: usize) -> String {
+    let size = u32_at(body, size).unwrap_or(u32::MAX);
+    utf16_sized(&body[room], size).expect("text of that size")
+}
+
+/// The host has the start of the daemon's value as text in the structure at `at`. Gives it.
+fn value_told(at: usize, answer: &[u8], body: &[u8]) -> String {
+    let text = at + value::VALUE..at + VALUE_LEN;
+    assert_eq!(u32_at(body, at + value::TYPE), Some(1));
+    let told = sized(body, text.clone(), at + value::VALUE_SIZE);
+    assert!(utf8_text(&answer[text]).starts_with(&told));
+    told
+}
+
+/// The host has the start of the daemon's key, too. If it sets the pair again, the daemon gets the same key and value.
+fn is_taken_back(layout: Layout, daemon: Registration, answer: &[u8], body: &[u8], told: &str) {
+    let key = 8 + value::KEY..8 + value::VALUE;
+    let told_key = sized(body, key.clone(), 8 + value::KEY_SIZE);
+    assert!(utf8_text(&answer[key]).starts_with(&told_key));
+    let set = host::ic::kvp::set(0, &told_key, told);
     let mut message = [0; kvp::DAEMON_LEN];
     match kvp::to_daemon(layout, &set, daemon, &mut message) {
         Ok(()) => {
