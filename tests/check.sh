@@ -194,10 +194,37 @@ outside_seam()
 	diff <(series_steps rust/Kbuild) <(series_steps rust/hyperv/compat.rs rust/helpers/compat.c) || true
 }
 
+# What is too long to be read: a file of more than 800 lines, not counting the unit tests of the module's, or a function
+# of more than 80. rustfmt has put the end of a function where its first line begins.
+too_long()
+{
+	files -name '*.rs' | xargs awk '
+	function judge_file() {
+		if (count > 800) print name ": " count " lines"
+	}
+	FNR == 1 { judge_file(); name = FILENAME; count = 0; is_counted = 1; first = 0 }
+	/^mod tests \{$/ && name !~ /^tests\// { is_counted = 0 }
+	is_counted { count++ }
+	{ match($0, /^ */); indent = substr($0, 1, RLENGTH) }
+	!first && /^ *(pub(\([a-z]+\))? )?((const|unsafe|extern "C") )*fn [a-z_0-9]+/ {
+		first = FNR
+		at = indent
+		match($0, /fn [a-z_0-9]+/)
+		function_name = substr($0, RSTART, RLENGTH)
+	}
+	# A declaration, or all in one line.
+	first && ($0 == at "}" || /;$/ && indent == at || FNR == first && /\}$/) {
+		if (FNR - first + 1 > 80) print name ": " function_name ": " FNR - first + 1 " lines"
+		first = 0
+	}
+	END { judge_file() }'
+}
+
 step_layers()
 {
 	each "layers: rust/hyperv/linux" outside_linux
 	each "layers: the seam for the kernel's version" outside_seam
+	each "layers: no file and no function is too long" too_long
 }
 
 # The scenarios that the table of faults names.
