@@ -55,7 +55,7 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
         layout: Layout::Text,
         until: Deadline::after(ANSWER_TIMEOUT),
         is_asked_again: false,
-        told: Ok(Omitted::default()),
+        told: Ok(Omitted::NOTHING),
         limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
     };
     BoundService::open_with_daemon(dev, &INFO, KBox::new(service, GFP_KERNEL)?, None)
@@ -63,15 +63,15 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
 
 /// The KVP service.
 struct Kvp {
-    /// How the request that is worked on has addresses.
+    /// Layout of addresses in the current request.
     layout: Layout,
-    /// Until when that request waits for a daemon.
+    /// Until when the current request waits for a daemon.
     until: Deadline,
-    /// The daemon has gone over that request: the next one is asked, once.
+    /// The daemon went away before it answered the current request. The next daemon is asked, once.
     is_asked_again: bool,
-    /// What the last GET_IP_INFO told the host. Hosts poll: the log has a line if this changes.
+    /// Result of the last GET_IP_INFO that is logged. Hosts poll: the log has a line if the result changes.
     told: Result<Omitted, addresses::Error>,
-    /// Of what host and daemon can have logged.
+    /// Limits the lines that the host or the daemon can cause.
     limit: Pin<KBox<RateLimit>>,
 }
 
@@ -99,30 +99,39 @@ impl Kvp {
         }
     }
 
-    /// Logs what the status does not say of the request in `body`.
-    fn log_failure(&self, body: &[u8], Status(status): Status, why: addresses::Error) {
-        if self.limit.as_ref().allows() {
+    /// Logs why the request in `body` fails. Returns whether the limit allowed it.
+    fn log_failure(&self, body: &[u8], Status(status): Status, why: addresses::Error) -> bool {
+        let is_allowed = self.limit.as_ref().allows();
+        if is_allowed {
             pr_warn!(
                 "KVP: {}: {} fails, status {:#x}\n",
                 format_args!("{why}"),
-                Operation::parse(body).map_or("it", Operation::name),
+                Operation::parse(body).map_or("a request", Operation::name),
                 status
             );
         }
+        is_allowed
     }
 
-    /// Logs what the guest's addresses lack, or why the host gets none, unless the last ones were so too.
+    /// Logs why GET_IP_INFO failed, or what it left out, if that has changed. A line that the limit
+    /// suppresses comes with the next one.
     fn log_addresses(&mut self, body: &[u8], told: Result<Omitted, addresses::Error>) {
         if told == self.told {
             return;
         }
-        self.told = told;
-        match told {
+        let is_logged = match told {
             Err(why) => self.log_failure(body, Status::FAIL, why),
-            Ok(omitted) if omitted != Omitted::default() && self.limit.as_ref().allows() => {
-                pr_warn!("KVP: GET_IP_INFO: {}\n", format_args!("{omitted}"));
+            Ok(Omitted::NOTHING) => true,
+            Ok(omitted) => {
+                let is_allowed = self.limit.as_ref().allows();
+                if is_allowed {
+                    pr_warn!("KVP: GET_IP_INFO: {}\n", format_args!("{omitted}"));
+                }
+                is_allowed
             }
-            Ok(_) => {}
+        };
+        if is_logged {
+            self.told = told;
         }
     }
 }

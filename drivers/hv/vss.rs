@@ -86,11 +86,11 @@ pub(crate) struct Vss {
     step: Step,
     /// `Some` while file systems are frozen for the host.
     frozen: Option<Frozen>,
-    /// Of what the host can have logged.
+    /// Limits the lines that the host can cause.
     limit: Pin<KBox<RateLimit>>,
 }
 
-/// How far the request is that is worked on.
+/// Progress of the current request.
 #[derive(Clone, Copy)]
 enum Step {
     /// There is none, or one that the daemon alone is asked about.

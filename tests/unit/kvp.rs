@@ -376,11 +376,11 @@ fn for_host(answer: &[u8]) -> Option<(addresses::Addresses, Omitted)> {
             None => entry.parse().ok(),
         }
     };
-    let mut omitted = Omitted::default();
+    let mut omitted = Omitted::NOTHING;
     let mut servers = |room| -> Option<Vec<IpAddr>> {
         let list = list(room)?;
         let addresses: Vec<_> = list.iter().filter_map(address).collect();
-        omitted.servers += list.len() - addresses.len();
+        omitted.not_addresses += list.len() - addresses.len();
         Some(addresses)
     };
     let by_family = |all: Vec<IpAddr>, room: usize| -> Option<String> {

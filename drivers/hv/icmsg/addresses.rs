@@ -146,7 +146,7 @@ impl Family {
     }
 }
 
-/// Why addresses do not get from the one side to the other. They are never cut.
+/// Why addresses were not translated. Lists are never cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Error {
     /// The host has no room for as many.
@@ -165,7 +165,7 @@ pub(crate) enum Error {
     /// An entry is nothing that belongs there.
     Invalid(Field),
     /// The daemon has more subnets than addresses.
-    Unpaired,
+    TooManySubnets,
 }
 
 impl fmt::Display for Error {
@@ -182,23 +182,29 @@ impl fmt::Display for Error {
                 };
                 write!(f, "more than {room} {family} {field}")
             }
-            Self::TooLong(field) => {
-                write!(f, "the {field} are too long for the daemon")
-            }
+            Self::TooLong(field) => write!(f, "too long for the daemon: {field}"),
             Self::Endless(field) => write!(f, "the daemon's text of {field} has no end"),
             Self::Invalid(field) => write!(f, "invalid {field}"),
-            Self::Unpaired => f.write_str("the daemon has more subnets than addresses"),
+            Self::TooManySubnets => f.write_str("the daemon has more subnets than addresses"),
         }
     }
 }
 
-/// What the daemon's text lacks, and the host therefore does not get.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What the host's answer lacks, because the daemon's text does not have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Omitted {
     /// Number of addresses without a subnet. The host gets masks and prefix lengths of 0 for them.
     pub(crate) subnets: usize,
     /// Number of gateways and name servers that are no addresses. The host does not get these.
-    pub(crate) servers: usize,
+    pub(crate) not_addresses: usize,
+}
+
+impl Omitted {
+    /// The answer has all.
+    pub(crate) const NOTHING: Self = Self {
+        subnets: 0,
+        not_addresses: 0,
+    };
 }
 
 impl fmt::Display for Omitted {
@@ -206,7 +212,7 @@ impl fmt::Display for Omitted {
         write!(
             f,
             "subnets missing: {}, gateways and name servers that are no addresses: {}",
-            self.subnets, self.servers
+            self.subnets, self.not_addresses
         )
     }
 }
@@ -262,7 +268,7 @@ impl Layout {
         match self {
             Self::Text => {
                 text_from_daemon(from, to);
-                Ok(Omitted::default())
+                Ok(Omitted::NOTHING)
             }
             Self::Binary => binary_from_daemon(from, to),
         }
@@ -433,7 +439,7 @@ fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<Omitted, Error> {
     to[..binary::ADAPTER.start].fill(0);
     to[binary::FAMILY..binary::LEN].fill(0);
 
-    let mut omitted = Omitted::default();
+    let mut omitted = Omitted::NOTHING;
     let mut addresses = Counts::default();
     let mut subnets = entries(Field::Subnets, &from[text::SUBNETS])?;
     for entry in entries(Field::Addresses, &from[text::ADDRESSES])? {
@@ -455,11 +461,11 @@ fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<Omitted, Error> {
         }
     }
     if subnets.next().is_some() {
-        return Err(Error::Unpaired);
+        return Err(Error::TooManySubnets);
     }
-    let gateways = binary::GATEWAYS.write(&from[text::GATEWAYS], to, &mut omitted.servers)?;
+    let gateways = binary::GATEWAYS.write(&from[text::GATEWAYS], to, &mut omitted.not_addresses)?;
     let servers =
-        binary::NAME_SERVERS.write(&from[text::NAME_SERVERS], to, &mut omitted.servers)?;
+        binary::NAME_SERVERS.write(&from[text::NAME_SERVERS], to, &mut omitted.not_addresses)?;
 
     let has_dhcp = from[text::DHCP] != 0;
     to[binary::FAMILY] = from[text::FAMILY];
@@ -598,11 +604,7 @@ mod tests {
         wire::array_at(of, at.start)
     }
 
-    /// Nothing is omitted.
-    const WHOLE: Result<Omitted, Error> = Ok(Omitted {
-        subnets: 0,
-        servers: 0,
-    });
+    const WHOLE: Result<Omitted, Error> = Ok(Omitted::NOTHING);
 
     fn from_daemon(field: Range<usize>, list: &[u8]) -> Result<Omitted, Error> {
         let mut from = [0; text::LEN];
@@ -767,7 +769,7 @@ mod tests {
             assert_eq!(from_daemon(text::ADDRESSES, list), invalid);
             let omitted = Ok(Omitted {
                 subnets: 0,
-                servers: 1,
+                not_addresses: 1,
             });
             assert_eq!(from_daemon(text::GATEWAYS, list), omitted);
             assert_eq!(from_daemon(text::NAME_SERVERS, list), omitted);
@@ -787,7 +789,7 @@ mod tests {
         let mut host = [0; BODY_LEN];
         let omitted = Ok(Omitted {
             subnets: 0,
-            servers: 3,
+            not_addresses: 3,
         });
         assert_eq!(Layout::Binary.to_host(&daemon, &mut host), omitted);
         assert_eq!(host_counts(&host), [0, 0, 1, 0, 2, 1]);
@@ -804,7 +806,7 @@ mod tests {
             Layout::Binary.to_host(&daemon, &mut [0; BODY_LEN])
         };
         for (addresses, subnets) in [(&b""[..], &b"255.0.0.0"[..]), (b"fd00::1", b"/64;/64")] {
-            assert_eq!(result(addresses, subnets), Err(Error::Unpaired));
+            assert_eq!(result(addresses, subnets), Err(Error::TooManySubnets));
         }
         for (addresses, subnets, count) in [
             (&b"1.2.3.4"[..], &b""[..], 1),
@@ -813,7 +815,7 @@ mod tests {
         ] {
             let omitted = Omitted {
                 subnets: count,
-                servers: 0,
+                not_addresses: 0,
             };
             assert_eq!(result(addresses, subnets), Ok(omitted));
         }

@@ -19,19 +19,20 @@ use super::{
 const SEQUENCE: usize = 0;
 const APPLICATION_STATE: usize = 8;
 
-/// How the guest's applications are, as the host's administrator sees it.
+/// State of the guest's applications, as the answer to a beat tells it.
 ///
-/// The numbers are those of `VMHeartbeatStatus` in Microsoft's documentation of `Get-VM`.
+/// The numbers are those of `ApplicationState` in Microsoft's open-source virtual machine monitor
+/// (`hyperv_ic_protocol`), not those of PowerShell's `VMHeartbeatStatus`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum ApplicationState {
-    /// Nobody has said.
+    /// User space has written no state.
     Unknown = 0,
-    /// All is well.
+    /// The applications work.
     Healthy = 1,
-    /// A failover cluster may restart or move the virtual machine.
+    /// An application failed. A failover cluster may restart or move the virtual machine.
     Critical = 2,
-    /// They were stopped.
+    /// The applications do not run.
     Stopped = 3,
 }
 

@@ -66,7 +66,7 @@ impl Operation {
         }
     }
 
-    /// Its name, as hosts call it.
+    /// Its name for the log. `NOTICE` stands for four operations of the host's.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::HotBackup => "HOT_BACKUP",
