@@ -155,8 +155,8 @@ bench: root guest-$(FLAVOUR) host
 
 ## faults               what C and this module make of the faults of Documentation/faults.rst, which it writes (25 min)
 faults: root guest-amd64 guest-debug build/guest/chrony.cpio host
-	@$(enter) env OUTER_TIMEOUT=1800 build/host/scenarios --time emulated faults
-	@$(enter) env OUTER_TIMEOUT=1800 build/host/scenarios --flavour debug faults
+	@$(enter) env OUTER_TIMEOUT=3600 build/host/scenarios --time emulated faults
+	@$(enter) env OUTER_TIMEOUT=3600 build/host/scenarios --flavour debug faults
 	@cp build/results/faults.rst Documentation/faults.rst
 
 ## check-debug          all scenarios on the kernel that looks for faults (30 min)
