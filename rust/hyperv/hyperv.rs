@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Abstractions for drivers of Hyper-V's VMBus. What such drivers need besides is in [`linux`].
+//! Abstractions for drivers of VMBus devices. [`linux`] holds the abstractions that are not
+//! specific to Hyper-V.
 //!
-//! Everything in here would move to `rust/kernel/` upstream. It knows nothing of any one device,
-//! and all unsafe code of this project is in here: a driver on top needs none.
+//! Upstream, this crate would be part of `rust/kernel/`. It contains all unsafe code of this
+//! project and knows no particular device. A driver on top of it needs no unsafe code.
 //!
-//! Safe code cannot leave a callback behind. A channel, a character device or a PTP clock ends when it
-//! is dropped. If it was leaked (`mem::forget`), it ends when its device is unbound. Work items exist
-//! only inside channels, or end with the last driver of the module.
+//! Safe code cannot leave a callback behind. Dropping a channel, a character device or a PTP clock
+//! ends it. If the object was leaked (`mem::forget`), unbinding its device ends it. A work item
+//! either belongs to a channel, or ends when the last driver of the module is unregistered.
 
 #![warn(clippy::multiple_unsafe_ops_per_block)]
 

@@ -35,11 +35,10 @@ use kernel::{
     ThisModule, //
 };
 
-// Deriving this for all bindings would put code into every module that none of them calls.
+// `bindgen` could derive `Default` for all bindings, but would add unused code to every module.
 impl Default for bindings::hv_driver {
     fn default() -> Self {
-        // SAFETY: All fields are valid when zeroed: numbers, pointers, and functions that are
-        // optional.
+        // SAFETY: All fields are valid when zeroed: numbers, pointers and optional functions.
         unsafe { core::mem::zeroed() }
     }
 }
@@ -60,7 +59,8 @@ unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
 
 // SAFETY:
 // - `T::Data` is `Sync`.
-// - `probe_callback()` sets the data with `Device::set_drvdata()`. Only `driver::Registration` drops it.
+// - `probe_callback()` sets the data with `Device::set_drvdata()`. Only `driver::Registration`
+//   drops the data.
 unsafe impl<T: Driver> HasAttributes for Adapter<T> {
     const ATTRIBUTES: AttributeGroup<T> = T::ATTRIBUTES;
 }
@@ -73,7 +73,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
-        // SAFETY: `hdrv` is valid, and nobody else refers to it before it is registered.
+        // SAFETY: `hdrv` is valid, and nothing else refers to it before its registration.
         let fields = unsafe { &mut *hdrv.get() };
         fields.name = name.as_char_ptr();
         fields.id_table = T::ID_TABLE.as_ptr();
@@ -115,14 +115,14 @@ impl<T: Driver> Adapter<T> {
         let hdev = unsafe { &*hdev.cast::<Device<device::CoreInternal<'_>>>() };
 
         from_result(|| {
-            // SAFETY: `DeviceId` is a `#[repr(transparent)]` wrapper of
-            // `struct hv_vmbus_device_id` and does not add additional invariants, so it's safe to
-            // transmute. The id is valid, or null where `driver_override` has changed since the
-            // driver was chosen.
+            // SAFETY: `DeviceId` is a `#[repr(transparent)]` wrapper of `struct hv_vmbus_device_id`
+            // and does not add additional invariants, so it's safe to transmute. `id` is valid or
+            // null. It is null if `driver_override` or the driver's dynamic ids have changed since
+            // the match.
             let id = unsafe { id.cast::<DeviceId>().as_ref() }.ok_or(ENODEV)?;
 
-            // SAFETY: `id` comes from `T::ID_TABLE`, which is of type `IdArray<_, T::IdInfo>`, or
-            // from `new_id` or `driver_override`, which leave `driver_data` at 0.
+            // SAFETY: `id` is an entry of `T::ID_TABLE`, which is of type `IdArray<_, T::IdInfo>`,
+            // or comes from `new_id` or `driver_override`, which leave `driver_data` at 0.
             let info = unsafe { compat::id_info::<T>(id) };
             let data = T::probe(hdev, info.ok_or(ENODEV)?);
 
@@ -133,15 +133,15 @@ impl<T: Driver> Adapter<T> {
 
     /// Calls `f` with the device and its private data, if the device is still bound.
     ///
-    /// hv_vmbus calls suspend and resume in the `noirq` phases. The PM core does not hold the device's
-    /// lock there. hv_vmbus handles rescinds until it is suspended itself, so an unbind may run at the
-    /// same time. Take the lock to wait for it. That cannot deadlock: an unbind needs no suspended
-    /// device.
+    /// hv_vmbus calls suspend and resume in the `noirq` phases, in which the PM core does not hold
+    /// the device's lock. hv_vmbus handles rescinds until its own suspend, so the device may be
+    /// unbound concurrently. Take the device's lock to wait for the unbind. This cannot deadlock:
+    /// unbinding does not use a suspended device.
     ///
     /// # Safety
     ///
-    /// `hdev` must be a valid pointer to a `struct hv_device` whose driver is or was this one, and no
-    /// other driver may be bound to it during the call.
+    /// `hdev` must be a valid pointer to a `struct hv_device` that is or was bound to this driver.
+    /// No other driver may be bound to the device during the call.
     unsafe fn with_data(
         hdev: *mut bindings::hv_device,
         f: impl for<'bound> FnOnce(&'bound Device<device::Core<'_>>, Pin<&T::Data<'bound>>) -> Result,
@@ -156,11 +156,11 @@ impl<T: Driver> Adapter<T> {
             // SAFETY: `dev` is valid for the duration of the call.
             unsafe { bindings::rust_helper_device_lock(dev) };
 
-            // SAFETY: `dev` is valid, and the driver does not change while its lock is held.
+            // SAFETY: `dev` is valid. `driver` does not change while the device's lock is held.
             let is_bound = !unsafe { (*dev).driver }.is_null();
             let result = if is_bound {
-                // SAFETY: The device is bound to this driver, and stays so while its lock is held. So
-                // `Device::set_drvdata()` has been called in `probe_callback()` and stored a
+                // SAFETY: The device is bound to this driver, and stays bound while its lock is
+                // held. So `probe_callback()` has called `Device::set_drvdata()` with a
                 // `Pin<KBox<T::Data<'_>>>`.
                 let data = unsafe { hdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
                 f(hdev, data)
@@ -168,16 +168,16 @@ impl<T: Driver> Adapter<T> {
                 Ok(())
             };
 
-            // SAFETY: `dev` is valid, and this has locked it.
+            // SAFETY: `dev` is valid. This function has locked it.
             unsafe { bindings::rust_helper_device_unlock(dev) };
             result.map(|()| 0)
         })
     }
 
     extern "C" fn suspend_callback(hdev: *mut bindings::hv_device) -> c_int {
-        // SAFETY: hv_vmbus calls this with a valid pointer to a `struct hv_device` on which it has
-        // seen this driver. The PM core blocks probing from before the first phase of a suspend to
-        // behind the last of the resume: no other driver is bound in between.
+        // SAFETY: hv_vmbus calls this with a valid pointer to a `struct hv_device` after it has
+        // seen this driver bound to the device. The PM core blocks probing from `dpm_prepare()` to
+        // `dpm_complete()`, so no other driver is bound in between.
         unsafe { Self::with_data(hdev, |dev, data| T::suspend(dev, data)) }
     }
 
@@ -187,17 +187,17 @@ impl<T: Driver> Adapter<T> {
     }
 }
 
-/// A GUID, as it lies in memory.
+/// A GUID, in its representation in memory.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Guid([u8; 16]);
 
 impl Guid {
-    /// The GUID that is written as `aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee`, without the dashes, as
-    /// one number.
+    /// Creates the GUID `aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee`. `value` is this text without the
+    /// dashes, as a hexadecimal number.
     pub const fn new(value: u128) -> Self {
         let mut bytes = value.to_be_bytes();
-        // The first three groups are little-endian numbers of 4, 2 and 2 bytes.
+        // The first three groups are stored as little-endian numbers of 4, 2 and 2 bytes.
         (bytes[0], bytes[3]) = (bytes[3], bytes[0]);
         (bytes[1], bytes[2]) = (bytes[2], bytes[1]);
         (bytes[4], bytes[5]) = (bytes[5], bytes[4]);
@@ -261,7 +261,7 @@ pub type AttributeGroup<T> = sysfs::Group<Adapter<T>>;
 /// `samples/vmbus_echo.rs` is a complete driver.
 #[vtable]
 pub trait Driver: Sized + 'static {
-    /// The type holding information about each one of the device ids supported by the driver.
+    /// The type holding information about each device id supported by the driver.
     type IdInfo: 'static;
 
     /// The type of the driver's device private data. It is dropped when the device is unbound.
@@ -270,23 +270,23 @@ pub trait Driver: Sized + 'static {
     /// The table of device ids supported by the driver.
     const ID_TABLE: IdTable<Self::IdInfo>;
 
-    /// The files that each bound device has in sysfs. They appear after `probe()`, and go before the data
-    /// is dropped. If they cannot be created, the device is not bound.
+    /// The attributes of each bound device in sysfs. The driver core adds them after `probe()`, and
+    /// removes them before it drops the data. If it cannot add them, binding fails.
     const ATTRIBUTES: AttributeGroup<Self> = AttributeGroup::<Self>::NONE;
 
-    /// Called when a device that is in the table appears. A device that is bound by force, without
-    /// being in the table, is refused (`ENODEV`) before.
+    /// Called when a device with an id in the table appears. Binding any other device, as `new_id`
+    /// and `driver_override` allow, fails with `ENODEV` before this call.
     fn probe<'bound>(
         dev: &'bound Device<device::Core<'_>>,
         info: &'bound Self::IdInfo,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound;
 
-    /// Called before the system hibernates, with user space frozen and the device's lock held. May
-    /// sleep, but cannot do I/O: other devices are suspended already.
+    /// Called in the freeze and poweroff phases of hibernation, with user space frozen and the
+    /// device's lock held. May sleep, but cannot do I/O: other devices are suspended already.
     ///
-    /// The channel has to be closed here: the host does not keep it. An error aborts the hibernation.
-    /// Without this function the error is `EOPNOTSUPP`: the system does not hibernate while a device is
-    /// bound to the driver. Not called for a device that is unbound by then.
+    /// Must close the channel: the host does not keep it. An error aborts the hibernation. Without
+    /// this function, hv_vmbus fails with `EOPNOTSUPP`: the system cannot hibernate while a device
+    /// is bound to the driver. Not called if the device was unbound before.
     fn suspend<'bound>(
         dev: &'bound Device<device::Core<'_>>,
         this: Pin<&Self::Data<'bound>>,
@@ -295,10 +295,11 @@ pub trait Driver: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Called after the system has resumed from hibernation, or has failed to hibernate, with the
-    /// device's lock held. Not called if `suspend` failed.
+    /// Called in the thaw and restore phases of hibernation, with the device's lock held: after the
+    /// memory image was created, and after the system has resumed or failed to hibernate. Not
+    /// called if `suspend` failed.
     ///
-    /// The kernel logs an error and goes on. Without this function the error is `EOPNOTSUPP`.
+    /// The kernel logs an error and continues. Without this function, the error is `EOPNOTSUPP`.
     fn resume<'bound>(
         dev: &'bound Device<device::Core<'_>>,
         this: Pin<&Self::Data<'bound>>,
@@ -330,7 +331,7 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
         unsafe { &raw mut (*self.as_raw()).device }
     }
 
-    /// Sends a change event with one variable, `KEY=value`, to user space. May sleep.
+    /// Sends a change uevent with one variable, `KEY=value`, to user space. May sleep.
     pub fn uevent_change(&self, variable: &'static CStr) -> Result {
         let mut environment = [variable.as_char_ptr().cast_mut(), core::ptr::null_mut()];
 
@@ -339,7 +340,7 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 
         // SAFETY:
         // - The kobject of a valid device is valid.
-        // - `environment` is an array of valid C strings, ended by NULL, that is only read.
+        // - `environment` is a NULL-terminated array of valid C strings, and is only read.
         to_result(unsafe {
             bindings::kobject_uevent_env(
                 kobject,
@@ -351,14 +352,14 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 }
 
 impl Device {
-    /// The device's primary channel. It is there for as long as the device is.
+    /// Returns the device's primary channel. The channel lives as long as the device.
     pub(crate) fn channel(&self) -> NonNull<bindings::vmbus_channel> {
-        // SAFETY: By the type invariant of `Self`, `self.as_raw()` is valid. The field is set before
-        // the device is registered, and never changes.
+        // SAFETY: By the type invariant of `Self`, `self.as_raw()` is valid. hv_vmbus sets the
+        // field before it registers the device, and never changes it.
         let channel = unsafe { (*self.as_raw()).channel };
 
-        // SAFETY: hv_vmbus creates a device for a channel. Only the device's release, which waits for
-        // the last reference, frees a channel whose device was registered.
+        // SAFETY: hv_vmbus creates each device for a channel, so the pointer is not null. It frees
+        // the channel of a registered device only in the device's release function.
         unsafe { NonNull::new_unchecked(channel) }
     }
 }
@@ -381,7 +382,7 @@ unsafe impl AlwaysRefCounted for Device {
     }
 
     unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: `obj` is valid by the safety requirements, and stays so until the call below.
+        // SAFETY: `obj` is valid by the safety requirements, and stays valid until the call below.
         let dev: &device::Device = unsafe { obj.as_ref() }.as_ref();
 
         // SAFETY: The safety requirements guarantee that the refcount is non-zero.
@@ -391,7 +392,7 @@ unsafe impl AlwaysRefCounted for Device {
 
 impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
     fn as_ref(&self) -> &device::Device<Ctx> {
-        // SAFETY: By the type invariant of `Self`, that is a valid `struct device`.
+        // SAFETY: By the type invariant of `Self`, `self.as_device()` is a valid `struct device`.
         unsafe { device::Device::from_raw(self.as_device()) }
     }
 }
@@ -407,7 +408,8 @@ unsafe impl Sync for Device {}
 // `Bound` is a zero-sized type-state marker that does not affect thread safety.
 unsafe impl Sync for Device<device::Bound> {}
 
-/// Returns whether this virtual machine can hibernate, i.e. has the ACPI state S4. May sleep.
+/// Returns whether this virtual machine can hibernate, i.e. supports the ACPI sleep state S4. May
+/// sleep.
 pub fn is_hibernation_supported() -> bool {
     // SAFETY: Has no requirements.
     unsafe { bindings::hv_is_hibernation_supported() }
