@@ -2,9 +2,10 @@
 
 //! VMBus channels.
 //!
-//! A channel is two rings of packets, one each way. hv_vmbus owns both. This file uses the functions
-//! that hv_vmbus exports; one helper reads how much room the outbound ring has. A [`Handler`] gets the
-//! packets. It runs on one CPU at a time, in the host's interrupt or in a softirq, and owns its state.
+//! A channel has two rings of packets, one in each direction. hv_vmbus owns both. This module uses
+//! the functions that hv_vmbus exports, and one helper that reads the free space of the outbound
+//! ring. A [`Handler`] handles the packets. The channel's callback calls it on one CPU at a time,
+//! in the host's interrupt or in a softirq.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
@@ -65,47 +66,49 @@ pub use sender::Sender;
 pub enum Context {
     /// Softirq context.
     Softirq,
-    /// The host's interrupt for the first four packets, the softirq for the others. That saves the way
-    /// to the softirq. Every lock that the handler takes must disable interrupts. The handler must not
-    /// print in the interrupt: hv_vmbus holds a spinlock there, and consoles are slow. See
+    /// The host's interrupt for its first four packets, softirq for the others. Saves the latency
+    /// of the softirq. Every lock that the handler takes must disable interrupts. The handler must
+    /// not print in the interrupt: hv_vmbus holds a spinlock there, and consoles are slow. See
     /// [`Sender::is_in_interrupt`] and [`Packet::postpone`].
     ///
-    /// On PREEMPT_RT hv_vmbus has a real-time thread in place of the interrupt. The same rules apply.
+    /// On PREEMPT_RT, hv_vmbus uses a real-time thread instead of the interrupt. The same rules
+    /// apply.
     Interrupt,
 }
 
-/// What a driver does with the packets of a channel.
+/// Handles the packets of a channel.
 ///
-/// A handler borrows nothing: a channel that was leaked serves on until its device is unbound.
+/// A handler borrows nothing: a leaked channel calls its handler until the device is unbound.
 pub trait Handler: Send + 'static {
-    /// The context in which the other methods are called, but for [`Handler::closed`].
+    /// Returns the context in which the other methods are called, except [`Handler::closed`].
     fn context(&self) -> Context {
         Context::Softirq
     }
 
-    /// A packet came in. Called in atomic context: must not sleep.
+    /// Handles an inbound packet. Called in atomic context: must not sleep.
     fn receive(&mut self, packet: Packet<'_>) -> Handled;
 
-    /// Returns whether the host waits for an answer to a packet with this payload. If it does, the
-    /// packet comes in only once there is room for an answer of the same length.
+    /// Returns whether the host waits for an answer to a packet with this payload. If so,
+    /// [`Handler::receive`] gets the packet only when the outbound ring has room for an answer of
+    /// the same length.
     fn wants_answer(&self, payload: &[u8]) -> bool {
         let _ = payload;
         true
     }
 
-    /// Called first in each invocation of the channel's callback, before the packets: after a signal
-    /// of the host, for a [`Waker`], or for postponed packets. Requests that were taken are answered
-    /// here. Called in atomic context: must not sleep.
+    /// Called at the start of each invocation of the channel's callback, before the packets are
+    /// handled. The callback is invoked when the host signals, when a [`Waker`] is used, and for
+    /// postponed packets. Answer taken packets here. Called in atomic context: must not sleep.
     fn woken(&mut self, sender: &Sender<'_>) {
         let _ = sender;
     }
 
-    /// The channel was closed; no packet comes in any more. May sleep.
+    /// Called when the channel is closed. No packets come in after that. May sleep.
     fn closed(&mut self) {}
 }
 
-/// What a driver does for a channel in process context; see [`Sender::defer`]. Without one, that has
-/// no effect.
+/// A driver's work for a channel in process context, scheduled by [`Sender::defer`]. With `None`,
+/// [`Sender::defer`] has no effect.
 pub type Job = Option<KBox<dyn Run>>;
 
 #[derive(PartialEq, Eq)]
@@ -114,25 +117,27 @@ enum State {
     Open,
 }
 
-/// What the callback alone accesses while the channel is open.
+/// State that only the callback accesses while the channel is open.
 struct Callback {
     handler: KBox<dyn Handler>,
-    /// The room that the host was asked for, in bytes. A copy: the host could change it in the ring.
+    /// Free space, in bytes, at which the host was asked to signal; 0 for never. A copy: the host
+    /// can change the value in the ring.
     pending_size: Cell<u32>,
-    /// Why the last answer could not be sent, until the log says so.
+    /// The error of the last answer that could not be sent, until it is logged.
     unsent: Cell<Option<Error>>,
 }
 
 /// The primary channel of a bound device, with its handler and its job.
 ///
-/// It is open except between [`Channel::suspend`] and [`Channel::resume`]; a failed resume leaves it
-/// closed. It is closed, and its job cancelled, when it is dropped, or when the device is unbound if it
-/// was leaked.
+/// The channel is open from [`Channel::open`] on, except between [`Channel::suspend`] and
+/// [`Channel::resume`]. A failed resume leaves it closed. Dropping this closes the channel and
+/// cancels the job. If this was leaked, unbinding the device does both.
 ///
-/// The lifetime is that of the binding. It is opened with the device's lock held only, as that needs a
-/// `Device<Core>`: in a probe, a suspend or a resume. Safe code can close it elsewhere, in an attribute's
-/// function. That meets no opening: attributes appear after the probe, unbinding waits for their functions,
-/// and user space does not run while the system is suspended.
+/// The lifetime is that of the binding. Opening requires a `Device<Core>`, so it happens with the
+/// device's lock held: in probe, suspend or resume. Safe code can also close the channel in an
+/// attribute's function, without the lock. Such a close never runs during an open: attributes
+/// appear after the probe, unbinding waits for their functions, and user space is frozen while the
+/// system is suspended.
 pub struct Channel<'bound> {
     /// Holds an [`Inner`].
     inner: Managed,
@@ -140,10 +145,10 @@ pub struct Channel<'bound> {
 }
 
 impl<'bound> Channel<'bound> {
-    /// Opens the channel of `device` with two rings of that size.
+    /// Opens the channel of `device` with two rings of size `ring`.
     ///
-    /// The host may have sent the first packets before this returns, and `handler` may have answered
-    /// them. `job` is run when `handler` asks for it.
+    /// The host may send packets, and `handler` may answer them, before this function returns.
+    /// `job` runs when `handler` calls [`Sender::defer`].
     ///
     /// Fails as [`Channel::resume`] does.
     pub fn open(
@@ -164,23 +169,24 @@ impl<'bound> Channel<'bound> {
     fn inner<'a>(&'a self, device: &'a vmbus::Device<device::Core<'_>>) -> Result<Pin<&'a Inner>> {
         let inner = core::ptr::from_ref(self.inner.access(device.as_ref())?.get_ref());
 
-        // SAFETY: `open()` has put an `Inner` there.
+        // SAFETY: `open()` has created the registration from an `Inner`.
         let inner = unsafe { &*inner.cast::<Inner>() };
 
-        // SAFETY: It is pinned there.
+        // SAFETY: `open()` has pinned the `Inner`.
         Ok(unsafe { Pin::new_unchecked(inner) })
     }
 
-    /// Opens the channel again, if it is not open.
+    /// Opens the channel again, if it is closed.
     ///
-    /// Fails with `EBUSY` if somebody else has the channel open, `ENODEV` if the host has taken it away or
-    /// did not offer it again, `EAGAIN` or `EDQUOT` if the host refuses, `ENOMEM`, `EINVAL` if `device` is
-    /// another device, or as hv_vmbus does where it cannot send the host a message.
+    /// Fails with `EBUSY` if another user has opened the channel, `ENODEV` if the host has
+    /// rescinded the channel or did not offer it again after hibernation, `EAGAIN` or `EDQUOT` if
+    /// the host refuses, `ENOMEM`, `EINVAL` if `device` is another device, or the error of hv_vmbus
+    /// if it cannot send a message to the host.
     pub fn resume(&self, device: &vmbus::Device<device::Core<'_>>) -> Result {
         self.inner(device)?.open()
     }
 
-    /// Closes the channel. When this returns, no packet is handled and the job does not run.
+    /// Closes the channel. When this returns, no packets are handled and the job does not run.
     ///
     /// Fails with `EINVAL` if the channel is not that of `device`.
     pub fn suspend(&self, device: &vmbus::Device<device::Core<'_>>) -> Result {
@@ -193,11 +199,11 @@ impl<'bound> Channel<'bound> {
 pub struct Waker(ARef<vmbus::Device>);
 
 impl Waker {
-    /// Schedules the channel's callback. If the channel is open, the callback runs soon, and has
-    /// mostly done so when this returns. In process context only.
+    /// Schedules the channel's callback. If the channel is open, the callback usually runs before
+    /// this function returns, otherwise soon after. To be called in process context only.
     pub fn wake(&self) {
-        // SAFETY: The channel lives as long as its device, and the tasklet as long as the channel.
-        // The tasklet does nothing while the channel has no callback, that is, while it is closed.
+        // SAFETY: The channel lives as long as its device, and its tasklet as long as the channel.
+        // While the channel is closed, it has no callback and the tasklet does nothing.
         unsafe { bindings::rust_helper_vmbus_wake(self.0.channel().as_ptr()) };
     }
 }
@@ -208,7 +214,7 @@ impl From<&vmbus::Device> for Waker {
     }
 }
 
-/// A channel's part that the callback refers to.
+/// The part of a channel that the callback refers to.
 #[pin_data(PinnedDrop)]
 struct Inner {
     device: ARef<vmbus::Device>,
@@ -219,21 +225,22 @@ struct Inner {
     /// Number of callback invocations since the running one began. If it is not zero, the callback
     /// already runs, or the rings do not exist: count and return.
     ///
-    /// 64 bits: a host can signal without end while the channel is being opened.
+    /// 64 bits, so that it cannot wrap: a host can signal any number of times while the channel is
+    /// being opened.
     calls: Atomic<u64>,
     #[pin]
     limit: RateLimit,
     #[pin]
     job: DelayedWork<Job>,
-    /// Accessed by the callback alone while the channel is open, and under the lock of `state` alone
-    /// while it is closed.
+    /// Accessed by the callback alone while the channel is open. Accessed under the lock of `state`
+    /// alone while the channel is closed.
     callback: UnsafeCell<Callback>,
 }
 
-// SAFETY: `handler` is `Send` by the trait's bound; all else may be used from any thread.
+// SAFETY: `handler` is `Send` by its trait's bound. All other fields may be used from any thread.
 unsafe impl Send for Inner {}
 
-// SAFETY: `callback` is only accessed as its comment says, from one thread at a time.
+// SAFETY: One thread at a time accesses `callback`, as its comment says.
 unsafe impl Sync for Inner {}
 
 impl Registered for Inner {}
@@ -277,29 +284,30 @@ impl Inner {
             .cast_mut()
             .cast::<c_void>();
 
-        // `CHANNEL_OPEN_STATE` means that the channel can be opened; one that is open is in
-        // `CHANNEL_OPENED_STATE`. `vmbus_open()` checks, too, but after it has replaced the rings.
-        // SAFETY: The channel lives as long as its device. While this driver is bound, nobody else
-        // opens or closes it, and this driver does so with `state` locked.
+        // `CHANNEL_OPEN_STATE` means that the channel can be opened. An open channel is in
+        // `CHANNEL_OPENED_STATE`. `vmbus_open()` checks the state only after it has replaced the
+        // rings.
+        // SAFETY: The channel lives as long as its device. While this driver is bound, no other
+        // driver opens or closes the channel, and this driver does so with `state` locked.
         if unsafe { (*channel).state } != bindings::vmbus_channel_state_CHANNEL_OPEN_STATE {
             return Err(EBUSY);
         }
 
-        // The host did not offer the channel again after a hibernation: it would not answer.
+        // If the host did not offer the channel again after hibernation, it would not answer.
         // SAFETY: As above.
         let relid = unsafe { (*channel).offermsg.child_relid };
         if relid == bindings::RUST_CONST_HELPER_INVALID_RELID {
             return Err(ENODEV);
         }
 
-        // SAFETY: The device's lock is held, and the channel is not open, as seen above.
+        // SAFETY: The device's lock is held. The channel is not open, as checked above.
         unsafe { self.prepare(channel, context) };
 
         // SAFETY:
-        // - The channel is valid, and closed. Nobody else opens or closes it: the device's lock is
+        // - The channel is valid and closed. No other code opens or closes it: the device's lock is
         //   held.
-        // - The callback's context is `self`, which is pinned and closes the channel before it goes,
-        //   or has the callback removed below.
+        // - The callback's context is `self`, which is pinned. `self` closes the channel before it
+        //   is dropped. On failure, `close()` removes the callback below.
         let result = to_result(unsafe {
             bindings::vmbus_open(
                 channel,
@@ -319,19 +327,21 @@ impl Inner {
         *state = State::Open;
         self.calls.store(0, Release);
 
-        // The host may have signalled before.
+        // The callback has ignored all events until now. Run it in case the host has signalled.
         // SAFETY: The channel is valid.
         unsafe { bindings::rust_helper_vmbus_wake(channel) };
         Ok(())
     }
 
-    /// Sets `channel` up for a `vmbus_open()` whose callback gets `context`.
+    /// Prepares `channel` for a `vmbus_open()` that passes `context` to the callback.
     ///
     /// # Safety
     ///
-    /// `channel` must be that of the device. It must not be open, and the device's lock must be held.
+    /// `channel` must be the device's channel. It must not be open, and the device's lock must be
+    /// held.
     unsafe fn prepare(&self, channel: *mut bindings::vmbus_channel, context: *mut c_void) {
-        // A driver whose `vmbus_open()` failed may have left its callback behind.
+        // If another driver's `vmbus_open()` failed, that driver's callback may still be set.
+        // Remove it.
         // SAFETY: The channel is valid, and not open.
         unsafe { close(channel) };
 
@@ -344,20 +354,23 @@ impl Inner {
             Context::Softirq => bindings::vmbus_channel_hv_callback_mode_HV_CALL_DIRECT,
             Context::Interrupt => bindings::vmbus_channel_hv_callback_mode_HV_CALL_ISR,
         };
-        // SAFETY: Nobody reads the mode of a channel without a callback.
+        // SAFETY: Nothing reads the mode of a channel without a callback.
         unsafe { (*channel).callback_mode = mode };
 
-        // hv_vmbus copies packets to memory of this size, and cuts none that fits into the ring.
+        // hv_vmbus copies each packet to a buffer of this size, and truncates longer packets. No
+        // packet that fits into the ring is longer.
         // CAST: As in `RingSize::bytes()`.
         // SAFETY: Only `vmbus_open()` reads the size.
         unsafe { (*channel).max_pkt_size = self.ring.largest_packet() as u32 };
 
-        // `vmbus_open()` sets the callback before its context, without a barrier.
-        // SAFETY: Nobody reads the context of a channel without a callback.
+        // `vmbus_open()` sets the callback before its context, without a barrier. Set the same
+        // context here.
+        // SAFETY: Nothing reads the context of a channel without a callback.
         unsafe { (*channel).channel_callback_context = context };
 
-        // Order the context before the next callback: this takes the lock under which the interrupt
-        // reads both, and waits for the tasklet. Who sees a callback after this sees this context.
+        // Order this write before the write of the next callback: `vmbus_close()` takes the lock
+        // under which the interrupt reads the callback and the context, and waits for the tasklet.
+        // From now on, a reader of the new callback also reads the new context.
         // SAFETY: The channel is valid, and not open.
         unsafe { bindings::vmbus_close(channel) };
     }
@@ -374,7 +387,7 @@ impl Inner {
         self.calls.store(1, Release);
         *state = State::Closed;
 
-        // The callback alone schedules the job.
+        // Only the callback schedules the job, and the callback no longer runs.
         self.project_job().cancel();
 
         // SAFETY: The channel is closed, and the lock is held.
@@ -393,22 +406,21 @@ impl Inner {
         unsafe { self.map_unchecked(|this| &this.limit) }
     }
 
-    /// Called for each event that the host signals on the channel: in its interrupt, where the
-    /// handler is for that, or by the channel's tasklet.
+    /// Called by the channel's tasklet and, with [`Context::Interrupt`], by the host's interrupt.
     extern "C" fn callback(context: *mut c_void) {
-        // SAFETY: `context` is what `open()` passed: a valid `Self`, which removes the callback
-        // before it goes, also where the channel could not be opened.
+        // SAFETY: `context` is the pointer to `Self` that `open()` has passed. `Self` is valid: it
+        // removes the callback before it is dropped, even if the channel could not be opened.
         let this = unsafe { &*context.cast::<Self>() };
 
-        // SAFETY: `Channel` has pinned it.
+        // SAFETY: `Channel::open()` has pinned `Self`.
         let this = unsafe { Pin::new_unchecked(this) };
 
         if this.calls.fetch_add(1, Acquire) != 0 {
             return;
         }
 
-        // SAFETY: The channel is open, as `calls` was zero. One caller at a time gets here, and
-        // nothing else uses `callback` until `vmbus_close()` has waited for it.
+        // SAFETY: The channel is open, as `calls` was zero. Only one caller at a time gets here. No
+        // other code uses `callback` until `vmbus_close()` has waited for this function.
         let callback = unsafe { &mut *this.callback.get() };
 
         // INVARIANT: As above.
@@ -438,7 +450,7 @@ impl Inner {
         }
         let channel = sender.channel.as_ptr();
         if this.calls.xchg(0, Release) != 1 || !is_done {
-            // SAFETY: The channel is valid. The tasklet does nothing once it is closed.
+            // SAFETY: The channel is valid. The tasklet does nothing after the channel is closed.
             unsafe { bindings::rust_helper_vmbus_schedule(channel) };
         }
     }
@@ -451,19 +463,19 @@ impl PinnedDrop for Inner {
     }
 }
 
-/// Closes a channel, open or not, and removes its callback. Waits until that does not run any more.
+/// Closes a channel, open or not, and removes its callback. Waits for a running callback.
 ///
 /// # Safety
 ///
-/// `channel` must be valid. No driver but the caller may have it open.
+/// `channel` must be valid. No other driver may have opened it.
 unsafe fn close(channel: *mut bindings::vmbus_channel) {
-    // `vmbus_close()` resets the callback first. Of a channel that is not open it does nothing else,
-    // but to sub-channels: these devices have none.
+    // `vmbus_close()` removes the callback first. If the channel is not open, it then only closes
+    // the sub-channels. These devices have none.
     // SAFETY: Guaranteed by the safety requirements of this function.
     unsafe { bindings::vmbus_close(channel) };
 
-    // `vmbus_open()` sets the next driver's callback before its context. Leave the context that drivers
-    // in C use, not a pointer to memory that will be freed.
-    // SAFETY: The channel is valid. Nobody reads the context of a channel without a callback.
+    // `vmbus_open()` sets the next driver's callback before its context. Until then, leave the
+    // context that drivers in C use, not a pointer to memory that will be freed.
+    // SAFETY: The channel is valid. Nothing reads the context of a channel without a callback.
     unsafe { (*channel).channel_callback_context = channel.cast() };
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Packets that have come in.
+//! Inbound packets.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
@@ -12,38 +12,38 @@ use crate::bindings;
 use core::ptr::NonNull;
 use kernel::prelude::*;
 
-/// Proof that a packet was dealt with.
+/// Proof that a packet was handled.
 ///
-/// Only the methods of [`Packet`] return it, and they consume the packet: it can be neither answered
-/// twice nor forgotten.
+/// Only the methods of [`Packet`] return this, and they consume the packet. So no packet can be
+/// answered twice, or forgotten.
 #[must_use]
 pub struct Handled(pub(super) Next);
 
-/// What becomes of a packet.
+/// How the channel continues after a packet.
 pub(super) enum Next {
-    /// The packet is done with, or was taken: the channel goes on to the next.
+    /// The packet was handled or taken. Continue with the next packet.
     Advance,
-    /// The packet comes in again with the next event.
+    /// Leave the packet in the ring until the next event.
     Stay,
-    /// The packet comes in again in the softirq.
+    /// Leave the packet in the ring, and handle it in the softirq.
     Postpone,
 }
 
 /// An inbound packet.
 ///
-/// hv_vmbus has copied it out of the ring into memory that the host cannot write to: its content
-/// stays as it was checked.
+/// hv_vmbus has copied the packet from the ring to memory that the host cannot write to, so its
+/// content cannot change after a check.
 ///
 /// # Invariants
 ///
-/// hv_vmbus' iterator has returned `descriptor` for the channel, and was not moved since.
+/// hv_vmbus' iterator has returned `descriptor` for the channel, and has not moved since.
 pub struct Packet<'a> {
     pub(super) channel: &'a Sender<'a>,
     pub(super) descriptor: NonNull<bindings::vmpacket_descriptor>,
 }
 
 impl<'a> Packet<'a> {
-    /// The channel that the packet came in by.
+    /// Returns the sender of the channel from which the packet was received.
     #[inline]
     pub fn sender(&self) -> &'a Sender<'a> {
         self.channel
@@ -52,7 +52,7 @@ impl<'a> Packet<'a> {
     #[inline]
     fn descriptor(&self) -> &bindings::vmpacket_descriptor {
         // SAFETY: By the type invariant, the descriptor is valid. Nothing writes to it until the
-        // iterator is moved, which is after `self` is gone.
+        // iterator moves, which happens after `self` is consumed.
         unsafe { self.descriptor.as_ref() }
     }
 
@@ -61,17 +61,19 @@ impl<'a> Packet<'a> {
         self.descriptor().trans_id
     }
 
-    /// Returns whether the packet is plain data, as all requests of hosts are.
+    /// Returns whether the packet is in-band data, as all requests of hosts are.
     #[inline]
     pub fn is_in_band(&self) -> bool {
         u32::from(self.descriptor().type_) == bindings::vmbus_packet_type_VM_PKT_DATA_INBAND
     }
 
-    /// The payload. It is valid for reads and writes, and initialized, until the iterator is moved.
+    /// Returns the payload. It is initialized, and valid for reads and writes, until the iterator
+    /// moves.
     #[inline]
     fn raw_payload(&self) -> *mut [u8] {
-        // `hv_pkt_iter_first()` makes sure that the payload begins behind the descriptor, does not begin
-        // behind its own end (no length is cut, see `RingSize::LARGEST`), and lies in hv_vmbus' copy.
+        // `hv_pkt_iter_first()` ensures that the payload starts after the descriptor and not after
+        // its own end, and lies in hv_vmbus' copy. The length fits into `len8`, see
+        // `RingSize::LARGEST`.
         let descriptor = self.descriptor();
         let start = usize::from(descriptor.offset8) * 8;
         let len = (usize::from(descriptor.len8) * 8).saturating_sub(start);
@@ -79,27 +81,28 @@ impl<'a> Packet<'a> {
         core::ptr::slice_from_raw_parts_mut(payload, len)
     }
 
-    /// The payload, a multiple of 8 bytes long.
+    /// Returns the payload. Its length is a multiple of 8 bytes.
     #[inline]
     pub fn payload(&self) -> &[u8] {
-        // SAFETY: `raw_payload()` says why it is valid. Only this packet refers to it, and only
-        // `payload_mut()`, which borrows the packet alone, changes it.
+        // SAFETY: The payload is valid, see `raw_payload()`. Only this packet refers to it, and
+        // only `payload_mut()`, which borrows the packet mutably, allows changes.
         unsafe { &*self.raw_payload() }
     }
 
-    /// The payload, to be changed into the answer.
+    /// Returns the payload, to be changed into the answer.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
         // SAFETY: As in `payload()`. The descriptor is not part of the slice.
         unsafe { &mut *self.raw_payload() }
     }
 
-    /// Sends the payload back as the packet's answer, with its transaction id. Returns whether the
-    /// answer has left, or need not.
+    /// Sends the payload as the answer to the packet, with the packet's transaction id. Returns
+    /// false if the host waits for the answer, but the answer was not sent.
     ///
-    /// There is room for an answer that the host waits for, see [`Handler::wants_answer`], unless the
-    /// handler has sent another since it got the packet. The answer cannot be sent to a host that has
-    /// taken the channel away or broken the ring; the log says so.
+    /// The ring has room for an answer that the host waits for, see [`Handler::wants_answer`]. If
+    /// the handler has used that room for another answer, this answer is dropped and true is
+    /// returned. Sending fails if the host has rescinded the channel or corrupted the ring. The
+    /// error is logged.
     #[inline]
     pub fn reply(mut self) -> (Handled, bool) {
         let channel = self.channel;
@@ -108,10 +111,10 @@ impl<'a> Packet<'a> {
         (Handled(Next::Advance), has_left)
     }
 
-    /// Takes the packet off the channel, to be answered later, with a copy of it in `buffer`.
+    /// Takes the packet off the channel, to be answered later. Copies it to `buffer`.
     ///
-    /// Returns the packet and the buffer if the packet does not fit, and memory is short. A buffer
-    /// made for this ring always fits.
+    /// Returns the packet and the buffer if the packet is larger than the buffer, and no memory is
+    /// available. A buffer made for this ring is always large enough.
     pub fn take(self, buffer: Buffer) -> Result<(Handled, Taken), (Self, Buffer)> {
         let Buffer(memory) = buffer;
         let mut payload = memory.unwrap_or_default();
@@ -129,18 +132,19 @@ impl<'a> Packet<'a> {
         Ok((Handled(Next::Advance), taken))
     }
 
-    /// Leaves the packet in the ring. It, and all packets behind it, come in again with the next
-    /// event.
+    /// Leaves the packet in the ring. This packet and all packets behind it are handled with the
+    /// next event.
     pub fn leave(self) -> Handled {
         Handled(Next::Stay)
     }
 
-    /// Leaves the packet in the ring, to come in again in the softirq.
+    /// Leaves the packet in the ring, to be handled in the softirq.
     pub fn postpone(self) -> Handled {
         Handled(Next::Postpone)
     }
 
-    /// Drops the packet unanswered, and logs the reason. In the host's interrupt, postpones it.
+    /// Drops the packet unanswered, and logs the reason. In the host's interrupt, postpones the
+    /// packet instead.
     #[cold]
     #[inline(never)]
     pub fn ignore(self, reason: &dyn core::fmt::Display) -> Handled {
@@ -158,12 +162,12 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Memory for a packet that is answered later. By default it has none, and grows when a packet is taken.
+/// Memory for a taken packet. The default is empty, and grows when a packet is taken.
 #[derive(Default)]
 pub struct Buffer(Option<KVec<u8>>);
 
 impl Buffer {
-    /// Allocates as much memory as the longest packet of a ring of this size needs.
+    /// Allocates memory for the longest packet of a ring of size `ring`.
     pub fn new(ring: RingSize) -> Result<Self> {
         Ok(Self(Some(KVec::with_capacity(
             ring.largest_packet(),
@@ -174,7 +178,7 @@ impl Buffer {
 
 /// A packet that was taken off its channel to be answered later.
 ///
-/// It ends with [`Sender::reply`] or [`Taken::abandon`], which give its memory back.
+/// [`Sender::reply`] and [`Taken::abandon`] consume it, and return its memory.
 #[must_use]
 pub struct Taken {
     pub(super) transaction: u64,
@@ -182,12 +186,12 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// The payload.
+    /// Returns the payload.
     pub fn payload(&mut self) -> &mut [u8] {
         &mut self.payload
     }
 
-    /// Drops the packet unanswered: the host does not wait for the answer any more.
+    /// Drops the packet unanswered, when the host no longer waits for the answer.
     pub fn abandon(self) -> Buffer {
         Buffer(Some(self.payload))
     }

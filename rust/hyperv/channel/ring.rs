@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The sizes of rings and of the packets in them.
+//! Sizes of rings and packets.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
@@ -9,29 +9,29 @@ use crate::bindings;
 /// Bytes in front of a packet's payload.
 const DESCRIPTOR: usize = size_of::<bindings::vmpacket_descriptor>();
 
-/// Bytes behind each packet in a ring: the offset at which the packet began.
+/// Bytes after each packet in a ring: the offset at which the packet starts.
 const TRAILER: usize = size_of::<u64>();
 
-/// Bytes of a ring that stay free.
+/// Bytes of a ring that must stay free.
 const GAP: usize = 8;
 
-/// The size of one ring in bytes, its header page included: a multiple of the page size.
+/// The size of a ring in bytes, including its header page. A multiple of the page size.
 #[derive(Clone, Copy)]
 pub struct RingSize(usize);
 
 impl RingSize {
-    /// The most data that a ring can have, in bytes: a packet that fills it must not be longer than a
-    /// descriptor can say.
+    /// The maximum size of a ring's data, in bytes. The length of a packet that fills such a ring
+    /// fits into `len8` of its descriptor.
     pub const LARGEST: usize = 256 * 1024;
 
     const HEADER: usize = size_of::<bindings::hv_ring_buffer>();
 
-    /// The ring that `VMBUS_RING_SIZE()` makes: it has room for `data` bytes of packets. From eight
-    /// pages of data on, the header takes its page out of them.
+    /// Returns the size that `VMBUS_RING_SIZE()` calculates for `data` bytes of packets. From eight
+    /// pages on, the header page is part of `data`.
     ///
     /// # Panics
     ///
-    /// If `data` is 0 or more than [`Self::LARGEST`]: in a `const`, the build fails.
+    /// If `data` is 0 or more than [`Self::LARGEST`]. In a `const`, the build fails.
     pub const fn with_data(data: usize) -> Self {
         assert!(data > 0 && data <= Self::LARGEST);
         let page = kernel::page::PAGE_SIZE;
@@ -43,23 +43,23 @@ impl RingSize {
         Self((header + data).next_multiple_of(page))
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub(super) const fn bytes(self) -> u32 {
-        // CAST: Rings are not much larger than `LARGEST`.
+        // CAST: The size is at most `LARGEST` rounded up, and a header page.
         self.0 as u32
     }
 
-    /// The longest packet that fits, its descriptor included.
+    /// Returns the size of the longest packet that fits, including its descriptor.
     ///
-    /// A full ring would look empty, so [`GAP`] bytes stay free beside the packet and its trailer.
-    /// hv_vmbus cuts a packet whose length is wrong to this size. So an answer of the same size fits,
-    /// and one packet moves the read index round the ring at most once.
+    /// A full ring would look empty, so [`GAP`] bytes stay free besides the packet and its trailer.
+    /// hv_vmbus truncates a packet with an invalid length to this size. So an answer of the same
+    /// length fits, and one packet advances the read index by less than the size of the ring.
     pub(super) const fn largest_packet(self) -> usize {
         self.0 - Self::HEADER - TRAILER - GAP
     }
 }
 
-/// Bytes that a packet with a payload of `len` bytes takes in a ring.
+/// Returns the number of bytes that a packet with a payload of `len` bytes occupies in a ring.
 pub(super) fn packet_size(len: usize) -> u32 {
     // CAST: Packets are at most 0xffff * 8 bytes long.
     (DESCRIPTOR + len + TRAILER) as u32

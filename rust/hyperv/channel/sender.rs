@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a channel's callback does with its rings: takes packets in, and sends answers.
+//! The side of a channel's callback that uses the rings: handles inbound packets, and sends
+//! answers.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
@@ -30,18 +31,18 @@ use core::{
 };
 use kernel::prelude::*;
 
-/// Packets handled before other softirqs get a turn, so that a host that floods the ring does not
-/// hold a CPU.
+/// Number of packets handled before other softirqs run. Limits how long a host that floods the ring
+/// occupies a CPU.
 const BUDGET: usize = 64;
 
-/// Packets handled in the host's interrupt itself. The softirq handles the others.
+/// Number of packets handled in the host's interrupt. The softirq handles the others.
 const INTERRUPT_BUDGET: usize = 4;
 
-/// What a channel's callback may do, for as long as it runs.
+/// Access to the rings and the job of a channel, for one invocation of the callback.
 ///
 /// # Invariants
 ///
-/// `channel` is open, and only this callback uses its rings.
+/// `channel` is open, and no other code uses its rings.
 pub struct Sender<'a> {
     pub(super) channel: NonNull<bindings::vmbus_channel>,
     pub(super) device: &'a vmbus::Device,
@@ -50,31 +51,35 @@ pub struct Sender<'a> {
     pub(super) pending_size: &'a Cell<u32>,
     pub(super) unsent: &'a Cell<Option<Error>>,
     pub(super) context: Context,
-    /// Bytes that the outbound ring has room for at least. The host only makes more.
+    /// A lower bound of the free bytes in the outbound ring. Reading by the host only adds free
+    /// bytes.
     pub(super) room: Cell<u32>,
-    /// Something waits for room. All that waits asks again in each invocation of the callback.
+    /// Whether an answer or a packet waits for room. Waiters ask again in each invocation of the
+    /// callback.
     pub(super) waits_for_room: Cell<bool>,
 }
 
 impl<'a> Sender<'a> {
-    /// The limit of log messages that the channel's host can cause.
+    /// Returns the rate limit of the log messages that the channel's host can cause.
     pub fn limit(&self) -> Pin<&'a RateLimit> {
         self.limit
     }
 
-    /// Runs the channel's job soon, in process context, unless the job is scheduled already.
+    /// Schedules the channel's job to run soon, in process context. Does nothing if the job is
+    /// scheduled already.
     pub fn defer(&self) {
         self.job.schedule();
     }
 
-    /// Runs the channel's job when `deadline` is over, instead of when it was to run before.
+    /// Schedules the channel's job to run at `deadline`. Replaces any earlier schedule.
     pub fn defer_until(&self, deadline: Deadline) {
         self.job.schedule_at(deadline);
     }
 
-    /// Sends the payload of a packet that was taken back as its answer, if there is room for it.
+    /// Sends the payload of a taken packet as the answer to that packet, if the outbound ring has
+    /// room for it.
     ///
-    /// If there is none, returns the packet. [`Handler::woken`] is called once there is room.
+    /// If there is no room, returns the packet. [`Handler::woken`] is called when there is room.
     pub fn reply(&self, mut taken: Taken) -> Result<Buffer, Taken> {
         if !self.has_room(taken.payload.len()) {
             return Err(taken);
@@ -83,7 +88,8 @@ impl<'a> Sender<'a> {
         Ok(taken.abandon())
     }
 
-    /// Returns whether the host's interrupt has called the handler, which must not print then.
+    /// Returns whether the host's interrupt has called the handler. The handler must not print
+    /// then.
     pub fn is_in_interrupt(&self) -> bool {
         if self.context == Context::Softirq {
             return false;
@@ -93,17 +99,18 @@ impl<'a> Sender<'a> {
         unsafe { bindings::rust_helper_in_vmbus_isr() }
     }
 
-    /// The first packet in the inbound ring, if there is one.
+    /// Returns the first packet in the inbound ring, if any.
     fn first(&self) -> Option<NonNull<bindings::vmpacket_descriptor>> {
-        // SAFETY: By the type invariant, the channel is open, and nobody else reads.
+        // SAFETY: By the type invariant, the channel is open, and no other code reads the ring.
         NonNull::new(unsafe { bindings::hv_pkt_iter_first(self.channel.as_ptr()) })
     }
 
-    /// The packet behind that of `descriptor`.
+    /// Returns the packet that follows `descriptor`, if any.
     ///
     /// # Safety
     ///
-    /// hv_vmbus' iterator has returned `descriptor` last, and no packet refers to it any more.
+    /// `descriptor` must be the packet that hv_vmbus' iterator has returned last. No [`Packet`] may
+    /// refer to it.
     unsafe fn next(
         &self,
         descriptor: NonNull<bindings::vmpacket_descriptor>,
@@ -114,23 +121,25 @@ impl<'a> Sender<'a> {
         })
     }
 
-    /// Shows the host how far the inbound ring was read. Signals if the host waits for that.
+    /// Publishes the read index of the inbound ring. Signals the host if the host waits for free
+    /// space.
     fn publish_read_index(&self) {
-        // SAFETY: By the type invariant, the channel is open, and nobody else reads.
+        // SAFETY: By the type invariant, the channel is open, and no other code reads the ring.
         unsafe { bindings::hv_pkt_iter_close(self.channel.as_ptr()) };
     }
 
-    /// Asks the host to signal once the outbound ring has room for `size` bytes, 0 for never.
+    /// Asks the host to signal when the outbound ring has room for `size` bytes; 0 for never.
     pub(super) fn set_pending_size(&self, size: u32) {
         self.pending_size.set(size);
         // SAFETY: By the type invariant, the channel is open.
         unsafe { bindings::rust_helper_vmbus_set_pending_size(self.channel.as_ptr(), size) };
     }
 
-    /// Returns whether there is room for a packet with a payload of `len` bytes. If not, the host
-    /// signals when there is. Whoever waits asks again in the next invocation of the callback.
+    /// Returns whether the outbound ring has room for a packet with a payload of `len` bytes. If
+    /// not, the host signals when the ring has room. The caller must ask again in the next
+    /// invocation of the callback.
     fn has_room(&self, len: usize) -> bool {
-        // A ring with nothing free would look empty.
+        // A full ring would look empty, so at least one byte must stay free.
         let needed = packet_size(len);
         let look = || {
             // SAFETY: By the type invariant, the channel is open.
@@ -148,12 +157,12 @@ impl<'a> Sender<'a> {
         has_room
     }
 
-    /// Sends in-band data. Returns false if an answer that the host waits for was not sent; the log
-    /// says why.
+    /// Sends in-band data. Returns false if the host waits for the answer, but the answer was not
+    /// sent. The error is logged later.
     pub(super) fn send(&self, payload: &mut [u8], transaction: u64) -> bool {
         // CAST: Packets are at most 0xffff * 8 bytes long.
         let len = payload.len() as u32;
-        // SAFETY: By the type invariant, the channel is open; `payload` is valid for reads.
+        // SAFETY: By the type invariant, the channel is open. `payload` is valid for reads.
         let errno = unsafe {
             compat::vmbus_sendpacket(
                 self.channel.as_ptr(),
@@ -172,12 +181,13 @@ impl<'a> Sender<'a> {
         true
     }
 
-    /// Returns true if the host does not wait for this answer. Otherwise keeps the error for the log.
+    /// Returns true if the host does not wait for this answer. Otherwise keeps the error for the
+    /// log.
     #[cold]
     #[inline(never)]
     fn failed_to_send(&self, errno: c_int) -> bool {
         match Error::from_errno(errno) {
-            // Only an answer that the host does not wait for is sent without room.
+            // The callers check for room, except for answers that the host does not wait for.
             EAGAIN => true,
             error => {
                 self.unsent.set(Some(error));
@@ -197,13 +207,13 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Passes the packets in the ring to `handler`, as long as there is room to answer them. Returns
-    /// whether the ring is done with until the next event.
+    /// Passes the packets in the ring to `handler`, as long as there is room for their answers.
+    /// Returns whether the remaining packets, if any, can wait for the next event.
     pub(super) fn poll(&self, handler: &mut dyn Handler) -> bool {
         let mut next = self.first();
         for done in 0..BUDGET {
-            // The host signals only when it finds the ring empty. Publish the read index before the
-            // last look.
+            // The host signals only when it adds to an empty ring. Publish the read index before
+            // the last look.
             let Some(descriptor) = next.or_else(|| {
                 self.publish_read_index();
                 self.first()
@@ -224,12 +234,14 @@ impl<'a> Sender<'a> {
                 self.publish_read_index();
                 return true;
             }
-            // To send would have hv_vmbus print that the host has spoilt the indices.
+            // The host has corrupted the indices. Sending would make hv_vmbus print, so leave that
+            // to the softirq.
             if self.room.get() == u32::MAX && self.is_in_interrupt() {
                 break;
             }
             match handler.receive(packet).0 {
-                // SAFETY: As above; `receive()` has consumed the packet.
+                // SAFETY: The iterator has returned `descriptor` last, and `receive()` has consumed
+                // the packet.
                 Next::Advance => next = unsafe { self.next(descriptor) },
                 Next::Stay => {
                     self.publish_read_index();
