@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bindings to the C side: those of the kernel crate, and what `bindgen_parameters` adds to them.
+//! Bindings to the C side: those of the kernel crate, and additional ones listed in
+//! `bindgen_parameters`.
 
 #![allow(
     clippy::all,

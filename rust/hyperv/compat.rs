@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The seam for the kernel's version: what the kernel crate has since 7.3, for 7.2 as well.
+//! Compatibility between kernel versions: provides features of 7.3's kernel crate for 7.2, too.
 //!
-//! `rust/Kbuild` sets `hyperv_before_7_3`, for this crate only, and nothing but this file names it. With
-//! 7.3 this only passes on what the kernel has. What can be written in one way for all series is not here.
+//! `rust/Kbuild` sets `hyperv_before_7_3` for this crate only, and only this file uses it. With
+//! 7.3, this module only forwards to the kernel. Code that is the same for all versions does not
+//! belong here.
 
 #[cfg(not(hyperv_before_7_3))]
 mod imp {
@@ -32,7 +33,7 @@ mod imp {
         const DRIVER_DATA_OFFSET: usize = offset_of!(bindings::hv_vmbus_device_id, driver_data);
     }
 
-    /// Returns what the driver's table of ids says of `id`; `None` if `id` is not of the table.
+    /// Returns the driver's information about `id`, or `None` if `id` is not in the id table.
     ///
     /// # Safety
     ///
@@ -82,14 +83,15 @@ mod imp {
 
     pub use crate::new_spinlock_irq;
 
-    /// A device that is bound, for abstractions only. 7.2 has only `CoreInternal`, which also says that the
-    /// device's lock is held. It may not be: call only what 7.3's `BoundInternal` offers.
+    /// A bound device, for abstractions only. 7.2 has only `CoreInternal`, which implies that the
+    /// device's lock is held. Here, the lock may not be held: call only methods that 7.3's
+    /// `BoundInternal` offers.
     pub(crate) type BoundInternal = kernel::device::CoreInternal<'static>;
 
-    /// Sends a packet. Fails with `EIO` where the host has spoilt the indices of the outbound ring.
+    /// Sends a packet. Fails with `EIO` if the host has corrupted the indices of the outbound ring.
     ///
-    /// hv_vmbus checks them since 7.3. With 7.2 it trusts the host there, in all drivers: one that spoils
-    /// them between this check and hv_vmbus' own look has the packet written beyond the ring.
+    /// hv_vmbus checks the indices since 7.3. In 7.2, all drivers trust the host here: if the host
+    /// corrupts the indices after the check below, hv_vmbus writes the packet beyond the ring.
     ///
     /// # Safety
     ///
@@ -120,10 +122,10 @@ mod imp {
         }
     }
 
-    /// Returns what the driver's table of ids says of `id`; `None` if `id` is not of the table.
+    /// Returns the driver's information about `id`, or `None` if `id` is not in the id table.
     ///
-    /// `driver_data` is an index here. It is 0 for the table's first entry, and for ids that are not of the
-    /// table. So an entry is known by where it is.
+    /// In 7.2, `driver_data` is an index. It is 0 for the first entry of the table, and also for
+    /// ids outside the table. So compare the addresses to find out whether `id` is an entry.
     ///
     /// # Safety
     ///
@@ -151,14 +153,14 @@ mod imp {
         };
     }
 
-    /// A spinlock that disables interrupts while it is held. Guards of several are to be dropped in reverse
-    /// order: each restores the state that it has found.
+    /// A spinlock that disables interrupts while it is held. Drop the guards of several locks in
+    /// reverse order: each guard restores the interrupt state that it has found.
     pub type SpinLockIrq<T> = Lock<T, SpinLockIrqBackend>;
 
-    /// A `spinlock_t` that is locked by `spin_lock_irqsave()`.
+    /// The [`Backend`] of a `spinlock_t` that is locked by `spin_lock_irqsave()`.
     pub struct SpinLockIrqBackend;
 
-    // SAFETY: `spinlock_t` ensures mutual exclusion. `relock()` is the default, which calls `lock()`.
+    // SAFETY: `spinlock_t` ensures mutual exclusion. The default `relock()` calls `lock()`.
     unsafe impl Backend for SpinLockIrqBackend {
         type State = bindings::spinlock_t;
         type GuardState = c_ulong;
@@ -180,7 +182,7 @@ mod imp {
 
         unsafe fn unlock(ptr: *mut Self::State, flags: &Self::GuardState) {
             // SAFETY: By the safety requirements, the lock was initialised, and the caller owns it.
-            // `flags` is what `lock()` or `try_lock()` has returned.
+            // `lock()` or `try_lock()` has returned `flags`.
             unsafe { bindings::rust_helper_spin_unlock_irqrestore(ptr, *flags) }
         }
 
@@ -196,7 +198,7 @@ mod imp {
         }
     }
 
-    /// Creates a [`SpinLockIrq`] initialiser.
+    /// Creates an initialiser for a [`SpinLockIrq`].
     #[macro_export]
     macro_rules! new_spinlock_irq {
         ($inner:expr $(, $name:literal)? $(,)?) => {
@@ -208,7 +210,8 @@ mod imp {
         };
     }
 
-    /// A [`PollCondVar`] in memory of its own. May be dropped in process context only: that waits for RCU.
+    /// A boxed [`PollCondVar`]. To be dropped in process context only: dropping waits for an RCU
+    /// grace period.
     pub struct PollCondVarBox(Pin<KBox<PollCondVar>>);
 
     impl PollCondVarBox {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! PTP hardware clocks that can be read but not set.
+//! Read-only PTP hardware clocks.
 //!
 //! C header: [`include/linux/ptp_clock_kernel.h`](srctree/include/linux/ptp_clock_kernel.h)
 
@@ -34,16 +34,16 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What user space gets if it asks a clock for more than to be read.
+/// The error for all operations other than reading the clock.
 const EOPNOTSUPP: c_int = -(bindings::EOPNOTSUPP as c_int);
 
-/// Why a clock cannot be read. The values are what user space gets.
+/// Why a clock cannot be read. The values are the error numbers that user space gets.
 #[derive(Clone, Copy)]
 #[repr(i32)]
 pub enum Unreadable {
     /// No time is known yet: `ENODATA`.
     NoData = -(bindings::ENODATA as c_int),
-    /// The last time that is known is too old: `ESTALE`.
+    /// The last known time is too old: `ESTALE`.
     Stale = -(bindings::ESTALE as c_int),
 }
 
@@ -53,10 +53,10 @@ impl From<Unreadable> for Error {
     }
 }
 
-/// A source of time that goes with the hypervisor's reference time.
+/// A clock that is derived from the hypervisor's reference time.
 pub trait Clock: Send + Sync + 'static {
-    /// The time at the reference time `reference` (units of 100 ns), which is about now, as Unix
-    /// time in nanoseconds. Must not sleep.
+    /// Returns the Unix time in nanoseconds at the reference time `reference` (units of 100 ns).
+    /// `reference` is close to the current time. Must not sleep.
     fn at(&self, reference: u64) -> Result<i64, Unreadable>;
 }
 
@@ -66,19 +66,20 @@ impl<T: Clock> Clock for Arc<T> {
     }
 }
 
-/// A clock that user space sees as `/dev/ptpN`, until this is dropped or, if this is leaked, until the
-/// device that it was registered for is unbound.
+/// A registered clock, `/dev/ptpN` in user space. Dropping this unregisters the clock. If this was
+/// leaked, unbinding the device passed to [`Registration::new`] unregisters the clock.
 pub struct Registration(#[expect(dead_code)] Managed);
 
 impl Registration {
-    /// Registers a clock. User space knows it by `name`, of which at most 31 bytes are used. `dev`
-    /// only bounds the lifetime: the clock has no parent in sysfs, as with the driver in C. In a kernel
-    /// without PTP support, succeeds and registers nothing.
+    /// Registers a clock. `clock_name` in sysfs is the first 31 bytes of `name`. `dev` only limits
+    /// the lifetime: the clock has no parent device, as in the C driver. In a kernel without PTP
+    /// support, succeeds without registering a clock.
     ///
-    /// The clock has cross time stamps (`PTP_SYS_OFFSET_PRECISE`) where the hypervisor relates the
-    /// processor's counter to the reference time, and the kernel may have that counter as its clock source.
+    /// The clock supports cross timestamps (`PTP_SYS_OFFSET_PRECISE`) if the hypervisor provides
+    /// the relation between TSC and reference time, and the kernel can use the TSC as its clock
+    /// source.
     ///
-    /// Fails with `ENOMEM`, or `EBUSY` if there are no more minor numbers.
+    /// Fails with `ENOMEM`, or `EBUSY` if no minor number is free.
     pub fn new<T: Clock>(
         dev: &device::Device<Bound>,
         name: &'static CStr,
@@ -94,14 +95,14 @@ struct Inner<T: Clock> {
     #[pin]
     info: Opaque<bindings::ptp_clock_info>,
     inner: T,
-    /// `None` before the registration, and where the kernel has no PTP support.
+    /// `None` before the registration, and if the kernel has no PTP support.
     clock: Cell<Option<NonNull<bindings::ptp_clock>>>,
 }
 
 // SAFETY: `struct ptp_clock` may be used from any thread, and `T` is `Send`.
 unsafe impl<T: Clock> Send for Inner<T> {}
 
-// SAFETY: `clock` is only accessed in initialization and drop; `T` is `Sync`.
+// SAFETY: Only initialization and `drop()` access `clock`. `T` is `Sync`.
 unsafe impl<T: Clock> Sync for Inner<T> {}
 
 impl<T: Clock> Registered for Inner<T> {}
@@ -114,8 +115,7 @@ impl<T: Clock> Inner<T> {
             clock: Cell::new(None),
         })
         .pin_chain(|this| {
-            // SAFETY: `info` is complete, and stays where it is until the clock is unregistered in
-            // `drop()`.
+            // SAFETY: `info` is initialized, and pinned until `drop()` unregisters the clock.
             let clock = from_err_ptr(unsafe {
                 bindings::rust_helper_ptp_clock_register(this.info.get(), core::ptr::null_mut())
             })?;
@@ -125,19 +125,19 @@ impl<T: Clock> Inner<T> {
     }
 
     fn info(name: &'static CStr) -> bindings::ptp_clock_info {
-        // SAFETY: All fields are valid when zeroed: numbers, pointers, and functions that are
-        // optional.
+        // SAFETY: All fields are valid when zeroed: numbers, pointers and optional functions.
         let mut info: bindings::ptp_clock_info = unsafe { core::mem::zeroed() };
         info.owner = this_module().as_ptr();
         info.gettimex64 = Some(Self::gettimex);
-        // User space takes its presence for a promise. It stays, as the PTP core may be calling it: a
-        // clock source that changes later makes it fail.
+        // User space assumes that the clock supports cross timestamps if this function is set. The
+        // function cannot be removed later, as the PTP core may be calling it. If the clock source
+        // changes, the function fails.
         // SAFETY: Has no requirements.
         if unsafe { bindings::rust_helper_hv_relates_counters() } {
             info.getcrosststamp = Some(Self::getcrosststamp);
         }
-        // The PTP core refuses a clock without `settime64`, and calls the other two without a check
-        // for NULL.
+        // The PTP core rejects a clock without `settime64`, and calls `adjtime` and `adjfine`
+        // without a check for NULL.
         info.settime64 = Some(Self::settime);
         info.adjtime = Some(Self::adjtime);
         info.adjfine = Some(Self::adjfine);
@@ -150,15 +150,15 @@ impl<T: Clock> Inner<T> {
 
     /// # Safety
     ///
-    /// `info` must be what the PTP core passes to its functions: the field of a valid `Self`, as
-    /// that unregisters its clock before it goes.
+    /// `info` must be the pointer that the PTP core passes to the clock's functions. It points to a
+    /// field of a valid `Self`, as `Self` unregisters its clock before it is dropped.
     unsafe fn from_info<'a>(info: *mut bindings::ptp_clock_info) -> &'a Self {
         // CAST: `Opaque` is transparent.
-        // SAFETY: `info` is the field of a `Self`.
+        // SAFETY: `info` is a field of a `Self`.
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let this = unsafe { container_of!(info.cast::<Opaque<_>>(), Self, info) };
 
-        // SAFETY: That `Self` is valid.
+        // SAFETY: By the safety requirements, that `Self` is valid.
         unsafe { &*this }
     }
 
@@ -170,7 +170,7 @@ impl<T: Clock> Inner<T> {
         // SAFETY: The PTP core has passed `info`.
         let this = unsafe { Self::from_info(info) };
 
-        // `clock_gettime()` passes NULL. Skip the helpers then: each is a call.
+        // `clock_gettime()` passes NULL. Skip the helpers in this case, as they are not inlined.
         let has_system = !system.is_null();
         if has_system {
             // SAFETY: `system` is valid where it isn't null.
@@ -192,14 +192,14 @@ impl<T: Clock> Inner<T> {
         })
     }
 
-    /// Reads this clock and the system's at one moment. Fails with `ENODEV` while the clock source is
-    /// not the processor's counter, `EOPNOTSUPP` if the hypervisor no longer relates that counter to the
-    /// reference time.
+    /// Reads this clock and the system clock at the same time. Fails with `ENODEV` while the TSC is
+    /// not the system's clock source, and with `EOPNOTSUPP` if the hypervisor no longer provides
+    /// the relation between TSC and reference time.
     extern "C" fn getcrosststamp(
         info: *mut bindings::ptp_clock_info,
         to: *mut bindings::system_device_crosststamp,
     ) -> c_int {
-        // SAFETY: `to` is valid, and `info` is what `read_counters()` wants. There is no history.
+        // SAFETY: `to` is valid. `read_counters()` accepts `info`. The history may be null.
         unsafe {
             bindings::get_device_system_crosststamp(
                 Some(Self::read_counters),
@@ -210,16 +210,16 @@ impl<T: Clock> Inner<T> {
         }
     }
 
-    /// Reads this clock and the processor's counter at one moment.
+    /// Reads this clock and the TSC at the same time.
     extern "C" fn read_counters(
         time: *mut bindings::ktime_t,
         processor: *mut bindings::system_counterval_t,
         info: *mut c_void,
     ) -> c_int {
-        // SAFETY: `getcrosststamp()` has passed on what the PTP core has.
+        // SAFETY: The PTP core has passed `info` to `getcrosststamp()`.
         let this = unsafe { Self::from_info(info.cast()) };
         let mut reference = 0;
-        // SAFETY: Both are valid for writes.
+        // SAFETY: Both pointers are valid for writes.
         if !unsafe { bindings::rust_helper_hv_read_counters(processor, &mut reference) } {
             return EOPNOTSUPP;
         }
@@ -252,7 +252,7 @@ impl<T: Clock> Inner<T> {
 impl<T: Clock> PinnedDrop for Inner<T> {
     fn drop(self: Pin<&mut Self>) {
         if let Some(clock) = self.clock.get() {
-            // SAFETY: `clock` was registered and is unregistered once.
+            // SAFETY: `clock` was registered, and is unregistered only here.
             unsafe { bindings::rust_helper_ptp_clock_unregister(clock.as_ptr()) };
         }
     }

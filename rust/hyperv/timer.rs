@@ -6,8 +6,8 @@
 
 use crate::bindings;
 
-/// Reads the partition reference time: units of 100 ns since the virtual machine was started. It
-/// stands still while the machine is saved. May be called in any context.
+/// Reads the partition reference time: the time since the virtual machine was started, in units of
+/// 100 ns. It does not advance while the machine is saved. May be called in any context.
 pub fn read_reference_counter() -> u64 {
     // SAFETY: Safe to be called in any context.
     unsafe { bindings::rust_helper_hv_read_reference_counter() }
