@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Registrations that end with the binding of their device.
+//! Registrations that end no later than the binding of their device.
 
 use core::convert::Infallible;
 use kernel::{
@@ -12,13 +12,13 @@ use kernel::{
     prelude::*, //
 };
 
-/// A registration that is ended by dropping it.
+/// A registration. Dropping it ends it.
 pub(crate) trait Registered: Send + Sync + 'static {}
 
-/// Owns a registration. The registration ends when this is dropped. If this is leaked, the
-/// registration ends when the device is unbound; of several, the newest ends first.
+/// Owns a registration. Dropping this ends the registration. If this was leaked, unbinding the
+/// device ends the registration. If several were leaked, the newest ends first.
 ///
-/// One type serves all registrations: each `Devres<T>` would be a copy of the same code.
+/// This type is not generic: each `Devres<T>` would be a copy of the same code.
 pub(crate) struct Managed(Devres<KBox<dyn Registered>>);
 
 impl Managed {
@@ -29,7 +29,8 @@ impl Managed {
         dev: &Device<Bound>,
         registered: Pin<KBox<T>>,
     ) -> Result<Self> {
-        // SAFETY: `Managed` never moves what the box holds, and hands out no mutable reference.
+        // SAFETY: `Managed` never moves the contents of the box, and returns no mutable reference
+        // to them.
         let registered = unsafe { Pin::into_inner_unchecked(registered) };
         Self::new_erased(dev, registered)
     }
@@ -40,11 +41,11 @@ impl Managed {
 
     /// Returns the registration.
     ///
-    /// Fails with `EINVAL` if `dev` is not its device.
+    /// Fails with `EINVAL` if the registration is not tied to `dev`.
     pub(crate) fn access<'a>(&'a self, dev: &'a Device<Bound>) -> Result<Pin<&'a dyn Registered>> {
         let registered = &**self.0.access(dev)?;
 
-        // SAFETY: It was pinned in `new()`.
+        // SAFETY: `new()` got a pinned registration.
         Ok(unsafe { Pin::new_unchecked(registered) })
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Character devices with `poll()`, which `kernel::miscdevice` lacks. Their removal never waits for
-//! open files: an open file shares ownership of the device with its registration.
+//! Character devices with `poll()`, which `kernel::miscdevice` lacks. Unregistering a device does
+//! not wait for its open files: each open file shares the ownership of the device.
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
@@ -44,50 +44,51 @@ use kernel::{
     },
 };
 
-/// What a file is ready for, as `poll()` reports it.
+/// The events that `poll()` reports.
 #[derive(Clone, Copy)]
 pub struct Ready(u32);
 
 impl Ready {
-    /// Nothing yet.
+    /// No event.
     pub const NO: Self = Self(0);
-    /// There is something to read.
+    /// There is data to read.
     pub const READ: Self = Self(bindings::POLLIN | bindings::POLLRDNORM);
     /// The device is gone.
     pub const GONE: Self = Self(bindings::POLLERR | bindings::POLLHUP);
 }
 
-/// How a call may wait.
+/// Whether a call may wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// Until there's something to do, or a signal.
+    /// Wait until the call can proceed, or a signal arrives.
     Interruptible,
-    /// Not at all: the file was opened with `O_NONBLOCK`.
+    /// Do not wait: the file was opened with `O_NONBLOCK`.
     No,
 }
 
 /// A character device. All methods are called in process context and may sleep.
 pub trait Device: Send + Sync + 'static {
-    /// The path below `/dev`.
+    /// Returns the path of the device node, relative to `/dev`.
     fn name(&self) -> &'static CStr;
 
-    /// Called when the device is opened; an error refuses that.
+    /// Called when the device is opened. If this returns an error, opening fails.
     fn open(&self) -> Result;
 
-    /// Called when what [`Device::open`] opened is closed for good.
+    /// Called when the last reference to the opened file is dropped.
     fn release(&self);
 
-    /// Reads one message; returns its size in bytes.
+    /// Reads one message. Returns its size in bytes.
     fn read(&self, to: &mut UserSliceWriter, wait: Wait) -> Result<usize>;
 
-    /// Writes one message, the whole of it.
+    /// Writes one message, which must be consumed completely.
     fn write(&self, from: &mut UserSliceReader) -> Result;
 
-    /// Returns what the file is ready for, having registered with `poll` for changes of that.
+    /// Registers with `poll` for changes, then returns the current events.
     fn poll(&self, poll: &Poll<'_>) -> Ready;
 
     /// Called when the registration ends. Open files stay open, and [`Device::open`] may still be
-    /// called until the device node is gone. From now on, refuse all calls but [`Device::release`].
+    /// called until the device node is removed. From now on, all calls except [`Device::release`]
+    /// must fail.
     fn revoke(&self);
 }
 
@@ -106,24 +107,24 @@ impl Poll<'_> {
     pub fn register_wait(&self, changed: &PollCondVar) {
         // SAFETY:
         // - By the type invariant, the file is valid.
-        // - A `File` must not be shared with an `fdget_pos()` that did not lock the file's position,
-        //   as that of a character device never does. The reference does not leave this function,
-        //   which passes it to `poll_wait()`: that accesses no position.
+        // - A `File` must not be shared with an `fdget_pos()` that did not lock the file's
+        //   position. `fdget_pos()` never locks the position of a character device. But only this
+        //   function and `poll_wait()` use the reference, and neither accesses the position.
         let file = unsafe { File::from_raw_file(self.file) };
         self.table.register_wait(file, changed);
     }
 }
 
-/// A device that is registered, until this is dropped or, if this is leaked, until the device that it
-/// was registered for is unbound.
+/// A registered device. Dropping this unregisters the device. If this was leaked, unbinding the
+/// device passed to [`Registration::new`] unregisters it.
 pub struct Registration(#[expect(dead_code)] Managed);
 
 impl Registration {
-    /// Registers `device`: it can be opened from now on. `dev` only bounds the lifetime: the device
-    /// has no parent in sysfs, as with the drivers in C.
+    /// Registers `device`. From now on, `device` can be opened. `dev` only limits the lifetime:
+    /// `device` has no parent device, as in the C drivers.
     ///
-    /// Fails with `ENOMEM`, `EBUSY` if there are no more minor numbers, or `EEXIST`, with a call trace
-    /// of sysfs in the log, if there is a device of that name.
+    /// Fails with `ENOMEM`, `EBUSY` if no minor number is free, or `EEXIST` if a device of that
+    /// name exists. In the latter case, sysfs logs a call trace.
     pub fn new<T: Device>(dev: &device::Device<Bound>, device: Arc<T>) -> Result<Self> {
         let inner = KBox::pin_init(Inner::new(device), GFP_KERNEL)?;
         Ok(Self(Managed::new(dev, inner)?))
@@ -149,13 +150,13 @@ impl<T: Device> Inner<T> {
     fn new(device: Arc<T>) -> impl PinInit<Self, Error> {
         let name = device.name();
         try_pin_init!(Self {
-            // First: the device may be opened before its registration returns.
+            // First: the device may be opened before `misc_register()` returns.
             device,
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
                 // SAFETY: `slot` is valid for writes.
                 unsafe { slot.write(Self::misc(name)) };
 
-                // SAFETY: `slot` stays where it is until it is deregistered in `drop()`.
+                // SAFETY: `slot` is pinned until `drop()` deregisters the device.
                 to_result(unsafe { bindings::misc_register(slot) })
             }),
         })
@@ -183,7 +184,7 @@ struct FileOperations<T>(PhantomData<T>);
 
 impl<T: Device> FileOperations<T> {
     const TABLE: bindings::file_operations = bindings::file_operations {
-        // The module can't be unloaded while a file is open.
+        // The module cannot be unloaded while a file is open.
         owner: this_module().as_ptr(),
         open: Some(Self::open),
         release: Some(Self::release),
@@ -193,24 +194,24 @@ impl<T: Device> FileOperations<T> {
         ..pin_init::zeroed()
     };
 
-    /// The device of a file.
+    /// Returns the device of a file.
     ///
     /// # Safety
     ///
-    /// `file` must be open, from [`Self::open`] to [`Self::release`].
+    /// `file` must be open: [`Self::open`] has succeeded, and [`Self::release`] has not returned.
     unsafe fn device<'a>(file: *mut bindings::file) -> ArcBorrow<'a, T> {
         // SAFETY: The file is open.
         let data = unsafe { (*file).private_data };
 
-        // SAFETY: `open()` has put an `Arc<T>` there, which `release()` takes away.
+        // SAFETY: `open()` has stored an `Arc<T>` in the private data. `release()` takes it back.
         unsafe { Arc::<T>::borrow(data) }
     }
 
     extern "C" fn open(_: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-        // SAFETY: `misc_open()` has put the `struct miscdevice` there.
+        // SAFETY: `misc_open()` has stored the `struct miscdevice` in the private data.
         let misc = unsafe { (*file).private_data }.cast::<Opaque<bindings::miscdevice>>();
 
-        // SAFETY: It is a field of an `Inner<T>`.
+        // SAFETY: `misc` is a field of an `Inner<T>`.
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let inner = unsafe { container_of!(misc, Inner<T>, misc) };
 
@@ -218,13 +219,14 @@ impl<T: Device> FileOperations<T> {
         // takes.
         let inner = unsafe { &*inner };
 
-        // No `stream_open()`: there is no position here, but daemons read and write at one.
+        // Do not call `stream_open()`: it disables `pread()` and `pwrite()`, which hv_fcopy_daemon
+        // uses.
         let device = inner.device.clone();
         if let Err(error) = device.open() {
             return error.to_errno();
         }
 
-        // SAFETY: The open call of a file can access the private data.
+        // SAFETY: The file's open call can access the private data.
         unsafe { (*file).private_data = device.into_foreign() };
         0
     }
@@ -233,7 +235,8 @@ impl<T: Device> FileOperations<T> {
         // SAFETY: The file is open until this returns.
         let data = unsafe { (*file).private_data };
 
-        // SAFETY: `open()` has put an `Arc<T>` there, and nothing uses the file after this.
+        // SAFETY: `open()` has stored an `Arc<T>` in the private data. Nothing uses the file after
+        // this.
         let device = unsafe { Arc::<T>::from_foreign(data) };
         device.release();
         0
@@ -255,7 +258,7 @@ impl<T: Device> FileOperations<T> {
         };
         let mut to = UserSlice::new(UserPtr::from_ptr(to.cast()), len).writer();
         match device.read(&mut to, wait) {
-            // CAST: No message is that long.
+            // CAST: No message is longer than `isize::MAX`.
             Ok(len) => len as isize,
             Err(error) => error.to_errno() as isize,
         }
@@ -271,7 +274,7 @@ impl<T: Device> FileOperations<T> {
         let device = unsafe { Self::device(file) };
         let mut from = UserSlice::new(UserPtr::from_ptr(from.cast_mut().cast()), len).reader();
         match device.write(&mut from) {
-            // CAST: The message was taken as a whole, so it isn't that long.
+            // CAST: The whole message was read, so it is not longer than `isize::MAX`.
             Ok(()) => len as isize,
             Err(error) => error.to_errno() as isize,
         }
@@ -284,10 +287,10 @@ impl<T: Device> FileOperations<T> {
         // SAFETY: The file is open.
         let device = unsafe { Self::device(file) };
 
-        // SAFETY: `table` is null or valid in this call.
+        // SAFETY: `table` is null or valid during this call.
         let table = unsafe { PollTable::from_raw(table) };
 
-        // INVARIANT: The file is valid in this call.
+        // INVARIANT: The file is valid during this call.
         device.poll(&Poll { file, table }).0
     }
 }

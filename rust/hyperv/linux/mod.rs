@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kernel crate lacks, and what has nothing to do with Hyper-V.
+//! Abstractions that the kernel crate lacks, and that are not specific to Hyper-V.
 //!
-//! Each file here extends the file of `rust/kernel/` that has its name, or would be it upstream;
-//! `super_block.rs` would be in `rust/kernel/fs/`. It uses nothing of this crate but the bindings, the
-//! seam for the kernel's version ([`compat`](crate::compat)) and the other files here. `tests/check.sh`
-//! checks that. So each can be sent to its maintainer. `workqueue.rs` has queues, which a driver's registration
-//! creates: a bus calls `driver_registers()` and `driver_unregistered()`.
+//! Upstream, each file here would extend or become the file of the same name in `rust/kernel/`;
+//! `super_block.rs` would be in `rust/kernel/fs/`. Of this crate, the files here use only the
+//! bindings, [`compat`](crate::compat) and each other, so that each can be sent to its maintainer.
+//! `tests/check.sh` checks this rule. The queues of `workqueue.rs` exist while a driver is
+//! registered: the bus abstraction calls `driver_registers()` and `driver_unregistered()`.
 
 pub(crate) mod devres;
 pub mod miscdevice;
