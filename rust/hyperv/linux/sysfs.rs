@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Attributes that a driver gives its devices: files in sysfs that are read, and written, as text.
+//! Driver-specific device attributes: text files in sysfs.
 //!
-//! The driver core creates them after `probe()`, and removes them before it drops the driver's data. The
-//! removal waits for each function of an attribute that runs. So such a function has the data of a device
-//! that is bound.
+//! The driver core adds the attributes after `probe()`, and removes them before it drops the
+//! driver's data. The removal waits for running attribute functions. So these functions can always
+//! use the data of a bound device.
 //!
 //! # Examples
 //!
-//! A driver of some bus, whose devices have a directory `my_driver` with two files. An attribute is a line
-//! in the table, and a function. `Attribute` and `AttributeGroup` are the bus's names for [`Attribute`] and
-//! [`Group`].
+//! Each device of this driver has a directory `my_driver` with two files. An attribute consists of
+//! an entry in the table and a function. `Attribute` and `AttributeGroup` are the bus's aliases of
+//! [`Attribute`] and [`Group`].
 //!
 //! ```ignore
 //! struct Data {
@@ -68,23 +68,25 @@ use kernel::{
     str::as_char_ptr_in_const_context, //
 };
 
-/// The text of an attribute, to be written with `write!()`.
+/// The text of an attribute. Use `write!()` to write it.
 pub struct Text<'a> {
     page: &'a mut [u8; PAGE_SIZE],
     len: usize,
 }
 
 impl Text<'_> {
-    /// Adds to the text; `write!()` calls this.
+    /// Appends to the text. `write!()` calls this.
     ///
-    /// Fails with `EFBIG` if the text gets longer than `PAGE_SIZE` - 2 bytes: a reader gets one page.
+    /// Fails with `EFBIG` if the text gets longer than `PAGE_SIZE` - 2 bytes: sysfs passes one
+    /// page.
     pub fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> Result {
         fmt::Write::write_fmt(self, text).map_err(|_| EFBIG)
     }
 
-    /// Ends the line. Returns the number of bytes.
+    /// Ends the line. Returns the length of the text in bytes.
     fn end(self) -> usize {
-        // `write_str()` leaves room for this, and for the NUL that sysfs expects behind a text.
+        // `write_str()` leaves room for the newline, and for the NUL that sysfs expects after the
+        // text.
         self.page[self.len] = b'\n';
         self.len + 1
     }
@@ -100,24 +102,24 @@ impl fmt::Write for Text<'_> {
     }
 }
 
-/// Writes the value of an attribute, without a newline behind it. A reader gets an error as `errno`.
+/// Writes the value of an attribute, without a trailing newline. An error makes the `read()` fail.
 pub type Show<T> =
     for<'bound> fn(Pin<&<T as DriverLayout>::DriverData<'bound>>, &mut Text<'_>) -> Result;
 
-/// Sets an attribute to a text, without a newline behind it. A writer gets an error as `errno`.
+/// Sets an attribute from a text without a trailing newline. An error makes the `write()` fail.
 pub type Store<T> = for<'bound> fn(Pin<&<T as DriverLayout>::DriverData<'bound>>, &str) -> Result;
 
-/// Returns whether a device has an attribute. Called several times in each binding: the answer must not
-/// change. Called with the device's lock held: must not take it.
+/// Returns whether a device has an attribute. Called several times for each binding: the result
+/// must not change. Called with the device's lock held: must not take this lock.
 pub type IsVisible<T> = for<'bound> fn(Pin<&<T as DriverLayout>::DriverData<'bound>>) -> bool;
 
 /// An attribute of the devices of the driver `T`.
 ///
-/// Its functions are called in process context, any number of them at a time, and may sleep. They must not
-/// take the device's lock: an unbinding holds it and waits for them.
+/// The functions are called in process context and may sleep. They may run concurrently. They must
+/// not take the device's lock: unbinding holds this lock and waits for them.
 #[repr(C)]
 pub struct Attribute<T: DriverLayout + 'static> {
-    /// First: C has a pointer to this.
+    /// First, because C code has a pointer to this field.
     raw: bindings::device_attribute,
     show: Show<T>,
     store: Option<Store<T>>,
@@ -125,7 +127,7 @@ pub struct Attribute<T: DriverLayout + 'static> {
 }
 
 impl<T: HasAttributes> Attribute<T> {
-    /// An attribute that all may read.
+    /// Creates an attribute that all users may read.
     pub const fn read_only(name: &'static CStr, show: Show<T>) -> Self {
         let mut raw: bindings::device_attribute = pin_init::zeroed();
         raw.attr.name = as_char_ptr_in_const_context(name);
@@ -139,9 +141,9 @@ impl<T: HasAttributes> Attribute<T> {
         }
     }
 
-    /// An attribute that all may read, and the superuser may write.
+    /// Creates an attribute that all users may read, and root may write.
     ///
-    /// `store` gets what a program writes at once, of at most a page. Other bytes than UTF-8 are refused
+    /// `store` gets the text of one `write()`, at most a page. Text that is not UTF-8 is rejected
     /// (`EINVAL`).
     pub const fn read_write(name: &'static CStr, show: Show<T>, store: Store<T>) -> Self {
         let mut this = Self::read_only(name, show);
@@ -151,7 +153,7 @@ impl<T: HasAttributes> Attribute<T> {
         this
     }
 
-    /// The same for those devices only for which `is_visible` is true when they are bound.
+    /// Restricts the attribute to devices for which `is_visible` returns true at binding.
     pub const fn visible_if(mut self, is_visible: IsVisible<T>) -> Self {
         self.is_visible = Some(is_visible);
         self
@@ -166,20 +168,21 @@ impl<T: HasAttributes> Attribute<T> {
         attribute: *mut bindings::device_attribute,
         page: *mut c_char,
     ) -> isize {
-        // SAFETY: `T`'s `probe()` has returned, since the device has attributes of `T`. It stays bound:
-        // the driver core removes them first, and that waits for this.
+        // SAFETY: The device has attributes of `T`, so `T`'s `probe()` has returned. The device
+        // stays bound: before the driver core unbinds it, it removes the attributes, and the
+        // removal waits for this function.
         let data = unsafe { data::<T>(dev) };
 
-        // SAFETY: The attribute is the first field of a `Self`, see `Table::LIST`.
+        // SAFETY: `attribute` is the first field of a `Self`, see `Table::LIST`.
         let this = unsafe { &*attribute.cast_const().cast::<Self>() };
 
-        // SAFETY: sysfs passes a page of zeroes that is the caller's alone.
+        // SAFETY: sysfs passes a zeroed page that only this function uses.
         let page = unsafe { &mut *page.cast::<[u8; PAGE_SIZE]>() };
 
         from_result(|| {
             let mut text = Text { page, len: 0 };
             (this.show)(data, &mut text)?;
-            // CAST: It fits into a page.
+            // CAST: The length is at most a page.
             Ok(text.end() as isize)
         })
     }
@@ -196,22 +199,22 @@ impl<T: HasAttributes> Attribute<T> {
         // SAFETY: As in `show_callback()`.
         let this = unsafe { &*attribute.cast_const().cast::<Self>() };
 
-        // SAFETY: sysfs passes a copy of what was written, of that length.
+        // SAFETY: sysfs passes a copy of the written text, of length `len`.
         let text = unsafe { core::slice::from_raw_parts(text.cast::<u8>(), len) };
 
         from_result(|| {
             let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
             let store = this.store.ok_or(EIO)?;
             store(data, text.strip_suffix('\n').unwrap_or(text))?;
-            // CAST: It fits into a page.
+            // CAST: The length is at most a page.
             Ok(len as isize)
         })
     }
 }
 
-/// A directory of attributes, in the directory of each device that has one of them.
+/// A directory of attributes. Devices without any of the attributes do not have the directory.
 pub struct Group<T: DriverLayout + 'static> {
-    /// The name of the directory. The device must not have a file of this name.
+    /// The name of the directory. The device must not have another file of this name.
     pub name: &'static CStr,
     /// The attributes, at most 31.
     pub attributes: &'static [Attribute<T>],
@@ -225,20 +228,20 @@ impl<T: DriverLayout> Group<T> {
     };
 }
 
-/// A driver, of whichever bus, whose devices have attributes.
+/// A driver, of any bus, whose devices have attributes.
 ///
 /// # Safety
 ///
 /// - `Self::DriverData` must be `Sync`.
-/// - `probe()` must set the data with `Device::set_drvdata()`. Until the device is unbound, nothing but
+/// - `probe()` must set the data with `Device::set_drvdata()`. Until the device is unbound, only
 ///   the driver core may take the data back.
 pub unsafe trait HasAttributes: DriverLayout + Sized + 'static {
-    /// The attributes.
+    /// The attributes of each device.
     const ATTRIBUTES: Group<Self>;
 }
 
-/// The value for `dev_groups` in `T`'s `struct device_driver`; no other driver must have it. NULL if the
-/// driver has no attributes.
+/// Returns `dev_groups` for `T`'s `struct device_driver`. No other driver may use the result. NULL
+/// if the driver has no attributes.
 pub(crate) const fn dev_groups<T: HasAttributes>() -> *const *const bindings::attribute_group {
     match T::ATTRIBUTES.attributes.is_empty() {
         true => null(),
@@ -246,11 +249,11 @@ pub(crate) const fn dev_groups<T: HasAttributes>() -> *const *const bindings::at
     }
 }
 
-/// A driver's attributes as C wants them.
+/// The attributes of a driver as C structures.
 struct Table<T>(PhantomData<T>);
 
 impl<T: HasAttributes> Table<T> {
-    /// The attributes, and a NULL behind them.
+    /// The attributes, NULL-terminated.
     const LIST: &'static [*const bindings::attribute; 32] = &{
         let attributes = T::ATTRIBUTES.attributes;
         let mut list = [null(); 32];
@@ -261,7 +264,8 @@ impl<T: HasAttributes> Table<T> {
         );
         let mut i = 0;
         while i < attributes.len() {
-            // The attribute is the first field of the first field.
+            // `struct attribute` is the first field of `struct device_attribute`, the first field
+            // of `Attribute`.
             list[i] = from_ref(&attributes[i]).cast();
             i += 1;
         }
@@ -276,35 +280,36 @@ impl<T: HasAttributes> Table<T> {
         group
     };
 
-    /// The one group, and a NULL behind it.
+    /// The group, NULL-terminated.
     const GROUPS: &'static [*const bindings::attribute_group; 2] = &[Self::GROUP, null()];
 
-    /// Returns the mode of the attribute at `index`, 0 if the device does not have it. If it has none of
-    /// them, it does not have the directory either.
+    /// Returns the mode of the attribute at `index`, 0 if the device does not have this attribute.
+    /// If the device has no attribute of the group, it does not have the directory either.
     extern "C" fn is_visible_callback(
         kobject: *mut bindings::kobject,
         _: *mut bindings::attribute,
         index: c_int,
     ) -> bindings::umode_t {
-        // SAFETY: The driver core passes the field of a device.
+        // SAFETY: The driver core passes the kobject of a device.
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let dev = unsafe { container_of!(kobject, bindings::device, kobj) };
 
-        // SAFETY: The driver core creates the attributes after `T`'s `probe()`, with the device's lock held.
+        // SAFETY: The driver core adds the attributes after `T`'s `probe()`, with the device's lock
+        // held.
         let data = unsafe { data::<T>(dev) };
         let attributes = T::ATTRIBUTES.attributes;
 
-        // CAST: It is an index of the list.
+        // CAST: `index` is an index of the list, so it is not negative.
         match attributes.get(index as usize) {
             Some(attribute) if attribute.is_visible(data) => attribute.raw.attr.mode,
             _ if attributes.iter().any(|other| other.is_visible(data)) => 0,
-            // CAST: It fits, see its definition.
+            // CAST: The constant is a mode.
             _ => bindings::SYSFS_GROUP_INVISIBLE as bindings::umode_t,
         }
     }
 }
 
-/// Returns the driver's data of a device.
+/// Returns the driver data of a device.
 ///
 /// # Safety
 ///
@@ -314,6 +319,7 @@ unsafe fn data<'a, T: HasAttributes>(dev: *mut bindings::device) -> Pin<&'a T::D
     // SAFETY: Guaranteed by the safety requirements of this function.
     let dev = unsafe { &*dev.cast::<Device<BoundInternal>>() };
 
-    // SAFETY: By those of `HasAttributes`, the data was set, and stays until the device is unbound.
+    // SAFETY: By the safety requirements of `HasAttributes`, the data was set, and stays until the
+    // device is unbound.
     unsafe { dev.drvdata_borrow::<T::DriverData<'a>>() }
 }
