@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Module parameters that can be read, and changed, while the module is loaded.
+//! Module parameters that can be read and changed at run time.
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
@@ -8,12 +8,11 @@ use crate::bindings;
 use core::cell::UnsafeCell;
 use kernel::prelude::*;
 
-/// The value of a parameter that is a truth value; made by
-/// [`module_param_bool!`](crate::module_param_bool).
+/// The value of a boolean parameter. Created by [`module_param_bool!`](crate::module_param_bool).
 #[repr(transparent)]
 pub struct Bool(UnsafeCell<bool>);
 
-// SAFETY: A `bool` is read and written by single accesses, by the kernel and by `Bool::get()`.
+// SAFETY: The kernel and `Bool::get()` access the `bool` by single reads and writes.
 unsafe impl Sync for Bool {}
 
 impl Bool {
@@ -27,19 +26,19 @@ impl Bool {
         self.0.get()
     }
 
-    /// The value now. May be called in any context.
+    /// Returns the current value. May be called in any context.
     pub fn get(&self) -> bool {
-        // SAFETY: The pointer is valid; the kernel writes nothing but 0 and 1.
+        // SAFETY: The pointer is valid. The kernel only writes 0 and 1.
         unsafe { self.0.get().read_volatile() }
     }
 }
 
-/// The value of a parameter that is a number; made by
+/// The value of an unsigned integer parameter. Created by
 /// [`module_param_uint!`](crate::module_param_uint).
 #[repr(transparent)]
 pub struct Uint(UnsafeCell<u32>);
 
-// SAFETY: A `u32` is read and written by single accesses, by the kernel and by `Uint::get()`.
+// SAFETY: The kernel and `Uint::get()` access the `u32` by single reads and writes.
 unsafe impl Sync for Uint {}
 
 impl Uint {
@@ -53,14 +52,14 @@ impl Uint {
         self.0.get()
     }
 
-    /// The value now. May be called in any context.
+    /// Returns the current value. May be called in any context.
     pub fn get(&self) -> u32 {
         // SAFETY: The pointer is valid.
         unsafe { self.0.get().read_volatile() }
     }
 }
 
-/// Sets a parameter to a number. Fails with `EINVAL` for other text, below `MIN`, and above `MAX`.
+/// Sets a parameter from text. Fails with `EINVAL` unless the text is a number from `MIN` to `MAX`.
 ///
 /// # Safety
 ///
@@ -73,13 +72,14 @@ pub unsafe extern "C" fn set_uint<const MIN: u32, const MAX: u32>(
     // SAFETY: Guaranteed by the safety requirements of this function.
     match unsafe { bindings::param_set_uint_minmax(value, param, MIN, MAX) } {
         0 => 0,
-        // `ERANGE` for more than 32 bits.
+        // The error is `ERANGE` for more than 32 bits.
         _ => EINVAL.to_errno(),
     }
 }
 
-/// Declares a number in a range as module parameter: a `static` of type [`Uint`], and a file in
-/// `/sys/module/<module>/parameters/` with that mode. Other values are refused (`EINVAL`).
+/// Declares an unsigned integer with a range as a module parameter: a `static` of type [`Uint`],
+/// and a file in `/sys/module/<module>/parameters/` with mode `$mode`. Values outside the range are
+/// rejected (`EINVAL`).
 ///
 /// # Examples
 ///
@@ -110,8 +110,8 @@ macro_rules! module_param_uint {
     };
 }
 
-/// Declares a truth value as module parameter: a `static` of type [`Bool`], and a file in
-/// `/sys/module/<module>/parameters/` with that mode.
+/// Declares a boolean module parameter: a `static` of type [`Bool`], and a file in
+/// `/sys/module/<module>/parameters/` with mode `$mode`.
 ///
 /// # Examples
 ///
@@ -126,7 +126,7 @@ macro_rules! module_param_bool {
             $mode,
             $crate::linux::module_param::Bool::new($default),
             $crate::linux::module_param::Bool,
-            // SAFETY: Only the address is taken.
+            // SAFETY: This only takes the address.
             unsafe { &raw const ::kernel::bindings::param_ops_bool },
             "bool",
             $description
@@ -134,7 +134,7 @@ macro_rules! module_param_bool {
     };
 }
 
-/// What the macros above have in common.
+/// Common part of the macros above.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! module_param {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Rate limiting, for messages that somebody else can cause.
+//! Rate limiting for log messages.
 //!
 //! C header: [`include/linux/ratelimit.h`](srctree/include/linux/ratelimit.h)
 
@@ -10,7 +10,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Allows ten events in five seconds, the kernel's default.
+/// Allows ten events per five seconds, the kernel's default.
 #[pin_data]
 pub struct RateLimit {
     name: &'static CStr,
@@ -25,7 +25,7 @@ unsafe impl Send for RateLimit {}
 unsafe impl Sync for RateLimit {}
 
 impl RateLimit {
-    /// Creates a limit that no event counts against yet. The log knows it by `name`.
+    /// Creates a rate limit. The kernel's messages about suppressed events contain `name`.
     pub fn new(name: &'static CStr) -> impl PinInit<Self> {
         pin_init!(Self {
             name,
@@ -36,11 +36,12 @@ impl RateLimit {
         })
     }
 
-    /// Counts an event and returns whether it is within the limit. May be called in any context in
-    /// which printing is fine: the kernel logs how many were not when the limit allows the next one.
+    /// Counts an event, and returns whether it is within the limit. May be called in any context
+    /// that may print: when the next interval starts, the kernel logs the number of suppressed
+    /// events.
     #[must_use]
     pub fn allows(self: Pin<&Self>) -> bool {
-        // SAFETY: `state` was initialized in `new()`; the name is only read.
+        // SAFETY: `state` was initialized in `new()`. The name is only read.
         unsafe { bindings::___ratelimit(self.state.get(), self.name.as_char_ptr()) != 0 }
     }
 }

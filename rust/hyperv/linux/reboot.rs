@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Powering the system off and restarting it, in order.
+//! Orderly poweroff and reboot.
 //!
 //! C header: [`include/linux/reboot.h`](srctree/include/linux/reboot.h)
 
 use crate::bindings;
 
-/// Has user space power the system off; does it by force where that can't be started.
+/// Powers the system off through user space. If the poweroff program cannot be started, forces the
+/// poweroff.
 ///
-/// May be called in any context: it is the kernel's own work item that does it.
+/// May be called in any context: a work item of the kernel does the work.
 pub fn orderly_poweroff() {
     // SAFETY: Safe to be called in any context.
     unsafe { bindings::orderly_poweroff(true) };
 }
 
-/// Has user space restart the system; does it by force where that can't be started.
+/// Reboots the system through user space. If the reboot program cannot be started, forces the
+/// reboot.
 ///
-/// May be called in any context: it is the kernel's own work item that does it.
+/// May be called in any context: a work item of the kernel does the work.
 pub fn orderly_reboot() {
     // SAFETY: Safe to be called in any context.
     unsafe { bindings::orderly_reboot() };

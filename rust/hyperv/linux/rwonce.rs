@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Words that several contexts read and write without a lock, in no order with other memory.
+//! Words that several contexts read and write without a lock and without ordering.
 //!
-//! [`kernel::sync::atomic`] calls a function for each access, even for a plain load.
+//! [`kernel::sync::atomic`] calls a C helper for each access, even for a plain load. This module
+//! does not.
 //!
 //! C header: [`include/asm-generic/rwonce.h`](srctree/include/asm-generic/rwonce.h)
 
 use core::cell::UnsafeCell;
 
-/// A word that is read and written whole, as by `READ_ONCE()` and `WRITE_ONCE()`.
+/// A word that is read and written by single accesses, as by `READ_ONCE()` and `WRITE_ONCE()`.
 pub struct RwOnce<T>(UnsafeCell<T>);
 
-// SAFETY: All accesses are volatile and of a whole aligned word, which the kernel's memory model allows at
-// any time.
+// SAFETY: All accesses are volatile accesses of an aligned word. The kernel's memory model allows
+// these at any time.
 unsafe impl<T: Word> Sync for RwOnce<T> {}
 
 impl<T: Word> RwOnce<T> {
-    /// Creates a word with this value.
+    /// Creates a word with the value `value`.
     pub const fn new(value: T) -> Self {
         Self(UnsafeCell::new(value))
     }
@@ -36,14 +37,14 @@ impl<T: Word> RwOnce<T> {
     }
 }
 
-/// A type that the processor reads and writes at once.
+/// A type that the processor reads and writes by a single access.
 ///
 /// # Safety
 ///
 /// An aligned access must not be torn, and all bit patterns must be valid.
 pub unsafe trait Word: Copy + Send {}
 
-// SAFETY: Linux runs on no processor that tears these.
+// SAFETY: Linux supports no processor that tears accesses to this type.
 unsafe impl Word for u32 {}
 
 // SAFETY: As above.

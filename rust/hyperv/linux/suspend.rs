@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What comes before and after hibernation.
+//! Notification of hibernation.
 //!
 //! C header: [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
 
@@ -38,24 +38,26 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What is told of hibernations. All methods are called in process context, and may sleep and do I/O.
+/// A listener for hibernation. All methods are called in process context, and may sleep and do I/O.
 pub trait Hibernation: Send + Sync + 'static {
-    /// The system is about to hibernate. User space is not frozen before this returns.
+    /// Called when the system is about to hibernate. User space is frozen only after this returns.
     fn begins(&self);
 
-    /// The system has resumed, or has not hibernated. Also called once when the registration ends.
+    /// Called when the system has resumed, or has failed to hibernate. Also called when the
+    /// registration ends.
     fn ends(&self);
 }
 
-/// Notifies a listener of hibernations, from soon after creation until this is dropped or, if this is
-/// leaked, until the device is unbound.
+/// Notifies a listener of hibernation. Dropping this ends the registration. If this was leaked,
+/// unbinding the device ends the registration.
 ///
-/// A hibernation that begins before that may go unnoticed. A call that runs then goes on: only the removal
-/// of the module waits for it.
+/// The registration takes effect some time after the creation, so a hibernation that begins before
+/// may go unnoticed. A running call of the listener continues after the registration has ended.
+/// Only the removal of the module waits for this call.
 pub struct HibernationNotifier(#[expect(dead_code)] Managed);
 
 impl HibernationNotifier {
-    /// Tells `listener`.
+    /// Registers `listener`.
     ///
     /// Fails with `ENOMEM`.
     pub fn new(dev: &Device<Bound>, listener: Arc<dyn Hibernation>) -> Result<Self> {
@@ -68,8 +70,8 @@ impl HibernationNotifier {
     }
 }
 
-/// A registration. Registering and unregistering wait for all notifiers that run: a thaw may take minutes.
-/// So both are left to detached work.
+/// A registration. Registering and unregistering wait for the notifiers that run. A notifier may
+/// thaw file systems, which may take minutes. So detached work registers and unregisters.
 struct Inner {
     notifier: Arc<Notifier>,
     work: Arc<Detached>,
@@ -86,7 +88,7 @@ impl Drop for Inner {
     }
 }
 
-/// A notifier that is registered while it is wanted: see [`Notifier::run`].
+/// A notifier. `is_wanted` says whether it should be registered, see [`Notifier::run`].
 #[pin_data(PinnedDrop)]
 struct Notifier {
     #[pin]
@@ -97,10 +99,11 @@ struct Notifier {
     is_registered: Mutex<bool>,
 }
 
-// SAFETY: Notifiers are registered and unregistered from any thread, and `listener` is `Send`.
+// SAFETY: Notifiers may be registered and unregistered from any thread. `listener` is `Send`.
 unsafe impl Send for Notifier {}
 
-// SAFETY: Only the functions of the notifier chain, which lock it, access `block`; `listener` is `Sync`.
+// SAFETY: Only the notifier chain accesses `block`, with the chain's lock held. `listener` is
+// `Sync`.
 unsafe impl Sync for Notifier {}
 
 impl Notifier {
@@ -125,14 +128,14 @@ impl Notifier {
         _: *mut c_void,
     ) -> c_int {
         // CAST: `Opaque` is transparent.
-        // SAFETY: `block` is the field of a `Self`.
+        // SAFETY: `block` is a field of a `Self`.
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let this = unsafe { container_of!(block.cast::<Opaque<_>>(), Self, block) };
 
-        // SAFETY: That `Self` is valid: unregistering waits for this.
+        // SAFETY: That `Self` is valid, since unregistering waits for this function.
         let this = unsafe { &*this };
 
-        // CAST: These are small numbers.
+        // CAST: Actions are small numbers.
         match action as u32 {
             bindings::PM_HIBERNATION_PREPARE => this.listener.begins(),
             bindings::PM_POST_HIBERNATION => this.listener.ends(),
@@ -148,12 +151,12 @@ impl Notifier {
 }
 
 impl Run for Notifier {
-    /// Registers or unregisters the notifier, as is wanted.
+    /// Registers or unregisters the notifier, as `is_wanted` says.
     fn run(&self) {
         let mut is_registered = self.is_registered.lock();
         match (self.is_wanted.load(Acquire), *is_registered) {
             (true, false) => {
-                // SAFETY: `block` stays where it is until it is unregistered, in `drop()` at the latest.
+                // SAFETY: `block` is pinned, and unregistered in `drop()` at the latest.
                 *is_registered = unsafe { bindings::register_pm_notifier(self.block.get()) } == 0;
             }
             (false, true) => {

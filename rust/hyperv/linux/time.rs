@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The wall clock, and moments by which delayed work runs.
+//! The wall clock, and deadlines of delayed work.
 //!
 //! C headers: [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h),
 //! [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
@@ -19,15 +19,15 @@ use kernel::{
     },
 };
 
-/// Reads the wall clock: Unix time in nanoseconds. May be called in any context but an NMI.
+/// Reads the wall clock: Unix time in nanoseconds. May be called in any context except NMI.
 pub fn wall_clock() -> i64 {
     RealTime::ktime_get()
 }
 
 /// Steps the wall clock to `unix_time`, in nanoseconds. May sleep.
 ///
-/// Fails with `EINVAL` for a time that the clock can't be set to, e.g. one before the boot of a
-/// system that was up longer.
+/// Fails with `EINVAL` for times that the kernel rejects: before 1970, less than `CLOCK_MONOTONIC`,
+/// or at least `TIME_SETTOD_SEC_MAX`.
 pub fn set_wall_clock(unix_time: i64) -> Result {
     // SAFETY: Has no requirements.
     let time = unsafe { bindings::ns_to_timespec64(unix_time) };
@@ -36,28 +36,28 @@ pub fn set_wall_clock(unix_time: i64) -> Result {
     to_result(unsafe { bindings::do_settimeofday64(&time) })
 }
 
-/// A moment in time, by the clock that timers and delayed work run by: once these have run, the
-/// moment is over. It stands still while the system is suspended.
+/// A point in time of the clock of timers and delayed work, in jiffies. The clock does not advance
+/// while the system is suspended. When a timer for a deadline has expired, the deadline is over.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Deadline(Jiffies);
 
 impl Deadline {
-    /// The moment `delay` from now. May be called in any context.
+    /// Creates the deadline `delay` from now. May be called in any context.
     pub fn after(delay: Delta) -> Self {
         let delay = delay.as_millis().clamp(0, i64::from(Msecs::MAX));
-        // CAST: Clamped.
+        // CAST: `delay` was clamped to the range of the type.
         Self(jiffies().wrapping_add(msecs_to_jiffies(delay as Msecs)))
     }
 
-    /// Returns whether that is over.
+    /// Returns whether the deadline is over.
     pub fn is_over(self) -> bool {
         self.left() == 0
     }
 
-    /// Ticks until then.
+    /// Returns the number of jiffies until the deadline; 0 if it is over.
     pub(crate) fn left(self) -> Jiffies {
         let left = self.0.wrapping_sub(jiffies());
-        // The count goes round: what is more than half of it away is over.
+        // Jiffies wrap. If more than half of the range is left, the deadline is over.
         if left > Jiffies::MAX / 2 {
             0
         } else {
@@ -65,7 +65,7 @@ impl Deadline {
         }
     }
 
-    /// The one of the two that is over first.
+    /// Returns the earlier of two deadlines.
     pub fn min(self, other: Self) -> Self {
         if other.left() < self.left() {
             other

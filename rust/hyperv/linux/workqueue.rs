@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Work that ends before its owner goes, or before the module does.
+//! Work items that cannot outlive their owner or the module.
 //!
-//! `kernel::workqueue` leaks a reference to each queued item until the item has run. A driver must
-//! know that nothing runs any more when its device is gone: a [`DelayedWork`] is owned, and dropping
-//! it cancels it. Safe code could leak such an item, so none is handed out: these work items exist only
-//! inside registrations that the device's unbinding ends.
+//! `kernel::workqueue` keeps a reference to each queued item until the item has run. But once a
+//! device is unbound, none of its work may run. So a [`DelayedWork`] is owned, and dropping it
+//! cancels the work. As safe code could leak a `DelayedWork`, it is private to this crate: each one
+//! is part of a registration that ends when the device is unbound.
 //!
-//! [`Detached`] work is for what no unbinding may wait for. It runs on queues of the module, which the
-//! last driver's unregistration empties: that is when the module is removed.
+//! [`Detached`] work is work for which unbinding must not wait. It runs on queues of the module.
+//! Unregistering the module's last driver, which happens when the module is removed, waits for this
+//! work.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -46,9 +47,10 @@ use kernel::{
     },
 };
 
-/// What a work item does.
+/// The function of a work item.
 pub trait Run: Send + Sync + 'static {
-    /// Called in process context each time the work was scheduled, never twice at a time. May sleep.
+    /// Called in process context when the work is due. Never runs concurrently with itself. May
+    /// sleep.
     fn run(&self);
 }
 
@@ -66,10 +68,11 @@ impl Run for Option<KBox<dyn Run>> {
     }
 }
 
-/// A work item that runs after a delay, on the module's queue with a rescuer: memory reclaim may wait for
-/// it.
+/// A work item that runs after a delay. Its queue has a rescuer: memory reclaim may wait for the
+/// work.
 ///
-/// Must not be leaked while it may be scheduled: its owner has to be dropped before the module goes.
+/// Must not be leaked while it is scheduled. The owner must be dropped before the module is
+/// removed.
 #[pin_data(PinnedDrop)]
 pub(crate) struct DelayedWork<T: Run> {
     #[pin]
@@ -113,8 +116,8 @@ impl<T: Run> DelayedWork<T> {
 
                 // SAFETY:
                 // - `timer` is valid for writes, and pinned until it is dropped.
-                // - It is the timer of a `struct delayed_work`, and interrupt safe, as
-                //   `delayed_work_timer_fn()` needs.
+                // - `timer` is the timer of a `struct delayed_work`. `delayed_work_timer_fn()`
+                //   requires `TIMER_IRQSAFE`.
                 unsafe {
                     bindings::timer_init_key(
                         timer,
@@ -128,22 +131,24 @@ impl<T: Run> DelayedWork<T> {
         })
     }
 
-    /// The queue. It exists while a driver is registered, which is as long as a device is bound.
+    /// Returns the queue. The queue exists while a driver is registered, and thus while a device is
+    /// bound.
     fn queue() -> *mut bindings::workqueue_struct {
         Memory::MayWait.queue().load(Acquire)
     }
 
-    /// Runs the work soon, unless it is scheduled already. May be called in any context.
+    /// Schedules the work to run soon, unless it is scheduled already. May be called in any
+    /// context.
     pub(crate) fn schedule(self: Pin<&Self>) {
         let cpu = bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int;
 
-        // SAFETY: `raw` was initialized in `new()`. It stays valid until the work has run, or was
-        // cancelled in `drop()`.
+        // SAFETY: `raw` was initialized in `new()`. It stays valid until the work has run, or
+        // `drop()` has cancelled the work.
         unsafe { bindings::queue_delayed_work_on(cpu, Self::queue(), self.raw.get(), 0) };
     }
 
-    /// Runs the work at `deadline`, replacing any earlier schedule. May be called in
-    /// any context.
+    /// Schedules the work to run at `deadline`. Replaces any earlier schedule. May be called in any
+    /// context.
     pub(crate) fn schedule_at(self: Pin<&Self>, deadline: Deadline) {
         let cpu = bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int;
         let delay = deadline.left();
@@ -152,23 +157,23 @@ impl<T: Run> DelayedWork<T> {
         unsafe { bindings::mod_delayed_work_on(cpu, Self::queue(), self.raw.get(), delay) };
     }
 
-    /// Cancels the work; waits for it if it runs. May sleep.
+    /// Cancels the work. Waits for the work if it is running. May sleep.
     pub(crate) fn cancel(self: Pin<&Self>) {
         // SAFETY: `raw` was initialized in `new()`.
         unsafe { bindings::cancel_delayed_work_sync(self.raw.get()) };
     }
 
     extern "C" fn callback(raw: *mut bindings::work_struct) {
-        // SAFETY: `raw` is the field of the `struct delayed_work` below.
+        // SAFETY: `raw` is a field of a `struct delayed_work`.
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let raw = unsafe { container_of!(raw, bindings::delayed_work, work) };
 
         // CAST: `Opaque` is transparent.
-        // SAFETY: `raw` is the field of a `Self`.
+        // SAFETY: `raw` is a field of a `Self`.
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let this = unsafe { container_of!(raw.cast::<Opaque<_>>(), Self, raw) };
 
-        // SAFETY: That `Self` is valid, since `drop()` waits for this.
+        // SAFETY: That `Self` is valid, since `drop()` waits for this function.
         let this = unsafe { &*this };
         this.inner.run();
     }
@@ -181,23 +186,24 @@ impl<T: Run> PinnedDrop for DelayedWork<T> {
     }
 }
 
-/// The queues of the module's detached work, by [`Memory`]; null while no driver is registered. Each
-/// module has its own, as this crate is linked into each.
+/// The module's queues, indexed by [`Memory`]. Null while no driver is registered. Each module has
+/// its own queues, as this crate is linked into each module.
 static QUEUES: [Atomic<*mut bindings::workqueue_struct>; 2] = [
     Atomic::new(core::ptr::null_mut()),
     Atomic::new(core::ptr::null_mut()),
 ];
 
-/// Calls that may use [`QUEUES`] right now.
+/// Number of callers that may be using [`QUEUES`].
 static USERS: Atomic<usize> = Atomic::new(0);
 
-/// Number of drivers of the module that are registered, or about to be. Changed under
+/// Number of the module's drivers that are registered or being registered. Protected by
 /// [`lock_drivers`].
 static DRIVERS: Atomic<usize> = Atomic::new(0);
 
-/// Keeps others from creating and destroying queues, until the guard is dropped.
+/// Serializes the creation and destruction of the queues, until the guard is dropped.
 fn lock_drivers() -> ScopeGuard<(), fn(())> {
-    // SAFETY: In process context, and not locked by this thread: no work item registers drivers.
+    // SAFETY: Called in process context. This thread does not hold the lock: no work item registers
+    // drivers.
     unsafe { bindings::rust_helper_drivers_lock() };
     ScopeGuard::new_with_data((), |()| {
         // SAFETY: Locked above.
@@ -205,13 +211,13 @@ fn lock_drivers() -> ScopeGuard<(), fn(())> {
     })
 }
 
-/// What a [`Detached`] work item does when memory is short.
+/// The relation between work and memory reclaim.
 #[derive(Clone, Copy)]
 pub enum Memory {
-    /// Memory may wait for the work, so its queue has a spare thread (`WQ_MEM_RECLAIM`). The work must
-    /// not wait for work on queues that have none.
+    /// Memory reclaim may wait for the work, so its queue has a rescuer (`WQ_MEM_RECLAIM`). The
+    /// work must not wait for work on queues without a rescuer.
     MayWait,
-    /// The work may wait for memory.
+    /// The work may wait for memory reclaim.
     Waits,
 }
 
@@ -223,8 +229,8 @@ impl Memory {
         }
     }
 
-    /// Creates the queue, with a name after `driver`. It stands still while the system hibernates: devices
-    /// may be suspended then.
+    /// Creates the queue, named after `driver`. The queue is frozen while the system is suspended
+    /// or hibernates, as devices may be suspended.
     fn create_queue(self, driver: &CStr) -> Result<*mut bindings::workqueue_struct> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_FREEZABLE;
         let (format, flags) = match self {
@@ -232,7 +238,7 @@ impl Memory {
             Self::Waits => (c"%s", flags),
         };
 
-        // SAFETY: Both strings are C strings, and the second is what the format wants.
+        // SAFETY: Both strings are valid C strings. The format takes one string.
         let queue = unsafe {
             bindings::alloc_workqueue_noprof(format.as_char_ptr(), flags, 0, driver.as_char_ptr())
         };
@@ -242,21 +248,21 @@ impl Memory {
         Ok(queue)
     }
 
-    /// Destroys the queue when all that was scheduled has run. May sleep.
+    /// Destroys the queue after all scheduled work has run. May sleep.
     fn destroy_queue(self) {
         let queue = self.queue().xchg(core::ptr::null_mut(), Full);
         while USERS.load(Acquire) != 0 {
             fsleep(Delta::from_millis(1));
         }
 
-        // SAFETY: The queue is valid. Whoever loads the pointer from now on finds null, and whoever
-        // loaded it before has finished.
+        // SAFETY: The queue is valid. All callers that have loaded the pointer have finished.
+        // Callers that load it from now on get null.
         unsafe { bindings::destroy_workqueue(queue) };
     }
 }
 
-/// A driver is about to be registered: detached work can be scheduled from now on. The queues have the
-/// name of the module's first driver.
+/// To be called before a driver is registered. From now on, work can be scheduled. The queues are
+/// named after the module's first driver.
 ///
 /// Fails with `ENOMEM`.
 pub(crate) fn driver_registers(name: &CStr) -> Result {
@@ -274,20 +280,20 @@ pub(crate) fn driver_registers(name: &CStr) -> Result {
     Ok(())
 }
 
-/// A driver was unregistered. If it was the last, waits until all detached work has run. May sleep.
+/// To be called after a driver was unregistered. After the last driver, waits until all detached
+/// work has run. May sleep.
 pub(crate) fn driver_unregistered() {
     let _guard = lock_drivers();
     let drivers = DRIVERS.load(Relaxed) - 1;
     DRIVERS.store(drivers, Relaxed);
     if drivers == 0 {
-        // In this order: work of the first kind may schedule work of the second.
+        // The order matters: work on the first queue may schedule work on the second.
         Memory::MayWait.destroy_queue();
         Memory::Waits.destroy_queue();
     }
 }
 
-/// Work that outlives the binding of a device, but not the module: the removal of the module waits for
-/// it.
+/// Work that may outlive the binding of a device. Removing the module waits for this work.
 #[pin_data]
 pub struct Detached {
     inner: KBox<dyn Run>,
@@ -323,16 +329,18 @@ impl Detached {
         )
     }
 
-    /// Runs the work soon; once more if it runs already. May be called in any context.
+    /// Schedules the work to run soon, or to run again if it is running. May be called in any
+    /// context.
     ///
     /// Returns false, and does nothing, while no driver of the module is registered.
     pub fn schedule(this: &Arc<Self>) -> bool {
         USERS.fetch_add(1, Full);
         let queue = this.memory.queue().load(Acquire);
         if !queue.is_null() {
-            // SAFETY: The queue is destroyed only when nobody uses it.
+            // SAFETY: The queue is not destroyed while `USERS` is not 0.
             let queue = unsafe { Queue::from_raw(queue) };
-            // If it is scheduled already, it has yet to run.
+            // `enqueue()` fails if the work is scheduled already. That is fine: the work has yet to
+            // run.
             let _ = queue.enqueue(this.clone());
         }
         USERS.fetch_sub(1, Release);
