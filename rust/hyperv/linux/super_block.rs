@@ -1,29 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File systems that user space has frozen, and how to thaw them without user space.
+//! Thawing of file systems that user space has frozen, without the help of user space.
 //!
-//! A [`Record`] is made before user space is asked to freeze, and pins what user space may freeze. The
-//! record thaws without looking up a path, loading a module or allocating memory, each of which may wait
-//! for a frozen file system.
+//! Create a [`Record`] before asking user space to freeze. It pins the superblocks that user space
+//! may freeze. To thaw these, the record does not look up paths, load modules or allocate memory,
+//! as each of these may wait for a frozen file system.
 //!
-//! Superblocks are found by their types: `iterate_supers()` is not exported, `iterate_supers_type()` is.
-//! The types are those in `/proc/filesystems` that need a block device. The types of all mounted file
-//! systems on block devices are among them, but for `fuseblk`. The record holds a reference to each type's module. Other
-//! types are left out: an iteration over them may wait for a server, and hv_vss_daemon does not freeze
-//! them.
+//! The record finds superblocks by their file system types, because `iterate_supers_type()` is
+//! exported and `iterate_supers()` is not. It uses the types in `/proc/filesystems` that need a
+//! block device, except `fuseblk`, and holds a reference to the module of each type. It leaves out
+//! other types: an iteration over their superblocks may wait for a server, and hv_vss_daemon does
+//! not freeze them.
 //!
-//! The paths in `/proc/mounts` are not used. A path lookup may wait for a server or an automounter, and
-//! misses file systems that are mounted over, or that were unmounted while frozen. One race is left: if
-//! the module of a type is removed between the reading of `/proc/filesystems` and `get_fs_type()`, the
-//! latter loads the module again. Nothing is frozen for the record's owner then.
+//! The record does not use the paths in `/proc/mounts`. A path lookup may wait for a server or an
+//! automounter. It also misses file systems that are mounted over, or were unmounted while frozen.
 //!
-//! `iterate_supers_type()` holds `s_umount` shared around its callback, and `thaw_super()` takes it
-//! exclusively. So the callback only pins, by an active reference. A freeze in progress holds `s_umount`
-//! exclusively while it syncs, a mount until it is done, and an unmount while it writes. So no iteration
-//! happens between a freeze and the thaw of all that is known.
+//! One race can load a module: if the module of a type is removed after the record has read
+//! `/proc/filesystems`, `get_fs_type()` loads this module again. At that time, nothing is frozen
+//! for the record's owner.
 //!
-//! The last active reference unmounts, which may write and wait. So pins are dropped by work of their
-//! own.
+//! `iterate_supers_type()` holds `s_umount` shared during its callback, and `thaw_super()` takes it
+//! exclusively. So the callback only takes an active reference, the pin. An iteration may also
+//! wait, because `s_umount` is held exclusively by a freeze while it syncs, by a mount until it has
+//! finished, and by an unmount while it writes. So the record thaws all pinned superblocks before
+//! it iterates again.
+//!
+//! Dropping the last active reference unmounts the file system, which may write and wait. So a work
+//! item drops the pins.
 //!
 //! C headers: [`include/linux/fs/super.h`](srctree/include/linux/fs/super.h),
 //! [`include/linux/fs/super_types.h`](srctree/include/linux/fs/super_types.h)
@@ -55,15 +58,16 @@ use kernel::{
     types::ScopeGuard, //
 };
 
-/// Number of superblocks that may appear after [`Record::new`] has counted them.
+/// Number of entries for superblocks that appear after [`Record::new`] has counted them.
 const SPARE: usize = 32;
 
-/// What user space freezes for the record's owner.
+/// The superblocks that user space freezes for the owner of the record.
 ///
-/// May be dropped in any context while a driver of the module is registered, else in process context.
+/// May be dropped in any context while a driver of the module is registered, otherwise in process
+/// context only.
 pub struct Record {
     types: KVec<FileSystemType>,
-    /// Never grows: memory may wait for frozen file systems.
+    /// Must not grow, as allocating memory may wait for frozen file systems.
     entries: KVec<Entry>,
     /// Drops the pins.
     release: Arc<Release>,
@@ -72,30 +76,30 @@ pub struct Record {
 
 /// A superblock that user space can freeze.
 struct Entry {
-    /// The number of its device, by which it is found again.
+    /// The device number, which identifies the superblock.
     device: bindings::dev_t,
-    /// `None` once the superblock takes no part any more.
+    /// `None` after the superblock was unpinned.
     super_block: Option<SuperBlock>,
     role: Role,
 }
 
-/// How a superblock takes part in a freeze.
+/// The role of a superblock in a freeze.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// User space had frozen it before it was asked to.
+    /// User space froze the superblock before the owner asked user space to freeze.
     Earlier,
-    /// User space may freeze it.
+    /// User space may freeze the superblock.
     Candidate,
-    /// User space has frozen it. Thaw it while at least this many freezes by user space remain. Freezes
-    /// nest: others than the owner's may be among them.
+    /// User space has frozen the superblock. Thaw it while at least this many freezes by user space
+    /// remain. Freezes nest, and other owners may have frozen the superblock, too.
     Frozen(c_int),
 }
 
 impl Record {
-    /// Records what is frozen, and pins what can be. May sleep, for as long as a freeze, a mount or an
-    /// unmount in progress takes.
+    /// Records which superblocks are frozen, and pins those that user space can freeze. May sleep
+    /// until running freezes, mounts and unmounts have finished.
     ///
-    /// Fails with `ENOMEM`, or as opening and reading `/proc/filesystems` does.
+    /// Fails with `ENOMEM`, or if `/proc/filesystems` cannot be opened or read.
     pub fn new() -> Result<Self> {
         let types = FileSystemType::all()?;
         let mut mounted = 0;
@@ -118,8 +122,8 @@ impl Record {
         Ok(record)
     }
 
-    /// User space is about to be asked: what it has frozen by now is left alone. May be called in any
-    /// context.
+    /// To be called before user space is asked to freeze. Superblocks that are frozen now will not
+    /// be thawed. May be called in any context.
     pub fn begin(&mut self) {
         for entry in &mut self.entries {
             entry.role = match entry.user_freezes() {
@@ -129,8 +133,8 @@ impl Record {
         }
     }
 
-    /// User space has frozen all. Superblocks that are not frozen lose their pins. May be called in any
-    /// context.
+    /// To be called when user space has frozen all file systems. Unpins superblocks that are not
+    /// frozen. May be called in any context.
     pub fn complete(&mut self) {
         for entry in &mut self.entries {
             if entry.role == Role::Candidate && entry.user_freezes() > 0 {
@@ -140,8 +144,8 @@ impl Record {
         self.release(&|entry| entry.role == Role::Candidate);
     }
 
-    /// Returns whether all that was frozen still is. A superblock that was thawed and frozen again in
-    /// between is not noticed. May be called in any context.
+    /// Returns whether all frozen superblocks are still frozen. Does not notice a superblock that
+    /// was thawed and frozen again. May be called in any context.
     pub fn is_intact(&self) -> bool {
         self.entries
             .iter()
@@ -150,8 +154,8 @@ impl Record {
             .all(SuperBlock::is_frozen)
     }
 
-    /// User space is about to be asked to thaw: it undoes one freeze of each superblock from now on. May be
-    /// called in any context.
+    /// To be called before user space is asked to thaw. From now on, user space is expected to undo
+    /// one freeze of each superblock. May be called in any context.
     pub fn begin_thaw(&mut self) {
         for entry in &mut self.entries {
             if let Role::Frozen(_) = entry.role {
@@ -160,8 +164,8 @@ impl Record {
         }
     }
 
-    /// User space has not thawed all: what is still frozen needs to be thawed. May be called in any
-    /// context.
+    /// To be called when user space has failed to thaw all file systems. Superblocks that are still
+    /// frozen need to be thawed. May be called in any context.
     pub fn thaw_failed(&mut self) {
         for entry in &mut self.entries {
             if let Role::Frozen(_) = entry.role {
@@ -170,20 +174,20 @@ impl Record {
         }
     }
 
-    /// Returns whether nothing is left to thaw. May be called in any context.
+    /// Returns whether no superblock needs to be thawed. May be called in any context.
     pub fn is_thawed(&self) -> bool {
         !self.entries.iter().any(Entry::is_left)
     }
 
-    /// Thaws what user space has frozen since [`Record::begin`], what was mounted meanwhile included.
-    /// Calls `done` for each superblock that was thawed, or could not be. May sleep as [`Record::new`]
-    /// does.
+    /// Thaws the superblocks that user space has frozen since [`Record::begin`], including those
+    /// that were mounted later. Calls `done` for each superblock that was thawed or failed to thaw.
+    /// May sleep as [`Record::new`] does.
     ///
-    /// Once [`Record::complete`] was called, a superblock that was not frozen then is left alone.
+    /// After [`Record::complete`], does not thaw a superblock that was not frozen at that time.
     pub fn thaw(&mut self, done: &mut dyn FnMut(&SuperBlock, Result)) {
         let mut tried = 0;
         loop {
-            // Freezes nest: each superblock is thawed once.
+            // Freezes nest. Undo one freeze of each superblock.
             for entry in &self.entries[tried..] {
                 if let (true, Some(super_block)) = (entry.is_left(), &entry.super_block) {
                     super_block.thaw_with(done);
@@ -197,17 +201,17 @@ impl Record {
         }
     }
 
-    /// User space still freezes: unpin what is not frozen. [`Record::thaw`] finds it again. May be called in
-    /// any context.
+    /// To be called while user space is still freezing. Unpins superblocks that are not frozen.
+    /// [`Record::thaw`] finds them again. May be called in any context.
     pub fn unpin(&mut self) {
         self.release(&|entry| entry.role != Role::Earlier && entry.user_freezes() == 0);
         self.entries.retain(|entry| entry.super_block.is_some());
     }
 
-    /// Adds the superblocks that are wanted and not recorded yet, as many as there is room for.
+    /// Adds the wanted superblocks that are not recorded yet, until the entries are full.
     fn collect(&mut self, is_wanted: &dyn Fn(&Locked<'_>) -> bool) {
         let Self { types, entries, .. } = self;
-        // All pins fit into what drops them.
+        // Keep the sum of entries and pins within the capacity of `release.pins`.
         let room = entries.capacity() - self.release.pins.lock().len();
         for file_systems in types {
             file_systems.for_each(&mut |locked| {
@@ -220,7 +224,8 @@ impl Record {
                     return;
                 }
                 if let Some(super_block) = locked.pin() {
-                    // There is room: this does not fail. A pin must not be dropped here.
+                    // The entries are not full, so this cannot fail. A pin must not be dropped
+                    // here.
                     core::mem::forget(entries.push_within_capacity(Entry {
                         device,
                         super_block: Some(super_block),
@@ -231,7 +236,7 @@ impl Record {
         }
     }
 
-    /// Drops the pins of entries.
+    /// Unpins the superblocks of entries.
     fn release(&mut self, is_over: &dyn Fn(&Entry) -> bool) {
         {
             let mut pins = self.release.pins.lock();
@@ -240,7 +245,7 @@ impl Record {
                     continue;
                 }
                 if let Some(super_block) = entry.super_block.take() {
-                    // There is room, as `collect()` sees to.
+                    // `collect()` has left room for all pins.
                     core::mem::forget(pins.push_within_capacity(super_block));
                 }
             }
@@ -249,7 +254,7 @@ impl Record {
             }
         }
         if !Detached::schedule(&self.work) {
-            // The module goes, so this is process context.
+            // No driver is registered, so this is process context.
             self.release.run();
         }
     }
@@ -269,7 +274,7 @@ impl Entry {
             .map_or(0, SuperBlock::user_freezes)
     }
 
-    /// Returns whether it needs to be thawed.
+    /// Returns whether the superblock needs to be thawed.
     fn is_left(&self) -> bool {
         match self.role {
             Role::Earlier => false,
@@ -287,7 +292,7 @@ struct Release {
 }
 
 impl Release {
-    /// `pins` is empty, and has room for all.
+    /// `pins` must be empty, with the capacity for all pins.
     fn new(pins: KVec<SuperBlock>) -> impl PinInit<Self> {
         pin_init!(Self {
             pins <- new_spinlock_irq!(pins, "Release::pins"),
@@ -310,14 +315,14 @@ impl Run for Release {
 ///
 /// # Invariants
 ///
-/// The pointer is to a registered type, and this owns a reference to its module.
+/// The pointer is to a registered type. This owns a reference to the type's module.
 struct FileSystemType(NonNull<bindings::file_system_type>);
 
-// SAFETY: References to modules are not tied to a thread, and types may be used from any.
+// SAFETY: Module references are not tied to a thread. Types may be used from any thread.
 unsafe impl Send for FileSystemType {}
 
 impl FileSystemType {
-    /// All that are registered.
+    /// Returns all registered types.
     fn all() -> Result<KVec<Self>> {
         let mut text = read(c"/proc/filesystems")?;
         let mut types = KVec::new();
@@ -325,15 +330,15 @@ impl FileSystemType {
             // SAFETY: `name` is a C string.
             let raw = unsafe { bindings::get_fs_type(name.as_char_ptr()) };
             if let Some(raw) = NonNull::new(raw) {
-                // INVARIANT: `get_fs_type()` gets a reference to the module of the type, which is
-                // registered while its module is there.
+                // INVARIANT: `get_fs_type()` takes a reference to the module of the type. The type
+                // is registered while its module is loaded.
                 types.push(Self(raw), GFP_KERNEL)?;
             }
         }
         Ok(types)
     }
 
-    /// Calls `visit` for each superblock of this type that is mounted. It must not take `s_umount`.
+    /// Calls `visit` for each mounted superblock of this type. `visit` must not take `s_umount`.
     fn for_each(&self, mut visit: &mut dyn FnMut(Locked<'_>)) {
         // SAFETY:
         // - By the type invariant, the type is valid.
@@ -353,33 +358,34 @@ impl Drop for FileSystemType {
         // SAFETY: By the type invariant, the type is valid.
         let module = unsafe { (*self.0.as_ptr()).owner };
 
-        // SAFETY: By the type invariant, this owns a reference. A type that is built in has no module,
-        // which `module_put()` expects.
+        // SAFETY: By the type invariant, this owns a reference. A built-in type has no module,
+        // which `module_put()` accepts.
         unsafe { bindings::module_put(module) };
     }
 }
 
 extern "C" fn visit_callback(sb: *mut bindings::super_block, visit: *mut c_void) {
-    // SAFETY: `for_each()` passes a pointer to this, and waits for this call.
+    // SAFETY: `for_each()` passes a pointer to `visit`, and waits for this function.
     let visit = unsafe { &mut *visit.cast::<&mut dyn FnMut(Locked<'_>)>() };
     if let Some(sb) = NonNull::new(sb) {
-        // INVARIANT: `iterate_supers_type()` has seen `SB_BORN` and not `SB_DYING`, and holds the lock
-        // until this returns.
+        // INVARIANT: `iterate_supers_type()` has checked that the superblock is born and not dying.
+        // It holds `s_umount` until this function returns.
         visit(Locked(sb, PhantomData));
     }
 }
 
-/// A superblock that lives, with `s_umount` held shared.
+/// A live superblock, with `s_umount` held shared.
 ///
 /// # Invariants
 ///
-/// The superblock is valid, and the lock held, for `'a`.
+/// During `'a`, the superblock is valid and the lock is held.
 struct Locked<'a>(NonNull<bindings::super_block>, PhantomData<&'a ()>);
 
 impl Locked<'_> {
-    /// Returns whether user space can freeze it, as `FIFREEZE` does.
+    /// Returns whether user space can freeze the superblock, by the same check as `FIFREEZE`.
     fn can_be_frozen(&self) -> bool {
-        // SAFETY: By the type invariant, the superblock is valid. It was born: its operations are set.
+        // SAFETY: By the type invariant, the superblock is valid. The superblock is born, so `s_op`
+        // is set.
         let operations = unsafe { (*self.0.as_ptr()).s_op };
 
         // SAFETY: As above.
@@ -387,63 +393,66 @@ impl Locked<'_> {
         operations.freeze_fs.is_some() || operations.freeze_super.is_some()
     }
 
-    /// Number of freezes by user space that are not undone, if the superblock is wholly frozen.
+    /// Returns how many times user space has frozen the superblock without thawing it; 0 if the
+    /// superblock is not completely frozen.
     fn user_freezes(&self) -> c_int {
         // SAFETY: By the type invariant, the superblock is valid.
         unsafe { user_freezes(self.0) }
     }
 
-    /// The number of its device, which no other superblock has.
+    /// Returns the device number, which is unique among superblocks.
     fn device(&self) -> bindings::dev_t {
-        // SAFETY: By the type invariant, the superblock is valid. It was born: the field is set.
+        // SAFETY: By the type invariant, the superblock is valid. The superblock is born, so
+        // `s_dev` is set.
         unsafe { (*self.0.as_ptr()).s_dev }
     }
 
-    /// Keeps the superblock. `None` if its last user has just gone.
+    /// Takes an active reference. Returns `None` if the last active reference has just been
+    /// dropped.
     fn pin(&self) -> Option<SuperBlock> {
         // SAFETY: By the type invariant, the superblock is valid.
         let is_active = unsafe { bindings::rust_helper_super_get_active(self.0.as_ptr()) };
 
-        // INVARIANT: The helper got an active reference.
+        // INVARIANT: The helper has taken an active reference.
         is_active.then_some(SuperBlock(self.0))
     }
 }
 
-/// A superblock that stays, unmounted or not.
+/// A pinned superblock. It stays valid after an unmount.
 ///
-/// Its freezers hold an active reference, too. If somebody else thaws and unmounts it, its device stays
-/// in use until this is dropped.
+/// A frozen superblock has an active reference of its own. If someone else thaws and unmounts the
+/// superblock, the device remains in use until this is dropped.
 ///
 /// # Invariants
 ///
-/// The superblock is valid, and this owns an active reference to it.
+/// The superblock is valid. This owns an active reference to it.
 pub struct SuperBlock(NonNull<bindings::super_block>);
 
-// SAFETY: Active references are not tied to a thread, and superblocks may be used from any.
+// SAFETY: Active references are not tied to a thread. Superblocks may be used from any thread.
 unsafe impl Send for SuperBlock {}
 
 impl SuperBlock {
-    /// May be called in any context.
+    /// Returns whether the superblock is completely frozen. May be called in any context.
     fn is_frozen(&self) -> bool {
         // SAFETY: By the type invariant, the superblock is valid.
         unsafe { is_frozen(self.0) }
     }
 
-    /// Number of freezes by user space that are not undone, if the superblock is wholly frozen. May be
-    /// called in any context.
+    /// Returns how many times user space has frozen the superblock without thawing it; 0 if the
+    /// superblock is not completely frozen. May be called in any context.
     fn user_freezes(&self) -> c_int {
         // SAFETY: By the type invariant, the superblock is valid.
         unsafe { user_freezes(self.0) }
     }
 
-    /// Undoes one freeze by user space, as `FITHAW` does. Calls `done` if the superblock was thawed, or
-    /// could not be. Does nothing if user space has not frozen it.
+    /// Undoes one freeze by user space, as `FITHAW` does. Calls `done` if the superblock was thawed
+    /// or failed to thaw. Does nothing if user space has not frozen the superblock.
     fn thaw_with(&self, done: &mut dyn FnMut(&Self, Result)) {
         if self.user_freezes() == 0 {
             return;
         }
         match self.thaw() {
-            // Somebody was faster.
+            // Someone else has thawed the superblock first.
             Err(EINVAL) if self.user_freezes() == 0 => {}
             result => done(self, result),
         }
@@ -453,7 +462,8 @@ impl SuperBlock {
         let sb = self.0.as_ptr();
         let who = bindings::freeze_holder_FREEZE_HOLDER_USERSPACE;
 
-        // SAFETY: By the type invariant, the superblock is valid. It was born: its operations are set.
+        // SAFETY: By the type invariant, the superblock is valid. The superblock is born, so `s_op`
+        // is set.
         let operations = unsafe { (*sb).s_op };
 
         // SAFETY: As above.
@@ -469,19 +479,20 @@ impl SuperBlock {
 }
 
 impl fmt::Display for SuperBlock {
-    /// The name of its device, and its type.
+    /// Writes the name of the device and the type of the file system.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sb = self.0.as_ptr();
 
         // SAFETY: By the type invariant, the superblock is valid.
         let id = unsafe { &raw const (*sb).s_id };
 
-        // SAFETY: It is valid for reads. A concurrent change may print a mix.
+        // SAFETY: `id` is valid for reads. If the name changes concurrently, this may read parts of
+        // both names.
         let id = unsafe { id.read_volatile() };
         let len = id.iter().position(|&c| c == 0).unwrap_or(id.len());
 
-        // SAFETY: The type is set before the superblock is born, never changes, and its module stays
-        // while the superblock is active.
+        // SAFETY: `s_type` is set before the superblock is born, and never changes. The module of
+        // the type stays loaded while the superblock is active.
         let file_systems = unsafe { (*sb).s_type };
 
         // SAFETY: As above.
@@ -501,7 +512,7 @@ impl Drop for SuperBlock {
     }
 }
 
-/// Returns whether a superblock is wholly frozen. May be called in any context.
+/// Returns whether a superblock is completely frozen. May be called in any context.
 ///
 /// # Safety
 ///
@@ -510,13 +521,13 @@ unsafe fn is_frozen(sb: NonNull<bindings::super_block>) -> bool {
     // SAFETY: Guaranteed by the safety requirements of this function.
     let frozen = unsafe { &raw const (*sb.as_ptr()).s_writers.frozen };
 
-    // SAFETY: It is valid for reads: a `READ_ONCE()`.
+    // SAFETY: `frozen` is valid for reads. This is a `READ_ONCE()`.
     let frozen = unsafe { frozen.read_volatile() };
     u32::from(frozen) == bindings::SB_FREEZE_COMPLETE
 }
 
-/// Number of freezes of a superblock by user space that are not undone; 0 if the superblock is not wholly
-/// frozen. May be called in any context.
+/// Returns how many times user space has frozen a superblock without thawing it; 0 if the
+/// superblock is not completely frozen. May be called in any context.
 ///
 /// # Safety
 ///
@@ -530,16 +541,17 @@ unsafe fn user_freezes(sb: NonNull<bindings::super_block>) -> c_int {
     // SAFETY: As above.
     let count = unsafe { &raw const (*sb.as_ptr()).s_writers.freeze_ucount };
 
-    // SAFETY: It is valid for reads: a `READ_ONCE()`.
+    // SAFETY: `count` is valid for reads. This is a `READ_ONCE()`.
     unsafe { count.read_volatile() }
 }
 
-/// Reads a file of `/proc`, as the first process of user space sees it: kernel threads see no files.
+/// Reads a file of `/proc`. Looks the path up from the root of the init process, as kernel threads
+/// may have an empty root.
 fn read(path: &CStr) -> Result<KVec<u8>> {
     // SAFETY: `path` is a C string.
     let file = from_err_ptr(unsafe { bindings::rust_helper_filp_open_init(path.as_char_ptr()) })?;
     let file = ScopeGuard::new_with_data(file, |file| {
-        // SAFETY: It was opened above, and nobody else has it.
+        // SAFETY: The file was opened above. Nothing else uses this reference.
         unsafe { bindings::fput(file) };
     });
     let mut text = KVec::from_elem(0, 4096, GFP_KERNEL)?;
@@ -570,9 +582,9 @@ fn read(path: &CStr) -> Result<KVec<u8>> {
     Ok(text)
 }
 
-/// The names in `/proc/filesystems` of the types that need a block device: each line is `nodev`, or
-/// nothing, and a name behind a tab. `fuseblk` is left out: an unmount holds `s_umount` while it waits
-/// for its server.
+/// Returns the names of the types in `/proc/filesystems` that need a block device. Each line
+/// consists of `nodev` or nothing, a tab, and a name. Leaves out `fuseblk`: its unmount holds
+/// `s_umount` while it waits for the file system's server.
 fn disk_types(text: &mut [u8]) -> impl Iterator<Item = &CStr> {
     text.split_inclusive_mut(|&c| c == b'\n')
         .filter_map(|line| {
