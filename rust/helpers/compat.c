@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The seam for the kernel's version, as far as it is C: see rust/hyperv/compat.rs.
- * rust/Kbuild defines HYPERV_BEFORE_7_3, for this file only.
+ * Compatibility between kernel versions, the C part of rust/hyperv/compat.rs.
+ * rust/Kbuild defines HYPERV_BEFORE_7_3 for this file only.
  */
 
 #include <linux/fs.h>
@@ -24,7 +24,7 @@ struct file *rust_helper_filp_open_init(const char *path)
 
 #else
 
-/* The first process of user space shares these with init_task and the kernel's threads. */
+/* Before 7.3, the init process shares its root with init_task and the kernel threads. */
 struct file *rust_helper_filp_open_init(const char *path)
 {
 	struct file *file;

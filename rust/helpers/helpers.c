@@ -15,7 +15,7 @@
 
 #include "helpers.h"
 
-/* Held while the first driver of the module comes, or the last one goes. */
+/* Serializes the registration and unregistration of the module's drivers. */
 static DEFINE_MUTEX(drivers_mutex);
 
 void rust_helper_drivers_lock(void)
@@ -39,9 +39,9 @@ void rust_helper_device_unlock(struct device *dev)
 }
 
 /*
- * Reads the processor's counter and the reference time at one moment. False where
- * the hypervisor does not say how they go together, which on arm64 the kernel does
- * not ask it.
+ * Reads the TSC and the reference time at the same time. Returns false if the
+ * hypervisor does not provide the relation between them. Always false on arm64,
+ * where Linux does not use the reference TSC page.
  */
 bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference)
 {
@@ -51,8 +51,9 @@ bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *re
 }
 
 /*
- * Whether rust_helper_hv_read_counters() works, and the kernel may have that counter as
- * its clock source. Without an invariant one Hyper-V's guests mark it unstable.
+ * Returns whether rust_helper_hv_read_counters() works, and the kernel can use the TSC
+ * as its clock source. Linux marks the TSC unstable if Hyper-V does not offer an
+ * invariant TSC.
  */
 bool rust_helper_hv_relates_counters(void)
 {
@@ -72,15 +73,15 @@ u64 rust_helper_hv_read_reference_counter(void)
 }
 
 /*
- * Whether a channel's callback was called by vmbus_isr(), not by the channel's tasklet:
- * in the interrupt, or on PREEMPT_RT in the thread that takes its place.
+ * Returns whether a channel's callback was called by vmbus_isr(), not by the channel's
+ * tasklet. vmbus_isr() calls it in the interrupt, or in a thread on PREEMPT_RT.
  */
 bool rust_helper_in_vmbus_isr(void)
 {
 	return in_hardirq() || !in_serving_softirq();
 }
 
-/* Functions in the header where the kernel has no PTP clocks. */
+/* These are inline functions if the kernel has no PTP support. */
 struct ptp_clock *rust_helper_ptp_clock_register(struct ptp_clock_info *info, struct device *parent)
 {
 	return ptp_clock_register(info, parent);
@@ -106,15 +107,15 @@ void rust_helper_ratelimit_default_init(struct ratelimit_state *rs)
 	ratelimit_default_init(rs);
 }
 
-/* Get an active reference to a superblock whose s_umount is held. */
+/* Takes an active reference to a superblock whose s_umount is held. */
 bool rust_helper_super_get_active(struct super_block *sb)
 {
 	return atomic_inc_not_zero(&sb->s_active);
 }
 
 /*
- * Free bytes in the outbound ring. U32_MAX where the host has spoilt the indices:
- * sending then fails with EIO.
+ * Returns the number of free bytes in the outbound ring. Returns U32_MAX if the host has
+ * corrupted the indices. Sending fails with EIO then.
  */
 u32 rust_helper_vmbus_bytes_to_write(struct vmbus_channel *channel)
 {
@@ -126,23 +127,26 @@ u32 rust_helper_vmbus_bytes_to_write(struct vmbus_channel *channel)
 	return hv_get_bytes_to_write(ring);
 }
 
-/* Call the channel's callback soon, as if the host had signalled. */
+/* Schedules the channel's callback, as if the host had signalled. */
 void rust_helper_vmbus_schedule(struct vmbus_channel *channel)
 {
 	tasklet_schedule(&channel->callback_event);
 }
 
-/* Ask the host to signal once the outbound ring has room for size bytes, 0 for never. */
+/* Asks the host to signal when the outbound ring has room for size bytes, 0 for never. */
 void rust_helper_vmbus_set_pending_size(struct vmbus_channel *channel, u32 size)
 {
 	set_channel_pending_send_size(channel, size);
-	/* The host moves its read index before it reads the size: read the index after this. */
+	/*
+	 * The host updates the read index before it reads the pending size. Order the
+	 * write of the size before the caller's read of the index.
+	 */
 	virt_mb();
 }
 
 /*
- * As rust_helper_vmbus_schedule(), from process context: local_bh_enable() mostly runs
- * the callback before this returns.
+ * rust_helper_vmbus_schedule() for process context: local_bh_enable() usually runs the
+ * callback before this function returns.
  */
 void rust_helper_vmbus_wake(struct vmbus_channel *channel)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * C code that Rust can't call: inline functions, macros and variables that
- * hold functions.
+ * Wrappers for C code that Rust cannot call directly: inline functions, macros and
+ * function pointers in variables.
  */
 
 #ifndef _RUST_HYPERV_HELPERS_H
@@ -22,7 +22,7 @@ struct vmbus_channel;
 
 void rust_helper_device_lock(struct device *dev);
 void rust_helper_device_unlock(struct device *dev);
-/* As filp_open() for reading, by the paths of the first process of user space. */
+/* filp_open() for reading, with the root of the init process. */
 struct file *rust_helper_filp_open_init(const char *path);
 bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference);
 u64 rust_helper_hv_read_reference_counter(void);
@@ -34,7 +34,7 @@ void rust_helper_ptp_clock_unregister(struct ptp_clock *clock);
 void rust_helper_ptp_read_system_postts(struct ptp_system_timestamp *sts);
 void rust_helper_ptp_read_system_prets(struct ptp_system_timestamp *sts);
 void rust_helper_ratelimit_default_init(struct ratelimit_state *rs);
-/* These three before 7.3 only. */
+/* Defined before 7.3 only. */
 unsigned long rust_helper_spin_lock_irqsave(spinlock_t *lock);
 bool rust_helper_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
 void rust_helper_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
