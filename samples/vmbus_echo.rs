@@ -2,7 +2,8 @@
 
 //! Rust VMBus driver sample: sends every packet back.
 //!
-//! A host that wants to see it at work offers a device of the class below; the tests' host does.
+//! The driver binds to devices of the class in `ID_TABLE`. The emulated host of the tests offers
+//! such a device.
 
 #![forbid(unsafe_code)]
 
@@ -45,32 +46,32 @@ hyperv::vmbus_device_table!(
     ),]
 );
 
-/// Sees the packets of one channel. What a driver has to remember about a channel goes in here.
+/// Handles the packets of one channel. Holds the state that the handler needs.
 struct Echo {
     packets: Arc<Atomic<u64>>,
 }
 
 impl Handler for Echo {
-    // It takes no locks, so it may be called right in the host's interrupt.
+    // The handler takes no locks, so the host's interrupt may call it.
     fn context(&self) -> Context {
         Context::Interrupt
     }
 
     fn receive(&mut self, packet: Packet<'_>) -> Handled {
         self.packets.fetch_add(1, Relaxed);
-        // A packet has to go one way or another: without this line the function does not compile.
+        // Each packet must be answered, taken or dropped: only these methods return `Handled`.
         let (handled, _has_left) = packet.reply();
         handled
     }
 }
 
-/// A device that is bound. Its channel ends when this is dropped.
+/// A bound device. Dropping this closes the channel.
 struct EchoDevice<'bound> {
     channel: Channel<'bound>,
     packets: Arc<Atomic<u64>>,
 }
 
-/// Number of packets that have come in since the device was bound.
+/// Shows the number of packets received since the device was bound.
 fn packets(this: Pin<&EchoDevice<'_>>, text: &mut Text<'_>) -> Result {
     write!(text, "{}", this.packets.load(Relaxed))
 }
