@@ -59,7 +59,8 @@ impl Handler for Echo {
 
     fn receive(&mut self, packet: Packet<'_>) -> Handled {
         self.packets.fetch_add(1, Relaxed);
-        // Each packet must be answered, taken or dropped: only these methods return `Handled`.
+        // Only the methods of `Packet` return `Handled`, so the compiler rejects a handler that
+        // forgets a packet.
         let (handled, _has_left) = packet.reply();
         handled
     }

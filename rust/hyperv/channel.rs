@@ -4,8 +4,8 @@
 //!
 //! A channel has two rings of packets, one in each direction. hv_vmbus owns both. This module uses
 //! the functions that hv_vmbus exports, and one helper that reads the free space of the outbound
-//! ring. A [`Handler`] handles the packets. The channel's callback calls it on one CPU at a time,
-//! in the host's interrupt or in a softirq.
+//! ring. A [`Handler`] handles the packets. The channel's callback calls the handler on one CPU at
+//! a time, in the host's interrupt or in a softirq.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
@@ -134,10 +134,10 @@ struct Callback {
 /// cancels the job. If this was leaked, unbinding the device does both.
 ///
 /// The lifetime is that of the binding. Opening requires a `Device<Core>`, so it happens with the
-/// device's lock held: in probe, suspend or resume. Safe code can also close the channel in an
-/// attribute's function, without the lock. Such a close never runs during an open: attributes
-/// appear after the probe, unbinding waits for their functions, and user space is frozen while the
-/// system is suspended.
+/// device's lock held: in probe, suspend or resume. An attribute's function can drop the channel,
+/// and so close it without the lock. Such a close never runs during an open: attributes appear
+/// after the probe, unbinding waits for their functions, and user space is frozen while the system
+/// is suspended.
 pub struct Channel<'bound> {
     /// Holds an [`Inner`].
     inner: Managed,

@@ -6,9 +6,10 @@
 //! Upstream, this crate would be part of `rust/kernel/`. It contains all unsafe code of this
 //! project and knows no particular device. A driver on top of it needs no unsafe code.
 //!
-//! Safe code cannot leave a callback behind. Dropping a channel, a character device or a PTP clock
-//! ends it. If the object was leaked (`mem::forget`), unbinding its device ends it. A work item
-//! either belongs to a channel, or ends when the last driver of the module is unregistered.
+//! Safe code cannot leave a callback behind. Dropping a channel closes the channel. Dropping a
+//! character device or a PTP clock unregisters the device or clock. If the object was leaked
+//! (`mem::forget`), unbinding the VMBus device does the same. A work item either belongs to a
+//! channel, or ends when the last driver of the module is unregistered.
 
 #![warn(clippy::multiple_unsafe_ops_per_block)]
 

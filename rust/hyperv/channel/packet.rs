@@ -111,7 +111,7 @@ impl<'a> Packet<'a> {
         (Handled(Next::Advance), has_left)
     }
 
-    /// Takes the packet off the channel, to be answered later. Copies it to `buffer`.
+    /// Takes the packet off the channel, to be answered later. Copies the packet to `buffer`.
     ///
     /// Returns the packet and the buffer if the packet is larger than the buffer, and no memory is
     /// available. A buffer made for this ring is always large enough.
@@ -178,7 +178,7 @@ impl Buffer {
 
 /// A packet that was taken off its channel to be answered later.
 ///
-/// [`Sender::reply`] and [`Taken::abandon`] consume it, and return its memory.
+/// [`Sender::reply`] and [`Taken::abandon`] consume the packet, and return its memory.
 #[must_use]
 pub struct Taken {
     pub(super) transaction: u64,

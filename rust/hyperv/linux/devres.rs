@@ -12,7 +12,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// A registration. Dropping it ends it.
+/// A registration that ends when it is dropped.
 pub(crate) trait Registered: Send + Sync + 'static {}
 
 /// Owns a registration. Dropping this ends the registration. If this was leaked, unbinding the
