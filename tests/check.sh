@@ -227,7 +227,14 @@ step_layers()
 	each "layers: no file and no function is too long" too_long
 }
 
-# The scenarios that the table of faults names.
+# What the document of faults would have otherwise, had make faults written it with the verdicts that it has.
+faults_otherwise()
+{
+	build/host/scenarios list faults <Documentation/faults.rst | diff Documentation/faults.rst - || true
+	grep -n -- ' - not run$' Documentation/faults.rst || true
+}
+
+# The scenarios that the document of faults names, and whether it has all that make faults would write.
 step_faults()
 {
 	local name
@@ -236,6 +243,7 @@ step_faults()
 	grep -o '``[a-z0-9_]*``' Documentation/faults.rst | tr -d '`' | sort -u | while read -r name; do
 		each "faults: $name is a scenario" sh -c "grep -qx '$name' '$logs/scenarios' || echo there is none"
 	done
+	each "faults: Documentation/faults.rst has the faults of tests/scenarios/faults.rs" faults_otherwise
 }
 
 # Rust's own test runner, retold. Its exit status does not matter: a failure has its line, and

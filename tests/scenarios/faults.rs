@@ -2,6 +2,8 @@
 
 //! The table of faults in the documentation: which scenarios show that C has one, and that this module has not.
 
+use std::collections::BTreeMap;
+
 use host::guest::Module;
 
 /// A way in which the C driver fails, by reading it.
@@ -397,15 +399,11 @@ pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> Str
         for fault in *faults {
             number += 1;
             for shown in fault.shown {
-                let kernel = match shown.kernel {
-                    Kernel::Stock => "",
-                    Kernel::Debug => " (debug)",
-                };
                 let cell = |module| {
                     verdict(shown.scenario, module, shown.kernel)
                         .unwrap_or_else(|| "not run".to_owned())
                 };
-                let name = format!("``{}``{kernel}", shown.scenario);
+                let name = cell_of(shown.scenario, shown.kernel);
                 let (c, rust) = (cell(Module::C), cell(Module::Rust));
                 let cells = [name.as_str(), &c, &rust];
                 match c == PASSES {
@@ -418,6 +416,36 @@ pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> Str
     }
     text.push_str(&survived.text());
     text
+}
+
+/// What the column of scenarios has.
+fn cell_of(scenario: &str, kernel: Kernel) -> String {
+    let kernel = match kernel {
+        Kernel::Stock => "",
+        Kernel::Debug => " (debug)",
+    };
+    format!("``{scenario}``{kernel}")
+}
+
+/// The document as it would be written with the verdicts that `written` has: the same, unless the faults, scenarios or
+/// texts are others by now.
+pub fn rewritten(written: &str) -> String {
+    let lines: Vec<_> = written.lines().collect();
+    let verdicts: BTreeMap<_, _> = lines
+        .windows(5)
+        .filter(|row| row[0].starts_with("   * -"))
+        .filter_map(|row| {
+            let mut cells = row.iter().map(|line| line.get(7..).unwrap_or_default());
+            Some((cells.nth(2)?, [cells.next()?, cells.next()?]))
+        })
+        .collect();
+    document(|scenario, module, kernel| {
+        let [c, rust] = verdicts.get(cell_of(scenario, kernel).as_str())?;
+        Some(match module {
+            Module::C => (*c).to_owned(),
+            Module::Rust => (*rust).to_owned(),
+        })
+    })
 }
 
 fn row(cells: [&str; 5]) -> String {
@@ -475,5 +503,24 @@ mod tests {
         assert_eq!(survived.matches("``").count(), 2);
         assert!(!failed.contains("clock_jumps"));
         assert!(failed.contains("``silent_host``\n     - fails\n     - passes\n"));
+    }
+    #[test]
+    fn a_document_is_written_again_as_it_is() {
+        let verdict = |scenario: &str, module, kernel| match (module, kernel) {
+            (Module::Rust, _) => Some(PASSES.to_owned()),
+            (_, Kernel::Debug) => Some(format!("fails: ``{scenario}: 1 - 2``")),
+            _ if scenario < "k" => Some(PASSES.to_owned()),
+            _ => None,
+        };
+        let written = document(verdict);
+        assert_eq!(rewritten(&written), written);
+        // A scenario that is not in it has not run.
+        let row = "     - ``silent_host``\n     - not run\n     - passes\n";
+        let without = written.replace(row, &row.replace("silent_host", "another"));
+        assert_ne!(rewritten(&without), without);
+        let never = row.replace("passes", "not run");
+        assert_eq!(rewritten(&without), written.replace(row, &never));
+        let other = written.replace("Its clock jumps", "It jumps");
+        assert_eq!(rewritten(&other), written);
     }
 }

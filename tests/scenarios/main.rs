@@ -82,6 +82,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
        scenarios [OPTION]... bench profile ROW   says in which functions a row of its table spends them
        scenarios list [debug|waits]         lists the scenarios, or those for the kernel that looks for faults, or
                                             those for emulated time
+       scenarios list faults <DOCUMENT      prints that table as it would be written with the document's verdicts
   --flavour F      kernel, a folder of build/kernel (amd64)
   --module M       only rust or c
   --vcpus N        only 1 or 2
@@ -145,6 +146,16 @@ fn main() -> ExitCode {
         }
     }
     match words.as_slice() {
+        ["list", "faults"] => match std::io::read_to_string(std::io::stdin()) {
+            Ok(written) => {
+                print!("{}", faults::rewritten(&written));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("scenarios: {error}");
+                ExitCode::FAILURE
+            }
+        },
         ["list", which @ ..] if matches!(which, [] | ["debug" | "waits"]) => {
             let mut listed = all();
             listed.retain(|scenario| match which {
