@@ -4,13 +4,15 @@
 
 use host::guest::Result;
 use host::ic::frame::Message;
-use host::ic::heartbeat;
 use host::ic::S_OK;
 use host::service::Service;
 
 use crate::daemon;
 use crate::daemon::Talk;
 use crate::daemon::QUIET;
+use crate::heartbeat::marked;
+use crate::heartbeat::tells;
+use crate::heartbeat::MARK;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
@@ -110,13 +112,9 @@ fn application_state(t: &Context<'_>) -> Result<()> {
         for (number, state) in (0..).zip(["unknown", "healthy", "critical", "stopped"]) {
             t.sh_ok(&format!("echo {state} >{file}"))?;
             reads(t, Service::Heartbeat, NAME, state)?;
-            let request = heartbeat.request(heartbeat::body(1, heartbeat::RESERVED))?;
-            let reply = heartbeat.transact(&request)?;
-            t.equal(
-                &format!("the number of {state}"),
-                heartbeat::application_state(&reply.body),
-                Some(if is_told { number } else { 0 }),
-            )?;
+            let reply = heartbeat.transact(&heartbeat.request(marked(1))?)?;
+            tells(t, &reply, if is_told { number } else { MARK })
+                .map_err(|error| format!("{state}: {error}"))?;
         }
         for other in ["Healthy", "1", "'healthy '", "''"] {
             let wrote = t.sh(&format!("echo {other} >{file}"))?;
