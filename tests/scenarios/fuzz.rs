@@ -31,6 +31,7 @@ use host::ic::timesync;
 use host::ic::vss;
 use host::ring::Word;
 use host::service::Service;
+use host::service::Version;
 use host::vmbus::packet::Packet;
 use host::vmbus::packet::DATA_INBAND;
 
@@ -105,8 +106,13 @@ const SEED: u64 = 1;
 /// Where the flags of a shutdown request are in its payload.
 const SHUTDOWN_FLAGS: usize = BODY + 8;
 
-/// No payload is longer, in bytes: each ring has room for one of them.
-const LONGEST: usize = 8000;
+/// No payload is longer, in bytes: the service's ring has room for one of them, and for any that a host has.
+const fn longest(service: Service) -> usize {
+    match service {
+        Service::Vss => BODY + vss::LONGEST + 1000,
+        _ => 12_000,
+    }
+}
 
 /// How often a run of some time says how far it is.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -162,11 +168,40 @@ fn messages_with_daemons(t: &Context<'_>) -> Result<()> {
         t.sh_ok("rm -rf /tmp/in; mkdir /tmp/in; for pool in /var/lib/hyperv/.kvp_pool_*; do : >$pool; done")?;
         for &service in services {
             let tally = tallies.entry(service).or_default();
-            let size = (MESSAGES_WITH_DAEMON, BATCH_WITH_DAEMON);
-            rounds(t, service, random, size, tally)?;
+            for _ in 0..MESSAGES_WITH_DAEMON / BATCH_WITH_DAEMON {
+                set_protocol(t, service, random.of(protocols(service)))?;
+                let size = (BATCH_WITH_DAEMON, BATCH_WITH_DAEMON);
+                rounds(t, service, random, size, tally)?;
+            }
         }
         Ok(())
-    })
+    })?;
+    for &service in services {
+        set_protocol(t, service, 5)?;
+    }
+    Ok(())
+}
+
+/// Which newest versions of messages an administrator may have a service agree on: those of the parameter
+/// `SERVICE_protocol`, if there is one.
+fn protocols(service: Service) -> &'static [u16] {
+    match service {
+        Service::Kvp => &[4, 5],
+        Service::Vss => &[5, 6, 7],
+        _ => &[0],
+    }
+}
+
+fn set_protocol(t: &Context<'_>, service: Service, newest: u16) -> Result<()> {
+    match protocols(service) {
+        [0] => Ok(()),
+        _ => t
+            .sh_ok(&format!(
+                "echo {newest} >/sys/module/hv_utils/parameters/{}_protocol",
+                service.name()
+            ))
+            .map(|_| ()),
+    }
 }
 
 /// What was sent to a service, and what came back.
@@ -178,11 +213,17 @@ struct Tally {
     changes: BTreeMap<&'static str, u64>,
     /// How often each status was answered.
     statuses: BTreeMap<u32, u64>,
+    /// How often each version of messages was agreed on.
+    versions: BTreeMap<Version, u64>,
 }
 
 impl Tally {
     fn changed(&mut self, what: &'static str) {
         *self.changes.entry(what).or_default() += 1;
+    }
+
+    fn agreed(&mut self, version: Version) {
+        *self.versions.entry(version).or_default() += 1;
     }
 
     fn answer(&mut self, packet: &Packet) {
@@ -221,11 +262,15 @@ fn run(share: f64, mut once: impl FnMut(&mut Random, &mut Tallies) -> Result<()>
         seed += 1;
     }
     for (service, tally) in &tallies {
-        let list = |counts: Vec<String>| counts.join(", ");
+        let list = |counts: Vec<String>| match counts.is_empty() {
+            true => "none".to_owned(),
+            false => counts.join(", "),
+        };
         let changes = tally.changes.iter();
         let statuses = tally.statuses.iter();
+        let versions = tally.versions.iter();
         println!(
-            "# fuzz: {service}: {} sent ({}), {} answered ({})",
+            "# fuzz: {service}: {} sent ({}), {} answered ({}), negotiated ({})",
             tally.sent,
             list(
                 changes
@@ -236,6 +281,11 @@ fn run(share: f64, mut once: impl FnMut(&mut Random, &mut Tallies) -> Result<()>
             list(
                 statuses
                     .map(|(status, count)| format!("{status:#x} {count}"))
+                    .collect()
+            ),
+            list(
+                versions
+                    .map(|((major, minor), count)| format!("{major}.{minor} {count}"))
                     .collect()
             ),
         );
@@ -283,7 +333,7 @@ fn packet(
     for _ in 0..mutations {
         tally.changed(Mutation::apply(&mut payload, random).name());
     }
-    payload.truncate(LONGEST);
+    payload.truncate(longest(service));
     // Packets are filled up with zeros, and those would be flags too.
     if service == Service::Shutdown && payload.len().next_multiple_of(8) > SHUTDOWN_FLAGS {
         payload.resize(payload.len().max(SHUTDOWN_FLAGS + 1), 0);
@@ -373,7 +423,7 @@ fn rounds(
 ) -> Result<()> {
     let channel = t.channel(service);
     channel.configure(|device| device.set_tolerant(true))?;
-    channel.negotiate_all()?;
+    tally.agreed(channel.negotiate_all()?.message);
     for _ in 0..count / batch {
         let mut due = Due {
             t,
@@ -559,7 +609,8 @@ fn devices(t: &Context<'_>) -> Result<()> {
             "rm -f /tmp/fuzz; (/selftests/hv_utils/fuzz 600 {seed} >/tmp/fuzz 2>&1; echo status $? >>/tmp/fuzz) &"
         ))?;
         for (service, _) in WITH_DAEMON {
-            t.channel(service).negotiate_all()?;
+            let agreed = t.channel(service).negotiate_all()?.message;
+            tallies.entry(service).or_default().agreed(agreed);
         }
         for _ in 0..REQUESTS {
             let mut requests = Vec::new();

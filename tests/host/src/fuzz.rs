@@ -95,7 +95,7 @@ pub fn body(service: Service, moment: &Moment, random: &mut Random) -> Vec<u8> {
                 addresses(version, random)
             }
         },
-        Service::Vss => vss::body(random.below(12) as u8),
+        Service::Vss => backup(random),
         Service::FCopy => match random.below(4) {
             0 => fcopy::start("/tmp/in/", &text(random), random.below(4) as u32, 100_000),
             1 => fcopy::write(random.below(100_000) as u64, &[7; 100]),
@@ -104,6 +104,23 @@ pub fn body(service: Service, moment: &Moment, random: &mut Random) -> Vec<u8> {
         },
         Service::Heartbeat | Service::Echo => heartbeat::body(random.any(), heartbeat::RESERVED),
     }
+}
+
+/// The body of a request of VSS', in any layout from 5.0 to 7.0, with disks or without.
+fn backup(random: &mut Random) -> Vec<u8> {
+    let operation = random.below(12) as u8;
+    let mut body = vss::body(operation);
+    let length = match operation {
+        // 7.0 has a time behind it.
+        vss::QUERY_CLUSTER => body.len() + random.of(&[0, 8]),
+        vss::FREEZE | vss::THAW | vss::AUTO_RECOVER => random.of(&[body.len(), vss::LONGEST]),
+        _ => body.len(),
+    };
+    body.resize(length, 0);
+    if random.one_in(2) {
+        random.fill(&mut body[8..]);
+    }
+    body
 }
 
 /// The body of a request of KVP's about addresses in this version; a guest takes it for one of the version that was

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * fuzz [SECONDS [SEED]]: does anything to the character devices and parameters of hv_utils, as no
- * daemon would, for that time (5) or until SIGINT. A seed that is printed repeats what each process
- * decides, though not when.
+ * fuzz [SECONDS [SEED]]: does anything to hv_utils' character devices, parameters and attributes,
+ * as no daemon would, for that time (5) or until SIGINT. A seed that is printed repeats what each
+ * process decides, though not when.
  *
  * What must hold beside what the kernel's log says: a second opener is refused, nothing is longer
  * than asked for, and all programs end.
@@ -10,6 +10,7 @@
  * Skips a device that a daemon has open.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -50,11 +51,20 @@ static const struct device devices[] = {
 	{ "/dev/vmbus/hv_fcopy", 4, { 1, 0 } },
 };
 
+/* The heartbeat's attribute, which only this module has. */
+static char application_state[512];
+
+/* Those that are not there are left out. */
 static const char * const parameters[] = {
 	"/sys/module/hv_utils/parameters/timesync_implicit",
 	"/sys/module/hv_utils/parameters/vss_freeze_limit",
 	"/sys/module/hv_utils/parameters/kvp_protocol",
+	"/sys/module/hv_utils/parameters/vss_protocol",
+	application_state,
 };
+
+/* Where the KVP daemon's texts about addresses begin, each at the end of the one before. */
+static const size_t texts[] = { 262, 2310, 4358, 5382, 7430 };
 
 /* What the processes have in common: how often each thing was done, and whether all went well. */
 enum { OPENS, READS, WRITES, ANSWERS, OTHERS, COUNTS };
@@ -229,16 +239,49 @@ static void hello(int device, int fd, unsigned char *message)
 		(void)!read(fd, message, LONGEST);
 }
 
+/* Addresses, subnets, gateways and name servers as the KVP daemon says them, of any number. */
+static void fill_addresses(unsigned char *message)
+{
+	static const char * const entries[] = {
+		"10.9.8.7;", "255.255.255.0;", "fd00::1;", "2001:db8:1:2:3:4:5:6;", "64;", "129;",
+		"fe80::2%eth0;", ";", "x", "10.9.8.7",
+	};
+	/* Mostly one kind, so that some are right. */
+	int i, most, left;
+
+	for (i = 0; i + 1 < ARRAY_SIZE(texts); i++) {
+		size_t at = texts[i];
+
+		most = below(ARRAY_SIZE(entries));
+		for (left = below(one_in(4) ? 300 : 8); left; left--) {
+			const char *entry = entries[one_in(8) ? below(ARRAY_SIZE(entries)) : most];
+			size_t len = strlen(entry);
+
+			if (at + len > texts[i + 1])
+				break;
+			memcpy(message + at, entry, len);
+			at += len;
+		}
+		if (at < texts[i + 1] && !one_in(8))
+			message[at] = 0;
+	}
+}
+
 /* Reads a question, if there is one soon, and answers it: more or less. */
 static void answer(int device, int fd, unsigned char *message)
 {
 	struct pollfd pollfd = { .fd = fd, .events = POLLIN };
 	unsigned int status = one_in(2) ? 0 : 0x80004005;
+	int is_about_addresses;
 
 	if (poll(&pollfd, 1, 10) <= 0 || read(fd, message, LONGEST) <= 0)
 		return;
+	/* KVP_OP_GET_IP_INFO */
+	is_about_addresses = device == 0 && message[0] == 4;
 	memcpy(message, &status, sizeof(status));
-	if (one_in(4))
+	if (is_about_addresses && !one_in(4))
+		fill_addresses(message);
+	else if (one_in(4))
 		fill(message + 4, below(LONGEST - 4));
 	if (write(fd, message, devices[device].len) > 0)
 		counted(device, ANSWERS);
@@ -421,11 +464,29 @@ static void live(int device)
 		;
 }
 
+/* Looks for the heartbeat's attribute. */
+static void find_application_state(void)
+{
+	static const char drivers[] = "/sys/bus/vmbus/drivers/hv_utils";
+	DIR *folder = opendir(drivers);
+	struct dirent *entry;
+
+	while (folder && (entry = readdir(folder))) {
+		snprintf(application_state, sizeof(application_state),
+			 "%s/%s/hv_utils/application_state", drivers, entry->d_name);
+		if (!access(application_state, F_OK))
+			break;
+	}
+	if (folder)
+		closedir(folder);
+}
+
 /* All there is to be said to the parameters. */
 static void write_parameters(void)
 {
 	static const char * const values[] = {
-		"Y", "N", "1", "0", "", "\n", "2", "4", "5", "yes please", "on\n",
+		"Y", "N", "1", "0", "", "\n", "2", "4", "5", "6", "7", "8", "yes please", "on\n",
+		"unknown", "healthy\n", "critical", "stopped\n", "stopped ",
 	};
 	char text[256];
 	int fd, i;
@@ -494,7 +555,7 @@ int main(int argc, char **argv)
 {
 	double seconds = argc > 1 ? atof(argv[1]) : 5, end;
 	unsigned long long seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
-	char before[ARRAY_SIZE(parameters)][4] = {};
+	char before[ARRAY_SIZE(parameters)][16] = {};
 	pid_t children[ARRAY_SIZE(devices) + 1];
 	const char *skips[ARRAY_SIZE(devices)] = {};
 	int i, what, fd;
@@ -509,6 +570,7 @@ int main(int argc, char **argv)
 	if (shared == MAP_FAILED)
 		ksft_exit_fail_msg("no memory\n");
 	signal(SIGINT, stop);
+	find_application_state();
 	for (i = 0; i < ARRAY_SIZE(parameters); i++) {
 		fd = open(parameters[i], O_RDONLY);
 		(void)!read(fd, before[i], sizeof(before[i]) - 1);
