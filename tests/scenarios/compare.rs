@@ -22,7 +22,7 @@ const NOTHING: &str = "(nothing)";
 /// A difference that is meant: these lines, at the same place.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Meant<'a> {
-    /// The scenarios; `*` is any.
+    /// The scenarios, each of which must differ so.
     scenarios: Vec<&'a str>,
     reason: &'a str,
     rust: &'a str,
@@ -80,7 +80,7 @@ fn judge(
     meant: &[Meant<'_>],
     found: &[(String, String)],
 ) -> Result<Vec<String>, String> {
-    let is_about = |entry: &&Meant<'_>| entry.scenarios.iter().any(|it| *it == "*" || *it == name);
+    let is_about = |entry: &&Meant<'_>| entry.scenarios.contains(&name);
     let entries: Vec<_> = meant.iter().filter(is_about).collect();
     let is_met = |entry: &Meant<'_>, (rust, c): &(String, String)| {
         let any = numbered(rust).zip(numbered(c));
@@ -94,15 +94,13 @@ fn judge(
     {
         return Err(format!("rust: {rust}\nc:    {c}"));
     }
-    let (met, unmet): (Vec<_>, Vec<_>) = entries
-        .into_iter()
-        .partition(|entry| found.iter().any(|pair| is_met(entry, pair)));
-    match unmet.iter().find(|entry| entry.scenarios.contains(&name)) {
+    let is_there = |entry: &&&Meant<'_>| found.iter().any(|pair| is_met(entry, pair));
+    match entries.iter().find(|entry| !is_there(entry)) {
         Some(entry) => Err(format!(
             "differences.txt has a difference that is not there: {}",
             entry.rust
         )),
-        None => Ok(met.iter().map(|entry| entry.reason.to_owned()).collect()),
+        None => Ok(entries.iter().map(|it| it.reason.to_owned()).collect()),
     }
 }
 
@@ -276,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_difference_is_meant_as_it_is_written_or_not_at_all() {
-        let text = "# a comment\none two: why\n  rust: a\n  c: b\n*: any\n  rust: x\n  c: y\n";
+        let text = "# a comment\none two: why\n  rust: a\n  c: b\n\ntwo: more\n  rust: x\n  c: y\n";
         let meant = parse(text).unwrap();
         assert_eq!(meant[0].scenarios, ["one", "two"]);
         let pair = |rust: &str, c: &str| (rust.to_owned(), c.to_owned());
@@ -284,17 +282,18 @@ mod tests {
         assert_eq!(why(&[pair("a", "b")]), Ok(vec!["why".to_owned()]));
         why(&[pair("a", "c")]).unwrap_err();
         why(&[pair("a", "b"), pair("b", "a")]).unwrap_err();
-        // It has to be there where it is for this scenario, and may where it is for any.
+        // It has to be there, all of it, and only where it is meant.
+        why(&[]).unwrap_err();
         why(&[pair("x", "y")]).unwrap_err();
         assert_eq!(judge("other", &meant, &[]), Ok(vec![]));
         judge("other", &meant, &[pair("a", "b")]).unwrap_err();
-        assert_eq!(
-            judge("other", &meant, &[pair("x", "y")]),
-            Ok(vec!["any".to_owned()])
-        );
+        judge("two", &meant, &[pair("a", "b")]).unwrap_err();
+        let both = [pair("a", "b"), pair("x", "y")];
+        let reasons = vec!["why".to_owned(), "more".to_owned()];
+        assert_eq!(judge("two", &meant, &both), Ok(reasons));
         parse("one: why\n  c: b\n").unwrap_err();
 
-        let any = parse("*: why\n  rust: x sequence N 1\n  c: x sequence N 0\n").unwrap();
+        let any = parse("one: why\n  rust: x sequence N 1\n  c: x sequence N 0\n").unwrap();
         let is_meant = |rust, c| judge("one", &any, &[pair(rust, c)]).is_ok();
         assert!(is_meant("x sequence 8 1", "x sequence 8 0"));
         assert!(!is_meant("x sequence 8 1", "x sequence 9 0"));
