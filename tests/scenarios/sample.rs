@@ -128,8 +128,9 @@ fn attributes(t: &Context<'_>) -> Result<()> {
     t.sh_ok("insmod /modules/samples/vmbus_sysfs.ko")?;
     wait_for(t, &format!("[ -e {folder}/slow ]"))?;
     read_and_written(t, &folder)?;
-    for way in ["unbind", "rmmod", "rescind"] {
-        in_use_at(t, way, &folder).map_err(|error| format!("{way}: {error}"))?;
+    let ways = ["unbind", "rmmod", "rescind"].map(|way| [(way, "reader"), (way, "writer")]);
+    for (way, user) in ways.into_iter().flatten() {
+        in_use_at(t, way, user, &folder).map_err(|error| format!("{way}, {user}: {error}"))?;
         match way {
             "unbind" => t
                 .sh_ok(&format!("echo {id} >{ATTRIBUTES}/bind"))
@@ -141,21 +142,56 @@ fn attributes(t: &Context<'_>) -> Result<()> {
         }
         wait_for(t, &format!("[ -e {folder}/slow ]"))?;
     }
-    // Readers and writers come at any time. What they find, if anything, is theirs.
-    t.sh_ok(&format!(
-        "for way in 'cat level longest' 'tee level'; do \
-             setsid sh -c \"until [ -e /tmp/enough ]; do cd {folder} && echo 9 | $way; cd /; done\" >/dev/null 2>&1 & \
-         done; \
-         for i in $(seq {}); do echo {id} >{ATTRIBUTES}/unbind; echo {id} >{ATTRIBUTES}/bind; done; \
-         : >/tmp/enough",
-        t.often(UNBINDINGS)
-    ))?;
+    used_at_any_time(t, &folder)?;
     // A device without attributes has no directory for them.
     t.sh_ok(&format!(
         "echo {id} >{ATTRIBUTES}/unbind; echo 1 >/sys/module/vmbus_sysfs/parameters/bare; \
          echo {id} >{ATTRIBUTES}/bind; [ -e {ATTRIBUTES}/{id} ] && [ ! -e {folder} ]"
     ))?;
-    t.sh_ok("rmmod vmbus_sysfs; rm /tmp/enough").map(|_| ())
+    t.sh_ok("rmmod vmbus_sysfs").map(|_| ())
+}
+
+/// Who reads and writes all the time while the device is unbound and bound: a name, a command, and how all lines begin
+/// that it says where there is a device.
+const USERS: [(&str, &str, &str); 2] = [
+    ("reader", "cat level longest", "^[79]$|^x{4094}$"),
+    ("writer", "echo 9 | tee level", "^9$"),
+];
+
+/// What they say where the device, its directory or a file in that has gone; nobody can make one there.
+const HAS_GONE: &str = "(No such (file or directory|device)|Permission denied)$";
+
+/// Readers and writers come at any time. What they find, if anything, is theirs.
+fn used_at_any_time(t: &Context<'_>, folder: &str) -> Result<()> {
+    let id = Service::Echo.instance();
+    t.sh_ok("rm -f /tmp/enough")?;
+    for (name, command, _) in USERS {
+        t.sh_ok(&format!(
+            "rm -f /tmp/{name}.*; {{ until [ -e /tmp/enough ]; do cd {folder} && {command}; cd /; done \
+             >/tmp/{name}.said 2>&1; : >/tmp/{name}.ended; }} &"
+        ))?;
+    }
+    t.sh_ok(&format!(
+        "for i in $(seq {}); do echo {id} >{ATTRIBUTES}/unbind; echo {id} >{ATTRIBUTES}/bind; done",
+        t.often(UNBINDINGS)
+    ))?;
+    for (name, _, _) in USERS {
+        wait_for(t, &format!(": >/tmp/enough; [ -e /tmp/{name}.ended ]"))
+            .map_err(|error| format!("the {name} does not end: {error}"))?;
+    }
+    for (name, _, says) in USERS {
+        let said = format!("/tmp/{name}.said");
+        let others = t.sh(&format!(
+            "grep -vE '{says}|{HAS_GONE}' {said} | cut -c 1-80 | head -n 5"
+        ))?;
+        t.equal(
+            &format!("other texts of the {name}"),
+            others.text.as_str(),
+            "",
+        )?;
+        t.sh_ok(&format!("grep -qE '{says}' {said}"))?;
+    }
+    Ok(())
 }
 
 /// What each attribute says, and takes.
@@ -196,16 +232,21 @@ fn read_and_written(t: &Context<'_>, folder: &str) -> Result<()> {
     )
 }
 
-/// The device is unbound while its slow attribute is read and written, and another file is open.
-fn in_use_at(t: &Context<'_>, way: &str, folder: &str) -> Result<()> {
+/// The device is unbound while its slow attribute is read, or written, and another file is open.
+fn in_use_at(t: &Context<'_>, way: &str, user: &str, folder: &str) -> Result<()> {
+    let use_it = match user {
+        "reader" => format!("cat {folder}/slow >/tmp/read"),
+        _ => format!("echo 3 >{folder}/slow"),
+    };
     t.sh_ok(&format!(
-        "rm -f /tmp/read /tmp/opened /tmp/late /tmp/go; mkfifo /tmp/go; echo 3 >{folder}/level; \
-         setsid sh -c 'cat {folder}/slow >/tmp/read' >/dev/null 2>&1 & \
-         setsid sh -c 'echo 3 >{folder}/slow' >/dev/null 2>&1 & \
+        "rm -f /tmp/read /tmp/opened /tmp/late /tmp/go /tmp/used; mkfifo /tmp/go; echo 3 >{folder}/level; \
          setsid sh -c 'exec 3<{folder}/level; : >/tmp/opened; read go </tmp/go; cat <&3 2>/tmp/late' >/dev/null 2>&1 & \
-         until [ -e /tmp/opened ]; do sleep 0.02; done; sleep 0.2"
+         until [ -e /tmp/opened ]; do sleep 0.02; done; cat /proc/uptime >/tmp/began; \
+         setsid sh -c '{use_it}; echo $? >/tmp/used' >/dev/null 2>&1 & \
+         sleep 0.3"
     ))?;
-    let start = Instant::now();
+    t.sh_ok("[ ! -e /tmp/used ]")
+        .map_err(|_| format!("the {user} has ended too early"))?;
     match way {
         "unbind" => t.sh_ok(&format!(
             "echo {} >{ATTRIBUTES}/unbind",
@@ -219,13 +260,22 @@ fn in_use_at(t: &Context<'_>, way: &str, folder: &str) -> Result<()> {
             Ok(String::new())
         }
     }?;
-    let took = start.elapsed();
+    let uptimes = t.sh_ok("cat /tmp/began /proc/uptime | cut -d ' ' -f 1")?;
+    let took = match uptimes.lines().map(str::parse::<f64>).collect::<Vec<_>>()[..] {
+        [Ok(began), Ok(now)] => Duration::from_secs_f64(f64::max(now - began, 0.0)),
+        _ => return Err(format!("uptimes {uptimes:?}").into()),
+    };
+    // The uptime has hundredths.
     t.check(
-        took >= SLOW / 2,
-        &format!("the removal waits for the reader (it took {took:?})"),
+        took >= SLOW - Duration::from_millis(10),
+        &format!("the removal waits for the {user} (it ends after {took:?})"),
     )?;
-    wait_for(t, "[ -s /tmp/read ]")?;
-    t.equal("what was read", t.sh_ok("cat /tmp/read")?.as_str(), "3")?;
+    wait_for(t, "[ -s /tmp/used ]")?;
+    // The reader looks for more, and then finds no device.
+    match user {
+        "reader" => t.equal("what was read", t.sh_ok("cat /tmp/read")?.as_str(), "3"),
+        _ => t.equal("writer's status", t.sh_ok("cat /tmp/used")?.as_str(), "0"),
+    }?;
     t.sh_ok("echo go >/tmp/go")?;
     wait_for(t, "[ -s /tmp/late ]")?;
     let late = t.sh_ok("cat /tmp/late")?;
