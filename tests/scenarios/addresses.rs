@@ -38,16 +38,14 @@ pub const REFUSED: &[&str] = &[
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("kvp_addresses", addresses).once().daemons(),
+    Scenario::new("kvp_addresses", addresses).daemons(),
     Scenario::new("kvp_addresses_as_numbers", addresses_as_numbers)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new(
         "kvp_addresses_of_the_guest_that_do_not_fit",
         guest_has_too_many,
     )
-    .once()
     .daemons()
     .rust_only()
     .expects_log(REFUSED),
@@ -55,13 +53,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "kvp_addresses_of_the_host_that_do_not_fit",
         host_has_too_many,
     )
-    .once()
     .daemons()
     .rust_only()
     .expects_log(REFUSED),
     Scenario::new("kvp_addresses_asked_for_by_a_host", host_asks_for_addresses).daemons(),
     Scenario::new("kvp_protocol", protocol)
-        .once()
         .daemons()
         .rust_only()
         .expects_log(&[

@@ -27,22 +27,20 @@ const SERVICES: [Service; 5] = [
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("attributes_version", version)
-        .once()
         .rust_only()
         .expects_log(&["no version that is known"])
         .scripted(&SERVICES),
     Scenario::new("attributes_version_waits_for_the_daemon", version_waits)
-        .once()
         .rust_only()
         .daemons()
         .scripted(&[Service::Kvp]),
     Scenario::new("attributes_application_state", application_state)
-        .once()
         .rust_only()
         .scripted(&[Service::Heartbeat]),
     Scenario::new("attributes_end_with_the_driver", end)
         .rust_only()
-        .scripted(&[Service::Heartbeat]),
+        .scripted(&[Service::Heartbeat])
+        .versions(),
 ];
 
 /// The attribute's file.

@@ -44,13 +44,15 @@ pub const SCENARIOS: &[Scenario] = &[
             "probe failed for device",
             "probe with driver hv_utils failed with error -11",
             "probe with driver hv_utils_fcopy failed with error -11",
-        ]),
+        ])
+        .versions(),
     Scenario::new("open_after_a_failed_open_of_c", open_after_c)
         .unloaded()
         .expects_log(&[
             "probe failed for device",
             "probe with driver hv_utils failed",
-        ]),
+        ])
+        .versions(),
     Scenario::new("second_device_of_a_class", second_device)
         .daemons()
         .scripted(&[Service::TimeSync])
@@ -59,10 +61,12 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("next_device_before_the_last_is_unbound", next_device)
         .daemons()
         .scripted(&[Service::TimeSync])
-        .rust_only(),
+        .rust_only()
+        .versions(),
     Scenario::new("silent_host", silent_host)
         .daemons()
-        .scripted(&SERVICES),
+        .scripted(&SERVICES)
+        .versions(),
     Scenario::new("host_says_it_twice", says_it_twice).daemons(),
     Scenario::new("clock_jumps", clock_jumps)
         .daemons()

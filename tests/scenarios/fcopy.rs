@@ -36,38 +36,28 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .apart(),
     Scenario::new("fcopy_far_into_a_file", far_into_a_file)
-        .once()
         .daemons()
         .rust_only(),
-    Scenario::new("fcopy_names", names)
-        .once()
-        .daemons()
-        .rust_only(),
+    Scenario::new("fcopy_names", names).daemons().rust_only(),
     Scenario::new("fcopy_what_is_there", what_is_there)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_no_space", no_space)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_cancelled", cancelled)
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_cancels_no_copy", cancels_no_copy)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_goes_on_after_an_error", goes_on_after_an_error)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_starts_amid_a_copy", starts_amid_a_copy)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_refuses", refuses)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_daemon_killed", daemon_killed)
@@ -77,7 +67,6 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_nothing_to_cancel", nothing_to_cancel)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("fcopy_unread_start", unread_start)
@@ -88,9 +77,9 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only(),
     Scenario::new("fcopy_unbound_amid_a_copy", unbound_amid_a_copy)
         .daemons()
-        .rust_only(),
+        .rust_only()
+        .versions(),
     Scenario::new("fcopy_left_to_uio", left_to_uio)
-        .once()
         .daemons()
         .rust_only()
         .unloaded(),

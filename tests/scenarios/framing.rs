@@ -31,19 +31,16 @@ const UNEXPECTED: &[&str] = &[
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("framing_preference", preference)
-        .once()
-        .scripted(&SERVICES),
+    Scenario::new("framing_preference", preference).scripted(&SERVICES),
     Scenario::new("framing_renegotiation", renegotiation)
         .scripted(&SERVICES)
         .expects_log(UNEXPECTED)
-        .rust_only(),
+        .rust_only()
+        .versions(),
     Scenario::new("framing_bad_counts", bad_counts)
-        .once()
         .scripted(&SERVICES)
         .expects_log(&["no version that is known", "Invalid icmsg negotiate"]),
     Scenario::new("framing_no_common_version", no_common_version)
-        .once()
         .scripted(&SERVICES)
         .expects_log(UNEXPECTED)
         .rust_only(),
@@ -69,20 +66,16 @@ pub const SCENARIOS: &[Scenario] = &[
     ])
     .rust_only(),
     Scenario::new("framing_unknown_type", unknown_type)
-        .once()
         .scripted(&SERVICES)
         .expects_log(UNEXPECTED),
     Scenario::new("framing_short_bodies", short_bodies)
-        .once()
         .scripted(&SERVICES)
         .rust_only(),
     Scenario::new("framing_no_header", no_header)
-        .once()
         .scripted(&SERVICES)
         .expects_log(IGNORED)
         .rust_only(),
     Scenario::new("framing_responses", responses)
-        .once()
         .scripted(&SERVICES)
         .expects_log(IGNORED)
         .rust_only(),
@@ -95,12 +88,9 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(IGNORED)
         .rust_only(),
     Scenario::new("framing_size_beyond_packet", size_beyond_packet)
-        .once()
         .scripted(&SERVICES)
         .rust_only(),
-    Scenario::new("framing_packet_transaction", packet_transaction)
-        .once()
-        .scripted(&SERVICES),
+    Scenario::new("framing_packet_transaction", packet_transaction).scripted(&SERVICES),
 ];
 
 /// A well-formed request of a service that does no harm.

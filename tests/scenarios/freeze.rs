@@ -55,7 +55,6 @@ const DISKS: Machine = Machine {
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_frozen_before", frozen_before)
-        .once()
         .daemons()
         .rust_only()
         .expects_log(&[HELP]),
@@ -80,7 +79,8 @@ pub const SCENARIOS: &[Scenario] = &[
         rescinded_under_a_stopped,
     )
     .daemons()
-    .rust_only(),
+    .rust_only()
+    .versions(),
     Scenario::new("vss_mounted_amid_a_freeze", mounted_amid)
         .daemons()
         .rust_only()
@@ -103,7 +103,6 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .expects_log(&[HELP, SPOILT]),
     Scenario::new("vss_freeze_limit_values", freeze_limit_values)
-        .once()
         .rust_only()
         .expects_log(&["`86401' invalid for parameter"]),
     Scenario::new("vss_starts_over_while_frozen", starts_over)

@@ -21,15 +21,10 @@ use crate::scenario::Scenario;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("heartbeat_beats", beats).everywhere(),
     Scenario::new("heartbeat_versions", versions)
-        .once()
         .expects_log(&["Heartbeat: the host offers no version that is known"])
         .scripted(&[Service::Heartbeat]),
-    Scenario::new("heartbeat_replies", replies)
-        .once()
-        .scripted(&[Service::Heartbeat]),
-    Scenario::new("heartbeat_short_reserved", short_reserved)
-        .once()
-        .scripted(&[Service::Heartbeat]),
+    Scenario::new("heartbeat_replies", replies).scripted(&[Service::Heartbeat]),
+    Scenario::new("heartbeat_short_reserved", short_reserved).scripted(&[Service::Heartbeat]),
     Scenario::new("heartbeat_flood", flood)
         .everywhere()
         .scripted(&[Service::Heartbeat]),
@@ -40,7 +35,7 @@ pub const SCENARIOS: &[Scenario] = &[
     .scripted(&[Service::Heartbeat])
     .rust_only(),
     Scenario::new("heartbeat_round_trips", round_trips),
-    Scenario::new("heartbeat_restore", restore),
+    Scenario::new("heartbeat_restore", restore).versions(),
 ];
 
 /// As on Windows, but ten times as fast: beat after beat, each answered with its number plus one.

@@ -28,23 +28,23 @@ const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("hibernation_devices", |t| {
         levels(t, &["freezer", "devices"])
-    })
-    .once(),
+    }),
     Scenario::new("hibernation_core", |t| {
         levels(t, &["platform", "processors", "core"])
     })
-    .expects_log(EXPECTED),
+    .expects_log(EXPECTED)
+    .versions(),
     Scenario::new("hibernation_without_a_daemon", without_a_daemon)
         .daemons()
         .rust_only()
-        .expects_log(EXPECTED),
+        .expects_log(EXPECTED)
+        .versions(),
     Scenario::new("hibernation_at_every_step", at_every_step)
         .daemons()
         .race()
         .scripted(&SERVICES)
         .expects_log(EXPECTED),
     Scenario::new("hibernation_rescinded_amid", rescinded_amid)
-        .everywhere()
         .daemons()
         .race(),
 ];

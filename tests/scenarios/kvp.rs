@@ -41,24 +41,17 @@ pub const SCENARIOS: &[Scenario] = &[
         .everywhere()
         .daemons(),
     Scenario::new("kvp_gets_values", gets_values)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("kvp_value_types", value_types)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("kvp_any_text", any_text)
-        .once()
         .daemons()
         .rust_only(),
-    Scenario::new("kvp_sizes", sizes)
-        .once()
-        .daemons()
-        .rust_only(),
+    Scenario::new("kvp_sizes", sizes).daemons().rust_only(),
     Scenario::new("kvp_quick_answers", quick_answers).daemons(),
     Scenario::new("kvp_endless_answers", endless_answers)
-        .once()
         .daemons()
         .rust_only()
         .expects_log(REFUSED),
@@ -67,15 +60,11 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .expects_log(&["KVP: unexpected message of type"]),
     Scenario::new("kvp_registration_over_netlink", registration_over_netlink)
-        .once()
         .daemons()
         .rust_only(),
-    Scenario::new("kvp_refuses", refuses)
-        .once()
-        .daemons()
-        .rust_only(),
+    Scenario::new("kvp_refuses", refuses).daemons().rust_only(),
     Scenario::new("kvp_daemon_killed", daemon_killed).daemons(),
-    Scenario::new("kvp_restore", restore).daemons(),
+    Scenario::new("kvp_restore", restore).daemons().versions(),
     Scenario::new("kvp_negotiates_amid_a_request", negotiates_amid_a_request)
         .daemons()
         .rust_only(),
@@ -94,15 +83,18 @@ pub const SCENARIOS: &[Scenario] = &[
     .by_chance(),
     Scenario::new("kvp_unbound_under_its_daemon", unbound_under_its_daemon)
         .daemons()
-        .rust_only(),
+        .rust_only()
+        .versions(),
     Scenario::new("kvp_rescinded_under_its_daemon", rescinded_under_its_daemon)
         .daemons()
-        .rust_only(),
+        .rust_only()
+        .versions(),
     Scenario::new(
         "kvp_removal_waits_for_its_daemon",
         removal_waits_for_its_daemon,
     )
-    .daemons(),
+    .daemons()
+    .versions(),
 ];
 
 /// Starts the daemon, and agrees on the newest version.

@@ -72,6 +72,7 @@ mod vss;
 
 use std::process::ExitCode;
 
+use scenario::Runs;
 use scenario::Scenario;
 
 const USAGE: &str = "\
@@ -159,8 +160,8 @@ fn main() -> ExitCode {
         ["list", which @ ..] if matches!(which, [] | ["debug" | "waits"]) => {
             let mut listed = all();
             listed.retain(|scenario| match which {
-                ["debug"] => scenario.needs_debug_kernel(),
-                ["waits"] => scenario.is_waiting(),
+                ["debug"] => scenario.place() == Runs::DebugKernel,
+                ["waits"] => scenario.place() == Runs::Waits,
                 _ => true,
             });
             for scenario in listed {

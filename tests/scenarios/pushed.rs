@@ -39,7 +39,6 @@ pub const SCENARIOS: &[Scenario] = &[
     .daemons(),
     // To skip an hour takes four minutes.
     Scenario::new("kvp_pushed_after_an_hour", |t| late_daemon(t, 3600))
-        .waits()
         .daemons()
         .rust_only()
         .apart(),
@@ -66,13 +65,15 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .rust_only(),
     Scenario::new("kvp_deletes_over_a_restart", deletes)
-        .once()
         .daemons()
         .rust_only(),
-    Scenario::new("kvp_rescinded_while_it_waits", rescinded).daemons(),
+    Scenario::new("kvp_rescinded_while_it_waits", rescinded)
+        .daemons()
+        .versions(),
     Scenario::new("kvp_unbound_while_it_waits", unbound)
         .daemons()
-        .rust_only(),
+        .rust_only()
+        .versions(),
 ];
 
 /// The key and value of that number.

@@ -60,16 +60,30 @@ pub struct Scenario {
     rust_only: bool,
     by_chance: bool,
     daemons: bool,
-    everywhere: bool,
-    debug_kernel: bool,
-    apart: bool,
-    once: bool,
-    race: bool,
-    waits: bool,
+    runs: Runs,
+}
+
+/// Where `make check` runs a scenario. `make check-debug` runs all but those that are [`Runs::Apart`] on its kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// On the kernel that most guests have, with one processor and the newest VMBus.
+    Once,
+    /// Also with two processors and an old VMBus: channels are opened, closed or rescinded.
+    Versions,
+    /// Only there: one processor shows less of what happens at the same time.
+    Race,
+    /// As [`Runs::Versions`], and on each other kernel.
+    Everywhere,
+    /// In emulated time, in which waiting takes none (`--time emulated`): it waits for minutes.
+    Waits,
+    /// On the kernel that looks for faults: no other can tell.
+    DebugKernel,
+    /// Nowhere, unless its name is given: it takes long, or needs what a target of its own makes.
+    Apart,
 }
 
 impl Scenario {
-    /// A scenario for every configuration and both modules.
+    /// A scenario for both modules that runs [once](Runs::Once).
     pub const fn new(name: &'static str, run: fn(&Context<'_>) -> Result<()>) -> Self {
         Self {
             name,
@@ -82,50 +96,43 @@ impl Scenario {
             rust_only: false,
             by_chance: false,
             daemons: false,
-            everywhere: false,
-            debug_kernel: false,
-            apart: false,
-            once: false,
-            race: false,
-            waits: false,
+            runs: Runs::Once,
         }
     }
 
-    /// It is for each kernel in `make check`, not only for the one that most guests have.
-    pub const fn everywhere(mut self) -> Self {
-        self.everywhere = true;
-        self
+    /// See [`Runs::Versions`].
+    pub const fn versions(self) -> Self {
+        self.runs(Runs::Versions)
     }
 
-    /// Neither the number of processors nor VMBus's version matters to it: it runs with the first of them.
-    pub const fn once(mut self) -> Self {
-        self.once = true;
-        self
+    /// See [`Runs::Race`].
+    pub const fn race(self) -> Self {
+        self.runs(Runs::Race)
     }
 
-    /// It is about what happens at the same time, of which one processor shows less: in `make check` it has two.
-    pub const fn race(mut self) -> Self {
-        self.race = true;
-        self
+    /// See [`Runs::Everywhere`].
+    pub const fn everywhere(self) -> Self {
+        self.runs(Runs::Everywhere)
     }
 
-    /// It waits for minutes: it runs [once](Self::once), in emulated time, in which waiting takes none
-    /// (`--time emulated`).
-    pub const fn waits(mut self) -> Self {
-        self.waits = true;
-        self.once = true;
-        self
+    /// See [`Runs::Waits`].
+    pub const fn waits(self) -> Self {
+        self.runs(Runs::Waits)
     }
 
-    /// It runs only where it is asked for by its name: it takes long, or needs what a target of its own makes.
-    pub const fn apart(mut self) -> Self {
-        self.apart = true;
-        self
+    /// See [`Runs::DebugKernel`].
+    pub const fn debug_kernel(self) -> Self {
+        self.runs(Runs::DebugKernel)
     }
 
-    /// It is about what only the kernel that looks for faults can tell.
-    pub const fn debug_kernel(mut self) -> Self {
-        self.debug_kernel = true;
+    /// See [`Runs::Apart`].
+    pub const fn apart(self) -> Self {
+        self.runs(Runs::Apart)
+    }
+
+    const fn runs(mut self, runs: Runs) -> Self {
+        assert!(matches!(self.runs, Runs::Once), "it runs in one place");
+        self.runs = runs;
         self
     }
 
@@ -224,34 +231,9 @@ impl Scenario {
         self.daemons
     }
 
-    /// See [`Scenario::everywhere`].
-    pub fn is_everywhere(&self) -> bool {
-        self.everywhere
-    }
-
-    /// See [`Scenario::apart`].
-    pub fn is_apart(&self) -> bool {
-        self.apart
-    }
-
-    /// Whether what its places differ in matters to it: see [`Scenario::once`] and [`Scenario::machine`].
-    pub fn depends_on_place(&self) -> bool {
-        !self.once && self.machine.is_none()
-    }
-
-    /// See [`Scenario::race`].
-    pub fn is_race(&self) -> bool {
-        self.race
-    }
-
-    /// See [`Scenario::waits`].
-    pub fn is_waiting(&self) -> bool {
-        self.waits
-    }
-
-    /// See [`Scenario::debug_kernel`].
-    pub fn needs_debug_kernel(&self) -> bool {
-        self.debug_kernel
+    /// Where it runs.
+    pub fn place(&self) -> Runs {
+        self.runs
     }
 
     /// See [`Scenario::by_chance`].

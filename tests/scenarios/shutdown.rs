@@ -21,14 +21,14 @@ use crate::scenario::Scenario;
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("shutdown_versions", versions)
-        .once()
-        .scripted(&[Service::Shutdown]),
-    Scenario::new("shutdown_hibernate", hibernate),
+    Scenario::new("shutdown_versions", versions).scripted(&[Service::Shutdown]),
+    Scenario::new("shutdown_hibernate", hibernate).versions(),
     Scenario::new("shutdown_power_off", power_off)
         .everywhere()
         .ends_guest(),
-    Scenario::new("shutdown_restart", restart).ends_guest(),
+    Scenario::new("shutdown_restart", restart)
+        .ends_guest()
+        .versions(),
     Scenario::new("shutdown_no_s4", hibernate_refused).machine(Machine::OTHER),
 ];
 

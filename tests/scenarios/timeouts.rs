@@ -47,7 +47,6 @@ pub const SCENARIOS: &[Scenario] = &[
             .iter()
             .try_for_each(|&service| skips_an_answer_given_up(t, service))
     })
-    .once()
     .daemons()
     .rust_only()
     .expects_log(&["VSS: no answer from the daemon"]),

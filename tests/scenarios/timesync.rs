@@ -30,33 +30,26 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("timesync_syncs_and_samples", syncs_and_samples).everywhere(),
     Scenario::new("timesync_steps_the_clock", steps_the_clock).scripted(&[Service::TimeSync]),
     Scenario::new("timesync_log_is_limited", log_is_limited)
-        .once()
         .scripted(&[Service::TimeSync])
         .rust_only()
         .expects_log(&[NOT_SET, "callbacks suppressed"]),
-    Scenario::new("timesync_restore", restore),
+    Scenario::new("timesync_restore", restore).versions(),
     Scenario::new("timesync_implicit", implicit)
-        .once()
         .scripted(&[Service::TimeSync])
         .unloaded(),
     Scenario::new("timesync_ptp", ptp),
-    Scenario::new("timesync_ptp_cross_timestamps", ptp_cross_timestamps)
-        .once()
-        .rust_only(),
+    Scenario::new("timesync_ptp_cross_timestamps", ptp_cross_timestamps).rust_only(),
     Scenario::new("timesync_ptp_with_a_page", |t| {
         no_cross_timestamps(t, "hyperv_clocksource_tsc_page")
     })
-    .once()
     .machine(WITH_A_PAGE)
     .rust_only(),
     Scenario::new("timesync_ptp_with_a_register", |t| {
         no_cross_timestamps(t, "hyperv_clocksource_msr")
     })
-    .once()
     .machine(WITH_A_REGISTER)
     .rust_only(),
     Scenario::new("timesync_samples_ahead", samples_ahead)
-        .once()
         .scripted(&[Service::TimeSync])
         .rust_only()
         .expects_log(&[AHEAD]),
@@ -64,7 +57,6 @@ pub const SCENARIOS: &[Scenario] = &[
         "timesync_step_ends_with_its_sample",
         step_ends_with_its_sample,
     )
-    .once()
     .scripted(&[Service::TimeSync])
     .rust_only(),
     Scenario::new("timesync_samples_ahead_for_an_hour", ahead_for_an_hour)
@@ -73,7 +65,6 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .expects_log(&[AHEAD]),
     Scenario::new("timesync_attributes", clock_attributes)
-        .once()
         .scripted(&[Service::TimeSync])
         .rust_only(),
     Scenario::new("timesync_host_was_suspended", host_was_suspended)
@@ -82,13 +73,9 @@ pub const SCENARIOS: &[Scenario] = &[
         .unloaded()
         .expects_log(&[STALE_IN_C]),
     Scenario::new("timesync_after_hibernation", after_hibernation)
-        .once()
         .expects_log(hibernation::EXPECTED),
-    Scenario::new("timesync_unanswered", unanswered)
-        .once()
-        .unloaded(),
+    Scenario::new("timesync_unanswered", unanswered).unloaded(),
     Scenario::new("timesync_ptp_of_a_host_that_starts_over", ptp_starts_over)
-        .once()
         .scripted(&[Service::TimeSync])
         .rust_only(),
 ];

@@ -45,17 +45,14 @@ const ZEROES: &str = "\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000";
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_backs_up", backs_up).daemons(),
-    Scenario::new("vss_operations", operations).once().daemons(),
+    Scenario::new("vss_operations", operations).daemons(),
     Scenario::new("vss_unknown_operations", unknown_operations)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("vss_protocols", protocols)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("vss_backup_flag", backup_flag)
-        .once()
         .daemons()
         .rust_only(),
     // With C it is chance: the second request overwrites the first while the daemon works on that.
@@ -63,15 +60,11 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .rust_only(),
     Scenario::new("vss_log_is_limited", log_is_limited)
-        .once()
         .daemons()
         .rust_only()
         .expects_log(&[NO_ANSWER, "callbacks suppressed"]),
-    Scenario::new("vss_without_a_daemon", without_a_daemon)
-        .once()
-        .daemons(),
+    Scenario::new("vss_without_a_daemon", without_a_daemon).daemons(),
     Scenario::new("vss_old_daemon", old_daemon)
-        .once()
         .daemons()
         .rust_only(),
     Scenario::new("vss_daemon_fails_to_thaw", daemon_fails_to_thaw)
@@ -100,10 +93,13 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_negotiates_while_frozen", negotiates_while_frozen)
         .daemons()
         .rust_only(),
-    Scenario::new("vss_rescinded_while_frozen", rescinded_while_frozen).daemons(),
+    Scenario::new("vss_rescinded_while_frozen", rescinded_while_frozen)
+        .daemons()
+        .versions(),
     Scenario::new("vss_unbound_while_frozen", unbound_while_frozen)
         .daemons()
-        .rust_only(),
+        .rust_only()
+        .versions(),
     Scenario::new("vss_unbound_over_a_freeze", unbound_over_a_freeze)
         .daemons()
         .rust_only()

@@ -15,6 +15,7 @@ use super::place::Place;
 use crate::daemon;
 use crate::faults;
 use crate::faults::Kernel;
+use crate::scenario::Runs;
 use crate::scenario::Scenario;
 
 /// The kernel that most guests have.
@@ -122,22 +123,27 @@ impl Options {
         let mut sorted = scenarios.to_vec();
         sorted.sort_by_key(|scenario| order(scenario));
         let debug = self.flavour == DEBUG;
-        let all = match self.flavour.as_str() {
+        let any_time = self.faults || self.control;
+        let asked_for = self.full || any_time || !self.filter.is_empty();
+        // What the kernels and places differ in does not matter to the others.
+        let is_usual = match self.flavour.as_str() {
             DEBUG => whole,
             CLOUD => self.full,
             _ => true,
         };
-        sorted.retain(|scenario| all || scenario.is_everywhere() || scenario.needs_debug_kernel());
-        let emulated = self.emulated;
-        let any_time = self.faults || self.control;
-        sorted.retain(|scenario| scenario.is_waiting() == emulated || any_time);
-        sorted.retain(|scenario| !scenario.is_apart() || scenario.name() == self.filter);
+        sorted.retain(|scenario| match scenario.place() {
+            Runs::Apart => scenario.name() == self.filter,
+            Runs::Waits => whole && (self.emulated || any_time),
+            _ if self.emulated && !any_time => false,
+            Runs::DebugKernel => debug,
+            _ if scenario.other_machine().is_some() => whole && is_usual,
+            Runs::Once => whole && is_usual,
+            Runs::Versions => is_usual,
+            Runs::Race => is_usual && (vcpus > 1 || asked_for),
+            Runs::Everywhere => true,
+        });
         let kernel = if debug { Kernel::Debug } else { Kernel::Stock };
         sorted.retain(|scenario| !self.faults || faults::names(scenario.name(), kernel));
-        sorted.retain(|scenario| debug || !scenario.needs_debug_kernel());
-        sorted.retain(|scenario| whole || scenario.depends_on_place());
-        let asked_for = self.full || any_time || !self.filter.is_empty();
-        sorted.retain(|scenario| vcpus > 1 || asked_for || !scenario.is_race());
         let places = |scenario: &'static Scenario| {
             self.modules.iter().map(move |&module| {
                 let place = Place {
@@ -236,7 +242,7 @@ mod tests {
             .collect();
         let idle = all
             .iter()
-            .filter(|scenario| !scenario.is_apart() && !run.contains(&scenario.name()));
+            .filter(|scenario| scenario.place() != Runs::Apart && !run.contains(&scenario.name()));
         let idle: Vec<&str> = idle.map(|scenario| scenario.name()).collect();
         assert_eq!(idle, [""; 0]);
     }
