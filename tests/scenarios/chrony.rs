@@ -160,7 +160,8 @@ fn host_was_suspended(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Samples that are up to 2 ms off, for ten minutes: the source stays selected, and no reading is further off than that.
+/// Samples that are up to 2 ms off, either way, for ten minutes: the source stays selected, and no reading, from the first
+/// one on, is further from the system's clock than such samples are from each other.
 fn samples_that_jitter(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     t.load()?;
@@ -171,7 +172,6 @@ fn samples_that_jitter(t: &Context<'_>) -> Result<()> {
     start(t, &ptp_device(t)?, "")?;
     within(t, 20, "the source is selected", IS_SELECTED)?;
     for number in 0..120 {
-        // 0, 1, 2, 1, 0, -1, -2, -1 ms, the hard way.
         let off = [0, 2, -2, 1, -1, 2, -1, -2][number % 8] * SECOND / 1000;
         sample(t, off, timesync::SAMPLE)?;
         sleep(t, 5.0)?;
@@ -192,14 +192,15 @@ fn samples_that_jitter(t: &Context<'_>) -> Result<()> {
             offsets.len()
         ),
     )?;
-    // Until it was selected, and slewed to, it may have been anything.
-    let steady = &offsets[200..];
-    let furthest = steady
+    let furthest = offsets
         .iter()
         .fold(0.0, |most: f64, off| most.max(off.abs()));
+    println!("# {}: the furthest: {furthest:.6} s", t.module().name());
+    // chrony has followed a sample that was 2 ms off when one comes that is as far off the other way. The samples
+    // themselves, and the readings, are off by a few microseconds in emulated time.
     t.check(
-        furthest < 0.006,
-        &format!("no reading is further off than samples are ({furthest} s)"),
+        furthest < 0.0041,
+        &format!("no reading is further off than two samples differ ({furthest} s)"),
     )?;
     end(t)
 }
