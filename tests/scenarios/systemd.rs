@@ -241,9 +241,17 @@ fn chrony(t: &Context<'_>) -> Result<()> {
     let hours = 9 * 3600;
     let channel = t.channel(Service::TimeSync);
     channel.configure(|device| device.set_wall_offset(hours * 10_000_000))?;
-    let since_1601 = t.moment().wall - UNIX_EPOCH_1601;
-    let then = since_1601 / 10_000_000 + hours as u64;
-    wait(t, &format!("[ $(date +%s) -ge {then} ]"))?;
+    let now = || (t.moment().wall - UNIX_EPOCH_1601) / 10_000_000 + hours as u64;
+    wait(t, &format!("[ $(date +%s) -ge {} ]", now()))?;
+    let before = now();
+    let date = t.sh_ok("date +%s")?;
+    let after = now();
+    let at = date.parse().unwrap_or(0);
+    t.check(
+        (before - 2..=after + 2).contains(&at),
+        &format!("the clock is the host's, from {before} to {after} (it says {date:?})"),
+    )?;
+    wait(t, IS_SELECTED)?;
     t.sh_ok("systemctl stop chrony hv-kvp-daemon hv-vss-daemon")
         .map(|_| ())
 }
