@@ -9,9 +9,9 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 top     := $(CURDIR)
 FLAVOUR ?= amd64
 flavours := amd64 cloud-amd64
-# Debian's kernel of FLAVOUR, as its folders in build/ are called. Those of a SERIES other than the usual begin with it.
-usual   := $(shell sed -n 's/^series=//p' rust/kdir/lib.sh)
-stock   := $(if $(filter-out $(usual),$(SERIES)),$(SERIES)-)$(FLAVOUR)
+# Debian's kernel of SERIES, SUITE and FLAVOUR, as its folders in build/ are called.
+stock   := $(shell bash -c '. rust/kdir/lib.sh && kernel_id "$$@"' lib "$(FLAVOUR)" "$(SERIES)" "$(SUITE)")
+asked   := $(or $(SERIES),$(SUITE))
 # Runs a command on Debian 13: here where this is one, else in build/root.
 enter   := rust/kdir/enter
 jobs    := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
@@ -19,7 +19,7 @@ quiet   := $(if $(V),,-s)
 
 # ---- The module, against any kernel tree, from the 7.2 series on, that carries Rust metadata
 
-KDIR    ?= $(if $(SERIES),build/kdir/$(stock),/lib/modules/$(shell uname -r)/build)
+KDIR    ?= $(if $(asked),build/kdir/$(stock),/lib/modules/$(shell uname -r)/build)
 
 # A tree of make kdir needs the toolchain that made it; of the machine's folders that one sees
 # only the project's, and here the one that modules are installed in.
@@ -29,16 +29,17 @@ install := $(abspath $(INSTALL_MOD_PATH)/lib/modules)
 # The module alone goes to build/out. What is never installed, and the module with it, go to build/modules.
 kernel  := $(if $(ours),$(notdir $(ours)),other)
 MO      ?= build/out/$(kernel)
-kbuild   = $(if $(ours),$(enter)) $(MAKE) -C $(abspath $(KDIR)) M=$(top) MO=$(abspath $(MO)) EXTRAS= \
+tools   := $(if $(ours),$(enter) --for $(ours))
+kbuild   = $(tools) $(MAKE) -C $(abspath $(KDIR)) M=$(top) MO=$(abspath $(MO)) EXTRAS= \
 	$(if $(INSTALL_MOD_PATH),INSTALL_MOD_PATH=$(abspath $(INSTALL_MOD_PATH))) $(jobs)
 
-have-kdir: $(if $(SERIES),build/kdir/$(stock)/.ready)
-	@rust/kdir/lacks $(abspath $(KDIR)) $(if $(ours),$(enter)) >&2
+have-kdir: $(if $(asked),build/kdir/$(stock)/.ready)
+	@rust/kdir/lacks $(abspath $(KDIR)) $(tools) >&2
 
 ## modules              the module (the default); KDIR= or SERIES= and FLAVOUR=, MO= W=1 CLIPPY=1
 modules: have-kdir
 	@mkdir -p $(MO)
-	+@$(kbuild) modules
+	+@$(kbuild) modules || { rust/kdir/choose.sh --unfit $(abspath $(KDIR)); exit 1; }
 	@cp $(MO)/hv_utils.ko .
 
 ## modules_install      installs the module under updates/; KDIR= MO= INSTALL_MOD_PATH=
@@ -57,7 +58,7 @@ samples: have-kdir
 
 # ---- What stock Debian kernels need: a root with the toolchain, and the metadata
 
-## kdir                 a KDIR for Debian's newest kernel of the series, in build/kdir; SERIES= FLAVOUR= UPDATE=1
+## kdir                 a KDIR for a kernel of Debian's, in build/kdir; SERIES= SUITE= FLAVOUR= UPDATE=1
 kdir: root
 	@rust/kdir/kdir.sh $(stock)
 
@@ -81,7 +82,7 @@ build/kdir/debug/.ready: rust/kdir/debug-kernel.config
 
 sources := $(shell find Kbuild rust drivers samples tests/modules -type f ! -path 'rust/kdir/*' \
 	\( -name Kbuild -o -name '*.rs' -o -name '*.[ch]' -o -name bindgen_parameters \) ! -name '.*' 2>/dev/null)
-images  := tests/guest/images.sh rust/kdir/packages
+images  := tests/guest/images.sh rust/kdir/packages tests/packages
 pieces  := $(shell find tests/guest tests/selftests -type f)
 
 build/guest/outer.cpio: $(images) tests/guest/outer/init | build/kdir/amd64/.ready
@@ -108,7 +109,8 @@ build/guest/chrony.cpio: $(images) | build/kdir/amd64/.ready
 build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
 	@echo "[5/6] the module, $*"
 	@mkdir -p $(@D)
-	+@$(enter) $(MAKE) $(quiet) -C $(top)/build/kdir/$* M=$(top) MO=$(top)/$(@D) EXTRAS=1 $(jobs) modules
+	+@$(enter) --for build/kdir/$* $(MAKE) $(quiet) -C $(top)/build/kdir/$* M=$(top) MO=$(top)/$(@D) EXTRAS=1 $(jobs) modules || \
+		{ rust/kdir/choose.sh --unfit build/kdir/$*; exit 1; }
 	@touch $@
 
 build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) tests/guest/agent.c | build/modules/%/hv_utils.ko
@@ -138,8 +140,8 @@ guests: root build/guest/chrony.cpio $(addprefix guest-,$(flavours)) $(patsubst 
 
 # ---- The two commands
 
-## demo                 a stock kernel runs on the emulated host with this module; SERIES= FLAVOUR=
-demo: root guest-$(stock) host
+## demo                 a stock kernel runs on the emulated host with this module; SERIES= SUITE= FLAVOUR=
+demo: root build/kdir/$(stock)/.ready guest-$(stock) host
 	@$(enter) build/host/scenarios --flavour $(stock) demo
 
 ## check                all tests; T=word runs those with the word in their names

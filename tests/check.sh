@@ -7,8 +7,8 @@ set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../rust/kdir/lib.sh"
 what=check
-if [ "${HV_ENTERED:-}" != 1 ]; then
-	exec "$top/rust/kdir/enter" env HV_ENTERED=1 "$0" "$@"
+if [ "${HV_ENTERED:-}" != "$suite" ]; then
+	exec "$top/rust/kdir/enter" env HV_ENTERED="$suite" "$0" "$@"
 fi
 word=${1:-}
 cd "$top"

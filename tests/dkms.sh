@@ -39,7 +39,7 @@ step "build/dkms/base: Debian 13 with rustc (the first run makes it, in a minute
 if [ ! -e "$base" ]; then
 	rm -rf "$base.new"
 	mkdir -p "$base.new"
-	sources >"$build/dkms/list"
+	sources "$suite" >"$build/dkms/list"
 	logged dkms-base mmdebstrap --mode=root --variant=apt --architectures=amd64 --include=rustc,bindgen \
 		--dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/man/*' \
 		--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \

@@ -14,15 +14,15 @@ kernel=$build/kernel/debug
 config=$top/rust/kdir/debug-kernel.config
 
 "$top/rust/kdir/kdir.sh" amd64
-read -r version abi <"$build/kernel.version"
+read -r version abi _ <"$build/kernel.version"
 release=$abi-debug
 made="$version $(sha256sum <"$config" | cut -c 1-16)"
 if [ "$(cat "$kdir/.ready" 2>/dev/null)" = "$made" ] && [ -e "$kernel/.ready" ]; then
 	touch "$kdir/.ready"
 	exit 0
 fi
-if [ "${HV_ENTERED:-}" != 1 ]; then
-	HV_ENTERED='' exec "$top/rust/kdir/enter" env HV_ENTERED=1 "$0"
+if [ "${HV_ENTERED:-}" != "$suite" ]; then
+	HV_ENTERED='' exec "$top/rust/kdir/enter" env HV_ENTERED="$suite" "$0"
 fi
 alone kdir
 
@@ -37,8 +37,8 @@ rm -f "$kdir/.ready"
 # With KASAN, only clang's kernels take Rust.
 cat >"$kdir/.kernelvariables" <<END
 override KERNELRELEASE = $release
-CC = clang-19
-HOSTCC = clang-19
+CC = clang
+HOSTCC = clang
 END
 kmake()
 {

@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# kdir.sh [ID]: gives Debian's stock kernel what its headers package lacks, Rust's metadata. ID is
-# FLAVOUR, amd64 (the default) or cloud-amd64, for the series of lib.sh, or SERIES-FLAVOUR. It makes
-#   build/linux-source      -> the kernel's source as Debian patched it, for both flavours
-#   build/kdir/ID           a KDIR for modules in Rust; .ready in it says that it is finished
+# kdir.sh [ID]: gives Debian's stock kernel what its headers package lacks, Rust's metadata. ID is [SERIES-][SUITE-]FLAVOUR
+# (amd64, 7.2-rt-amd64, 7.2-sid-amd64); choose.sh chooses what it does not name. It makes
+#   build/linux-source      -> the kernel's source as Debian patched it, for all flavours
+#   build/kdir/ID           a KDIR for modules in Rust; .ready in it says that it is finished, .suite whose tools made it
 #   build/kernel/ID         the stock kernel: vmlinuz, release, System.map, lib/modules/
-# For another series the source is build/linux-source-SERIES.
-# UPDATE=1 looks for a newer kernel although one is there.
+# Where ID begins with a series or a suite, so does the rest of the source's name: build/linux-source-7.2-sid.
+# UPDATE=1 looks for a newer kernel although one is there. The exit status is 3 if the archive has no such kernel.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
@@ -16,98 +16,69 @@ steps=6
 kdir=$build/kdir/$id
 kernel=$build/kernel/$id
 
-flavour=$id
-other=
-case $id in
-[0-9]*-*)
-	series=${id%%-*}
-	flavour=${id#*-}
-	other=-$series
-	;;
-esac
+parse "$id"
+other=${of_series:+-$of_series}${of_suite:+-$of_suite}
 # What the flavours of a series share.
 source=$build/linux-source$other
 resolved=$build/kernel$other.version
-
-case $flavour in
-amd64|cloud-amd64) ;;
-*) die "no kernel flavour is called $flavour" "there are amd64 and cloud-amd64" ;;
-esac
 
 if [ -z "${UPDATE:-}" ] && [ -e "$kdir/.ready" ] && [ -e "$kernel/.ready" ] && [ -e "$source/Makefile" ]; then
 	exit 0
 fi
 
-# The rest needs the toolchain of the suite.
-if [ "${HV_ENTERED:-}" != 1 ]; then
+# apt and dpkg are those of Debian 13.
+if [ "${HV_ENTERED:-}" != "$suite" ]; then
 	"$top/rust/kdir/root.sh"
-	HV_ENTERED='' exec "$top/rust/kdir/enter" env HV_ENTERED=1 "$0" "$id"
+	HV_ENTERED='' exec "$top/rust/kdir/enter" env HV_ENTERED="$suite" "$0" "$id"
 fi
 alone kdir
 
-# An apt of our own: neither the machine's sources nor its lists are touched.
-apt=$build/apt
-write_apt_conf()
-{
-	mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$build/deb"
-	sources >"$apt/sources.list"
-	cat >"$apt/apt.conf" <<-END
-		Dir::State "$apt/state";
-		Dir::State::status "/var/lib/dpkg/status";
-		Dir::Cache "$apt/cache";
-		Dir::Etc::SourceList "$apt/sources.list";
-		Dir::Etc::SourceParts "/dev/null";
-		Dir::Etc::Preferences "/dev/null";
-		Dir::Etc::PreferencesParts "/dev/null";
-		APT::Architecture "amd64";
-		APT::Sandbox::User "root";
-		Acquire::Languages "none";
-	END
-	export APT_CONFIG=$apt/apt.conf
-}
+case $flavour in
+*arm64*) architecture=arm64 ;;
+*) architecture=amd64 ;;
+esac
 
-# candidate NAME: the version of the package in the backports, or nothing.
-candidate()
+# choose: one answer for all flavours of a series, so that they share the source. It is in $resolved.
+choose()
 {
-	apt-cache madison "$1" | awk -F ' *\\| *' -v s="$suite-backports/" 'index($3, s) { print $2 }' | sort -V | tail -n 1
-}
-
-# offered: the series in the backports, in one line.
-offered()
-{
-	local name
-	apt-cache pkgnames linux-source- | sort -V | while read -r name; do
-		[ -z "$(candidate "$name")" ] || echo "${name#linux-source-}"
-	done | paste -s -d ' '
-}
-
-# resolve: sets $version (of the packages) and $abi (as in linux-image-ABI-amd64).
-resolve()
-{
-	local name
-	version=$(candidate "linux-source-$series")
-	[ -n "$version" ] || die "$suite-backports has no kernel of the $series series (no package linux-source-$series)" \
-		"it has those of $(offered)"
-	abi=
-	for name in $(apt-cache pkgnames "linux-headers-$series." | grep -- '-amd64$' | grep -v -e '-cloud-' -e '-rt-' | sort -V); do
-		if [ "$(candidate "$name")" = "$version" ]; then
-			abi=${name#linux-headers-}
-			abi=${abi%-amd64}
-		fi
-	done
-	[ -n "$abi" ] || die "$suite-backports has linux-source-$series $version, but no linux-headers of that version"
-}
-
-# One answer for both flavours, so that they share the source.
-step "looking for the newest $series kernel in $suite-backports"
-write_apt_conf
-if [ -n "${UPDATE:-}" ] || [ ! -e "$resolved" ]; then
-	logged kdir-update apt-get update
-	resolve
-	echo "$version $abi" >"$resolved.new"
+	# The name leaves out what is usual. It is asked for if this is the kernel that was asked for.
+	if [ "$(kernel_id "$flavour" "${SERIES:-}" "${SUITE:-}")" != "$id" ]; then
+		SERIES='' SUITE=''
+	fi
+	SERIES=${of_series:-${SERIES:-}} SUITE=${of_suite:-${SUITE:-}} "$top/rust/kdir/choose.sh" "$flavour" >"$resolved.new" || {
+		status=$?
+		rm -f "$resolved.new"
+		exit $status
+	}
 	mv "$resolved.new" "$resolved"
+	read -r version abi from <"$resolved"
+}
+
+# has NAME: whether the archive has that package in this version.
+has()
+{
+	apt-cache madison "$1" | awk -F ' *\\| *' -v version="$version" -v line="$from $1 $version" '$2 == version { print line }' |
+		grep -vE -e "${HIDE:-^$}" | grep -q .
+}
+
+step "looking for the newest kernel"
+read -r version abi from 2>/dev/null <"$resolved" || true
+if [ -n "${UPDATE:-}" ] || [ -z "${from:-}" ]; then
+	choose
 fi
-read -r version abi <"$resolved"
+archive "$from" "$architecture"
+if ! has "linux-headers-$abi-$flavour"; then
+	# Where that fails, choose.sh says why.
+	apt-get update >"$build/log/kdir-update.log" 2>&1 || true
+	if ! has "linux-headers-$abi-$flavour"; then
+		echo "$what: $from has no linux-headers-$abi-$flavour $version any more, if there ever was one"
+		choose
+		archive "$from" "$architecture"
+	fi
+fi
+series=$(echo "$version" | grep -o '^[0-9]*\.[0-9]*')
+# Whose tools the kernel was built with.
+tools=${from%-backports}
 release=$abi-$flavour
 if [ -n "${UPDATE:-}" ] && [ "$(cat "$kdir/.ready" 2>/dev/null)" = "$version" ] && [ -e "$kernel/.ready" ]; then
 	echo "$what: $release ($version) is the newest"
@@ -117,15 +88,11 @@ fi
 step "downloading the packages of $release ($version)"
 debs=("linux-source-$series" "linux-headers-$release" "linux-image-$release")
 for name in "linux-modules-$release" "linux-base-$release" "linux-binary-$release"; do
-	if [ -n "$(candidate "$name")" ]; then
-		debs+=("$name")
-	fi
+	! has "$name" || debs+=("$name")
 done
 cd "$build/deb"
 for name in "${debs[@]}"; do
 	if ! [ -e "${name}_$version.ok" ]; then
-		# An update of the archive may have taken the version away since it was resolved.
-		apt-get update >/dev/null 2>&1 || true
 		logged "deb-$name" apt-get download "$name=$version"
 		touch "${name}_$version.ok"
 	fi
@@ -181,10 +148,20 @@ rm -rf "$headers"
 unpack "linux-headers-$release" "$headers"
 headers=$headers/usr/src/linux-headers-$release
 want=$(sed -n 's/^CONFIG_RUSTC_VERSION=//p' "$headers/.config")
-have=$("$tree/scripts/rustc-version.sh" rustc)
 [ -n "$want" ] || die "$release was built without Rust (no CONFIG_RUSTC_VERSION in its configuration)"
-[ "$want" = "$have" ] || die "$release was built with rustc $want, but the rustc here is $have" \
-	"metadata is only valid for the very same rustc; remove build/root and run make kdir again"
+# The compiler that the headers name, such as x86_64-linux-gnu-gcc-14, and its package.
+# shellcheck disable=SC2016 # make expands $(CC)
+cc=$(printf '%s\n' 'include .kernelvariables' 'cc: ; @echo $(CC)' | make -s -C "$headers" -f - cc)
+compiler=$(echo "${cc##* }" | sed 's/^\(.*\)-\(gcc-[0-9]*\)$/\2-\1/; s/_/-/g')
+"$top/rust/kdir/root.sh" "$tools" "$compiler"
+# run CMD...: runs CMD where these tools are.
+run()
+{
+	"$top/rust/kdir/enter" --suite "$tools" "$@"
+}
+have=$(run "$tree/scripts/rustc-version.sh" rustc)
+[ "$want" = "$have" ] || die "$release was built with rustc $want, but $tools has $have" \
+	"metadata is only valid for the very same rustc: remove $(root_of "$tools") and run make kdir again"
 # A tree of another version is not reused: its metadata would be stale.
 if [ "$(cat "$kdir/.version" 2>/dev/null)" != "$version" ]; then
 	rm -rf "$kdir"
@@ -193,17 +170,22 @@ if [ "$(cat "$kdir/.version" 2>/dev/null)" != "$version" ]; then
 fi
 rm -f "$kdir/.ready"
 cp "$headers/.config" "$kdir/.config"
+echo "$tools" >"$kdir/.suite"
 # Debian's kernel reads this file in its build folder: every later use of it has these too.
-cat >"$kdir/.kernelvariables" <<END
-override KERNELRELEASE = $release
-CC = x86_64-linux-gnu-gcc-14
-HOSTCC = gcc-14
-END
+cp "$headers/.kernelvariables" "$kdir/.kernelvariables"
+options=()
+if grep -qx 'CONFIG_COMPAT_VDSO=y' "$headers/.config"; then
+	# Nothing else needs a compiler for 32 bits.
+	options=("CC_COMPAT=clang --target=arm-linux-gnueabi" LD_COMPAT=ld.lld)
+fi
 kmake()
 {
-	make -C "$tree" O="$kdir" LOCALVERSION= -j "$(nproc)" "$@"
+	run make -C "$tree" O="$kdir" LOCALVERSION= "${options[@]}" -j "$(nproc)" "$@"
 }
 logged "kdir-$id-config" kmake olddefconfig
+# An option that got lost could be one that changes what the symbols' names are made of. Programs are not linked here.
+changed=$(diff <(grep -vE '_VERSION|CC_CAN_LINK' "$headers/.config") <(grep -vE '_VERSION|CC_CAN_LINK' "$kdir/.config") || true)
+[ -z "$changed" ] || printf '%s: the configuration is not quite the same:\n%s\n' "$what" "$changed"
 step "rebuilding Rust's metadata for $release (about 75 s)"
 logged "kdir-$id-prepare" kmake prepare
 logged "kdir-$id-modules" kmake modules_prepare
@@ -212,7 +194,7 @@ step "comparing mangled symbols with the packaged Module.symvers"
 # Both lists: the symbols exported by the kernel's own Rust objects.
 rust_objects=$(find "$kdir/rust" -maxdepth 1 -name '*.o' ! -name 'exports.o' | sort)
 # shellcheck disable=SC2086
-nm -g --defined-only $rust_objects | awk '$2 ~ /[TRDBW]/ && $3 ~ /^_R/ { print $3 }' | sort -u >"$kdir/.symbols.built"
+run llvm-nm -g --defined-only $rust_objects | awk '$2 ~ /[TRDBW]/ && $3 ~ /^_R/ { print $3 }' | sort -u >"$kdir/.symbols.built"
 awk '$2 ~ /^_R/ && $3 == "vmlinux" { print $2 }' "$headers/Module.symvers" | sort -u >"$kdir/.symbols.packaged"
 lost=$(comm -13 "$kdir/.symbols.built" "$kdir/.symbols.packaged" | wc -l)
 all=$(wc -l <"$kdir/.symbols.packaged")

@@ -1,66 +1,91 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Makes build/root, a Debian 13 system with the toolchain that Debian's kernels were built with.
-# On Debian 13 itself the packages are installed instead, and no root is made.
+# root.sh [SUITE [PACKAGE...]]: makes build/root, a Debian 13 system with the toolchain that Debian's kernels were built
+# with, or build/root-SUITE; PACKAGEs are installed there on top of the lists. On Debian 13 itself the packages are
+# installed instead, and no root is made.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
+of=${1:-$suite}
+shift $(($# > 0))
 what=root
-steps=3
+steps=2
+# The packages come from the system's own sources.
+unset APT_CONFIG
+root=$(root_of "$of")
+name=${root##*/}
 
-install_missing()
+wanted()
 {
-	[ "$(id -u)" = 0 ] || die "these packages are missing: $*" "run as root, or: apt-get install $*"
-	logged apt-update apt-get update
-	logged apt-install env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+	packages "$of"
+	[ $# -eq 0 ] || printf '%s\n' "$@"
 }
 
-if [ "$(codename)" = "$suite" ]; then
-	mapfile -t lacking < <(missing)
+# missing DIR PACKAGE...: those of the packages that the system below DIR lacks.
+missing()
+{
+	local dir=$1 have
+	shift
+	have=$(dpkg-query --admindir "$dir/var/lib/dpkg" -W -f '${db:Status-Status} ${Package}\n' | sed -n 's/^installed //p')
+	wanted "$@" | grep -vxF "$have" || true
+}
+
+# install ENTER... -- PACKAGE...: installs packages there.
+install()
+{
+	local enter=() options=()
+	while [ "$1" != -- ]; do
+		enter+=("$1")
+		shift
+	done
+	shift
+	[ -z "$(valid)" ] || options=(-o Acquire::Check-Valid-Until=false)
+	[ "$(id -u)" = 0 ] || die "these packages are missing: $*" "run as root, or: apt-get install $*"
+	logged apt-update "${enter[@]}" apt-get "${options[@]}" update
+	logged apt-install "${enter[@]}" env DEBIAN_FRONTEND=noninteractive \
+		apt-get "${options[@]}" install -y --no-install-recommends "$@"
+}
+
+if [ "$(codename)" = "$of" ]; then
+	dir=/ where="this machine" enter=()
+else
+	dir=$root where=build/$name enter=("$top/rust/kdir/enter" --suite "$of")
+fi
+
+if [ -e "$dir" ]; then
+	mapfile -t lacking < <(missing "$dir" "$@")
 	if [ ${#lacking[@]} -gt 0 ]; then
-		alone root
+		alone "$name"
 		steps=1
-		step "installing what this machine lacks: ${lacking[*]}"
-		install_missing "${lacking[@]}"
+		step "installing what $where lacks: ${lacking[*]}"
+		[ ${#enter[@]} -eq 0 ] || cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+		install "${enter[@]}" -- "${lacking[@]}"
 	fi
 	exit 0
 fi
 
-stamp=$( (echo "$suite"; packages) | sha256sum | cut -c 1-16)
-current()
-{
-	[ -x "$build/root/usr/bin/rustc" ] && [ "$(cat "$build/root/.stamp" 2>/dev/null)" = "$stamp" ]
-}
-if current; then
+alone "$name"
+if [ -e "$root" ]; then
 	exit 0
 fi
-alone root
-if current; then
-	exit 0
-fi
-[ "$(id -u)" = 0 ] || die "making a $suite root needs root's rights" "run it with sudo"
+[ "$(id -u)" = 0 ] || die "making a $of root needs root's rights" "run it with sudo"
+command -v mmdebstrap >/dev/null || install -- mmdebstrap
 
-step "this machine is not Debian 13 ($suite): its toolchain goes into build/root"
-command -v mmdebstrap >/dev/null || install_missing mmdebstrap
-
-step "installing $(packages | wc -l) packages from $(mirror) (about 60 s)"
+step "this machine is not Debian $of: installing $(wanted "$@" | wc -l) packages into build/$name from $(mirror) (about 60 s)"
 # A name that only a finished root loses: an interrupted run leaves nothing that looks whole.
-rm -rf "$build/root.new" "$build/root.old"
-mkdir -p "$build/root.new"
-sources >"$build/root.list"
+rm -rf "$root.new"
+mkdir -p "$root.new"
+sources "$of" >"$root.list"
+options=()
+[ -z "$(valid)" ] || options=(--aptopt="$(valid)")
 # No need to wait for the disk after each file: an interrupted root is thrown away.
-logged root mmdebstrap --mode=root --variant=apt --architectures=amd64 \
-	--include="$(packages | paste -s -d ,)" \
+logged "$name" mmdebstrap --mode=root --variant=apt --architectures=amd64 \
+	--include="$(wanted "$@" | paste -s -d ,)" \
 	--dpkgopt='force-unsafe-io' \
 	--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-	--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
-	"$suite" "$build/root.new" "$build/root.list"
+	--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' "${options[@]}" \
+	"$of" "$root.new" "$root.list"
 
 step "keeping it"
-echo "$stamp" >"$build/root.new/.stamp"
-if [ -e "$build/root" ]; then
-	mv "$build/root" "$build/root.old"
-fi
-mv "$build/root.new" "$build/root"
-rm -rf "$build/root.old"
-echo "root: ready: $(chroot "$build/root" rustc --version)"
+mv "$root.new" "$root"
+echo "root: ready: $(chroot "$root" rustc --version)"

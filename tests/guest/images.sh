@@ -10,8 +10,8 @@ set -eu
 name=${1:?outer or inner-FLAVOUR}
 what="image $name"
 here=$top/tests/guest
-if [ "${HV_ENTERED:-}" != 1 ]; then
-	exec "$top/rust/kdir/enter" env HV_ENTERED=1 "$0" "$@"
+if [ "${HV_ENTERED:-}" != "$suite" ]; then
+	exec "$top/rust/kdir/enter" env HV_ENTERED="$suite" "$0" "$@"
 fi
 
 case $name in
@@ -87,17 +87,14 @@ program()
 # fetch SUITE PACKAGE...: the newest of each package in SUITE, in a folder of $debs with its name.
 fetch()
 {
-	local from=$1 apt=$build/apt-$1 package
+	local from=$1 package
 	shift
-	mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$debs"
-	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $from main" >"$apt/sources.list"
-	sed "s|$build/apt/|$apt/|" "$build/apt/apt.conf" >"$apt/apt.conf"
+	mkdir -p "$debs"
 	for package in "$@"; do
 		[ ! -e "$debs/$from-$package" ] || continue
 		(
-			export APT_CONFIG=$apt/apt.conf
-			[ -e "$apt/updated" ] || logged "apt-$from" apt-get update
-			touch "$apt/updated"
+			archive "$from"
+			[ -n "$(apt-cache madison "$package")" ] || logged "apt-$from" apt-get update
 			cd "$build/deb"
 			rm -f "$package"_*.deb
 			logged "deb-$package" apt-get download "$package/$from"
@@ -110,7 +107,7 @@ fetch()
 # agent FILE: the program that runs the emulated host's commands, as FILE.
 agent()
 {
-	gcc-14 -O2 -Wall -static -o "$1" "$here/agent.c"
+	gcc -O2 -Wall -static -o "$1" "$here/agent.c"
 }
 
 # The daemons as Debian ships them, and what they and their tests work with.
@@ -134,10 +131,10 @@ daemons()
 	ln -s mke2fs "$tree/bin/mkfs.ext4"
 	mkdir -p "$tree/selftests/hv_utils"
 	for name in chardev fuzz; do
-		gcc-14 -O2 -Wall -static -I"$build/linux-source/tools/testing/selftests" \
+		gcc -O2 -Wall -static -I"$build/linux-source/tools/testing/selftests" \
 			-o "$tree/selftests/hv_utils/$name" "$top/tests/selftests/hv_utils/$name.c" -lpthread
 	done
-	gcc-14 -O2 -Wall -static -o "$tree/bin/register-by-netlink" "$here/register-by-netlink.c"
+	gcc -O2 -Wall -static -o "$tree/bin/register-by-netlink" "$here/register-by-netlink.c"
 	# Busybox has no program that gives another a priority of real time.
 	program /usr/bin/chrt
 	# dummy: an interface to have addresses.
@@ -182,7 +179,7 @@ systemd()
 	local debs=$build/deb/daemons
 	[ -e "$made" ] || die "there is no $made" "make guests builds it"
 	fetch bookworm hyperv-daemons
-	sources >"$tree.list"
+	sources "$suite" >"$tree.list"
 	logged "image-$name" mmdebstrap --mode=root --variant=essential --architectures=amd64 \
 		--include="systemd-sysv,udev,kmod,e2fsprogs,chrony,hyperv-daemons/$suite-backports" \
 		--dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/doc/*' \
@@ -265,9 +262,9 @@ inner-*)
 	ln -s poweroff "$tree/bin/halt"
 	# Real clients of the PTP clock.
 	program /usr/sbin/phc_ctl
-	gcc-14 -O2 -static -o "$tree/bin/testptp" "$build/linux-source/tools/testing/selftests/ptp/testptp.c"
+	gcc -O2 -static -o "$tree/bin/testptp" "$build/linux-source/tools/testing/selftests/ptp/testptp.c"
 	for program in ptp-now ptp-reads; do
-		gcc-14 -O2 -Wall -static -o "$tree/bin/$program" "$here/$program.c"
+		gcc -O2 -Wall -static -o "$tree/bin/$program" "$here/$program.c"
 	done
 	;;
 esac

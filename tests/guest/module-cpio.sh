@@ -10,8 +10,8 @@ set -eu
 . "$(dirname "$0")/../../rust/kdir/lib.sh"
 what=module-cpio
 [ $# -ge 2 ] || die "too few arguments" "usage: $0 OUT NAME=FILE..."
-if [ "${HV_ENTERED:-}" != 1 ]; then
-	exec "$top/rust/kdir/enter" env HV_ENTERED=1 "$0" "$@"
+if [ "${HV_ENTERED:-}" != "$suite" ]; then
+	exec "$top/rust/kdir/enter" env HV_ENTERED="$suite" "$0" "$@"
 fi
 out=$1
 shift
