@@ -173,6 +173,10 @@ check-systemd: root guest-$(FLAVOUR) build/guest/systemd-$(FLAVOUR).cpio host
 check-dkms: root build/kdir/amd64/.ready
 	@tests/dkms.sh
 
+## kernels              the module for each kernel it is for, booted if it is for x86, and a table; K=word (an hour at first)
+kernels: root host
+	@tests/kernels.sh "$(K)"
+
 ## soak                 hosts and programs that do anything, on that kernel; SOAK=1h says how long (10m)
 soak: root guest-debug host
 	@SOAK=$(SOAK) tests/check.sh soak
@@ -197,6 +201,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd check-dkms soak clean distclean help
+.PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd check-dkms kernels soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/disks-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

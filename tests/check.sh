@@ -97,19 +97,9 @@ step_clippy()
 
 all_of_clippy()
 {
-	local flavour other kdir
+	local flavour
 	for flavour in amd64 cloud-amd64; do
 		each "clippy: module, $flavour" warnings_of_module "$flavour"
-	done
-	for other in $others; do
-		for kdir in "$build/kdir/$other"-*/.ready; do
-			if [ -e "$kdir" ]; then
-				kdir=$(basename "${kdir%/.ready}")
-				each "clippy: module, $kdir" warnings_of_module "$kdir"
-			else
-				echo "ok - clippy: module, $other # SKIP there is no kernel of it: make kdir SERIES=$other"
-			fi
-		done
 	done
 	each "clippy: tests/host" clippy --crate-type rlib --crate-name host tests/host/src/lib.rs
 	# A test's table is read where it stands: a name for its type would not help.
@@ -336,6 +326,21 @@ step_scenarios()
 	return $status
 }
 
+# Kernels other than the two that all tests run on, as far as they are built.
+step_kernels()
+{
+	local key
+	key=$( (sha256sum "$build"/kdir/*/.ready build/host/scenarios "$build"/kdir/*/.symbols.built;
+		find Kbuild rust drivers samples tests/modules tests/guest tests/kernels.sh -type f -exec sha256sum {} + | sort) | sha256sum)
+	remembered kernels "$key" tests/kernels.sh --built
+}
+
+# Which kernel is chosen, of an archive that is written down.
+step_choose()
+{
+	tests/choose.sh
+}
+
 # What cheap requests cost, in instructions and exits, against the committed baseline and C.
 step_bench()
 {
@@ -394,7 +399,7 @@ step_soak()
 kind()
 {
 	case $1 in
-	format | shellcheck | clippy | install | checkpatch | layers | faults) echo "source and build" ;;
+	format | shellcheck | clippy | install | checkpatch | layers | faults | choose) echo "source and build" ;;
 	host | unit | properties) echo "unit tests" ;;
 	bench) echo "benchmark" ;;
 	*) echo "scenarios" ;;
@@ -462,7 +467,7 @@ run()
 	words <"$log.tally" | sed 's/^/    /'
 }
 
-steps=(format shellcheck clippy install checkpatch layers faults host unit properties scenarios bench)
+steps=(format shellcheck choose clippy install checkpatch layers faults host unit properties scenarios kernels bench)
 pattern=$word
 for name in "${steps[@]}" debug systemd soak; do
 	if [ "$name" = "$word" ]; then

@@ -88,7 +88,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --module M       only rust or c
   --vcpus N        only 1 or 2
   --vmbus X.Y      only this newest version (4.0 and 6.0)
-  --full yes       everything with everything: 1 and 2 vcpus, VMBus 6.0 and 4.0, both modules, on any kernel
+  --full yes       all scenarios in all configurations, on any kernel: else those for each kernel, if it is not amd64
   --whole no       only this module, and only what processors and version matter to
   --time emulated  what waits for minutes, in a QEMU guest in which waiting takes no time; else what does not
   --control yes    only C, with what is not for it: what it passes all the same could be (--time emulated is quicker)

@@ -44,7 +44,9 @@ const ZEROES: &str = "\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000";
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("vss_backs_up", backs_up).daemons(),
+    Scenario::new("vss_backs_up", backs_up)
+        .everywhere()
+        .daemons(),
     Scenario::new("vss_operations", operations).daemons(),
     Scenario::new("vss_unknown_operations", unknown_operations)
         .daemons()

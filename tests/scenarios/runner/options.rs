@@ -21,9 +21,6 @@ use crate::scenario::Scenario;
 /// The kernel that most guests have.
 pub(super) const FLAVOUR: &str = "amd64";
 
-/// The one that differs from it in what scenarios say of themselves.
-const CLOUD: &str = "cloud-amd64";
-
 /// The one that looks for faults.
 pub(super) const DEBUG: &str = "debug";
 
@@ -128,8 +125,8 @@ impl Options {
         // What the kernels and places differ in does not matter to the others.
         let is_usual = match self.flavour.as_str() {
             DEBUG => whole,
-            CLOUD => self.full,
-            _ => true,
+            FLAVOUR => true,
+            _ => self.full,
         };
         sorted.retain(|scenario| match scenario.place() {
             Runs::Apart => scenario.name() == self.filter,
