@@ -17,7 +17,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("insert_and_remove", insert_and_remove)
         .everywhere()
         .unloaded(),
-    Scenario::new("rescind_and_reoffer", rescind_and_reoffer).versions(),
+    Scenario::new("rescind_and_reoffer", rescind_and_reoffer).everywhere(),
     // The version is the business of the kernel's hv_vmbus: one module will do.
     Scenario::new("vmbus_5_0", connects)
         .machine(Machine::OTHER)

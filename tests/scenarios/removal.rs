@@ -28,7 +28,6 @@ use crate::scenario::Scenario;
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("removal_at_every_step", at_every_step)
-        .everywhere()
         .daemons()
         .race()
         .rust_only()
