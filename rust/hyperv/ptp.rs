@@ -155,7 +155,7 @@ impl<T: Clock> Inner<T> {
     unsafe fn from_info<'a>(info: *mut bindings::ptp_clock_info) -> &'a Self {
         // CAST: `Opaque` is transparent.
         // SAFETY: `info` is a field of a `Self`.
-        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let this = unsafe { container_of!(info.cast::<Opaque<_>>(), Self, info) };
 
         // SAFETY: By the safety requirements, that `Self` is valid.

@@ -212,7 +212,7 @@ impl<T: Device> FileOperations<T> {
         let misc = unsafe { (*file).private_data }.cast::<Opaque<bindings::miscdevice>>();
 
         // SAFETY: `misc` is a field of an `Inner<T>`.
-        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let inner = unsafe { container_of!(misc, Inner<T>, misc) };
 
         // SAFETY: That `Inner<T>` is valid: `misc_open()` holds the lock that `misc_deregister()`

@@ -129,7 +129,7 @@ impl Notifier {
     ) -> c_int {
         // CAST: `Opaque` is transparent.
         // SAFETY: `block` is a field of a `Self`.
-        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let this = unsafe { container_of!(block.cast::<Opaque<_>>(), Self, block) };
 
         // SAFETY: That `Self` is valid, since unregistering waits for this function.

@@ -291,7 +291,7 @@ impl<T: HasAttributes> Table<T> {
         index: c_int,
     ) -> bindings::umode_t {
         // SAFETY: The driver core passes the kobject of a device.
-        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let dev = unsafe { container_of!(kobject, bindings::device, kobj) };
 
         // SAFETY: The driver core adds the attributes after `T`'s `probe()`, with the device's lock

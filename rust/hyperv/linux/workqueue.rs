@@ -165,12 +165,12 @@ impl<T: Run> DelayedWork<T> {
 
     extern "C" fn callback(raw: *mut bindings::work_struct) {
         // SAFETY: `raw` is a field of a `struct delayed_work`.
-        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let raw = unsafe { container_of!(raw, bindings::delayed_work, work) };
 
         // CAST: `Opaque` is transparent.
         // SAFETY: `raw` is a field of a `Self`.
-        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         let this = unsafe { container_of!(raw.cast::<Opaque<_>>(), Self, raw) };
 
         // SAFETY: That `Self` is valid, since `drop()` waits for this function.
