@@ -30,7 +30,11 @@ use crate::shutdown;
 /// The scenarios of this file. `leaks` comes behind all that could have left one, but for `allocations_fail_at_work`: that
 /// looks for itself, as `hv_vmbus` leaves rings for good there.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario::new("kunit", kunit).rust_only().debug_kernel(),
+    // How long a test takes says nothing of it in a machine that is emulated twice over.
+    Scenario::new("kunit", kunit)
+        .rust_only()
+        .debug_kernel()
+        .expects_log(&["Test should be marked slow"]),
     Scenario::new("allocations_fail", allocations_fail)
         .daemons()
         .rust_only()
