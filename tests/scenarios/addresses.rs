@@ -272,6 +272,48 @@ fn takes_dhcp(t: &Context<'_>, talk: Talk<'_>, id: &str) -> Result<()> {
         .map(|_| ())
 }
 
+/// The host gets what the daemon names of a guest's addresses, and the log says what is missing.
+fn daemon_leaves_out(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
+    let request = || kvp::get_ip_info(NUMBERS, MAC);
+    // The daemon leaves out prefix lengths of many IPv6 addresses.
+    t.sh_ok(
+        "echo 0 >/proc/sys/net/ipv6/conf/dummy0/disable_ipv6; ip addr flush dev dummy0; \
+         i=10; while [ $i -lt 44 ]; do \
+         ip -6 addr add fd00::$i/64 dev dummy0 || exit 1; i=$((i + 1)); done",
+    )?;
+    let lacks = |subnets: usize, servers: usize| {
+        format!(
+            "hv_utils: KVP: GET_IP_INFO: subnets missing: {subnets}, \
+             gateways and name servers that are no addresses: {servers}"
+        )
+    };
+    let reply = talk.expect("34 IPv6 addresses", request(), S_OK)?;
+    let got = kvp::addresses(NUMBERS, &reply.body).ok_or("no addresses")?;
+    t.equal("addresses", got.addresses.split(';').count(), 34)?;
+    let mut subnets = vec!["64"; 32];
+    subnets.extend(["0"; 2]);
+    t.equal("prefix lengths", got.subnets, subnets.join(";"))?;
+    t.log_has(&lacks(2, 0))?;
+
+    t.sh_ok(
+        "ip addr flush dev dummy0; ip addr add 10.9.8.7/24 dev dummy0; \
+         printf 'nameserver %s\\n' 10.9.8.1 nobody 10.9.8.2 >/etc/resolv.conf",
+    )?;
+    // A host that polls fills no log.
+    for _ in 0..2 {
+        let reply = talk.expect("a name server without an address", request(), S_OK)?;
+        let got = kvp::addresses(NUMBERS, &reply.body).ok_or("no addresses")?;
+        t.equal(
+            "name servers",
+            got.name_servers.as_str(),
+            "10.9.8.1;10.9.8.2",
+        )?;
+        t.equal("lines", t.kernel_log()?.matches(&lacks(0, 1)).count(), 1)?;
+    }
+    t.sh_ok("rm /etc/resolv.conf")?;
+    Ok(())
+}
+
 /// A guest that has more than a host has room for tells that it has nothing to tell, and the log why.
 fn guest_has_too_many(t: &Context<'_>) -> Result<()> {
     with_adapter(t, |_| {
@@ -313,42 +355,7 @@ fn guest_has_too_many(t: &Context<'_>) -> Result<()> {
         routes(6, 6)?;
         fails("more than 5 IPv4 gateways")?;
 
-        // The daemon leaves out prefix lengths of many IPv6 addresses.
-        t.sh_ok(
-            "echo 0 >/proc/sys/net/ipv6/conf/dummy0/disable_ipv6; ip addr flush dev dummy0; \
-             i=10; while [ $i -lt 44 ]; do \
-             ip -6 addr add fd00::$i/64 dev dummy0 || exit 1; i=$((i + 1)); done",
-        )?;
-        let lacks = |subnets: usize, servers: usize| {
-            format!(
-                "hv_utils: KVP: GET_IP_INFO: subnets missing: {subnets}, \
-                 gateways and name servers that are no addresses: {servers}"
-            )
-        };
-        let reply = talk.expect("34 IPv6 addresses", request(), S_OK)?;
-        let got = kvp::addresses(NUMBERS, &reply.body).ok_or("no addresses")?;
-        t.equal("addresses", got.addresses.split(';').count(), 34)?;
-        let mut subnets = vec!["64"; 32];
-        subnets.extend(["0"; 2]);
-        t.equal("prefix lengths", got.subnets, subnets.join(";"))?;
-        t.log_has(&lacks(2, 0))?;
-
-        t.sh_ok(
-            "ip addr flush dev dummy0; ip addr add 10.9.8.7/24 dev dummy0; \
-             printf 'nameserver %s\\n' 10.9.8.1 nobody 10.9.8.2 >/etc/resolv.conf",
-        )?;
-        // A host that polls fills no log.
-        for _ in 0..2 {
-            let reply = talk.expect("a name server without an address", request(), S_OK)?;
-            let got = kvp::addresses(NUMBERS, &reply.body).ok_or("no addresses")?;
-            t.equal(
-                "name servers",
-                got.name_servers.as_str(),
-                "10.9.8.1;10.9.8.2",
-            )?;
-            t.equal("lines", t.kernel_log()?.matches(&lacks(0, 1)).count(), 1)?;
-        }
-        t.sh_ok("rm /etc/resolv.conf")?;
+        daemon_leaves_out(t, talk)?;
         talk.expect("a good one", request(), S_OK)?;
         t.sh_ok(&format!("chmod +x {script}"))?;
         talk.finish()
