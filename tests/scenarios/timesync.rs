@@ -379,7 +379,6 @@ fn number(t: &Context<'_>, name: &str) -> Result<i64> {
 /// From 10 ms on they are counted. The log says so once.
 fn samples_ahead(t: &Context<'_>) -> Result<()> {
     t.channel(Service::TimeSync).negotiate_all()?;
-    t.equal("samples ahead", number(t, "samples_ahead")?, 0)?;
     let mut counted = 0;
     for (reference, wall) in [
         (HOUR, 0),
