@@ -172,3 +172,6 @@ ok - kernels: sid-odd-amd64 # SKIP sid: $expired
 # folder           kernel                       rustc    symbols    module   result
 # sid-odd-amd64    -                            -        -          -        the archive cannot be read" \
 	ARCHIVE="$old" FLAVOURS=odd-amd64 "$top/tests/kernels.sh" sid
+says "no further kernel is built" "\
+ok - kernels: others than amd64 and cloud-amd64 # SKIP none is built: make kernels builds them" \
+	FLAVOURS=odd-amd64 "$top/tests/kernels.sh" --built
