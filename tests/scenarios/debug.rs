@@ -44,6 +44,8 @@ pub const SCENARIOS: &[Scenario] = &[
             // Each step of a probe may be the one without memory, and says so in words of its own.
             "failed",
             "cannot register PTP clock",
+            // The connector, which C has and this module has not.
+            "Failed to create new callback queue",
             "unable to add device",
             "debugfs: out of free dentries",
             "ACPI Error",

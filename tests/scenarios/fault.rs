@@ -46,6 +46,14 @@ pub const SCENARIOS: &[Scenario] = &[
             "probe with driver hv_utils_fcopy failed with error -11",
         ])
         .versions(),
+    Scenario::new("open_refused_of_a_former_device", open_refused_later)
+        .daemons()
+        .rust_only()
+        .expects_log(&[
+            "probe failed for device",
+            "probe with driver hv_utils failed with error -11",
+            "probe with driver hv_utils_fcopy failed with error -11",
+        ]),
     Scenario::new("open_after_a_failed_open_of_c", open_after_c)
         .unloaded()
         .expects_log(&[
@@ -90,6 +98,23 @@ fn open_refused(t: &Context<'_>) -> Result<()> {
     }
     t.channel(Service::Heartbeat).wait_negotiated()?;
     for &service in removal::services(t) {
+        removal::serves(t, service)?;
+    }
+    Ok(())
+}
+
+/// The host refuses the open of a device that was bound before: nothing of the former binding is used.
+fn open_refused_later(t: &Context<'_>) -> Result<()> {
+    for &service in removal::services(t) {
+        let channel = t.channel(service);
+        removal::serves(t, service)?;
+        daemon::rebind(t, "unbind", service)?;
+        channel.fail_opens(1, STATUS_UNSUCCESSFUL);
+        let refused = daemon::rebind(t, "bind", service);
+        t.check(refused.is_err(), "it cannot be bound")?;
+        t.check(!channel.is_open(), "the channel is not open")?;
+        daemon::rebind(t, "bind", service)?;
+        channel.wait_open()?;
         removal::serves(t, service)?;
     }
     Ok(())

@@ -25,6 +25,9 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&[Service::Heartbeat]),
     Scenario::new("heartbeat_replies", replies).scripted(&[Service::Heartbeat]),
     Scenario::new("heartbeat_short_reserved", short_reserved).scripted(&[Service::Heartbeat]),
+    Scenario::new("heartbeat_longer_than_a_page", longer_than_a_page)
+        .scripted(&[Service::Heartbeat])
+        .rust_only(),
     Scenario::new("heartbeat_flood", flood)
         .everywhere()
         .scripted(&[Service::Heartbeat]),
@@ -140,6 +143,24 @@ fn short_reserved(t: &Context<'_>) -> Result<()> {
         )?;
         t.equal("status", reply.status, 0)?;
         t.equal("size", reply.size, Some(request.body.len() as u16))?;
+    }
+    heartbeat.expect_silence(Duration::from_millis(50))
+}
+
+/// A beat for which the ring has room is answered, and the next one as well.
+fn longer_than_a_page(t: &Context<'_>) -> Result<()> {
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.negotiate_all()?;
+    for (sequence, reserved) in [(1, 5000), (2, heartbeat::RESERVED), (3, 8000), (4, 0)] {
+        let request = heartbeat.request(heartbeat::body(sequence, reserved))?;
+        let reply = heartbeat
+            .transact(&request)
+            .map_err(|error| format!("{reserved} bytes reserved: {error}"))?;
+        t.equal(
+            "sequence number",
+            heartbeat::sequence(&reply.body),
+            Some(sequence + 1),
+        )?;
     }
     heartbeat.expect_silence(Duration::from_millis(50))
 }
