@@ -20,6 +20,24 @@ pub struct Fault {
 pub struct Shown {
     scenario: &'static str,
     kernel: Kernel,
+    /// The number of the patch for mainline's C driver with which it passes, if there is one.
+    patch: Option<u32>,
+}
+
+impl Shown {
+    /// C passes with this patch of `Documentation/mainline`, and those before it.
+    const fn patch(mut self, number: u32) -> Self {
+        self.patch = Some(number);
+        self
+    }
+
+    /// The scenario, and its kernel if that is not the stock one.
+    fn name(&self) -> String {
+        match self.kernel {
+            Kernel::Stock => format!("``{}``", self.scenario),
+            Kernel::Debug => format!("``{}`` (debug)", self.scenario),
+        }
+    }
 }
 
 /// What the scenarios of the table run on.
@@ -49,6 +67,7 @@ const fn stock(scenario: &'static str) -> Shown {
     Shown {
         scenario,
         kernel: Kernel::Stock,
+        patch: None,
     }
 }
 
@@ -56,6 +75,7 @@ const fn debug(scenario: &'static str) -> Shown {
     Shown {
         scenario,
         kernel: Kernel::Debug,
+        patch: None,
     }
 }
 
@@ -67,17 +87,25 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             fault(
                 "The host refuses to open the channel",
                 "C crashes as it cleans up",
-                &[stock("open_refused")],
+                &[
+                    stock("open_refused").patch(1),
+                    stock("open_refused_of_a_former_device").patch(1),
+                ],
             ),
             fault(
                 "There are two devices of one class",
                 "C takes the second one, too",
-                &[stock("second_device_of_a_class")],
+                &[stock("second_device_of_a_class").patch(7)],
             ),
             fault(
                 "The device goes while a daemon has its file open",
                 "C waits until it is closed",
                 &[stock("chardev"), debug("vss_unbound_under_packets")],
+            ),
+            fault(
+                "The device goes as its file is closed",
+                "C frees what the closing process still uses",
+                &[debug("kvp_unbound_as_a_file_closes").patch(2)],
             ),
             fault(
                 "The device goes under a daemon that hangs",
@@ -96,12 +124,12 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 "Work is left over",
                 "with C the guest does not survive that it runs when the module has gone",
                 // A processor that is kept busy takes minutes in emulated time.
-                &[debug("work_left_at_removal")],
+                &[debug("work_left_at_removal").patch(3)],
             ),
             fault(
                 "A step of the registration fails",
                 "C leaves freed memory in use",
-                &[debug("allocations_fail")],
+                &[debug("allocations_fail").patch(4)],
             ),
         ],
     ),
@@ -124,7 +152,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             fault(
                 "No version is common",
                 "C says that all is well",
-                &[stock("framing_no_common_version")],
+                &[stock("framing_no_common_version").patch(5)],
             ),
             fault(
                 "Any local user is the daemon",
@@ -228,6 +256,16 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 &[stock("kvp_sizes"), stock("framing_size_beyond_packet")],
             ),
             fault(
+                "A message is longer than a page",
+                "C takes its middle for further ones",
+                &[stock("heartbeat_longer_than_a_page").patch(8)],
+            ),
+            fault(
+                "An enumeration's index is beyond 2^31",
+                "C hands the daemon a negative one, and the daemon dies",
+                &[stock("kvp_index_of_no_entry").patch(9)],
+            ),
+            fault(
                 "GET of a value",
                 "C answers that it is empty",
                 &[stock("kvp_gets_values")],
@@ -250,7 +288,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             fault(
                 "A daemon's text does not end",
                 "C reads on",
-                &[debug("kvp_endless_answers")],
+                &[debug("kvp_endless_answers").patch(6)],
             ),
             fault(
                 "The host floods the ring",
@@ -343,13 +381,46 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
     ),
 ];
 
+/// Each row of the table.
+fn rows() -> impl Iterator<Item = &'static Shown> {
+    let faults = FAULTS.iter().flat_map(|(_, faults)| *faults);
+    faults.flat_map(|fault| fault.shown)
+}
+
 /// Whether a fault names the scenario for the kernel.
 pub fn names(scenario: &str, kernel: Kernel) -> bool {
-    FAULTS
-        .iter()
-        .flat_map(|(_, faults)| *faults)
-        .flat_map(|fault| fault.shown)
-        .any(|shown| shown.scenario == scenario && shown.kernel == kernel)
+    rows().any(|shown| shown.scenario == scenario && shown.kernel == kernel)
+}
+
+/// The patch for mainline with which C passes the scenario that a fault names for the kernel.
+pub fn patch(scenario: &str, kernel: Kernel) -> Option<u32> {
+    rows()
+        .find(|shown| shown.scenario == scenario && shown.kernel == kernel)
+        .and_then(|shown| shown.patch)
+}
+
+/// The table of the patches for mainline, with what `verdict` knows of C's last runs on a kernel, without and with them.
+pub fn patches(verdict: impl Fn(&str, Kernel, bool) -> Option<String>) -> String {
+    let mut shown: Vec<&Shown> = rows().filter(|shown| shown.patch.is_some()).collect();
+    shown.sort_by_key(|shown| shown.patch);
+    let head = ["Patch", "Scenario", "C driver", "Patched", "Patched, debug"];
+    let mut text = format!("{PATCHES}{}", row(head));
+    for shown in shown {
+        let number = shown.patch.unwrap_or_default().to_string();
+        let name = shown.name();
+        let cell = |kernel, is_patched| {
+            verdict(shown.scenario, kernel, is_patched).unwrap_or_else(|| "not run".to_owned())
+        };
+        let stock = cell(shown.kernel, false);
+        // What only the kernel that looks for faults shows does not run on the other one.
+        let patched = match shown.kernel {
+            Kernel::Stock => cell(Kernel::Stock, true),
+            Kernel::Debug => String::new(),
+        };
+        let debug = cell(Kernel::Debug, true);
+        text.push_str(&row([&number, &name, &stock, &patched, &debug]));
+    }
+    text
 }
 
 /// A table of the document: some rows of the faults that have any there.
@@ -403,10 +474,14 @@ pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> Str
                     verdict(shown.scenario, module, shown.kernel)
                         .unwrap_or_else(|| "not run".to_owned())
                 };
+                let (mut c, rust) = (cell(Module::C), cell(Module::Rust));
+                let c_passes = c == PASSES;
+                if let Some(number) = shown.patch {
+                    c.push_str(&format!("; passes with :doc:`patch {number} <mainline>`"));
+                }
                 let name = cell_of(shown.scenario, shown.kernel);
-                let (c, rust) = (cell(Module::C), cell(Module::Rust));
-                let cells = [name.as_str(), &c, &rust];
-                match c == PASSES {
+                let cells = [&name, &c, &rust].map(String::as_str);
+                match c_passes {
                     true => survived.add(number, fault.what, cells),
                     false => table.add(number, &fault.text(), cells),
                 }
@@ -469,6 +544,13 @@ const TABLE: &str = "\
 .. list-table::
    :header-rows: 1
    :widths: 5 30 20 30 15
+
+";
+
+const PATCHES: &str = "\
+.. list-table::
+   :header-rows: 1
+   :widths: 5 25 40 15 15
 
 ";
 

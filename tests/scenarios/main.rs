@@ -78,6 +78,7 @@ use scenario::Scenario;
 const USAGE: &str = "\
 usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T) in their names or configurations
        scenarios [OPTION]... faults [WORD]  runs those of the table of faults with both modules, and writes it
+       scenarios [OPTION]... mainline [WORD] runs those that a patch for C is about with C, as it is or --patched
        scenarios [OPTION]... demo           shows the module at work
        scenarios [OPTION]... bench [check]  measures it, and the kernel's own; or what may not grow, only
        scenarios [OPTION]... bench profile ROW   says in which functions a row of its table spends them
@@ -92,6 +93,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --whole no       only this module, and only what processors and version matter to
   --time emulated  what waits for minutes, in a QEMU guest in which waiting takes no time; else what does not
   --control yes    only C, with what is not for it: what it passes all the same could be (--time emulated is quicker)
+  --patched FILE   this initramfs has C's module, in place of the kernel's own
   --peer KEY       C's results that passed with the same KEY, which stands for all they depend on, are kept
   --repeat N       all of it N times (1)
 HV_SLOW=1 in the environment has all that is repeated repeated more often: reloads, daemons, failing allocations.
@@ -169,7 +171,7 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        [command @ ("check" | "faults"), word @ ..] if word.len() < 2 => {
+        [command @ ("check" | "faults" | "mainline"), word @ ..] if word.len() < 2 => {
             let filter = word.first().map(|word| (*word).to_owned());
             options.filter = filter
                 .or_else(|| std::env::var("T").ok())
@@ -180,6 +182,7 @@ fn main() -> ExitCode {
             }
             match *command {
                 "faults" => runner::check_faults(&all(), options),
+                "mainline" => runner::check_mainline(&all(), options),
                 _ => runner::check(&all(), &options),
             }
         }

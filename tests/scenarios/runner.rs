@@ -15,6 +15,7 @@ use host::guest::Module;
 use host::images::build_folder;
 
 use self::group::Group;
+use self::options::patched;
 use self::options::DEBUG;
 use self::options::FLAVOUR;
 use self::place::shown;
@@ -57,6 +58,37 @@ pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
 
 /// Runs the scenarios that the table of faults names for the options' kernel, with both modules, and writes the table.
 pub fn check_faults(scenarios: &[&'static Scenario], mut options: Options) -> ExitCode {
+    options.faults = true;
+    check_table(scenarios, options, "faults.rst", || {
+        faults::document(last_verdict)
+    })
+}
+
+/// Runs those that a patch for mainline is about with C alone, stock or patched, and writes the table of the patches.
+pub fn check_mainline(scenarios: &[&'static Scenario], mut options: Options) -> ExitCode {
+    options.mainline = true;
+    if let Err(error) = options.set("--module", Module::C.name()) {
+        println!("# {error}");
+        return ExitCode::FAILURE;
+    }
+    check_table(scenarios, options, "mainline.txt", || {
+        faults::patches(|scenario, kernel, is_patched| {
+            let (flavour, vcpus) = KERNELS[kernel as usize];
+            match is_patched {
+                true => verdict_of(scenario, Module::C, &patched(flavour), vcpus),
+                false => verdict_of(scenario, Module::C, flavour, vcpus),
+            }
+        })
+    })
+}
+
+/// Runs what the options select, on the kernel as the tables have it, and writes the document of that name.
+fn check_table(
+    scenarios: &[&'static Scenario],
+    mut options: Options,
+    name: &str,
+    document: impl Fn() -> String,
+) -> ExitCode {
     let kernel = KERNELS
         .into_iter()
         .find(|(flavour, ..)| *flavour == options.flavour);
@@ -64,18 +96,16 @@ pub fn check_faults(scenarios: &[&'static Scenario], mut options: Options) -> Ex
         println!("# the table of faults is not from {}", options.flavour);
         return ExitCode::FAILURE;
     };
-    options.faults = true;
     options.vcpus = vec![vcpus];
     options.versions = vec![(6, 0)];
     // None of a former run is told.
     for (scenario, place) in options.jobs(scenarios, vcpus, (6, 0), true) {
-        let file = place.file(scenario.name(), &options.flavour);
+        let file = place.file(scenario.name(), &options.kernel());
         let _ = std::fs::remove_file(with_suffix(&file, VERDICT));
     }
     let status = check(scenarios, &options);
-    let document = faults::document(last_verdict);
-    let file = build_folder().join("results/faults.rst");
-    match std::fs::write(&file, document) {
+    let file = build_folder().join("results").join(name);
+    match std::fs::write(&file, document()) {
         Ok(()) => status,
         Err(error) => {
             println!("# {}: {error}", shown(&file));
@@ -90,10 +120,15 @@ fn last_verdict(scenario: &str, module: Module, kernel: Kernel) -> Option<String
         return Some("has no such device".to_owned());
     }
     let (flavour, vcpus) = KERNELS[kernel as usize];
+    verdict_of(scenario, module, flavour, vcpus)
+}
+
+/// What a scenario came to when it ran last on a kernel, as the files of results call that.
+fn verdict_of(scenario: &str, module: Module, kernel: &str, vcpus: u32) -> Option<String> {
     let place = Place {
         module,
         vcpus,
         vmbus: (6, 0),
     };
-    std::fs::read_to_string(with_suffix(&place.file(scenario, flavour), VERDICT)).ok()
+    std::fs::read_to_string(with_suffix(&place.file(scenario, kernel), VERDICT)).ok()
 }

@@ -137,7 +137,7 @@ impl<'a> Group<'a> {
     /// Where C's result is kept, if it is: see [`Options::peer`].
     fn kept(&self, scenario: &Scenario, place: Place) -> Option<PathBuf> {
         let keeps = place.module == Module::C && self.options.peer.is_some();
-        keeps.then(|| with_suffix(&place.file(scenario.name(), &self.options.flavour), "kept"))
+        keeps.then(|| with_suffix(&place.file(scenario.name(), &self.options.kernel()), "kept"))
     }
 
     /// Takes C's result from a former run, if that passed with all as it is now.
@@ -211,7 +211,7 @@ impl<'a> Group<'a> {
             }
         };
         let guest = &shared.guest;
-        let file = place.file(scenario.name(), &self.options.flavour);
+        let file = place.file(scenario.name(), &self.options.kernel());
         let from = guest.transcript_length();
         let console_from = guest.console().len();
         let Ran {
@@ -258,11 +258,22 @@ impl<'a> Group<'a> {
     /// Reports a result, and keeps it for the table of faults. Where that is all that C runs for, it may fail.
     fn judge(&mut self, scenario: &Scenario, place: Place, result: &Result<()>) {
         let verdict = verdict(result);
-        let file = place.file(scenario.name(), &self.options.flavour);
+        let file = place.file(scenario.name(), &self.options.kernel());
         if let Err(error) = std::fs::write(with_suffix(&file, VERDICT), &verdict) {
             println!("# {}: {error}", shown(&file));
         }
+        let stock_for_mainline = self.options.mainline && self.options.patched.is_none();
         match (self.options.faults, place.module) {
+            (_, Module::C) if stock_for_mainline => {
+                // What the patch is for has to be there.
+                let shown = match is_failure(result) {
+                    true => Ok(()),
+                    false => Err(Error(format!("the stock module: {verdict}"))),
+                };
+                println!("# {} with C: {verdict}", scenario.name());
+                let label = format!("{} fails without the patches", place.label());
+                self.report.line(scenario.name(), &label, &shown);
+            }
             (true, Module::C) => {
                 println!("# {} with C: {verdict}", scenario.name());
                 self.report.begin_timing();

@@ -46,6 +46,15 @@ pub struct Options {
     pub(super) faults: bool,
     /// With C, what is not for it.
     control: bool,
+    /// What the patches for mainline's C driver are about, with that.
+    pub(super) mainline: bool,
+    /// The initramfs with C's patched module, which takes the place of the kernel's own.
+    pub(super) patched: Option<PathBuf>,
+}
+
+/// What the files of results call a kernel on which C's module is the patched one.
+pub(super) fn patched(flavour: &str) -> String {
+    format!("{flavour}-patched")
 }
 
 impl Default for Options {
@@ -63,6 +72,8 @@ impl Default for Options {
             peer: None,
             faults: false,
             control: false,
+            mainline: false,
+            patched: None,
         }
     }
 }
@@ -92,11 +103,20 @@ impl Options {
             "--whole" => self.whole = value != "no",
             "--time" => self.emulated = value == "emulated",
             "--control" => self.control = value == "yes",
+            "--patched" => self.patched = Some(value.into()),
             "--peer" => self.peer = Some(value.to_owned()),
             "--repeat" => self.repeat = value.parse().map_err(|_| wrong())?,
             _ => return Err(wrong()),
         }
         Ok(())
+    }
+
+    /// The kernel, as the files of results call it: those of the patched module are others.
+    pub(super) fn kernel(&self) -> String {
+        match self.patched {
+            Some(_) => patched(&self.flavour),
+            None => self.flavour.clone(),
+        }
     }
 
     /// Whether guest time counts instructions, and waiting takes none.
@@ -120,7 +140,7 @@ impl Options {
         let mut sorted = scenarios.to_vec();
         sorted.sort_by_key(|scenario| order(scenario));
         let debug = self.flavour == DEBUG;
-        let any_time = self.faults || self.control;
+        let any_time = self.faults || self.control || self.mainline;
         let asked_for = self.full || any_time || !self.filter.is_empty();
         // What the kernels and places differ in does not matter to the others.
         let is_usual = match self.flavour.as_str() {
@@ -141,6 +161,14 @@ impl Options {
         });
         let kernel = if debug { Kernel::Debug } else { Kernel::Stock };
         sorted.retain(|scenario| !self.faults || faults::names(scenario.name(), kernel));
+        // What the stock kernel shows, the patched module passes on the other one as well.
+        let fixed = |name, on| faults::patch(name, on).is_some();
+        let also = debug && self.patched.is_some();
+        sorted.retain(|scenario| {
+            !self.mainline
+                || fixed(scenario.name(), kernel)
+                || (also && fixed(scenario.name(), Kernel::Stock))
+        });
         let places = |scenario: &'static Scenario| {
             self.modules.iter().map(move |&module| {
                 let place = Place {
@@ -157,7 +185,7 @@ impl Options {
             let here = whole || place.module == Module::Rust;
             // File copy has no character device in C any more.
             let could_be = place.module == Module::C && !scenario.name().starts_with("fcopy_");
-            let for_module = match (self.faults, self.control) {
+            let for_module = match (self.faults || self.mainline, self.control) {
                 (true, _) => could_be || scenario.is_for(place.module),
                 (_, true) => could_be && !scenario.is_for(place.module),
                 _ => scenario.is_for(place.module),
@@ -183,6 +211,8 @@ impl Options {
         config
             .initrds
             .extend(Some(self.daemons()).filter(|image| image.exists()));
+        // What comes later replaces files of the same name.
+        config.initrds.extend(self.patched.clone());
         config.services.extend(daemon::SERVICES);
         if self.flavour == DEBUG {
             // What looks for faults has notes to take.
