@@ -161,6 +161,11 @@ faults: root guest-amd64 guest-debug build/guest/chrony.cpio host
 	@$(enter) env OUTER_TIMEOUT=3600 build/host/scenarios --flavour debug faults
 	@cp build/results/faults.rst Documentation/faults.rst
 
+## mainline             the patches of Documentation/mainline for the C driver, and what they are for (40 min)
+mainline: root guest-amd64 guest-debug build/guest/disks-amd64.cpio build/guest/chrony.cpio host
+	@tests/mainline.sh
+	@cp build/results/mainline.txt Documentation/mainline/results.txt
+
 ## check-debug          all scenarios on the kernel that looks for faults (30 min)
 check-debug: root guest-debug build/guest/chrony.cpio host
 	@tests/check.sh debug
@@ -201,6 +206,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults check-debug check-systemd check-dkms kernels soak clean distclean help
+.PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults mainline check-debug check-systemd check-dkms kernels soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/disks-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

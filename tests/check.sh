@@ -226,13 +226,13 @@ faults_otherwise()
 	grep -n -- ' - not run$' Documentation/faults.rst || true
 }
 
-# The scenarios that the document of faults names, and whether it has all that make faults would write.
+# The scenarios that the tables of faults and of C's patches name, and whether the first has all that make faults would write.
 step_faults()
 {
 	local name
 	build/host/scenarios list | sort >"$logs/scenarios"
 	# shellcheck disable=SC2016 # these are no command substitutions
-	grep -o '``[a-z0-9_]*``' Documentation/faults.rst | tr -d '`' | sort -u | while read -r name; do
+	grep -oh '``[a-z0-9_]*``' Documentation/faults.rst Documentation/mainline/results.txt | tr -d '`' | sort -u | while read -r name; do
 		each "faults: $name is a scenario" sh -c "grep -qx '$name' '$logs/scenarios' || echo there is none"
 	done
 	each "faults: Documentation/faults.rst has the faults of tests/scenarios/faults.rs" faults_otherwise

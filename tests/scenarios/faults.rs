@@ -33,10 +33,7 @@ impl Shown {
 
     /// The scenario, and its kernel if that is not the stock one.
     fn name(&self) -> String {
-        match self.kernel {
-            Kernel::Stock => format!("``{}``", self.scenario),
-            Kernel::Debug => format!("``{}`` (debug)", self.scenario),
-        }
+        cell_of(self.scenario, self.kernel)
     }
 }
 
@@ -477,9 +474,9 @@ pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> Str
                 let (mut c, rust) = (cell(Module::C), cell(Module::Rust));
                 let c_passes = c == PASSES;
                 if let Some(number) = shown.patch {
-                    c.push_str(&format!("; passes with :doc:`patch {number} <mainline>`"));
+                    c.push_str(&format!("{PATCHED}{number} <mainline>`"));
                 }
-                let name = cell_of(shown.scenario, shown.kernel);
+                let name = shown.name();
                 let cells = [&name, &c, &rust].map(String::as_str);
                 match c_passes {
                     true => survived.add(number, fault.what, cells),
@@ -492,6 +489,9 @@ pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> Str
     text.push_str(&survived.text());
     text
 }
+
+/// What follows C's verdict where a patch mends it.
+const PATCHED: &str = "; passes with :doc:`patch ";
 
 /// What the column of scenarios has.
 fn cell_of(scenario: &str, kernel: Kernel) -> String {
@@ -517,7 +517,7 @@ pub fn rewritten(written: &str) -> String {
     document(|scenario, module, kernel| {
         let [c, rust] = verdicts.get(cell_of(scenario, kernel).as_str())?;
         Some(match module {
-            Module::C => (*c).to_owned(),
+            Module::C => c.split(PATCHED).next().unwrap_or(c).to_owned(),
             Module::Rust => (*rust).to_owned(),
         })
     })

@@ -1,0 +1,112 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# mainline.sh: applies Documentation/mainline/*.patch to the kernel's own hv_utils, one by one, and builds that. Then
+# the scenarios that the patches are for have to fail with the stock module and pass with the patched one, and what
+# passes with C has to pass as before; make mainline calls it. With "build" as its argument it runs none of them.
+set -eu -o pipefail
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../rust/kdir/lib.sh"
+what=mainline
+cd "$top"
+enter=$top/rust/kdir/enter
+alone mainline
+work=$build/mainline
+tree=$work/linux
+source=$build/linux-source
+flavours=(amd64 debug)
+failed=0
+
+# tell NAME CMD...: a step that passes if CMD succeeds; what it says is in build/log, and here if it fails.
+tell()
+{
+	local name=$1 log
+	shift
+	mkdir -p "$build/log"
+	log=$build/log/mainline-${name//[^A-Za-z0-9.-]/-}.log
+	if "$@" >"$log" 2>&1 </dev/null; then
+		echo "ok - mainline: $name"
+	else
+		sed 's/^/    /' "$log" | tail -n 30
+		echo "not ok - mainline: $name"
+		failed=1
+		return 1
+	fi
+}
+
+# The sources of hv_utils, and the folder's makefile: build_for leaves the rest of it out.
+copy()
+{
+	rm -rf "$work"
+	mkdir -p "$tree/drivers/hv"
+	cp "$source"/drivers/hv/{hv_util,hv_kvp,hv_snapshot,hv_utils_transport}.c "$source"/drivers/hv/{*.h,Makefile} \
+		"$tree/drivers/hv/"
+}
+
+# apply FILE: applies a patch to the copy. That is below a repository, but not of it.
+apply()
+{
+	GIT_CEILING_DIRECTORIES=$work git -C "$tree" apply -v "$top/$1"
+}
+
+# clean FILE: whether it is as mainline takes it. By its name, a file of a repository would be checked as a source.
+clean()
+{
+	"$enter" perl "$source/scripts/checkpatch.pl" --no-tree --strict --quiet --no-summary - <"$1"
+}
+
+# build_for FLAVOUR: builds the module as the copy is now.
+build_for()
+{
+	local out=$work/$1 said
+	mkdir -p "$out"
+	rm -f "$out/hv_utils.ko"
+	said=$("$enter" make -s -j "$(nproc)" -C "$build/kdir/$1" M="$tree/drivers/hv" MO="$out" W=1 \
+		CONFIG_HYPERV= CONFIG_HYPERV_VMBUS= CONFIG_HYPERV_BALLOON= CONFIG_MSHV_ROOT= CONFIG_MSHV_VTL= modules 2>&1)
+	echo "$said"
+	[ -e "$out/hv_utils.ko" ] && [ -z "$said" ]
+}
+
+# image FLAVOUR: the initramfs in which it is the module "c".
+image()
+{
+	tests/guest/module-cpio.sh "$work/c-$1.cpio" c/hv_utils.ko="$work/$1/hv_utils.ko"
+}
+
+# patched: whether each patch is clean, applies, and leaves a module that builds.
+patched()
+{
+	local file name
+	for file in Documentation/mainline/*.patch; do
+		name=$(basename "$file" .patch)
+		tell "$name is clean" clean "$file" || true
+		tell "$name applies" apply "$file" || return
+		tell "$name builds" build_for amd64 || return
+	done
+	for name in "${flavours[@]}"; do
+		tell "the module builds for $name" build_for "$name" && tell "its image for $name" image "$name" || return
+	done
+}
+
+# scenarios FLAVOUR OPTION...
+scenarios()
+{
+	local flavour=$1
+	shift
+	OUTER_TIMEOUT=3600 "$enter" build/host/scenarios --flavour "$flavour" "$@" 2>&1 | sed -u 's/\r//' || failed=1
+}
+
+copy
+patched || exit 1
+if [ "${1:-}" = build ]; then
+	exit "$failed"
+fi
+
+# Debian's kernel waits in emulated time: see make faults.
+scenarios amd64 --time emulated mainline
+scenarios debug mainline
+scenarios amd64 --time emulated --patched "$work/c-amd64.cpio" mainline
+scenarios debug --patched "$work/c-debug.cpio" mainline
+# What C passes without them, as in make check.
+scenarios amd64 --module c --vcpus 1 --vmbus 6.0 --patched "$work/c-amd64.cpio" check
+scenarios amd64 --time emulated --module c --vcpus 1 --vmbus 6.0 --patched "$work/c-amd64.cpio" check
+[ "$failed" -eq 0 ]
