@@ -586,6 +586,7 @@ mod tests {
         assert!(!failed.contains("clock_jumps"));
         assert!(failed.contains("``silent_host``\n     - fails\n     - passes\n"));
     }
+
     #[test]
     fn a_document_is_written_again_as_it_is() {
         let verdict = |scenario: &str, module, kernel| match (module, kernel) {
@@ -604,5 +605,17 @@ mod tests {
         assert_eq!(rewritten(&without), written.replace(row, &never));
         let other = written.replace("Its clock jumps", "It jumps");
         assert_eq!(rewritten(&other), written);
+    }
+
+    #[test]
+    fn the_patches_and_what_they_change_are_told() {
+        let verdict = |is_patched| Some(if is_patched { PASSES } else { "fails" }.to_owned());
+        let table = patches(|_, _, is_patched| verdict(is_patched));
+        let row = "   * - 1\n     - ``open_refused``\n     - fails\n     - passes\n     - passes\n";
+        assert!(table.contains(row));
+        // The stock kernel does not show it.
+        assert!(table.contains("(debug)\n     - fails\n     -\n     - passes\n"));
+        let document = document(|_, module, _| verdict(module == Module::Rust));
+        assert!(document.contains("- fails; passes with :doc:`patch 1 <mainline>`\n"));
     }
 }
