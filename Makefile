@@ -19,7 +19,9 @@ quiet   := $(if $(V),,-s)
 
 # ---- The module, against any kernel tree, from the 7.2 series on, that carries Rust metadata
 
-KDIR    ?= $(if $(asked),build/kdir/$(stock),/lib/modules/$(shell uname -r)/build)
+# The running kernel's headers, or rather what Rust's metadata was added to.
+running := $(firstword $(wildcard /usr/src/linux-headers-rust-$(shell uname -r)) /lib/modules/$(shell uname -r)/build)
+KDIR    ?= $(if $(asked),build/kdir/$(stock),$(running))
 
 # A tree of make kdir needs the toolchain that made it; of the machine's folders that one sees
 # only the project's, and here the one that modules are installed in.
@@ -48,13 +50,20 @@ modules_install:
 	@[ "$$(cat $(MO)/modules.order 2>/dev/null)" = hv_utils.o ] || \
 		{ echo "$(MO) does not hold the module: run \"make modules\" with the same KDIR first" >&2; exit 1; }
 	@mkdir -p $(install)
-	+@$(if $(ours),ENTER_BIND=$(install)) $(kbuild) INSTALL_MOD_DIR=updates modules_install
+	+@$(if $(ours),ENTER_BIND=$(install)) $(kbuild) INSTALL_MOD_DIR=updates DEPMOD=true modules_install
+	@$(if $(ours),ENTER_BIND=$(install) $(enter)) rust/kdir/installed $(MO)/hv_utils.ko $(abspath $(INSTALL_MOD_PATH))
 
 ## samples              the module and the samples, into build/modules; never installed; KDIR=
 samples: override MO := build/modules/$(kernel)
 samples: have-kdir
 	@mkdir -p $(MO)
 	+@$(kbuild) EXTRAS=1 modules
+
+## deb                  Debian packages, in build/deb; FLAVOUR= SERIES= choose one kernel; KEY= CERT= sign the module
+packed  := $(if $(or $(SERIES),$(filter-out file,$(origin FLAVOUR))),$(stock),$(flavours))
+deb: root $(foreach k,$(packed),build/kdir/$(k)/.ready)
+	+@$(foreach k,$(packed),$(MAKE) $(quiet) KDIR=build/kdir/$(k) MO=build/out/$(k) modules &&) :
+	@KEY=$(KEY) CERT=$(CERT) drivers/packages/deb.sh $(packed)
 
 # ---- What stock Debian kernels need: a root with the toolchain, and the metadata
 
@@ -174,9 +183,12 @@ check-debug: root guest-debug build/guest/chrony.cpio host
 check-systemd: root guest-$(FLAVOUR) build/guest/systemd-$(FLAVOUR).cpio host
 	@FLAVOUR=$(FLAVOUR) tests/check.sh systemd
 
-## check-dkms           DKMS with Debian's kernel packages, on a Debian 13 of its own (2 min)
-check-dkms: root build/kdir/amd64/.ready
-	@tests/dkms.sh
+## check-packages       the packages of make deb, on a Debian 13 of their own (10 min)
+check-packages: packed := $(flavours)
+check-packages: deb guest-cloud-amd64 host
+	@tests/packages.sh
+	@tests/guest/images.sh packaged-cloud-amd64
+	@FLAVOUR=cloud-amd64 tests/check.sh packaged
 
 ## kernels              the module for each kernel it is for, booted if it is for x86, and a table; K=word (an hour at first)
 kernels: root host
@@ -191,7 +203,7 @@ soak: root guest-debug host
 ## clean                removes what was built from this repository, not what was downloaded
 #  Kbuild's own clean would remove every object below this folder: those of build/root too.
 clean:
-	@rm -rf build/out build/modules build/host build/guest build/check build/dkms/root
+	@rm -rf build/out build/modules build/host build/guest build/check build/deb build/packages/root
 	@find . \( -path ./build -o -path ./.git \) -prune -o -type f \( -name '*.[ao]' -o -name '*.ko' \
 		-o -name '*.mod' -o -name '*.mod.c' -o -name '*.rmeta' -o -name '*.symvers' -o -name modules.order \
 		-o -name '*_generated.rs' -o -name bindgen_flags.mk -o -name '.*.cmd' -o -name '.*.d' \) -exec rm -f {} +
@@ -206,6 +218,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install samples have-kdir kdir kdir-all root host guests demo check bench faults mainline check-debug check-systemd check-dkms kernels soak clean distclean help
+.PHONY: modules modules_install samples deb have-kdir kdir kdir-all root host guests demo check bench faults mainline check-debug check-systemd check-packages kernels soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/disks-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

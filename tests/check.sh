@@ -142,6 +142,30 @@ installed()
 	find "$out/root" -name '*.ko*' -printf '%P\n' |
 		grep -vx 'lib/modules/[^/]*/updates/hv_utils\.ko[.a-z]*' || true
 	find "$out/root" -name 'hv_utils.ko*' | grep -q . || echo "no hv_utils.ko was installed"
+	says_what_it_installs "$out" "$out.log"
+}
+
+# says_what_it_installs DIR LOG: into a root without a kernel, and into one that has its own module.
+says_what_it_installs()
+{
+	local release dir
+	release=$(cat build/kernel/amd64/release)
+	dir=$1/root/lib/modules/$release
+	grep -q '^modprobe finds it after "depmod ' "$2" || echo "it does not say that depmod is to run"
+	if grep -i warning "$2"; then
+		echo "installing into a root without a kernel warns"
+	fi
+	mkdir -p "$dir/kernel/drivers/hv"
+	cp build/kernel/amd64/lib/modules/"$release"/modules.* "$dir/"
+	cp build/kernel/amd64/lib/modules/"$release"/kernel/drivers/hv/hv_utils.ko* "$dir/kernel/drivers/hv/"
+	make_in "$1" modules_install || tail -n 15 "$2"
+	grep -qx "installed: $dir/updates/hv_utils.ko.*" "$2" || echo "it does not say what it installed"
+	grep -q "^replaces:  $dir/kernel/drivers/hv/hv_utils.ko.* (which stays where it is)$" "$2" ||
+		echo "it does not say what it replaces"
+	grep -q "^go back:   rm $dir/updates/hv_utils.ko.* && depmod -b $1/root $release$" "$2" ||
+		echo "it does not say how to go back"
+	modprobe -d "$1/root" -S "$release" --show-depends hv_utils 2>/dev/null | grep -q "/updates/hv_utils.ko" ||
+		echo "modprobe does not find it"
 }
 
 step_install()
@@ -369,6 +393,13 @@ step_systemd()
 	return $status
 }
 
+# The same where apt has installed it: make check-packages.
+step_packaged()
+{
+	local pattern=packaged_services
+	OUTER_TIMEOUT=3600 scenarios "${FLAVOUR:-cloud-amd64}" --module rust --vcpus 2 --vmbus 6.0
+}
+
 # For as long as $SOAK says (90s, 10m, 1h): what holds for the pure code, a twentieth of that, and all that hosts
 # and programs can do, on that kernel too. The seeds are others each time: make soak.
 step_soak()
@@ -469,7 +500,7 @@ run()
 
 steps=(format shellcheck choose clippy install checkpatch layers faults host unit properties scenarios kernels bench)
 pattern=$word
-for name in "${steps[@]}" debug systemd soak; do
+for name in "${steps[@]}" debug systemd packaged soak; do
 	if [ "$name" = "$word" ]; then
 		steps=("$word")
 		pattern=

@@ -90,7 +90,7 @@ debs=("linux-source-$series" "linux-headers-$release" "linux-image-$release")
 for name in "linux-modules-$release" "linux-base-$release" "linux-binary-$release"; do
 	! has "$name" || debs+=("$name")
 done
-cd "$build/deb"
+cd "$build/downloads"
 for name in "${debs[@]}"; do
 	if ! [ -e "${name}_$version.ok" ]; then
 		logged "deb-$name" apt-get download "$name=$version"
@@ -100,7 +100,7 @@ done
 # unpack NAME DIR: apt writes a version's ':' as %3a.
 unpack()
 {
-	dpkg-deb -x "$build/deb/${1}_${version//:/%3a}_"a*.deb "$2"
+	dpkg-deb -x "$build/downloads/${1}_${version//:/%3a}_"a*.deb "$2"
 }
 cd "$top"
 
@@ -110,7 +110,7 @@ tree=$build/linux-${version//[!a-z0-9.-]/_}
 if [ ! -e "$tree/Makefile" ]; then
 	rm -rf "$tree.new"
 	mkdir -p "$tree.new"
-	dpkg-deb --fsys-tarfile "$build/deb/linux-source-${series}_${version}_all.deb" |
+	dpkg-deb --fsys-tarfile "$build/downloads/linux-source-${series}_${version}_all.deb" |
 		tar -xO --wildcards './usr/src/linux-source-*.tar.*' | xz -d -T 0 |
 		tar -x -C "$tree.new" --strip-components=1
 	mv "$tree.new" "$tree"

@@ -174,7 +174,7 @@ archive()
 	local architecture=${2:-amd64}
 	local apt=$build/${ARCHIVE:+check/}apt-$1
 	[ "$architecture" = amd64 ] || apt=$apt-$architecture
-	mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$build/deb" "$build/log"
+	mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$build/downloads" "$build/log"
 	: >"$apt/status"
 	sources "$1" | grep " $1 main\$" >"$apt/sources.list"
 	{

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | disks-FLAVOUR | chrony | systemd-FLAVOUR: makes
+# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | disks-FLAVOUR | chrony | systemd-FLAVOUR | packaged-FLAVOUR: makes
 # build/guest/NAME.cpio, the initramfs of a guest (daemons-FLAVOUR, disks-FLAVOUR and chrony are to be appended to
 # inner-FLAVOUR), and build/kernel/FLAVOUR/vmlinux, the kernel out of its vmlinuz.
 # None is compressed: an emulated processor reads them faster than it unpacks them.
@@ -20,7 +20,8 @@ inner-*) flavour=${name#inner-} ;;
 daemons-*) flavour=${name#daemons-} ;;
 disks-*) flavour=${name#disks-} ;;
 systemd-*) flavour=${name#systemd-} ;;
-*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, disks-amd64, chrony, systemd-amd64" ;;
+packaged-*) flavour=${name#packaged-} ;;
+*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, disks-amd64, chrony, systemd-amd64, packaged-amd64" ;;
 esac
 kernel=$build/kernel/$flavour
 [ -e "$kernel/.ready" ] || die "there is no build/kernel/$flavour" "make kdir FLAVOUR=$flavour creates it"
@@ -95,7 +96,7 @@ fetch()
 		(
 			archive "$from"
 			[ -n "$(apt-cache madison "$package")" ] || logged "apt-$from" apt-get update
-			cd "$build/deb"
+			cd "$build/downloads"
 			rm -f "$package"_*.deb
 			logged "deb-$package" apt-get download "$package/$from"
 			dpkg-deb -x "$package"_*.deb "$debs/$from-$package.new"
@@ -113,7 +114,7 @@ agent()
 # The daemons as Debian ships them, and what they and their tests work with.
 daemons()
 {
-	local debs=$build/deb/daemons from=$suite-backports file name
+	local debs=$build/downloads/daemons from=$suite-backports file name
 	# The last release whose file copy daemon spoke to the character device.
 	fetch bookworm hyperv-daemons
 	fetch "$suite" e2fsprogs libext2fs2t64
@@ -145,7 +146,7 @@ daemons()
 # File systems other than ext4, which the VSS daemon freezes as well.
 disks()
 {
-	local debs=$build/deb/daemons package
+	local debs=$build/downloads/daemons package
 	local packages=(xfsprogs libinih1 liburcu8t64 btrfs-progs liblzo2-2)
 	fetch "$suite" "${packages[@]}"
 	mkdir -p "$tree"/{bin,lib/x86_64-linux-gnu,modules/disks}
@@ -161,7 +162,7 @@ disks()
 # A time service that reads the PTP clock.
 chrony()
 {
-	local debs=$build/deb/daemons
+	local debs=$build/downloads/daemons
 	fetch "$suite" chrony libedit2
 	mkdir -p "$tree"/{bin,etc,lib/x86_64-linux-gnu}
 	cp -L "$debs/$suite-libedit2/usr/lib/x86_64-linux-gnu/libedit.so.2" "$tree/lib/x86_64-linux-gnu/"
@@ -171,24 +172,44 @@ chrony()
 	echo 'root:x:0:0:root:/:/bin/sh' >"$tree/etc/passwd"
 }
 
+# bootstrap VARIANT [OPTION]...: Debian with systemd and the daemons, as a variant of mmdebstrap's, in $tree.
+bootstrap()
+{
+	sources >"$tree.list"
+	logged "image-$name" mmdebstrap --mode=root --variant="$1" --architectures=amd64 \
+		--include="systemd-sysv,udev,kmod,e2fsprogs,chrony,hyperv-daemons/$suite-backports" \
+		--dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/doc/*' \
+		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+		--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' "${@:2}" \
+		"$suite" "$tree" "$tree.list"
+	rm -rf "$tree.list"
+	(cd "$tree" && rm -rf var/lib/apt var/cache var/lib/dpkg boot dev/*)
+}
+
+# bootable: what is in $tree starts as the first process, with the agent and without what takes long.
+bootable()
+{
+	ln -s usr/lib/systemd/systemd "$tree/init"
+	agent "$tree/usr/local/bin/agent"
+	install -m 644 "$here/systemd/agent.service" "$tree/etc/systemd/system/"
+	mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
+	ln -s ../agent.service "$tree/etc/systemd/system/multi-user.target.wants/"
+	# init-chrony enables it.
+	rm -f "$tree"/etc/systemd/system/{multi-user.target.wants/chrony.service,chronyd.service}
+	# Nobody logs in, and what a first boot updates is new: emulated, each unit takes seconds.
+	ln -s /dev/null "$tree/etc/systemd/system/getty.target"
+	touch "$tree/etc/.updated" "$tree/var/.updated"
+}
+
 # Debian as it is installed, as far as that needs no disk: systemd and udev are to find the devices, load
 # the module that depmod prefers, and start the daemons.
 systemd()
 {
 	local made=$build/modules/$flavour/hv_utils.ko modules=$tree/usr/lib/modules/$release module path file
-	local debs=$build/deb/daemons
+	local debs=$build/downloads/daemons
 	[ -e "$made" ] || die "there is no $made" "make guests builds it"
 	fetch bookworm hyperv-daemons
-	sources "$suite" >"$tree.list"
-	logged "image-$name" mmdebstrap --mode=root --variant=essential --architectures=amd64 \
-		--include="systemd-sysv,udev,kmod,e2fsprogs,chrony,hyperv-daemons/$suite-backports" \
-		--dpkgopt='force-unsafe-io' --dpkgopt='path-exclude=/usr/share/doc/*' \
-		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-		--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
-		"$suite" "$tree" "$tree.list"
-	rm -rf "$tree.list"
-	(cd "$tree" && rm -rf var/lib/apt var/cache var/lib/dpkg boot dev/*)
-
+	bootstrap essential
 	mkdir -p "$modules/updates"
 	cp "$kernel/lib/modules/$release/modules."{order,builtin*} "$modules/"
 	# brd and ext4: a root that can be frozen.
@@ -206,19 +227,29 @@ systemd()
 	# The module itself comes with rust-FLAVOUR.
 	ln -sf /modules/rust/hv_utils.ko "$modules/updates/hv_utils.ko"
 
-	ln -s usr/lib/systemd/systemd "$tree/init"
-	agent "$tree/usr/local/bin/agent"
+	bootable
 	install -m 755 "$here/systemd/"init-{chrony,disk,fcopy} "$tree/usr/local/sbin/"
 	# The daemon that Debian no longer has.
 	install -m 755 "$debs/bookworm-hyperv-daemons/usr/sbin/hv_fcopy_daemon" "$tree/usr/sbin/"
-	install -m 644 "$here/systemd/agent.service" "$tree/etc/systemd/system/"
-	mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
-	ln -s ../agent.service "$tree/etc/systemd/system/multi-user.target.wants/"
-	# init-chrony enables it.
-	rm -f "$tree"/etc/systemd/system/{multi-user.target.wants/chrony.service,chronyd.service}
-	# Nobody logs in, and what a first boot updates is new: emulated, each unit takes seconds.
-	ln -s /dev/null "$tree/etc/systemd/system/getty.target"
-	touch "$tree/etc/.updated" "$tree/var/.updated"
+}
+
+# The same with Debian's modules of the kernel, and with ours, from packages that apt installs.
+packaged()
+{
+	local package packages=()
+	for package in hv-utils-rust-common "hv-utils-rust-$release"; do
+		set -- "$build/deb/$package"_*.deb
+		[ -e "$1" ] || die "there is no $1" "make deb makes it"
+		packages+=("/debs/${1##*/}")
+	done
+	# shellcheck disable=SC2016 # mmdebstrap's shell expands $1
+	bootstrap apt \
+		--customize-hook='mkdir "$1/debs"' --customize-hook="cp $build/deb/hv-utils-rust-*.deb \"\$1/debs/\"" \
+		--customize-hook="chroot \"\$1\" apt-get install -y linux-modules-$release/$suite-backports \
+			linux-base-$release/$suite-backports ${packages[*]}" \
+		--customize-hook='chroot "$1" systemctl enable hv-utils-rust-health.service' \
+		--customize-hook='rm -r "$1/debs"'
+	bootable
 }
 
 # The archive is put in place only when whole.
@@ -239,6 +270,7 @@ daemons-*) daemons ;;
 disks-*) disks ;;
 chrony) chrony ;;
 systemd-*) systemd ;;
+packaged-*) packaged ;;
 *) base ;;
 esac
 case $name in

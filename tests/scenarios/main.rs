@@ -53,6 +53,7 @@ mod kvp;
 mod lifecycle;
 mod log;
 mod memory;
+mod packaged;
 mod plot;
 mod profile;
 mod pushed;
@@ -125,6 +126,7 @@ fn all() -> Vec<&'static Scenario> {
         fuzz::SCENARIOS,
         shutdown::SCENARIOS,
         systemd::SCENARIOS,
+        packaged::SCENARIOS,
         debug::SCENARIOS,
     ]
     .into_iter()

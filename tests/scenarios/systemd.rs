@@ -56,14 +56,14 @@ pub const SCENARIOS: &[Scenario] = &[
 /// It has the image with systemd instead of the small one.
 const DEBIAN: Machine = Machine {
     name: "debian",
-    change: debian,
+    change: |config| debian(config, IMAGE),
 };
 
 /// The same, and its root is an ext4.
 const DEBIAN_ON_A_DISK: Machine = Machine {
     name: "debian on a disk",
     change: |config| {
-        debian(config);
+        debian(config, IMAGE);
         config.command_line += " rdinit=/usr/local/sbin/init-disk";
         config.memory = 1536;
     },
@@ -73,7 +73,7 @@ const DEBIAN_ON_A_DISK: Machine = Machine {
 const DEBIAN_WITH_FCOPY: Machine = Machine {
     name: "debian with fcopy_chardev",
     change: |config| {
-        debian(config);
+        debian(config, IMAGE);
         config.command_line += " rdinit=/usr/local/sbin/init-fcopy";
     },
 };
@@ -82,12 +82,16 @@ const DEBIAN_WITH_FCOPY: Machine = Machine {
 const DEBIAN_WITH_CHRONY: Machine = Machine {
     name: "debian with chrony",
     change: |config| {
-        debian(config);
+        debian(config, IMAGE);
         config.command_line += " rdinit=/usr/local/sbin/init-chrony";
     },
 };
 
-fn debian(config: &mut Config) {
+/// What the image's name begins with; the kernel's flavour follows.
+const IMAGE: &str = "systemd-";
+
+/// Has the machine boot an image with systemd, whose name begins with `image`.
+pub fn debian(config: &mut Config, image: &str) {
     let name = |archive: &Path| {
         archive
             .file_name()
@@ -102,7 +106,7 @@ fn debian(config: &mut Config) {
     for archive in &mut config.initrds {
         let name = name(archive);
         if let Some(flavour) = name.strip_prefix("inner-") {
-            *archive = archive.with_file_name(format!("systemd-{flavour}"));
+            *archive = archive.with_file_name(format!("{image}{flavour}"));
         }
     }
     // For the image, and what it is unpacked to.
@@ -110,10 +114,10 @@ fn debian(config: &mut Config) {
 }
 
 /// How long what systemd and udev do may take, in seconds.
-const LONG: u64 = 300;
+pub const LONG: u64 = 300;
 
 /// Waits until a command succeeds.
-fn wait(t: &Context<'_>, command: &str) -> Result<()> {
+pub fn wait(t: &Context<'_>, command: &str) -> Result<()> {
     let output = t.sh_within(
         &format!("timeout {LONG} sh -c 'until {command}; do sleep 1; done'"),
         Duration::from_secs(LONG + 10),
@@ -167,7 +171,7 @@ fn frozen_root(t: &Context<'_>) -> Result<()> {
 }
 
 /// udev has loaded both modules, and the device of file copy has this driver.
-fn has_driver(t: &Context<'_>, driver: &str) -> Result<()> {
+pub fn has_driver(t: &Context<'_>, driver: &str) -> Result<()> {
     wait(t, "udevadm settle --timeout=1")?;
     wait(t, "systemctl is-system-running >/dev/null")?;
     t.sh_ok("[ -e /sys/module/hv_utils ] && [ -e /sys/module/uio_hv_generic ]")?;
@@ -184,7 +188,7 @@ fn has_driver(t: &Context<'_>, driver: &str) -> Result<()> {
 }
 
 /// The host copies a file to the guest, and the daemon that was started last has written it.
-fn copies(t: &Context<'_>) -> Result<()> {
+pub fn copies(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::FCopy);
     channel.wait_negotiated()?;
     channel.script()?;

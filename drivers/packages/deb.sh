@@ -1,0 +1,284 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# deb.sh [--module] ID...: makes Debian packages in build/deb (or in OUT), for the kernels whose trees are build/kdir/ID and whose modules are
+# in build/out/ID; make deb calls it.
+#   hv-utils-rust-RELEASE        the module for one kernel
+#   linux-headers-rust-RELEASE   what Debian's headers package lacks for modules in Rust
+#   hv-utils-rust-dkms           the module's source, for DKMS
+#   hv-utils-rust-common         what goes with the module, however it was built
+# With --module there is no linux-headers-rust. With KEY and CERT, the files of a key and its certificate, the modules are signed. The same commit and the same
+# trees give the same packages, byte by byte.
+set -eu
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/../../rust/kdir/lib.sh"
+what=deb
+here=$top/drivers/packages
+out=${OUT:-$build/deb}
+if [ "${HV_ENTERED:-}" != 1 ]; then
+	export SOURCE_DATE_EPOCH
+	: "${SOURCE_DATE_EPOCH:=$(git -c safe.directory="$top" -C "$top" log -1 --format=%ct 2>/dev/null ||
+		date -r "$top/dkms.conf" +%s)}"
+	# What the root has at its own places is not what the caller sees there.
+	for file in "${KEY:-}" "${CERT:-}"; do
+		[ -z "$file" ] || [ -r "$file" ] || die "cannot read $file"
+	done
+	keys=$build/deb.keys
+	trap 'rm -rf "$keys"' EXIT
+	if [ -n "${KEY:-}" ]; then
+		[ -n "${CERT:-}" ] || die "KEY needs CERT, its certificate"
+		install -d -m 700 "$keys"
+		install -m 600 "$KEY" "$keys/key"
+		install -m 600 "$CERT" "$keys/cert"
+	fi
+	"$top/rust/kdir/enter" env HV_ENTERED=1 OUT="$out" ${KEY:+KEY="$keys/key"} ${KEY:+CERT="$keys/cert"} "$0" "$@"
+	exit
+fi
+umask 022
+PATH=$PATH:/usr/sbin:/sbin
+work=$(mktemp -d "$build/deb.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+# The version is DKMS' and the time of the last commit: newer packages replace older ones.
+dkms_version=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$/\1/p' "$top/dkms.conf")
+version=$dkms_version+$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y%m%d.%H%M%S)
+
+# config KDIR NAME: the value of CONFIG_NAME, without quotes.
+config()
+{
+	sed -n "s/\"//g; s/^CONFIG_$2=//p" "$1/.config"
+}
+
+# architecture KDIR: as Debian calls that of the kernel.
+architecture()
+{
+	if [ "$(config "$1" X86_64)" = y ]; then
+		echo amd64
+	elif [ "$(config "$1" ARM64)" = y ]; then
+		echo arm64
+	else
+		die "$1 is for an architecture that Debian has no Hyper-V kernels for"
+	fi
+}
+
+# triplet KDIR: what the names of its tools begin with.
+triplet()
+{
+	case $(architecture "$1") in
+	amd64) echo x86_64-linux-gnu ;;
+	arm64) echo aarch64-linux-gnu ;;
+	esac
+}
+
+# begin NAME: starts the package.
+begin()
+{
+	name=$1
+	tree=$work/$name
+	mkdir -p "$tree/DEBIAN" "$tree/usr/share/doc/$name"
+}
+
+# script FILE KIND [NAME=VALUE]...: a maintainer script, or triggers, with its @NAME@ replaced.
+script()
+{
+	local file=$tree/DEBIAN/$2 pair
+	cp "$here/$1" "$file"
+	for pair in "${@:3}"; do
+		sed -i "s|@${pair%%=*}@|${pair#*=}|g" "$file"
+	done
+}
+
+# put FILE PLACE [MODE]
+put()
+{
+	install -D -m "${3:-644}" "$1" "$tree/$2"
+}
+
+# finish VERSION ARCHITECTURE <CONTROL: makes the package; CONTROL is the rest of its fields.
+finish()
+{
+	local deb=$out/${name}_$1_$2.deb
+	{
+		echo "This package was made by \"make deb\" of hv_utils in Rust."
+		echo
+		cat "$top/LICENSE"
+	} >"$tree/usr/share/doc/$name/copyright"
+	cat >"$work/changelog" <<-END
+		hv-utils-rust ($version) unstable; urgency=medium
+
+		  * The history is in the repository.
+
+		 -- $maintainer  $(date -u -R -d "@$SOURCE_DATE_EPOCH")
+	END
+	gzip -9n <"$work/changelog" >"$tree/usr/share/doc/$name/changelog.gz"
+	{
+		printf '%s\n' "Package: $name" "Source: hv-utils-rust ($version)" "Version: $1" "Architecture: $2" \
+			"Maintainer: $maintainer" "Installed-Size: $(find "$tree" -path "$tree/DEBIAN" -prune -o -printf '%y %s\n' |
+				awk '{ kib += $1 == "f" ? int(($2 + 1023) / 1024) : 1 } END { print kib }')" \
+			"Section: kernel" "Priority: optional"
+		cat
+	} >"$tree/DEBIAN/control"
+	(cd "$tree" && find . -type f ! -path './DEBIAN/*' -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' md5sum) \
+		>"$tree/DEBIAN/md5sums"
+	rm -f "$out/${name}_"*.deb
+	# The number of threads changes what xz writes.
+	dpkg-deb --root-owner-group -Zxz --threads-max=2 -b "$tree" "$deb" >/dev/null
+	rm -rf "$tree"
+	echo "    ${deb#"$top/"} ($(du -k "$deb" | cut -f 1) kB)"
+}
+
+# module ID: the package with the module for that kernel.
+module()
+{
+	local kdir=$build/kdir/$1 ko=$build/out/$1/hv_utils.ko release place
+	release=$(cat "$kdir/include/config/kernel.release")
+	[ -e "$ko" ] || die "there is no $ko" "make KDIR=build/kdir/$1 builds it"
+	[[ "$(modinfo -F vermagic "$ko") " == "$release "* ]] || die "$ko is not for $release"
+	begin "hv-utils-rust-$release"
+	place=$tree/usr/lib/modules/$release/updates/hv-utils-rust
+	mkdir -p "$place"
+	"$(triplet "$kdir")-strip" --strip-debug -o "$place/hv_utils.ko" "$ko"
+	if [ -n "${KEY:-}" ]; then
+		"$kdir/scripts/sign-file" "$(config "$kdir" MODULE_SIG_HASH)" "$KEY" "$CERT" "$place/hv_utils.ko"
+	fi
+	# As the kernel's own, whichever compression that takes.
+	xz --check=crc32 --lzma2=dict=1MiB "$place/hv_utils.ko"
+	script module.postinst postinst "ABI=$release"
+	script module.postrm postrm "ABI=$release"
+	finish "$version" "$(architecture "$kdir")" <<-END
+		Depends: hv-utils-rust-common (>= $dkms_version), kmod, linux-modules-$release
+		Enhances: hyperv-daemons
+		Description: Hyper-V guest services in Rust, for Linux $release
+		 The module hv_utils of Hyper-V's integration services: heartbeat, shutdown,
+		 time synchronisation, data exchange, backup and file copy. It takes the place
+		 of the kernel's own for as long as this package is installed.
+	END
+}
+
+# headers ID: the package with what Debian's headers of that kernel lack.
+headers()
+{
+	local kdir=$build/kdir/$1 source release debian kbuild package deb
+	release=$(cat "$kdir/include/config/kernel.release")
+	debian=$(cat "$kdir/.ready")
+	if [ "$(architecture "$kdir")" != "$(dpkg --print-architecture)" ]; then
+		echo "    no linux-headers-rust-$release: its procedural macros would run on $(dpkg --print-architecture) only"
+		return
+	fi
+	# Compressing it takes a minute.
+	deb=$(echo "$out/linux-headers-rust-$release"_*.deb)
+	if [ -e "$deb" ] && [ -z "$(find "$kdir/.ready" "$here"/{compose.sh,headers.postinst} -newer "$deb")" ]; then
+		echo "    ${deb#"$top/"} (unchanged)"
+		return
+	fi
+	source=$(readlink -f "$kdir/source")
+	mkdir -p "$work/root"
+	kbuild=$(dpkg-deb -f "$(downloaded "linux-headers-$release" "$debian")" Depends |
+		grep -o 'linux-kbuild-[^ ,]*')
+	for package in "linux-headers-$release" "$kbuild"; do
+		dpkg-deb -x "$(downloaded "$package" "$debian")" "$work/root"
+	done
+	begin "linux-headers-rust-$release"
+	"$here/compose.sh" "$kdir" "$source" "$work/root" "$release" "$tree/usr/src/$name" "/usr/src/$name"
+	rm -rf "$work/root"
+	script headers.postinst postinst "ABI=$release"
+	finish "$debian+$dkms_version" "$(architecture "$kdir")" <<-END
+		Depends: linux-headers-$release (= $debian)
+		Recommends: rustc, bindgen
+		Description: Linux $release, for modules in Rust
+		 What linux-headers-$release lacks to build a module in Rust: the metadata of
+		 the kernel's crates and the procedural macros. /usr/src/$name
+		 is a tree to build modules against, in Rust or C:
+		 .
+		  make -C /usr/src/$name M=\$PWD
+		 .
+		 It takes the very compiler that the kernel was built with:
+		 $(config "$kdir" RUSTC_VERSION_TEXT).
+	END
+}
+
+# downloaded PACKAGE VERSION: the file, which make kdir has downloaded, or else this does.
+downloaded()
+{
+	local folder=$build/downloads file
+	file=$folder/${1}_${2//:/%3a}
+	if ! ls "$file"_*.deb >/dev/null 2>&1; then
+		(cd "$folder" && export APT_CONFIG=$build/apt/apt.conf &&
+			logged "deb-$1" apt-get download "$1=$2") >&2
+	fi
+	echo "$file"_*.deb
+}
+
+dkms()
+{
+	local from file
+	begin hv-utils-rust-dkms
+	from=usr/src/hv_utils-$dkms_version
+	cd "$top"
+	find Makefile Kbuild LICENSE dkms.conf rust drivers -type f ! -name '*_generated.rs' ! -name '.*' ! -name '*.o' \
+		! -name '*.rmeta' ! -name '*.mk' ! -path rust/kdir/debug-kernel.config | LC_ALL=C sort |
+	while read -r file; do
+		put "$file" "$from/$file" "$([ -x "$file" ] && echo 755 || echo 644)"
+	done
+	script dkms.postinst postinst "VERSION=$dkms_version"
+	script dkms.prerm prerm "VERSION=$dkms_version"
+	script dkms.postrm postrm
+	finish "$version" all <<-END
+		Depends: hv-utils-rust-common (>= $dkms_version), bindgen, dkms (>= 3), rustc
+		Suggests: bc, bison, flex, libelf-dev, libssl-dev, openssl, python3-minimal, rust-src
+		Enhances: hyperv-daemons
+		Description: Hyper-V guest services in Rust, built for each kernel by DKMS
+		 The module hv_utils of Hyper-V's integration services, for each kernel of the
+		 7.2 and 7.3 series that linux-headers-rust-... is installed for, or whose
+		 metadata can be rebuilt from linux-source. Kernels that it cannot be built for
+		 keep their own.
+	END
+}
+
+common()
+{
+	local daemon
+	begin hv-utils-rust-common
+	put "$here/61-hv-utils-rust.rules" usr/lib/udev/rules.d/61-hv-utils-rust.rules
+	put "$here/depmod.conf" usr/lib/depmod.d/hv-utils-rust.conf
+	put "$here/fcopy-by-character-device.conf" usr/lib/hv-utils-rust/fcopy-by-character-device.conf
+	put "$here/application-state" usr/libexec/hv-utils-rust/application-state 755
+	put "$here/hv-utils-rust-health.service" usr/lib/systemd/system/hv-utils-rust-health.service
+	for daemon in hv-kvp-daemon hv-vss-daemon hv-fcopy-uio-daemon; do
+		put "$here/restart-daemon.conf" "usr/lib/systemd/system/$daemon.service.d/50-hv-utils-rust.conf"
+	done
+	mkdir -p "$tree/usr/share/man/man4"
+	gzip -9n <"$top/Documentation/hv_utils.4" >"$tree/usr/share/man/man4/hv_utils.4.gz"
+	chmod 644 "$tree/usr/share/man/man4/hv_utils.4.gz"
+	for file in README.md Documentation/administration.rst Documentation/services.rst Documentation/ABI/testing/*; do
+		put "$top/$file" "usr/share/doc/$name/${file##*/}"
+	done
+	script common.postinst postinst
+	script common.prerm prerm
+	script common.postrm postrm
+	script common.triggers triggers
+	chmod 644 "$tree/DEBIAN/triggers"
+	finish "$version" all <<-END
+		Recommends: hyperv-daemons
+		Description: Hyper-V guest services in Rust, common files
+		 What goes with the module hv_utils, from hv-utils-rust-dkms or from a package
+		 for one kernel: rules for udev that start the daemon of file copy, drop-ins
+		 that restart daemons that die, a unit that tells the host that the guest is
+		 healthy, which is disabled by default, and documents.
+	END
+}
+
+maintainer="${DEBFULLNAME:-The hv_utils authors} <${DEBEMAIL:-nobody@example.org}>"
+mkdir -p "$out"
+echo "deb: version $version${KEY:+, signed}"
+common
+dkms
+with_headers=1
+if [ "${1:-}" = --module ]; then
+	with_headers=
+	shift
+fi
+for id in "$@"; do
+	[ -e "$build/kdir/$id/.ready" ] || die "there is no build/kdir/$id" "make kdir creates it"
+	module "$id"
+	[ -z "$with_headers" ] || headers "$id"
+done
