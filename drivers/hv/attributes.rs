@@ -4,6 +4,7 @@
 
 use crate::{
     binding::BoundService,
+    daemon,
     icmsg::heartbeat::ApplicationState,
     timesync::HostClock, //
 };
@@ -22,6 +23,93 @@ fn write_or_none(text: &mut Text<'_>, value: Option<impl Display>) -> Result {
 /// The version of messages that was agreed on with the host; `none` before that.
 pub(crate) fn version(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write_or_none(text, this.facts.version())
+}
+
+/// Messages of the host that got an answer, or are to get one.
+pub(crate) fn requests(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    write!(text, "{}", this.facts.requests())
+}
+
+/// Answers that were sent.
+pub(crate) fn replies(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    write!(text, "{}", this.facts.replies())
+}
+
+/// Answers that say that a request failed.
+pub(crate) fn refused(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    write!(text, "{}", this.facts.refused())
+}
+
+/// Packets that were dropped without an answer.
+pub(crate) fn ignored(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    write!(text, "{}", this.facts.ignored())
+}
+
+/// Returns whether a daemon does the work of the service.
+pub(crate) fn has_daemon(this: Pin<&BoundService<'_>>) -> bool {
+    this.work.is_some()
+}
+
+/// What is known of the daemon's work.
+fn work<'a>(this: &'a Pin<&BoundService<'_>>) -> Result<&'a daemon::Facts> {
+    this.work.as_deref().ok_or(ENODEV)
+}
+
+/// Whether a daemon has registered.
+pub(crate) fn daemon(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    match work(&this)?.registered() {
+        Some(_) => write!(text, "registered"),
+        None => write!(text, "absent"),
+    }
+}
+
+/// Milliseconds since the daemon has registered; `none` without one.
+pub(crate) fn daemon_age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    write_or_none(text, work(&this)?.registered())
+}
+
+/// Requests for which the daemon, or the kernel, took too long.
+pub(crate) fn late(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    write!(text, "{}", work(&this)?.late())
+}
+
+/// What the service waits for.
+pub(crate) fn state(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    write!(text, "{}", work(&this)?.awaited().name())
+}
+
+/// Milliseconds for which it has waited for that.
+pub(crate) fn state_age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    write_or_none(text, work(&this)?.awaited_for())
+}
+
+/// Returns whether the device is that of backups.
+pub(crate) fn has_freezer(this: Pin<&BoundService<'_>>) -> bool {
+    this.freezer.is_some()
+}
+
+/// The file systems that are frozen for the host; `none` if there are none. What does not fit into a page
+/// is left out.
+pub(crate) fn frozen(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    let freezer = this.freezer.as_ref().ok_or(ENODEV)?;
+    let mut result = Ok(());
+    let mut gap = "";
+    freezer.for_each_frozen(&mut |super_block| {
+        if result.is_ok() {
+            result = write!(text, "{gap}{}", format_args!("{}", super_block.name()));
+            gap = " ";
+        }
+    });
+    match gap {
+        "" => write!(text, "none"),
+        _ => Ok(()),
+    }
+}
+
+/// Milliseconds since all was frozen that the host has asked for; `none` if it is not.
+pub(crate) fn frozen_age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
+    let freezer = this.freezer.as_ref().ok_or(ENODEV)?;
+    write_or_none(text, freezer.frozen_for())
 }
 
 /// Returns whether the device is the heartbeat's.

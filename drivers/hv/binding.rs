@@ -8,6 +8,7 @@ use crate::{
         DaemonService,
         WithDaemon, //
     },
+    freeze::Freezer,
     heartbeat::Health,
     session::{
         Facts,
@@ -59,6 +60,10 @@ pub(crate) struct BoundService<'bound> {
     pub(crate) _ptp: Option<ptp::Registration>,
     pub(crate) _claim: Option<Claim>,
     pub(crate) facts: Arc<Facts>,
+    /// `Some` for the services that a daemon does the work of.
+    pub(crate) work: Option<Arc<daemon::Facts>>,
+    /// What was frozen for a backup, of VSS.
+    pub(crate) freezer: Option<Arc<Freezer>>,
     /// `Some` for heartbeat.
     pub(crate) health: Option<Arc<Health>>,
     /// The host's clock, of time synchronisation.
@@ -93,6 +98,8 @@ impl<'bound> BoundService<'bound> {
             _ptp: None,
             _claim: None,
             facts,
+            work: None,
+            freezer: None,
             health: None,
             host_clock: None,
         })
@@ -108,12 +115,14 @@ impl<'bound> BoundService<'bound> {
         let claim = info.unique.claim(dev)?;
         let transport = Transport::new(&info.protocol, Waker::from(&***dev), listener)?;
         let transport = Arc::pin_init(transport, GFP_KERNEL)?;
-        let (service, job) = WithDaemon::new(info, service, transport.clone())?;
+        let work = Arc::new(daemon::Facts::new(), GFP_KERNEL)?;
+        let (service, job) = WithDaemon::new(info, service, transport.clone(), work.clone())?;
         let bound = Self::open(dev, info.ring, service, job)?;
         Ok(Self {
             // A daemon finds a channel that is open.
             _chardev: Some(miscdevice::Registration::new(dev.as_ref(), transport)?),
             _claim: Some(claim),
+            work: Some(work),
             ..bound
         })
     }

@@ -12,6 +12,7 @@ use crate::{
         Lost, //
     },
     icmsg::{
+        self,
         Registration,
         Request,
         Status,
@@ -49,7 +50,15 @@ use hyperv::{
         Taken, //
     },
     linux::{
-        time::Deadline,
+        rwonce::{
+            Counter,
+            RwOnce, //
+        },
+        time::{
+            Deadline,
+            Moment,
+            Since, //
+        },
         workqueue::Run, //
     },
 };
@@ -101,6 +110,11 @@ pub(crate) trait DaemonService: Send {
 
     /// The request in `body`, about which the daemon was asked, gets no answer from it.
     fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Next;
+
+    /// What a request waits for while [`Next::Wait`] has it wait.
+    fn awaited(&self) -> Awaited {
+        Awaited::Daemon
+    }
 
     /// The request in `body` is past the deadline of its [`Next::Wait`].
     fn overdue(&mut self, body: &mut [u8]) -> Status {
@@ -159,9 +173,102 @@ pub(crate) enum Reason {
     TimedOut,
 }
 
+/// What a service waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Awaited {
+    /// The host's next request.
+    Host,
+    /// A daemon that can be asked.
+    Daemon,
+    /// The daemon's answer.
+    Answer,
+    /// The kernel's file systems.
+    FileSystems,
+    /// Room in the ring to the host.
+    Room,
+}
+
+impl Awaited {
+    const ALL: [Self; 5] = [
+        Self::Host,
+        Self::Daemon,
+        Self::Answer,
+        Self::FileSystems,
+        Self::Room,
+    ];
+
+    /// The name in sysfs.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Daemon => "daemon",
+            Self::Answer => "answer",
+            Self::FileSystems => "file_systems",
+            Self::Room => "room",
+        }
+    }
+}
+
+/// Facts about a daemon and its work. The service writes them, sysfs reads them.
+pub(crate) struct Facts {
+    registered: Since,
+    awaited: RwOnce<u32>,
+    since: Since,
+    late: Counter,
+}
+
+impl Facts {
+    /// Nobody has come, and nothing was asked.
+    pub(crate) fn new() -> Self {
+        let this = Self {
+            registered: Since::never(),
+            awaited: RwOnce::new(Awaited::Host as u32),
+            since: Since::never(),
+            late: Counter::new(),
+        };
+        this.since.begin();
+        this
+    }
+
+    /// Milliseconds since the daemon has registered, if there is one.
+    pub(crate) fn registered(&self) -> Option<u64> {
+        self.registered.get().map(Moment::age)
+    }
+
+    /// What is waited for.
+    pub(crate) fn awaited(&self) -> Awaited {
+        let number = self.awaited.read();
+        let is_it = |awaited: &Awaited| *awaited as u32 == number;
+        Awaited::ALL
+            .into_iter()
+            .find(is_it)
+            .unwrap_or(Awaited::Host)
+    }
+
+    /// Milliseconds for which that was waited for.
+    pub(crate) fn awaited_for(&self) -> Option<u64> {
+        self.since.get().map(Moment::age)
+    }
+
+    /// Requests for which something took too long.
+    pub(crate) fn late(&self) -> usize {
+        self.late.get()
+    }
+
+    fn wait_for(&self, awaited: Awaited) {
+        let awaited = awaited as u32;
+        if self.awaited.read() != awaited {
+            self.since.begin();
+            self.awaited.write(awaited);
+        }
+    }
+}
+
 /// A service and its daemon.
 pub(crate) struct WithDaemon {
     info: &'static Info,
+    facts: Arc<Facts>,
     service: KBox<dyn DaemonService>,
     transport: Arc<Transport>,
     /// The daemon at the last `look_for_daemon()`.
@@ -214,10 +321,12 @@ impl WithDaemon {
         info: &'static Info,
         service: KBox<dyn DaemonService>,
         transport: Arc<Transport>,
+        facts: Arc<Facts>,
     ) -> Result<(Self, Job)> {
         let wake = Wake(transport.clone());
         let this = Self {
             info,
+            facts,
             service,
             transport,
             daemon: None,
@@ -261,14 +370,33 @@ impl WithDaemon {
         sender.defer_until(next);
     }
 
+    /// Says in sysfs what is waited for.
+    fn note(&self) {
+        self.facts.wait_for(match self.current {
+            Current::None(_) if self.blocked_until.is_some() => Awaited::Daemon,
+            Current::None(_) => Awaited::Host,
+            Current::Offered(_) => Awaited::Daemon,
+            Current::Told(..) | Current::Asked(..) => Awaited::Answer,
+            Current::Waiting(..) => self.service.awaited(),
+            Current::Answered(_) => Awaited::Room,
+        });
+    }
+
     /// Notices that the daemon is another one.
     fn look_for_daemon(&mut self) {
         let (daemon, is_free) = self.transport.daemon();
         self.is_free = is_free;
-        if self.daemon.is_some() && self.daemon != daemon {
+        if self.daemon == daemon {
+            return;
+        }
+        if self.daemon.is_some() {
             self.service.daemon_gone();
         }
         self.daemon = daemon;
+        match daemon {
+            Some(_) => self.facts.registered.begin(),
+            None => self.facts.registered.end(),
+        }
     }
 
     /// The daemon, if it can be asked.
@@ -297,6 +425,7 @@ impl WithDaemon {
         if is_over {
             // The next request has its own time.
             self.blocked_until = None;
+            self.facts.late.add_one();
         }
         !is_over
     }
@@ -332,7 +461,10 @@ impl WithDaemon {
             Outcome::Pending => return Current::Asked(taken, until),
             Outcome::Answered(daemon) => Ok(daemon),
             Outcome::Gone(lost) => Err((lost, Reason::Gone)),
-            Outcome::TimedOut(lost) => Err((lost, Reason::TimedOut)),
+            Outcome::TimedOut(lost) => {
+                self.facts.late.add_one();
+                Err((lost, Reason::TimedOut))
+            }
         };
         let Ok(mut request) = Request::new(taken.payload()) else {
             return Current::Answered(taken);
@@ -353,6 +485,7 @@ impl WithDaemon {
         let (body, daemon) = (request.body(), self.free_daemon());
         match self.service.resume(body, daemon, &mut self.message) {
             Next::Wait { .. } if until.is_over() => {
+                self.facts.late.add_one();
                 let status = self.service.overdue(body);
                 self.go_on(taken, Next::Answer(status))
             }
@@ -402,12 +535,14 @@ impl Service for WithDaemon {
         };
         if !is_ready {
             self.arm(sender);
+            self.note();
         }
         is_ready
     }
 
     fn answer(&mut self, version: Version, body: &mut [u8]) -> Answer<Infallible, Later> {
         if let Current::Told(..) = self.current {
+            self.facts.late.add_one();
             return Answer::Now(Status::FAIL, None);
         }
         let daemon = self.free_daemon();
@@ -435,6 +570,7 @@ impl Service for WithDaemon {
             Later::Request(next) => self.go_on(taken, next),
         };
         self.arm(sender);
+        self.note();
         Ok(handled)
     }
 
@@ -455,6 +591,7 @@ impl Service for WithDaemon {
         self.blocked_until = None;
         self.service.restarted(pending);
         self.current = self.tell(current);
+        self.note();
         let is_idle = matches!(self.current, Current::None(_));
         (is_idle && self.info.waits_for_daemon && self.daemon.is_none()).then_some(Later::Offered)
     }
@@ -481,14 +618,21 @@ impl Service for WithDaemon {
             current => current,
         };
         let current = match current {
-            Current::Answered(taken) => match sender.reply(taken) {
-                Ok(buffer) => Current::None(buffer),
-                Err(taken) => Current::Answered(taken),
-            },
+            Current::Answered(mut taken) => {
+                let is_refusal = icmsg::is_refusal(taken.payload());
+                match sender.reply(taken) {
+                    Ok((buffer, has_left)) => {
+                        negotiation.answered_later(is_refusal, has_left);
+                        Current::None(buffer)
+                    }
+                    Err(taken) => Current::Answered(taken),
+                }
+            }
             current => current,
         };
         self.current = self.tell(current);
         self.arm(sender);
+        self.note();
     }
 
     fn closed(&mut self) {

@@ -24,8 +24,12 @@ use hyperv::{
         SpinLockIrq, //
     },
     linux::{
-        super_block::Record,
+        super_block::{
+            Record,
+            SuperBlock, //
+        },
         suspend::Hibernation,
+        time::Moment,
         workqueue::{
             Detached,
             Memory,
@@ -107,6 +111,8 @@ pub(crate) enum Backup {
 /// A record, and the right to have one.
 struct Held {
     record: Record,
+    /// When the daemon had frozen all.
+    since: Option<Moment>,
     _claim: Claim,
 }
 
@@ -235,6 +241,7 @@ impl Shared {
             Some(claim) => Record::new()
                 .map(|record| Held {
                     record,
+                    since: None,
                     _claim: claim,
                 })
                 .map_err(Refusal::Error),
@@ -370,6 +377,7 @@ impl Freezer {
         ) {
             (Stage::Begun(mut held), None) => {
                 held.record.complete();
+                held.since = Some(Moment::now());
                 state.stage = Stage::Frozen(held);
                 Ok(())
             }
@@ -454,6 +462,22 @@ impl Freezer {
             Stage::Thawing => None,
             _ if state.thaw.is_some() => None,
             _ => Some(state.thawed),
+        }
+    }
+
+    /// Calls `visit` for each file system that is frozen for the host, in an atomic context.
+    pub(crate) fn for_each_frozen(&self, visit: &mut dyn FnMut(&SuperBlock)) {
+        if let Stage::Begun(held) | Stage::Frozen(held) = &self.shared.state.lock().stage {
+            held.record.for_each_frozen(visit);
+        }
+    }
+
+    /// Milliseconds since the daemon had frozen all that the host has asked for. `None` if it has not, or
+    /// if something was thawed.
+    pub(crate) fn frozen_for(&self) -> Option<u64> {
+        match &self.shared.state.lock().stage {
+            Stage::Frozen(held) => held.since.map(Moment::age),
+            _ => None,
         }
     }
 

@@ -84,6 +84,24 @@ impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
         name: c"hv_utils",
         attributes: &[
             Attribute::<Self>::read_only(c"version", attributes::version),
+            Attribute::<Self>::read_only(c"requests", attributes::requests),
+            Attribute::<Self>::read_only(c"replies", attributes::replies),
+            Attribute::<Self>::read_only(c"refused", attributes::refused),
+            Attribute::<Self>::read_only(c"ignored", attributes::ignored),
+            Attribute::<Self>::read_only(c"late", attributes::late)
+                .visible_if(attributes::has_daemon),
+            Attribute::<Self>::read_only(c"daemon", attributes::daemon)
+                .visible_if(attributes::has_daemon),
+            Attribute::<Self>::read_only(c"daemon_age", attributes::daemon_age)
+                .visible_if(attributes::has_daemon),
+            Attribute::<Self>::read_only(c"state", attributes::state)
+                .visible_if(attributes::has_daemon),
+            Attribute::<Self>::read_only(c"state_age", attributes::state_age)
+                .visible_if(attributes::has_daemon),
+            Attribute::<Self>::read_only(c"frozen", attributes::frozen)
+                .visible_if(attributes::has_freezer),
+            Attribute::<Self>::read_only(c"frozen_age", attributes::frozen_age)
+                .visible_if(attributes::has_freezer),
             Attribute::<Self>::read_write(
                 c"application_state",
                 attributes::application_state,

@@ -9,7 +9,10 @@ use crate::icmsg::{
     Status,
     Version, //
 };
-use core::convert::Infallible;
+use core::{
+    convert::Infallible,
+    fmt, //
+};
 use hyperv::{
     channel::{
         Context,
@@ -21,7 +24,10 @@ use hyperv::{
     linux::{
         module_param::Uint,
         ratelimit::RateLimit,
-        rwonce::RwOnce, //
+        rwonce::{
+            Counter,
+            RwOnce, //
+        }, //
     },
 };
 use kernel::{
@@ -139,6 +145,16 @@ pub(crate) struct Negotiation {
 pub(crate) struct Facts {
     /// The major number, and the minor number in the low 16 bits; 0 for none.
     version: RwOnce<u32>,
+    /// Messages that were answered at once.
+    answered: Counter,
+    /// Messages that were taken, to be answered later.
+    taken: Counter,
+    /// Of those, the ones that were answered.
+    answered_later: Counter,
+    /// Answers, of both kinds, that could not be sent.
+    unsent: Counter,
+    refused: Counter,
+    ignored: Counter,
 }
 
 impl Facts {
@@ -146,6 +162,44 @@ impl Facts {
     pub(crate) const fn new() -> Self {
         Self {
             version: RwOnce::new(0),
+            answered: Counter::new(),
+            taken: Counter::new(),
+            answered_later: Counter::new(),
+            unsent: Counter::new(),
+            refused: Counter::new(),
+            ignored: Counter::new(),
+        }
+    }
+
+    /// Messages of the host that got an answer, or are to get one, negotiations included.
+    pub(crate) fn requests(&self) -> usize {
+        self.answered.get().wrapping_add(self.taken.get())
+    }
+
+    /// Answers that were sent.
+    pub(crate) fn replies(&self) -> usize {
+        // An answer is counted before it is found not to have left: do not read those first.
+        let answers = self.answered.get().wrapping_add(self.answered_later.get());
+        answers.wrapping_sub(self.unsent.get())
+    }
+
+    /// Answers that say that the request has failed, or that no version is common.
+    pub(crate) fn refused(&self) -> usize {
+        self.refused.get()
+    }
+
+    /// Packets that were dropped without an answer.
+    pub(crate) fn ignored(&self) -> usize {
+        self.ignored.get()
+    }
+
+    /// Counts what is special about an answer.
+    fn count(&self, is_refusal: bool, has_left: bool) {
+        if is_refusal {
+            self.refused.add_one();
+        }
+        if !has_left {
+            self.unsent.add_one();
         }
     }
 
@@ -163,6 +217,12 @@ impl Facts {
 }
 
 impl Negotiation {
+    /// A message that was taken was answered.
+    pub(crate) fn answered_later(&mut self, is_refusal: bool, has_left: bool) {
+        self.facts.answered_later.add_one();
+        self.facts.count(is_refusal, has_left);
+    }
+
     /// Answers the host's offer of versions.
     #[cold]
     pub(crate) fn answer(&mut self, request: Request<'_>, limit: Pin<&RateLimit>) {
@@ -214,27 +274,61 @@ impl<S: Service> Session<S> {
                     kind
                 );
             }
-            return fail(packet);
+            return self.negotiation.facts.fail(packet, Status::FAIL);
         }
         self.negotiation.facts.set_version(None);
         if let Some(later) = self.service.restarted() {
-            return self.service.take(packet, later).unwrap_or_else(fail);
+            return self.take(packet, later);
         }
         match Request::new(packet.payload_mut()) {
             Ok(request) => self.negotiation.answer(request, sender.limit()),
-            Err(unanswerable) => return packet.ignore(&unanswerable),
+            Err(unanswerable) => return self.negotiation.facts.ignore(packet, &unanswerable),
         }
-        packet.reply().0
+        self.negotiation.facts.reply(packet)
+    }
+
+    /// Has the service take a message, to answer it later.
+    fn take(&mut self, packet: Packet<'_>, later: S::Later) -> Handled {
+        match self.service.take(packet, later) {
+            Ok(handled) => {
+                self.negotiation.facts.taken.add_one();
+                handled
+            }
+            Err(packet) => self.negotiation.facts.fail(packet, Status::FAIL),
+        }
     }
 }
 
-/// Answers a request that nothing can be done about.
-fn fail(mut packet: Packet<'_>) -> Handled {
-    match Request::new(packet.payload_mut()) {
-        Ok(request) => request.answer(Status::FAIL),
-        Err(unanswerable) => return packet.ignore(&unanswerable),
+impl Facts {
+    /// Drops a packet without an answer.
+    #[cold]
+    fn ignore(&self, packet: Packet<'_>, reason: &dyn fmt::Display) -> Handled {
+        // It comes in again.
+        if !packet.sender().is_in_interrupt() {
+            self.ignored.add_one();
+        }
+        packet.ignore(reason)
     }
-    packet.reply().0
+
+    /// Answers a request that is refused.
+    #[cold]
+    fn fail(&self, mut packet: Packet<'_>, status: Status) -> Handled {
+        match Request::new(packet.payload_mut()) {
+            Ok(request) => request.answer(status),
+            Err(unanswerable) => return self.ignore(packet, &unanswerable),
+        }
+        self.reply(packet)
+    }
+
+    /// Sends an answer of any kind.
+    #[cold]
+    fn reply(&self, packet: Packet<'_>) -> Handled {
+        let is_refusal = icmsg::is_refusal(packet.payload());
+        let (handled, has_left) = packet.reply();
+        self.answered.add_one();
+        self.count(is_refusal, has_left);
+        handled
+    }
 }
 
 impl<S: Service> Handler for Session<S> {
@@ -248,12 +342,12 @@ impl<S: Service> Handler for Session<S> {
 
     fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
         if !packet.is_in_band() {
-            return packet.ignore(&"not in-band data");
+            return self.negotiation.facts.ignore(packet, &"not in-band data");
         }
         let sender = packet.sender();
         let mut request = match Request::new(packet.payload_mut()) {
             Ok(request) => request,
-            Err(unanswerable) => return packet.ignore(&unanswerable),
+            Err(unanswerable) => return self.negotiation.facts.ignore(packet, &unanswerable),
         };
         let message = match (request.kind(), self.negotiation.facts.version()) {
             (Kind::NEGOTIATE, _) => Incoming::Negotiation,
@@ -268,15 +362,22 @@ impl<S: Service> Handler for Session<S> {
         };
         let answer = self.service.answer(version, request.body());
         match answer {
+            Answer::Now(status, _) if status.is_failure() => {
+                self.negotiation.facts.fail(packet, status)
+            }
             Answer::Now(status, action) => {
                 request.answer(status);
                 let (handled, has_left) = packet.reply();
-                if let (Some(action), true) = (action, has_left) {
+                let facts = &*self.negotiation.facts;
+                facts.answered.add_one();
+                if !has_left {
+                    facts.count(false, has_left);
+                } else if let Some(action) = action {
                     self.service.act(action, sender);
                 }
                 handled
             }
-            Answer::Later(later) => self.service.take(packet, later).unwrap_or_else(fail),
+            Answer::Later(later) => self.take(packet, later),
         }
     }
 

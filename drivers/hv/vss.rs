@@ -4,6 +4,7 @@
 //! thaws its file systems. Where it does not thaw them, this module does.
 
 use crate::{
+    daemon::Awaited,
     freeze::{
         Backup,
         Cause,
@@ -71,9 +72,10 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
     };
     let service = KBox::new(service, GFP_KERNEL)?;
     let bound = BoundService::open_with_daemon(dev, &INFO, service, Some(freezer.clone()))?;
-    let hibernation: Arc<dyn Hibernation> = freezer;
+    let hibernation: Arc<dyn Hibernation> = freezer.clone();
     Ok(BoundService {
         _hibernation: Some(HibernationNotifier::new(dev.as_ref(), hibernation)?),
+        freezer: Some(freezer),
         ..bound
     })
 }
@@ -366,6 +368,10 @@ impl DaemonService for Vss {
             }
             _ => self.fail(operation, Status::FAIL, &why),
         }
+    }
+
+    fn awaited(&self) -> Awaited {
+        Awaited::FileSystems
     }
 
     fn overdue(&mut self, _: &mut [u8]) -> Status {

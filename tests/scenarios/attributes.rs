@@ -2,19 +2,35 @@
 
 //! What user space reads in `hv_utils/`, in the directory of each device in sysfs.
 
+use std::time::Duration;
+use std::time::Instant;
+
 use host::guest::Result;
 use host::ic::frame::Message;
+use host::ic::frame::RESPONSE;
+use host::ic::frame::TRANSACTION;
+use host::ic::heartbeat;
+use host::ic::kvp;
+use host::ic::vss;
+use host::ic::E_FAIL;
+use host::ic::E_NO_MORE_ITEMS;
 use host::ic::S_OK;
 use host::service::Service;
 
 use crate::daemon;
+use crate::daemon::wait_for;
+use crate::daemon::Daemon;
 use crate::daemon::Talk;
 use crate::daemon::QUIET;
 use crate::heartbeat::marked;
 use crate::heartbeat::tells;
 use crate::heartbeat::MARK;
+use crate::framing;
+use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
+use crate::vss::freeze;
+use crate::vss::Disk;
 
 const SERVICES: [Service; 5] = [
     Service::Heartbeat,
@@ -37,11 +53,46 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("attributes_application_state", application_state)
         .rust_only()
         .scripted(&[Service::Heartbeat]),
+    Scenario::new("attributes_numbers", numbers)
+        .rust_only()
+        .expects_log(&[
+            "no version that is known",
+            "unexpected message of type",
+            "packet ignored",
+            "fails, status",
+        ])
+        .scripted(&AT_ONCE),
+    Scenario::new("attributes_numbers_of_a_daemon", numbers_of_a_daemon)
+        .rust_only()
+        .daemons()
+        .expects_log(&["fails, status"]),
+    Scenario::new("attributes_daemon", daemon_comes_and_goes)
+        .rust_only()
+        .daemons()
+        .scripted(&daemon::SERVICES),
+    Scenario::new("attributes_state", state)
+        .waits()
+        .rust_only()
+        .daemons()
+        .expects_log(&["fails, status"]),
+    Scenario::new("attributes_frozen", frozen)
+        .rust_only()
+        .daemons()
+        .expects_log(&["fsfreeze --unfreeze MOUNTPOINT"]),
+    Scenario::new("attributes_are_for_reading", for_reading)
+        .rust_only()
+        .daemons(),
+    Scenario::new("attributes_removal_under_readers", removal_under_readers)
+        .rust_only()
+        .scripted(&daemon::SERVICES),
     Scenario::new("attributes_end_with_the_driver", end)
         .rust_only()
         .scripted(&[Service::Heartbeat])
         .versions(),
 ];
+
+/// Those that answer at once.
+const AT_ONCE: [Service; 3] = [Service::Heartbeat, Service::TimeSync, Service::Shutdown];
 
 /// The attribute's file.
 pub fn file(service: Service, name: &str) -> String {
@@ -61,6 +112,27 @@ pub fn reads(t: &Context<'_>, service: Service, name: &str, text: &str) -> Resul
         &format!("{text}\nend"),
     )
 }
+
+/// Those that are for reading only.
+const NAMES: [&str; 17] = [
+    "version",
+    "requests",
+    "replies",
+    "refused",
+    "ignored",
+    "late",
+    "daemon",
+    "daemon_age",
+    "state",
+    "state_age",
+    "frozen",
+    "frozen_age",
+    "leap",
+    "stratum",
+    "offset",
+    "age",
+    "samples_ahead",
+];
 
 /// What was agreed on last. It is for reading only.
 fn version(t: &Context<'_>) -> Result<()> {
@@ -127,6 +199,256 @@ fn application_state(t: &Context<'_>) -> Result<()> {
     }
     let devices = t.sh_ok("ls -d /sys/bus/vmbus/devices/*/hv_utils/application_state | wc -l")?;
     t.equal("devices that have it", devices.as_str(), "1")
+}
+
+/// What an attribute says, without the newline.
+fn value(t: &Context<'_>, service: Service, name: &str) -> Result<String> {
+    t.sh_ok(&format!("cat {}", file(service, name)))
+}
+
+/// What an attribute says, which is a number.
+fn number(t: &Context<'_>, service: Service, name: &str) -> Result<u64> {
+    let text = value(t, service, name)?;
+    text.parse()
+        .map_err(|error| format!("{name} of {service}: {text:?}: {error}").into())
+}
+
+/// Checks the numbers of a service: requests, replies, refused and ignored.
+fn are(t: &Context<'_>, service: Service, numbers: [u64; 4]) -> Result<()> {
+    let mut read = [0; 4];
+    for (name, number_of) in ["requests", "replies", "refused", "ignored"]
+        .into_iter()
+        .zip(&mut read)
+    {
+        *number_of = number(t, service, name)?;
+    }
+    t.equal(
+        &format!("requests, replies, refused and ignored of {service}"),
+        read,
+        numbers,
+    )
+}
+
+/// Each message of the host counts once, in the host's interrupt or out of it.
+fn numbers(t: &Context<'_>) -> Result<()> {
+    for service in AT_ONCE {
+        let channel = t.channel(service);
+        are(t, service, [0, 0, 0, 0])?;
+        channel.negotiate_all()?;
+        are(t, service, [1, 1, 0, 0])?;
+        channel.negotiate_in_vain(&[(3, 0)], &[(9, 9)])?;
+        are(t, service, [2, 2, 1, 0])?;
+        channel.negotiate_all()?;
+        let request = framing::request(t, service)?;
+        channel.transact(&request)?;
+        // The request to shut down is one that is refused.
+        let refused = if service == Service::Shutdown { 2 } else { 1 };
+        are(t, service, [4, 4, refused, 0])?;
+        let mut unknown = request.clone();
+        unknown.kind = 9;
+        channel.transact(&unknown)?;
+        are(t, service, [5, 5, refused + 1, 0])?;
+        let mut short = request.clone();
+        short.body.truncate(1);
+        channel.transact(&short)?;
+        are(t, service, [6, 6, refused + 2, 0])?;
+        let mut response = request.clone();
+        response.flags = TRANSACTION | RESPONSE;
+        channel.send(&response)?;
+        channel.send_bytes(&[0xff; 16])?;
+        channel.transact(&request)?;
+        let refused = refused + if service == Service::Shutdown { 3 } else { 2 };
+        are(t, service, [7, 7, refused, 2])?;
+        let absent = ["late", "daemon", "state", "frozen"]
+            .map(|name| format!("[ ! -e {} ]", file(service, name)));
+        t.sh_ok(&absent.join(" && "))?;
+        // A new binding counts anew.
+        daemon::rebind(t, "unbind", service)?;
+        daemon::rebind(t, "bind", service)?;
+        are(t, service, [0, 0, 0, 0])?;
+    }
+    Ok(())
+}
+
+/// A request counts when it comes, and its reply when that leaves. The end of an enumeration is no refusal.
+fn numbers_of_a_daemon(t: &Context<'_>) -> Result<()> {
+    let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
+    are(t, Service::Kvp, [1, 1, 0, 0])?;
+    talk.expect("a key", kvp::enumerate(kvp::AUTO, 0), S_OK)?;
+    are(t, Service::Kvp, [2, 2, 0, 0])?;
+    talk.expect("the end", kvp::enumerate(kvp::AUTO, 99), E_NO_MORE_ITEMS)?;
+    are(t, Service::Kvp, [3, 3, 0, 0])?;
+    daemon::KVP.stop(t)?;
+    let request = talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
+    are(t, Service::Kvp, [4, 3, 0, 0])?;
+    daemon::KVP.resume(t)?;
+    talk.promptly("it goes on", &request, S_OK)?;
+    are(t, Service::Kvp, [4, 4, 0, 0])?;
+
+    let talk = Talk::with(t, Service::Vss);
+    talk.channel.negotiate_all()?;
+    talk.expect("without a daemon", vss::body(vss::FREEZE), E_FAIL)?;
+    are(t, Service::Vss, [2, 2, 1, 0])?;
+    reads(t, Service::Vss, "late", "0")
+}
+
+/// Who has registered is there, until it goes.
+fn daemon_comes_and_goes(t: &Context<'_>) -> Result<()> {
+    for &service in removal::services(t) {
+        let its_daemon = Daemon::of(service);
+        for _ in 0..2 {
+            reads(t, service, "daemon", "absent")?;
+            reads(t, service, "daemon_age", "none")?;
+            its_daemon.start(t)?;
+            wait_for(
+                t,
+                &format!("grep -q '^registered$' {}", file(service, "daemon")),
+            )?;
+            let since = Instant::now();
+            let age = number(t, service, "daemon_age")?;
+            t.sh_ok("sleep 1")?;
+            let later = number(t, service, "daemon_age")?;
+            t.check(
+                later >= age + 1000 && Duration::from_millis(later - age) <= since.elapsed() * 2,
+                &format!("it grows as time does: {age} ms, {later} ms"),
+            )?;
+            its_daemon.kill(t)?;
+            wait_for(
+                t,
+                &format!("grep -q '^absent$' {}", file(service, "daemon")),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// What is waited for, and for how long, until it is too late.
+fn state(t: &Context<'_>) -> Result<()> {
+    let is = |service, text| wait_for(t, &format!("grep -q '^{text}$' {}", file(service, "state")));
+    let kvp = Talk::with(t, Service::Kvp);
+    is(Service::Kvp, "host")?;
+    // The offer waits for a daemon.
+    let offer = Message::negotiation(&[(3, 0)], &[(5, 0)], 1);
+    kvp.channel.send(&offer)?;
+    is(Service::Kvp, "daemon")?;
+    daemon::KVP.start(t)?;
+    kvp.promptly("the negotiation", &offer, S_OK)?;
+    is(Service::Kvp, "host")?;
+    reads(t, Service::Kvp, "late", "0")?;
+    // The daemon does not answer in time.
+    daemon::KVP.stop(t)?;
+    let request = kvp.channel.request(kvp::enumerate(kvp::AUTO, 0))?;
+    kvp.channel.send(&request)?;
+    is(Service::Kvp, "answer")?;
+    t.sh_ok("sleep 10")?;
+    let age = number(t, Service::Kvp, "state_age")?;
+    t.check(
+        (9_000..20_000).contains(&age),
+        &format!("it has been waited for for 10 s ({age} ms)"),
+    )?;
+    kvp.within("too late", &request, E_FAIL, Duration::from_secs(40))?;
+    is(Service::Kvp, "host")?;
+    reads(t, Service::Kvp, "late", "1")?;
+    let age = number(t, Service::Kvp, "state_age")?;
+    t.check(age < 9_000, &format!("it begins anew ({age} ms)"))?;
+    daemon::KVP.resume(t)?;
+    // The next question is not.
+    kvp.expect("the next", kvp::enumerate(kvp::AUTO, 0), S_OK)?;
+    reads(t, Service::Kvp, "late", "1")?;
+    kvp.finish()
+}
+
+/// Which file systems are frozen, and since when; until they are thawed, by whomever.
+fn frozen(t: &Context<'_>) -> Result<()> {
+    let is = |text: &str| {
+        let read = value(t, Service::Vss, "frozen")?;
+        let mut names: Vec<&str> = read.split(' ').collect();
+        names.sort_unstable();
+        t.equal("frozen", names.join(" ").as_str(), text)
+    };
+    let since = || number(t, Service::Vss, "frozen_age");
+    let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
+    let talk = Talk::begin(t, Service::Vss, daemon::VSS)?;
+    is("none")?;
+    reads(t, Service::Vss, "frozen_age", "none")?;
+    let start = Instant::now();
+    freeze(talk, &disk)?;
+    other.is_frozen()?;
+    is("ram0 ram1")?;
+    let before = since()?;
+    t.sh_ok("sleep 1")?;
+    let after = since()?;
+    t.check(
+        after >= before + 1000 && Duration::from_millis(after) <= start.elapsed() * 2,
+        &format!("it grows as time does: {before} ms, {after} ms"),
+    )?;
+    talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
+    is("none")?;
+    reads(t, Service::Vss, "frozen_age", "none")?;
+    disk.is_written()?;
+    // One is thawed by hand, the other one by the module.
+    freeze(talk, &disk)?;
+    t.sh_ok("fsfreeze --unfreeze /mnt1")?;
+    is("ram0")?;
+    daemon::VSS.kill(t)?;
+    is("ram0")?;
+    talk.channel.negotiate_all()?;
+    wait_for(
+        t,
+        &format!("grep -q '^none$' {}", file(Service::Vss, "frozen")),
+    )?;
+    disk.finish()?;
+    other.finish()
+}
+
+/// All but one are for reading only, for the superuser too; all may be read by anybody.
+fn for_reading(t: &Context<'_>) -> Result<()> {
+    let folder = "/sys/bus/vmbus/devices/*/hv_utils";
+    let modes = t.sh_ok(&format!(
+        "stat -c '%a %n' {folder}/* | sed 's,/.*/,,' | sort -u"
+    ))?;
+    let mut expected: Vec<String> = NAMES.iter().map(|name| format!("444 {name}")).collect();
+    expected.push("644 application_state".to_owned());
+    expected.sort();
+    t.equal("modes", modes, expected.join("\n"))?;
+    let wrote = t.sh(&format!(
+        "for file in {folder}/*; do \
+             case $file in */application_state) continue ;; esac; \
+             for text in 0 1 none x; do echo $text 2>&1 >$file; done; \
+         done"
+    ))?;
+    let others = wrote
+        .text
+        .lines()
+        .find(|line| !line.contains("Permission denied"));
+    t.equal("a write that is not refused", others, None)?;
+    let files = t.sh_ok(&format!("ls {folder}/* | grep -vc application_state"))?;
+    let files: usize = files.parse().map_err(|_| "no number of files".to_owned())?;
+    t.equal("refusals", wrote.text.lines().count(), 4 * files)
+}
+
+/// Reads everything while devices are unbound and bound, and while the module is removed and inserted.
+fn removal_under_readers(t: &Context<'_>) -> Result<()> {
+    t.sh_ok(
+        "cd /tmp && rm -f over ended.*; for i in 1 2; do \
+             { until [ -e over ]; do cat /sys/bus/vmbus/devices/*/hv_utils/*; done >/dev/null 2>&1; \
+             : >ended.$i; } & done",
+    )?;
+    let services = [
+        Service::Heartbeat,
+        Service::TimeSync,
+        Service::Kvp,
+        Service::Vss,
+    ];
+    for _ in 0..t.often((5, 50)) {
+        for service in services {
+            daemon::rebind(t, "unbind", service)?;
+            daemon::rebind(t, "bind", service)?;
+        }
+        t.unload()?;
+        t.load()?;
+    }
+    wait_for(t, "cd /tmp && : >over && [ -e ended.1 ] && [ -e ended.2 ]")
 }
 
 /// Reading goes on while the device is unbound and bound: each read gives the version, or that there is no file.

@@ -120,6 +120,11 @@ impl Status {
     pub(crate) const NAME_TOO_LONG: Self = Self(0x8007_00ce);
     /// The end of an enumeration, or a key that isn't there; from `HV_S_CONT`.
     pub(crate) const NO_MORE_ITEMS: Self = Self(0x8007_0103);
+
+    /// Returns whether the host sees that its request failed.
+    pub(crate) fn is_failure(self) -> bool {
+        self != Self::OK && self != Self::NO_MORE_ITEMS
+    }
 }
 
 /// How a daemon has registered.
@@ -158,6 +163,23 @@ pub(crate) fn wants_answer(payload: &[u8]) -> bool {
     payload
         .get(FLAGS)
         .is_some_and(|flags| flags & (FLAG_TRANSACTION | FLAG_REQUEST) != 0)
+}
+
+/// The status of the answer in `payload`; that of a failure if it holds none.
+pub(crate) fn status(payload: &[u8]) -> Status {
+    match payload.len() < HEADER_LEN {
+        true => Status::FAIL,
+        false => Status(wire::u32_at(payload, STATUS)),
+    }
+}
+
+/// Returns whether the answer in `payload` says that the request failed, or that no version is common.
+pub(crate) fn is_refusal(payload: &[u8]) -> bool {
+    status(payload).is_failure()
+        || Kind(wire::u16_at(payload, TYPE)) == Kind::NEGOTIATE
+            && payload.get(HEADER_LEN..).is_none_or(|body| {
+                body.len() < VERSIONS || wire::u16_at(body, FRAMEWORK_COUNT) == 0
+            })
 }
 
 /// A request: a message that is long enough to be answered.
@@ -365,6 +387,44 @@ mod tests {
         expected[FLAGS] = 5;
         wire::put_u32(&mut expected, STATUS, 0x8000_4005);
         assert_eq!(packet, expected);
+    }
+
+    #[test]
+    fn the_status_is_that_of_the_answer() {
+        for expected in [Status::OK, Status::NO_MORE_ITEMS, Status::INVALID_ARGUMENT] {
+            let mut packet = [0x5au8; HEADER_LEN];
+            packet[FLAGS] = FLAG_REQUEST;
+            if let Ok(request) = Request::new(&mut packet) {
+                request.answer(expected);
+            }
+            assert_eq!(status(&packet), expected);
+            assert_eq!(status(&packet[1..]), Status::FAIL);
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_a_failure_or_no_version() {
+        let refuses = |kind: Kind, answer: Status| {
+            let mut packet = [0u8; HEADER_LEN];
+            wire::put_u16(&mut packet, TYPE, kind.0);
+            if let Ok(request) = Request::new(&mut packet) {
+                request.answer(answer);
+            }
+            is_refusal(&packet)
+        };
+        assert!(!refuses(Kind::KVP, Status::OK));
+        assert!(!refuses(Kind::KVP, Status::NO_MORE_ITEMS));
+        assert!(refuses(Kind::KVP, Status::FAIL));
+        assert!(refuses(Kind::KVP, Status::NOT_SUPPORTED));
+        assert!(is_refusal(&[0u8; HEADER_LEN - 1]));
+        for (version, is_common) in [(Version::new(3, 2), true), (Version::new(9, 9), false)] {
+            let mut packet: [u8; 44] = negotiation(1, 1, &[Version::new(3, 0), version]);
+            negotiate(&mut packet);
+            assert_eq!(is_refusal(&packet), !is_common);
+        }
+        let mut short = [0u8; 35];
+        negotiate(&mut short);
+        assert!(is_refusal(&short));
     }
 
     #[test]

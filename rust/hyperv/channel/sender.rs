@@ -77,15 +77,15 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends the payload of a taken packet as the answer to that packet, if the outbound ring has
-    /// room for it.
+    /// room for it. Returns whether the answer was sent, see [`Packet::reply`].
     ///
     /// If there is no room, returns the packet. [`Handler::woken`] is called when there is room.
-    pub fn reply(&self, mut taken: Taken) -> Result<Buffer, Taken> {
+    pub fn reply(&self, mut taken: Taken) -> Result<(Buffer, bool), Taken> {
         if !self.has_room(taken.payload.len()) {
             return Err(taken);
         }
-        self.send(&mut taken.payload, taken.transaction);
-        Ok(taken.abandon())
+        let has_left = self.send(&mut taken.payload, taken.transaction);
+        Ok((taken.abandon(), has_left))
     }
 
     /// Returns whether the host's interrupt has called the handler. The handler must not print

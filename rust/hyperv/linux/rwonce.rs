@@ -37,6 +37,33 @@ impl<T: Word> RwOnce<T> {
     }
 }
 
+/// A number that one context counts up, and others read.
+pub struct Counter(RwOnce<usize>);
+
+impl Counter {
+    /// Nothing was counted.
+    pub const fn new() -> Self {
+        Self(RwOnce::new(0))
+    }
+
+    /// Adds one. Of contexts that do so at the same time only one counts.
+    #[inline(always)]
+    pub fn add_one(&self) {
+        self.0.write(self.0.read().wrapping_add(1));
+    }
+
+    /// The number.
+    pub fn get(&self) -> usize {
+        self.0.read()
+    }
+}
+
+impl Default for Counter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// A type that the processor reads and writes by a single access.
 ///
 /// # Safety

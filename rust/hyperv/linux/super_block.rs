@@ -179,6 +179,16 @@ impl Record {
         !self.entries.iter().any(Entry::is_left)
     }
 
+    /// Calls `visit` for each superblock that user space has frozen since [`Record::begin`] and has
+    /// not thawed. May be called in any context.
+    pub fn for_each_frozen(&self, visit: &mut dyn FnMut(&SuperBlock)) {
+        for entry in &self.entries {
+            if let (true, Some(super_block)) = (entry.is_left(), &entry.super_block) {
+                visit(super_block);
+            }
+        }
+    }
+
     /// Thaws the superblocks that user space has frozen since [`Record::begin`], including those
     /// that were mounted later. Calls `done` for each superblock that was thawed or failed to thaw.
     /// May sleep as [`Record::new`] does.
@@ -432,6 +442,16 @@ pub struct SuperBlock(NonNull<bindings::super_block>);
 unsafe impl Send for SuperBlock {}
 
 impl SuperBlock {
+    /// Returns the name of the superblock's device. May be called in any context.
+    pub fn name(&self) -> Name {
+        // SAFETY: By the type invariant, the superblock is valid.
+        let id = unsafe { &raw const (*self.0.as_ptr()).s_id };
+
+        // SAFETY: `id` is valid for reads. If the name changes concurrently, this may read parts of
+        // both names.
+        Name(unsafe { id.read_volatile() })
+    }
+
     /// Returns whether the superblock is completely frozen. May be called in any context.
     fn is_frozen(&self) -> bool {
         // SAFETY: By the type invariant, the superblock is valid.
@@ -478,18 +498,32 @@ impl SuperBlock {
     }
 }
 
+/// The name of a superblock's device. What is not ASCII is shown as escapes.
+#[derive(Clone, Copy)]
+pub struct Name([u8; Name::LEN]);
+
+impl Name {
+    /// Bytes of `s_id`, with the NUL.
+    const LEN: usize = 32;
+
+    /// The bytes of the name.
+    pub fn as_bytes(&self) -> &[u8] {
+        let Self(id) = self;
+        let len = id.iter().position(|&c| c == 0).unwrap_or(id.len());
+        &id[..len]
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.as_bytes().escape_ascii())
+    }
+}
+
 impl fmt::Display for SuperBlock {
     /// Writes the name of the device and the type of the file system.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sb = self.0.as_ptr();
-
-        // SAFETY: By the type invariant, the superblock is valid.
-        let id = unsafe { &raw const (*sb).s_id };
-
-        // SAFETY: `id` is valid for reads. If the name changes concurrently, this may read parts of
-        // both names.
-        let id = unsafe { id.read_volatile() };
-        let len = id.iter().position(|&c| c == 0).unwrap_or(id.len());
 
         // SAFETY: `s_type` is set before the superblock is born, and never changes. The module of
         // the type stays loaded while the superblock is active.
@@ -500,8 +534,7 @@ impl fmt::Display for SuperBlock {
 
         // SAFETY: A type's name is a C string that lives as long as the type.
         let name = unsafe { CStr::from_char_ptr(name) };
-        let (id, name) = (&id[..len], name.to_bytes());
-        write!(f, "{} ({})", id.escape_ascii(), name.escape_ascii())
+        write!(f, "{} ({})", self.name(), name.to_bytes().escape_ascii())
     }
 }
 

@@ -5,7 +5,10 @@
 //! C headers: [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h),
 //! [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    linux::rwonce::RwOnce, //
+};
 use kernel::{
     error::to_result,
     prelude::*,
@@ -72,6 +75,55 @@ impl Deadline {
         } else {
             self
         }
+    }
+}
+
+/// A moment in the past, by the same clock: exact to a tick.
+#[derive(Clone, Copy)]
+pub struct Moment(Jiffies);
+
+impl Moment {
+    /// The present. May be called in any context.
+    pub fn now() -> Self {
+        Self(jiffies())
+    }
+
+    /// Milliseconds since then. Time in which the system was suspended does not count.
+    pub fn age(self) -> u64 {
+        let ticks = jiffies().wrapping_sub(self.0);
+
+        // SAFETY: Has no requirements.
+        unsafe { bindings::jiffies64_to_msecs(ticks as u64) }
+    }
+}
+
+/// Since when something is so, if it is. One context at a time says so, and others read.
+pub struct Since(RwOnce<Jiffies>);
+
+impl Since {
+    /// What stands for no moment. One that is the same counts as the tick after it.
+    const NEVER: Jiffies = 0;
+
+    /// It is not so.
+    pub const fn never() -> Self {
+        Self(RwOnce::new(Self::NEVER))
+    }
+
+    /// It is so from now on. May be called in any context.
+    pub fn begin(&self) {
+        let Moment(now) = Moment::now();
+        self.0.write(if now == Self::NEVER { 1 } else { now });
+    }
+
+    /// It is not so any more. May be called in any context.
+    pub fn end(&self) {
+        self.0.write(Self::NEVER);
+    }
+
+    /// Since when it is so.
+    pub fn get(&self) -> Option<Moment> {
+        let moment = self.0.read();
+        (moment != Self::NEVER).then_some(Moment(moment))
     }
 }
 
