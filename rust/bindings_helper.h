@@ -13,6 +13,7 @@
 #include <asm/mshyperv.h>
 
 #include "helpers/helpers.h"
+#include "../drivers/hv/hv_utils_trace.h"
 
 /* Macros that bindgen does not evaluate. */
 static const u32 RUST_CONST_HELPER_INVALID_RELID = INVALID_RELID;

@@ -12,7 +12,6 @@ use crate::{
         Lost, //
     },
     icmsg::{
-        self,
         Registration,
         Request,
         Status,
@@ -61,6 +60,7 @@ use hyperv::{
         },
         workqueue::Run, //
     },
+    trace, //
 };
 use kernel::{
     prelude::*,
@@ -408,6 +408,7 @@ impl WithDaemon {
     /// Asks the daemon what the first `len` bytes of the message say.
     fn question(&mut self, len: usize, late: Late) {
         self.is_free = false;
+        trace::asked(self.info.session.name, len);
         self.transport
             .ask(self.daemon, &mut self.message, len, late);
     }
@@ -444,13 +445,21 @@ impl WithDaemon {
         }
     }
 
+    /// Lets who traces know what came of a question.
+    fn trace(&self, outcome: &str) {
+        trace::answered(self.info.session.name, outcome);
+    }
+
     /// Tells the service that the daemon has answered to `tell()`. There is no time-out: the question ends
     /// when the daemon goes.
     fn conclude_told(&mut self, buffer: Buffer, until: Deadline) -> Current {
         match self.transport.outcome(&mut self.message, false) {
             Outcome::Pending => return Current::Told(buffer, until),
-            Outcome::Answered(_) => self.service.told(),
-            Outcome::Gone(_) | Outcome::TimedOut(_) => {}
+            Outcome::Answered(_) => {
+                self.trace("answered");
+                self.service.told();
+            }
+            Outcome::Gone(_) | Outcome::TimedOut(_) => self.trace("gone"),
         }
         Current::None(buffer)
     }
@@ -459,9 +468,16 @@ impl WithDaemon {
     fn conclude(&mut self, mut taken: Taken, until: Deadline) -> Current {
         let result = match self.transport.outcome(&mut self.message, until.is_over()) {
             Outcome::Pending => return Current::Asked(taken, until),
-            Outcome::Answered(daemon) => Ok(daemon),
-            Outcome::Gone(lost) => Err((lost, Reason::Gone)),
+            Outcome::Answered(daemon) => {
+                self.trace("answered");
+                Ok(daemon)
+            }
+            Outcome::Gone(lost) => {
+                self.trace("gone");
+                Err((lost, Reason::Gone))
+            }
             Outcome::TimedOut(lost) => {
+                self.trace("timed out");
                 self.facts.late.add_one();
                 Err((lost, Reason::TimedOut))
             }
@@ -579,6 +595,7 @@ impl Service for WithDaemon {
         let current = match mem::take(&mut self.current) {
             // Drop the pending answer: the host would take it for the negotiation's.
             Current::Asked(taken, _) => {
+                self.trace("given up");
                 pending = Some(self.transport.give_up());
                 (_, self.is_free) = self.transport.daemon();
                 Current::None(taken.abandon())
@@ -618,16 +635,10 @@ impl Service for WithDaemon {
             current => current,
         };
         let current = match current {
-            Current::Answered(mut taken) => {
-                let is_refusal = icmsg::is_refusal(taken.payload());
-                match sender.reply(taken) {
-                    Ok((buffer, has_left)) => {
-                        negotiation.answered_later(is_refusal, has_left);
-                        Current::None(buffer)
-                    }
-                    Err(taken) => Current::Answered(taken),
-                }
-            }
+            Current::Answered(taken) => match negotiation.reply_later(taken, sender) {
+                Ok(buffer) => Current::None(buffer),
+                Err(taken) => Current::Answered(taken),
+            },
             current => current,
         };
         self.current = self.tell(current);

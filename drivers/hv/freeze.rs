@@ -13,10 +13,7 @@ use crate::{
         Unique, //
     },
 };
-use core::{
-    fmt,
-    mem, //
-};
+use core::mem;
 use hyperv::{
     channel::Waker,
     compat::{
@@ -36,6 +33,7 @@ use hyperv::{
             Run, //
         },
     },
+    trace, //
 };
 use kernel::{
     new_mutex,
@@ -71,9 +69,10 @@ pub(crate) enum Cause {
     Elsewhere,
 }
 
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Cause {
+    /// The words in the log, and for who traces.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Self::Asked => "the host asks for it",
             Self::Again => "the host freezes once more",
             Self::Restarted => "the host has started over, or has gone",
@@ -82,7 +81,7 @@ impl fmt::Display for Cause {
             Self::Failed => "the freeze has failed",
             Self::Late => "the daemon went on to freeze",
             Self::Elsewhere => "not by this module",
-        })
+        }
     }
 }
 
@@ -96,6 +95,9 @@ pub(crate) enum Refusal {
     /// The kernel does not say what is frozen.
     Error(Error),
 }
+
+/// The cause, for who traces, of what this module finds thawed when the daemon has answered THAW.
+const BY_OTHERS: &str = "the daemon, or somebody else";
 
 /// What is known of the backup when the host asks to thaw.
 #[derive(Clone, Copy)]
@@ -281,21 +283,24 @@ impl Shared {
 /// Thaws what is recorded, and logs that. Returns the last error.
 fn thaw(cause: Cause, record: &mut Record) -> Result {
     let mut result = Ok(());
-    record.thaw(&mut |super_block, thawed| match thawed {
-        Ok(()) => {
-            pr_notice!(
-                "VSS: thawed {}: {}\n",
-                format_args!("{super_block}"),
-                format_args!("{cause}")
-            );
-        }
-        Err(error) => {
-            pr_err!(
-                "VSS: cannot thaw {}: {:?}\n",
-                format_args!("{super_block}"),
-                error
-            );
-            result = Err(error);
+    record.thaw(&mut |super_block, thawed| {
+        trace::thawed(super_block.name().as_bytes(), cause.name(), thawed);
+        match thawed {
+            Ok(()) => {
+                pr_notice!(
+                    "VSS: thawed {}: {}\n",
+                    format_args!("{super_block}"),
+                    cause.name()
+                );
+            }
+            Err(error) => {
+                pr_err!(
+                    "VSS: cannot thaw {}: {:?}\n",
+                    format_args!("{super_block}"),
+                    error
+                );
+                result = Err(error);
+            }
         }
     });
     result
@@ -377,6 +382,10 @@ impl Freezer {
         ) {
             (Stage::Begun(mut held), None) => {
                 held.record.complete();
+                if trace::frozen_is_on() {
+                    held.record
+                        .for_each_frozen(&mut |frozen| trace::frozen(frozen.name().as_bytes()));
+                }
                 held.since = Some(Moment::now());
                 state.stage = Stage::Frozen(held);
                 Ok(())
@@ -438,6 +447,11 @@ impl Freezer {
             if let Stage::Frozen(held) = &mut state.stage {
                 if !daemon_succeeded {
                     held.record.thaw_failed();
+                }
+                if trace::thawed_is_on() {
+                    held.record.for_each_thawed(&mut |thawed| {
+                        trace::thawed(thawed.name().as_bytes(), BY_OTHERS, Ok(()));
+                    });
                 }
                 if held.record.is_thawed() {
                     state.stage = Stage::Idle;

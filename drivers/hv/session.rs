@@ -7,19 +7,19 @@ use crate::icmsg::{
     Kind,
     Request,
     Status,
+    Unanswerable,
     Version, //
 };
-use core::{
-    convert::Infallible,
-    fmt, //
-};
+use core::convert::Infallible;
 use hyperv::{
     channel::{
+        Buffer,
         Context,
         Handled,
         Handler,
         Packet,
-        Sender, //
+        Sender,
+        Taken, //
     },
     linux::{
         module_param::Uint,
@@ -29,6 +29,7 @@ use hyperv::{
             RwOnce, //
         }, //
     },
+    trace, //
 };
 use kernel::{
     prelude::*,
@@ -139,6 +140,8 @@ pub(crate) enum Answer<A, L = Infallible> {
 pub(crate) struct Negotiation {
     info: &'static Info,
     facts: Arc<Facts>,
+    /// When the message came that was taken last.
+    start: trace::Start,
 }
 
 /// Facts about a conversation. The session writes them, sysfs reads them.
@@ -217,12 +220,6 @@ impl Facts {
 }
 
 impl Negotiation {
-    /// A message that was taken was answered.
-    pub(crate) fn answered_later(&mut self, is_refusal: bool, has_left: bool) {
-        self.facts.answered_later.add_one();
-        self.facts.count(is_refusal, has_left);
-    }
-
     /// Answers the host's offer of versions.
     #[cold]
     pub(crate) fn answer(&mut self, request: Request<'_>, limit: Pin<&RateLimit>) {
@@ -230,6 +227,8 @@ impl Negotiation {
         let name = info.name;
         let version = request.negotiate(info.frameworks, info.versions_now());
         self.facts.set_version(version);
+        let Version { major, minor } = version.unwrap_or(Version::new(0, 0));
+        trace::negotiation(name, major, minor);
         if !limit.allows() {
             return;
         }
@@ -237,6 +236,80 @@ impl Negotiation {
             Some(version) => pr_info!("{} IC version {}\n", name, format_args!("{version}")),
             None => pr_warn!("{}: the host offers no version that is known\n", name),
         }
+    }
+
+    /// Answers a message that was taken, if there is room. If not, returns it.
+    pub(crate) fn reply_later(
+        &mut self,
+        mut taken: Taken,
+        sender: &Sender<'_>,
+    ) -> Result<Buffer, Taken> {
+        let transaction = taken.transaction();
+        let is_refusal = icmsg::is_refusal(taken.payload());
+        let status = icmsg::status(taken.payload());
+        let (buffer, has_left) = sender.reply(taken)?;
+        self.facts.answered_later.add_one();
+        self.facts.count(is_refusal, has_left);
+        self.trace_reply(transaction, status, self.start, has_left);
+        Ok(buffer)
+    }
+
+    /// Drops a packet that cannot be answered.
+    #[cold]
+    fn ignore(&self, mut packet: Packet<'_>) -> Handled {
+        // The log says so.
+        if packet.sender().is_in_interrupt() {
+            return packet.postpone();
+        }
+        let reason = match packet.is_in_band() {
+            true => Request::new(packet.payload_mut()).err(),
+            false => None,
+        };
+        let reason = reason.unwrap_or(Unanswerable::OutOfBand);
+        self.facts.ignored.add_one();
+        trace::ignored(self.info.name, reason.name());
+        packet.ignore(&reason)
+    }
+
+    /// Answers a request that is refused.
+    #[cold]
+    fn fail(&self, mut packet: Packet<'_>, status: Status, start: trace::Start) -> Handled {
+        match Request::new(packet.payload_mut()) {
+            Ok(request) => request.answer(status),
+            Err(_) => return self.ignore(packet),
+        }
+        self.reply(packet, start)
+    }
+
+    /// Sends an answer of any kind.
+    #[cold]
+    fn reply(&self, packet: Packet<'_>, start: trace::Start) -> Handled {
+        let transaction = packet.transaction();
+        let is_refusal = icmsg::is_refusal(packet.payload());
+        let status = icmsg::status(packet.payload());
+        let (handled, has_left) = packet.reply();
+        self.facts.answered.add_one();
+        self.facts.count(is_refusal, has_left);
+        self.trace_reply(transaction, status, start, has_left);
+        handled
+    }
+
+    #[inline(always)]
+    fn trace_request(&self, packet: &Packet<'_>) {
+        let payload = packet.payload();
+        let Kind(kind) = icmsg::kind(payload);
+        trace::request(self.info.name, packet.transaction(), kind, payload.len());
+    }
+
+    #[inline(always)]
+    fn trace_reply(
+        &self,
+        transaction: u64,
+        Status(status): Status,
+        start: trace::Start,
+        has_left: bool,
+    ) {
+        trace::reply(self.info.name, transaction, status, start, has_left);
     }
 }
 
@@ -252,6 +325,7 @@ impl<S: Service> Session<S> {
             negotiation: Negotiation {
                 info: service.info(),
                 facts,
+                start: None,
             },
             service,
         }
@@ -266,6 +340,7 @@ impl<S: Service> Session<S> {
         if sender.is_in_interrupt() {
             return packet.postpone();
         }
+        let start = trace::start();
         if let Incoming::Unexpected(Kind(kind)) = message {
             if sender.limit().allows() {
                 pr_warn!(
@@ -274,80 +349,48 @@ impl<S: Service> Session<S> {
                     kind
                 );
             }
-            return self.negotiation.facts.fail(packet, Status::FAIL);
+            self.negotiation.trace_request(&packet);
+            return self.negotiation.fail(packet, Status::FAIL, start);
         }
         self.negotiation.facts.set_version(None);
         if let Some(later) = self.service.restarted() {
             return self.take(packet, later);
         }
+        self.negotiation.trace_request(&packet);
         match Request::new(packet.payload_mut()) {
             Ok(request) => self.negotiation.answer(request, sender.limit()),
-            Err(unanswerable) => return self.negotiation.facts.ignore(packet, &unanswerable),
+            Err(_) => return self.negotiation.ignore(packet),
         }
-        self.negotiation.facts.reply(packet)
+        self.negotiation.reply(packet, start)
     }
 
     /// Has the service take a message, to answer it later.
     fn take(&mut self, packet: Packet<'_>, later: S::Later) -> Handled {
+        self.negotiation.trace_request(&packet);
+        self.negotiation.start = trace::start();
         match self.service.take(packet, later) {
             Ok(handled) => {
                 self.negotiation.facts.taken.add_one();
                 handled
             }
-            Err(packet) => self.negotiation.facts.fail(packet, Status::FAIL),
+            Err(packet) => {
+                let start = self.negotiation.start;
+                self.negotiation.fail(packet, Status::FAIL, start)
+            }
         }
     }
-}
 
-impl Facts {
-    /// Drops a packet without an answer.
-    #[cold]
-    fn ignore(&self, packet: Packet<'_>, reason: &dyn fmt::Display) -> Handled {
-        // It comes in again.
-        if !packet.sender().is_in_interrupt() {
-            self.ignored.add_one();
-        }
-        packet.ignore(reason)
-    }
-
-    /// Answers a request that is refused.
-    #[cold]
-    fn fail(&self, mut packet: Packet<'_>, status: Status) -> Handled {
-        match Request::new(packet.payload_mut()) {
-            Ok(request) => request.answer(status),
-            Err(unanswerable) => return self.ignore(packet, &unanswerable),
-        }
-        self.reply(packet)
-    }
-
-    /// Sends an answer of any kind.
-    #[cold]
-    fn reply(&self, packet: Packet<'_>) -> Handled {
-        let is_refusal = icmsg::is_refusal(packet.payload());
-        let (handled, has_left) = packet.reply();
-        self.answered.add_one();
-        self.count(is_refusal, has_left);
-        handled
-    }
-}
-
-impl<S: Service> Handler for Session<S> {
-    fn context(&self) -> Context {
-        S::CONTEXT
-    }
-
-    fn wants_answer(&self, payload: &[u8]) -> bool {
-        icmsg::wants_answer(payload)
-    }
-
-    fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
+    /// See [`Handler::receive`]. `TRACES` says whether somebody may trace requests and replies.
+    #[inline(always)]
+    fn handle<const TRACES: bool>(&mut self, mut packet: Packet<'_>) -> Handled {
         if !packet.is_in_band() {
-            return self.negotiation.facts.ignore(packet, &"not in-band data");
+            return self.negotiation.ignore(packet);
         }
-        let sender = packet.sender();
+        let start = if TRACES { trace::start() } else { None };
+        let (sender, transaction) = (packet.sender(), packet.transaction());
         let mut request = match Request::new(packet.payload_mut()) {
             Ok(request) => request,
-            Err(unanswerable) => return self.negotiation.facts.ignore(packet, &unanswerable),
+            Err(_) => return self.negotiation.ignore(packet),
         };
         let message = match (request.kind(), self.negotiation.facts.version()) {
             (Kind::NEGOTIATE, _) => Incoming::Negotiation,
@@ -360,16 +403,20 @@ impl<S: Service> Handler for Session<S> {
         let Incoming::Request(version) = message else {
             return self.receive_other(message, packet);
         };
-        let answer = self.service.answer(version, request.body());
-        match answer {
-            Answer::Now(status, _) if status.is_failure() => {
-                self.negotiation.facts.fail(packet, status)
-            }
+        match self.service.answer(version, request.body()) {
+            Answer::Now(status, _) if status.is_failure() => self.refuse(packet, status, start),
             Answer::Now(status, action) => {
                 request.answer(status);
+                if TRACES {
+                    self.negotiation.trace_request(&packet);
+                }
                 let (handled, has_left) = packet.reply();
                 let facts = &*self.negotiation.facts;
                 facts.answered.add_one();
+                if TRACES {
+                    self.negotiation
+                        .trace_reply(transaction, status, start, has_left);
+                }
                 if !has_left {
                     facts.count(false, has_left);
                 } else if let Some(action) = action {
@@ -378,6 +425,38 @@ impl<S: Service> Handler for Session<S> {
                 handled
             }
             Answer::Later(later) => self.take(packet, later),
+        }
+    }
+
+    /// The same while somebody traces.
+    #[cold]
+    #[inline(never)]
+    fn handle_traced(&mut self, packet: Packet<'_>) -> Handled {
+        self.handle::<true>(packet)
+    }
+
+    /// Answers a request that the service refuses.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, packet: Packet<'_>, status: Status, start: trace::Start) -> Handled {
+        self.negotiation.trace_request(&packet);
+        self.negotiation.fail(packet, status, start)
+    }
+}
+
+impl<S: Service> Handler for Session<S> {
+    fn context(&self) -> Context {
+        S::CONTEXT
+    }
+
+    fn wants_answer(&self, payload: &[u8]) -> bool {
+        icmsg::wants_answer(payload)
+    }
+
+    fn receive(&mut self, packet: Packet<'_>) -> Handled {
+        match trace::is_on() {
+            false => self.handle::<false>(packet),
+            true => self.handle_traced(packet),
         }
     }
 

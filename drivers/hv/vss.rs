@@ -145,7 +145,8 @@ impl fmt::Display for Why {
             Self::NoAnswer(Reason::TimedOut) => f.write_str("no answer from the daemon, time-out"),
             Self::Spoilt(cause) => write!(
                 f,
-                "the backup is not consistent, file systems were thawed before ({cause})"
+                "the backup is not consistent, file systems were thawed before ({})",
+                cause.name()
             ),
             Self::Refused(Refusal::Busy) => {
                 f.write_str("a daemon has yet to end an earlier freeze")

@@ -18,6 +18,7 @@ pub mod compat;
 pub mod linux;
 pub mod ptp;
 pub mod timer;
+pub mod trace;
 pub mod vmbus;
 
 #[doc(hidden)]

@@ -69,6 +69,7 @@ mod statistics;
 mod systemd;
 mod timeouts;
 mod timesync;
+mod trace;
 mod vss;
 
 use std::process::ExitCode;
@@ -122,6 +123,7 @@ fn all() -> Vec<&'static Scenario> {
         freeze::SCENARIOS,
         fcopy::SCENARIOS,
         timeouts::SCENARIOS,
+        trace::SCENARIOS,
         fault::SCENARIOS,
         fuzz::SCENARIOS,
         shutdown::SCENARIOS,

@@ -70,6 +70,7 @@ pub(super) fn framing(random: &mut Random) {
             match reason {
                 Unanswerable::Short { len: told } => assert!(told == len && len < BODY),
                 Unanswerable::Response => assert_eq!(before[FLAGS] & 6, RESPONSE),
+                Unanswerable::OutOfBand => panic!("a payload does not say how it came"),
             }
             assert_eq!(payload, before);
             return;

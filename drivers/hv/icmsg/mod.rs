@@ -146,6 +146,19 @@ pub(crate) enum Unanswerable {
     },
     /// The message is itself an answer.
     Response,
+    /// The packet is no plain data, as all messages of hosts are.
+    OutOfBand,
+}
+
+impl Unanswerable {
+    /// A word for tracing.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Short { .. } => "short",
+            Self::Response => "response",
+            Self::OutOfBand => "not in-band",
+        }
+    }
 }
 
 impl fmt::Display for Unanswerable {
@@ -153,6 +166,7 @@ impl fmt::Display for Unanswerable {
         match self {
             Self::Short { len } => write!(f, "packet of {len} bytes has no message header"),
             Self::Response => f.write_str("message is a response, not a request"),
+            Self::OutOfBand => f.write_str("not in-band data"),
         }
     }
 }
@@ -163,6 +177,11 @@ pub(crate) fn wants_answer(payload: &[u8]) -> bool {
     payload
         .get(FLAGS)
         .is_some_and(|flags| flags & (FLAG_TRANSACTION | FLAG_REQUEST) != 0)
+}
+
+/// What the message in `payload` asks for, which is long enough for a header.
+pub(crate) fn kind(payload: &[u8]) -> Kind {
+    Kind(wire::u16_at(payload, TYPE))
 }
 
 /// The status of the answer in `payload`; that of a failure if it holds none.
@@ -176,7 +195,7 @@ pub(crate) fn status(payload: &[u8]) -> Status {
 /// Returns whether the answer in `payload` says that the request failed, or that no version is common.
 pub(crate) fn is_refusal(payload: &[u8]) -> bool {
     status(payload).is_failure()
-        || Kind(wire::u16_at(payload, TYPE)) == Kind::NEGOTIATE
+        || kind(payload) == Kind::NEGOTIATE
             && payload.get(HEADER_LEN..).is_none_or(|body| {
                 body.len() < VERSIONS || wire::u16_at(body, FRAMEWORK_COUNT) == 0
             })

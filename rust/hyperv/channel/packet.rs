@@ -56,8 +56,9 @@ impl<'a> Packet<'a> {
         unsafe { self.descriptor.as_ref() }
     }
 
+    /// The number that the host knows the packet by.
     #[inline]
-    fn transaction(&self) -> u64 {
+    pub fn transaction(&self) -> u64 {
         self.descriptor().trans_id
     }
 
@@ -189,6 +190,11 @@ impl Taken {
     /// Returns the payload.
     pub fn payload(&mut self) -> &mut [u8] {
         &mut self.payload
+    }
+
+    /// See [`Packet::transaction`].
+    pub fn transaction(&self) -> u64 {
+        self.transaction
     }
 
     /// Drops the packet unanswered, when the host no longer waits for the answer.

@@ -19,4 +19,5 @@ pub mod super_block;
 pub mod suspend;
 pub mod sysfs;
 pub mod time;
+pub(crate) mod tracepoint;
 pub mod workqueue;

@@ -189,6 +189,18 @@ impl Record {
         }
     }
 
+    /// Calls `visit` for each superblock that was frozen at [`Record::complete`] and needs no thaw
+    /// any more. May be called in any context.
+    pub fn for_each_thawed(&self, visit: &mut dyn FnMut(&SuperBlock)) {
+        for entry in &self.entries {
+            if let (Role::Frozen(_), false, Some(super_block)) =
+                (entry.role, entry.is_left(), &entry.super_block)
+            {
+                visit(super_block);
+            }
+        }
+    }
+
     /// Thaws the superblocks that user space has frozen since [`Record::begin`], including those
     /// that were mounted later. Calls `done` for each superblock that was thawed or failed to thaw.
     /// May sleep as [`Record::new`] does.

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Tracepoints of the integration services. Names come from Rust: they have a
+ * length, and no NUL behind them.
+ */
+
+#undef TRACE_SYSTEM
+#define TRACE_SYSTEM hv_utils
+
+#if !defined(_HV_UTILS_TRACE_H) || defined(TRACE_HEADER_MULTI_READ)
+#define _HV_UTILS_TRACE_H
+
+#include <linux/tracepoint.h>
+
+/* The host has offered versions. Both numbers are 0 if none is common. */
+TRACE_EVENT(negotiation,
+	    TP_PROTO(const char *service, size_t service_len, u16 major, u16 minor),
+	    TP_ARGS(service, service_len, major, minor),
+	    TP_STRUCT__entry(__string_len(service, service, service_len)
+			     __field(u16, major)
+			     __field(u16, minor)),
+	    TP_fast_assign(__assign_str(service);
+			   __entry->major = major;
+			   __entry->minor = minor;),
+	    TP_printk("service=%s version=%u.%u", __get_str(service), __entry->major,
+		      __entry->minor)
+);
+
+/* A message of the host that is answered, now or later. The length is the packet's. */
+TRACE_EVENT(request,
+	    TP_PROTO(const char *service, size_t service_len, u64 transaction, u16 type,
+		     size_t len),
+	    TP_ARGS(service, service_len, transaction, type, len),
+	    TP_STRUCT__entry(__string_len(service, service, service_len)
+			     __field(u64, transaction)
+			     __field(u32, len)
+			     __field(u16, type)),
+	    TP_fast_assign(__assign_str(service);
+			   __entry->transaction = transaction;
+			   __entry->len = len;
+			   __entry->type = type;),
+	    TP_printk("service=%s transaction=%llu type=%u len=%u", __get_str(service),
+		      __entry->transaction, __entry->type, __entry->len)
+);
+
+/* Its answer, and the nanoseconds since it came; 0 if tracing has begun meanwhile. */
+TRACE_EVENT(reply,
+	    TP_PROTO(const char *service, size_t service_len, u64 transaction, u32 status,
+		     u64 latency, bool sent),
+	    TP_ARGS(service, service_len, transaction, status, latency, sent),
+	    TP_STRUCT__entry(__string_len(service, service, service_len)
+			     __field(u64, transaction)
+			     __field(u64, latency)
+			     __field(u32, status)
+			     __field(bool, sent)),
+	    TP_fast_assign(__assign_str(service);
+			   __entry->transaction = transaction;
+			   __entry->latency = latency;
+			   __entry->status = status;
+			   __entry->sent = sent;),
+	    TP_printk("service=%s transaction=%llu status=%#x latency=%llu sent=%u",
+		      __get_str(service), __entry->transaction, __entry->status, __entry->latency,
+		      __entry->sent)
+);
+
+/* The daemon has a message of this length to read. */
+TRACE_EVENT(asked,
+	    TP_PROTO(const char *service, size_t service_len, size_t len),
+	    TP_ARGS(service, service_len, len),
+	    TP_STRUCT__entry(__string_len(service, service, service_len)
+			     __field(u32, len)),
+	    TP_fast_assign(__assign_str(service);
+			   __entry->len = len;),
+	    TP_printk("service=%s len=%u", __get_str(service), __entry->len)
+);
+
+/* What came of that: "answered", "gone", "timed out", or "given up" where the host starts over. */
+TRACE_EVENT(answered,
+	    TP_PROTO(const char *service, size_t service_len, const char *outcome,
+		     size_t outcome_len),
+	    TP_ARGS(service, service_len, outcome, outcome_len),
+	    TP_STRUCT__entry(__string_len(service, service, service_len)
+			     __string_len(outcome, outcome, outcome_len)),
+	    TP_fast_assign(__assign_str(service);
+			   __assign_str(outcome);),
+	    TP_printk("service=%s outcome=%s", __get_str(service), __get_str(outcome))
+);
+
+/* A packet that is not answered. */
+TRACE_EVENT(ignored,
+	    TP_PROTO(const char *service, size_t service_len, const char *reason,
+		     size_t reason_len),
+	    TP_ARGS(service, service_len, reason, reason_len),
+	    TP_STRUCT__entry(__string_len(service, service, service_len)
+			     __string_len(reason, reason, reason_len)),
+	    TP_fast_assign(__assign_str(service);
+			   __assign_str(reason);),
+	    TP_printk("service=%s reason=%s", __get_str(service), __get_str(reason))
+);
+
+/* A file system is frozen for a backup. */
+TRACE_EVENT(frozen,
+	    TP_PROTO(const char *device, size_t device_len),
+	    TP_ARGS(device, device_len),
+	    TP_STRUCT__entry(__string_len(device, device, device_len)),
+	    TP_fast_assign(__assign_str(device);),
+	    TP_printk("device=%s", __get_str(device))
+);
+
+/* It is thawed, or could not be: an error number. The cause says by whom, or why. */
+TRACE_EVENT(thawed,
+	    TP_PROTO(const char *device, size_t device_len, const char *cause, size_t cause_len,
+		     int error),
+	    TP_ARGS(device, device_len, cause, cause_len, error),
+	    TP_STRUCT__entry(__string_len(device, device, device_len)
+			     __string_len(cause, cause, cause_len)
+			     __field(int, error)),
+	    TP_fast_assign(__assign_str(device);
+			   __assign_str(cause);
+			   __entry->error = error;),
+	    TP_printk("device=%s error=%d cause=%s", __get_str(device), __entry->error,
+		      __get_str(cause))
+);
+
+#endif /* _HV_UTILS_TRACE_H */
+
+/* This part must be outside protection */
+#undef TRACE_INCLUDE_PATH
+#define TRACE_INCLUDE_PATH .
+#undef TRACE_INCLUDE_FILE
+#define TRACE_INCLUDE_FILE hv_utils_trace
+#include <trace/define_trace.h>
