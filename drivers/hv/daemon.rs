@@ -117,7 +117,11 @@ pub(crate) trait DaemonService: Send {
     }
 
     /// The request in `body` is past the deadline of its [`Next::Wait`].
-    fn overdue(&mut self, body: &mut [u8]) -> Status {
+    fn overdue(&mut self, body: &mut [u8]) -> Status;
+
+    /// The request in `body` is past the time that it waits for the daemon to be done with
+    /// [`DaemonService::tell`].
+    fn busy(&mut self, body: &mut [u8]) -> Status {
         let _ = body;
         Status::FAIL
     }
@@ -171,6 +175,16 @@ pub(crate) enum Reason {
     Gone,
     /// The daemon took too long.
     TimedOut,
+}
+
+impl Reason {
+    /// The words in the log.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Gone => "no answer from the daemon, which has gone",
+            Self::TimedOut => "no answer from the daemon, time-out",
+        }
+    }
 }
 
 /// What a service waits for.
@@ -534,6 +548,9 @@ impl Service for WithDaemon {
     type Action = Infallible;
     type Later = Later;
 
+    // Each service that a daemon does the work of has more to say.
+    const REFUSAL: Option<&'static str> = None;
+
     fn info(&self) -> &'static session::Info {
         &self.info.session
     }
@@ -559,7 +576,7 @@ impl Service for WithDaemon {
     fn answer(&mut self, version: Version, body: &mut [u8]) -> Answer<Infallible, Later> {
         if let Current::Told(..) = self.current {
             self.facts.late.add_one();
-            return Answer::Now(Status::FAIL, None);
+            return Answer::Now(self.service.busy(body), None);
         }
         let daemon = self.free_daemon();
         match self.service.ask(version, body, daemon, &mut self.message) {

@@ -40,6 +40,7 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
     let service = Fcopy {
         progress: Progress::None,
         is_cancelling: false,
+        limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
     };
     BoundService::open_with_daemon(dev, &INFO, KBox::new(service, GFP_KERNEL)?, None)
 }
@@ -49,6 +50,8 @@ struct Fcopy {
     progress: Progress,
     /// The daemon is asked to cancel the last copy before it is asked for the next one.
     is_cancelling: bool,
+    /// Of what host and daemon can have logged.
+    limit: Pin<KBox<RateLimit>>,
 }
 
 /// What the daemon has of a file.
@@ -84,7 +87,7 @@ impl Fcopy {
             return Next::Answer(Status::OK);
         }
         let (Some(_), Some(message)) = (daemon, message.first_chunk_mut()) else {
-            return Next::Answer(Status::FAIL);
+            return self.fail(body, Status::FAIL, "there is no daemon");
         };
         match fcopy::to_daemon(body, message) {
             // A daemon that has come since the copy began writes such a piece anywhere. After a piece
@@ -92,7 +95,7 @@ impl Fcopy {
             Ok((Operation::Write | Operation::Complete, _))
                 if self.progress != Progress::Partial =>
             {
-                Next::Answer(Status::FAIL)
+                self.fail(body, Status::FAIL, "the copy has failed, or did not begin")
             }
             // A daemon would forget the file that it has a part of.
             Ok((Operation::Start, _)) if self.is_amid() => {
@@ -100,8 +103,15 @@ impl Fcopy {
                 Self::question(fcopy::cancel(message))
             }
             Ok((_, len)) => Self::question(len),
-            Err(status) => Next::Answer(status),
+            Err(status) => self.fail(body, status, session::MALFORMED),
         }
+    }
+
+    /// The request in `body` fails.
+    fn fail(&self, body: &[u8], status: Status, why: &str) -> Next {
+        let request = Operation::parse(body).map_or("the request", Operation::name);
+        session::log_failure(self.limit.as_ref(), "FCopy", &why, request, status);
+        Next::Answer(status)
     }
 
     const fn question(len: usize) -> Next {
@@ -148,15 +158,32 @@ impl DaemonService for Fcopy {
             Ok(Operation::Start | Operation::Write) => Progress::Partial,
             Ok(Operation::Complete | Operation::Cancel) | Err(_) => Progress::None,
         };
-        Next::Answer(status)
+        match status {
+            Status::OK => Next::Answer(status),
+            status => self.fail(body, status, "the daemon failed"),
+        }
     }
 
-    fn unanswered(&mut self, _: &mut [u8], lost: Lost, _: Reason) -> Next {
+    fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Next {
         // Whatever it was, the daemon may have done it, or a part of it.
         if lost != Lost::Unread {
             self.progress = Progress::Broken;
         }
-        Next::Answer(Status::FAIL)
+        self.fail(body, Status::FAIL, reason.name())
+    }
+
+    fn overdue(&mut self, body: &mut [u8]) -> Status {
+        self.fail(body, Status::FAIL, "there is no daemon");
+        Status::FAIL
+    }
+
+    fn busy(&mut self, body: &mut [u8]) -> Status {
+        self.fail(
+            body,
+            Status::FAIL,
+            "the daemon has yet to cancel the last copy",
+        );
+        Status::FAIL
     }
 
     fn tell(&mut self, message: &mut [u8]) -> Option<usize> {

@@ -20,6 +20,7 @@ use crate::{
     parameters::kvp_protocol,
     prelude::*, //
 };
+use core::fmt;
 
 /// Constants of the KVP service.
 static INFO: daemon::Info = daemon::Info {
@@ -91,26 +92,23 @@ impl Kvp {
                 late: Late::Dropped,
             },
             Err(refusal) => {
-                if let Some(why) = refusal.why {
-                    self.log_failure(body, refusal.status, why);
-                }
+                match refusal.why {
+                    Some(why) => self.fail(body, refusal.status, &why),
+                    None => self.fail(body, refusal.status, &session::MALFORMED),
+                };
                 Next::Answer(refusal.status)
             }
         }
     }
 
     /// Logs why the request in `body` fails. Returns whether the limit allowed it.
-    fn log_failure(&self, body: &[u8], Status(status): Status, why: addresses::Error) -> bool {
-        let is_allowed = self.limit.as_ref().allows();
-        if is_allowed {
-            pr_warn!(
-                "KVP: {}: {} fails, status {:#x}\n",
-                format_args!("{why}"),
-                Operation::parse(body).map_or("a request", Operation::name),
-                status
-            );
+    fn fail(&self, body: &[u8], status: Status, why: &dyn fmt::Display) -> bool {
+        // The end of an enumeration, say.
+        if !status.is_failure() {
+            return true;
         }
-        is_allowed
+        let request = Operation::parse(body).map_or("the request", Operation::name);
+        session::log_failure(self.limit.as_ref(), "KVP", why, request, status)
     }
 
     /// Logs why GET_IP_INFO failed, or what it left out, if that has changed. A line that the limit
@@ -120,12 +118,12 @@ impl Kvp {
             return;
         }
         let is_logged = match told {
-            Err(why) => self.log_failure(body, Status::FAIL, why),
+            Err(why) => self.fail(body, Status::FAIL, &why),
             Ok(Omitted::NOTHING) => true,
             Ok(omitted) => {
                 let is_allowed = self.limit.as_ref().allows();
                 if is_allowed {
-                    pr_warn!("KVP: GET_IP_INFO: {}\n", format_args!("{omitted}"));
+                    pr_notice!("KVP: GET_IP_INFO: {}\n", format_args!("{omitted}"));
                 }
                 is_allowed
             }
@@ -166,7 +164,12 @@ impl DaemonService for Kvp {
         };
         let (status, told) = match result {
             Ok(omitted) => (Status::OK, omitted.map(Ok)),
-            Err(Refusal { status, why }) => (status, why.map(Err)),
+            Err(Refusal { status, why }) => {
+                if why.is_none() {
+                    self.fail(body, status, &"the daemon failed");
+                }
+                (status, why.map(Err))
+            }
         };
         if let Some(told) = told {
             self.log_addresses(body, told);
@@ -178,12 +181,18 @@ impl DaemonService for Kvp {
         })
     }
 
-    fn unanswered(&mut self, _: &mut [u8], _: Lost, reason: Reason) -> Next {
+    fn unanswered(&mut self, body: &mut [u8], _: Lost, reason: Reason) -> Next {
         // The last daemon may have done it: repeating is harmless.
         if reason != Reason::Gone || self.is_asked_again {
+            self.fail(body, Status::FAIL, &reason.name());
             return Next::Answer(Status::FAIL);
         }
         self.is_asked_again = true;
         Next::Wait { until: self.until }
+    }
+
+    fn overdue(&mut self, body: &mut [u8]) -> Status {
+        self.fail(body, Status::FAIL, &"there is no daemon");
+        Status::FAIL
     }
 }

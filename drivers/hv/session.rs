@@ -10,7 +10,10 @@ use crate::icmsg::{
     Unanswerable,
     Version, //
 };
-use core::convert::Infallible;
+use core::{
+    convert::Infallible,
+    fmt, //
+};
 use hyperv::{
     channel::{
         Buffer,
@@ -35,6 +38,9 @@ use kernel::{
     prelude::*,
     sync::Arc, //
 };
+
+/// A request fails by the host's fault.
+pub(crate) const MALFORMED: &str = "the host's request is malformed, or unknown";
 
 /// Constants of a service's conversation with the host.
 pub(crate) struct Info {
@@ -65,6 +71,30 @@ impl Info {
     }
 }
 
+/// Logs that a request fails, why, and the status that the host gets. Returns whether `limit` allowed it:
+/// the host and the daemon can cause any number of lines.
+#[cold]
+#[inline(never)]
+pub(crate) fn log_failure(
+    limit: Pin<&RateLimit>,
+    service: &str,
+    why: &dyn fmt::Display,
+    request: &str,
+    Status(status): Status,
+) -> bool {
+    let is_allowed = limit.allows();
+    if is_allowed {
+        pr_notice!(
+            "{}: {}: {} fails, status {:#x}\n",
+            service,
+            format_args!("{why}"),
+            request,
+            status
+        );
+    }
+    is_allowed
+}
+
 /// A service. All methods must not sleep, but for [`Service::closed`].
 pub(crate) trait Service: Send + 'static {
     /// The context in which the other methods are called.
@@ -75,6 +105,9 @@ pub(crate) trait Service: Send + 'static {
 
     /// Work on a message that is answered later.
     type Later;
+
+    /// Why a request is refused at once, for the log. `None` if the service says so itself.
+    const REFUSAL: Option<&'static str> = Some(MALFORMED);
 
     /// Its constants.
     fn info(&self) -> &'static Info;
@@ -375,6 +408,13 @@ impl<S: Service> Session<S> {
             }
             Err(packet) => {
                 let start = self.negotiation.start;
+                log_failure(
+                    packet.sender().limit(),
+                    self.negotiation.info.name,
+                    &"no memory",
+                    "the request",
+                    Status::FAIL,
+                );
                 self.negotiation.fail(packet, Status::FAIL, start)
             }
         }
@@ -439,6 +479,20 @@ impl<S: Service> Session<S> {
     #[cold]
     #[inline(never)]
     fn refuse(&mut self, packet: Packet<'_>, status: Status, start: trace::Start) -> Handled {
+        let sender = packet.sender();
+        // The log says so.
+        if sender.is_in_interrupt() {
+            return packet.postpone();
+        }
+        if let Some(why) = S::REFUSAL {
+            log_failure(
+                sender.limit(),
+                self.negotiation.info.name,
+                &why,
+                "the request",
+                status,
+            );
+        }
         self.negotiation.trace_request(&packet);
         self.negotiation.fail(packet, status, start)
     }

@@ -55,6 +55,9 @@ impl Service for Shutdown {
     type Action = Operation;
     type Later = Infallible;
 
+    const REFUSAL: Option<&'static str> =
+        Some("the host's request is malformed, or the guest cannot hibernate");
+
     fn info(&self) -> &'static session::Info {
         &INFO
     }

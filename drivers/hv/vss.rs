@@ -139,10 +139,7 @@ impl fmt::Display for Why {
         match self {
             Self::NoDaemon => f.write_str("there is no daemon"),
             Self::Daemon => f.write_str("the daemon failed"),
-            Self::NoAnswer(Reason::Gone) => {
-                f.write_str("no answer from the daemon, which has gone")
-            }
-            Self::NoAnswer(Reason::TimedOut) => f.write_str("no answer from the daemon, time-out"),
+            Self::NoAnswer(reason) => f.write_str(reason.name()),
             Self::Spoilt(cause) => write!(
                 f,
                 "the backup is not consistent, file systems were thawed before ({})",
@@ -297,7 +294,11 @@ impl DaemonService for Vss {
     ) -> Next {
         let operation = match Operation::parse(version, body) {
             Ok(operation) => operation,
-            Err(status) => return Next::Answer(status),
+            Err(status) => {
+                let limit = self.limit.as_ref();
+                session::log_failure(limit, "VSS", &session::MALFORMED, "the request", status);
+                return Next::Answer(status);
+            }
         };
         self.operation = operation;
         match operation {

@@ -61,6 +61,7 @@ mod reload;
 mod removal;
 mod report;
 mod runner;
+mod said;
 mod sample;
 mod scenario;
 mod selftests;
@@ -124,6 +125,7 @@ fn all() -> Vec<&'static Scenario> {
         fcopy::SCENARIOS,
         timeouts::SCENARIOS,
         trace::SCENARIOS,
+        said::SCENARIOS,
         fault::SCENARIOS,
         fuzz::SCENARIOS,
         shutdown::SCENARIOS,

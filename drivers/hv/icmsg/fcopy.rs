@@ -73,6 +73,16 @@ impl Operation {
             _ => Err(Status::NOT_SUPPORTED),
         }
     }
+
+    /// Its name, as hosts call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Start => "START_FILE_COPY",
+            Self::Write => "WRITE_TO_FILE",
+            Self::Complete => "COMPLETE_FCOPY",
+            Self::Cancel => "CANCEL_FCOPY",
+        }
+    }
 }
 
 /// The version of its protocol that a daemon registers with, and that is confirmed to it. The one
