@@ -13,6 +13,8 @@ use host::ic::UNIX_EPOCH_1601;
 use host::machine::Config;
 use host::service::Service;
 
+use crate::attributes;
+use crate::attributes::reads;
 use crate::daemon::Talk;
 use crate::fcopy;
 use crate::scenario::Context;
@@ -33,6 +35,11 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .apart()
         .expects_log(&[HELP]),
+    Scenario::new("systemd_shows_what_happens", shows_what_happens)
+        .machine(DEBIAN)
+        .unloaded()
+        .rust_only()
+        .apart(),
     Scenario::new("systemd_copies_over_uio", copies_over_uio)
         .machine(DEBIAN)
         .unloaded()
@@ -168,6 +175,51 @@ fn frozen_root(t: &Context<'_>) -> Result<()> {
     t.sh_ok(is_written)?;
     t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon")
         .map(|_| ())
+}
+
+/// sysfs and tracefs show an administrator what the host does, with what Debian has.
+fn shows_what_happens(t: &Context<'_>) -> Result<()> {
+    wait(t, "systemctl is-system-running >/dev/null")?;
+    wait(t, "systemctl --quiet is-active hv-kvp-daemon hv-vss-daemon")?;
+    let heartbeat = t.channel(Service::Heartbeat);
+    heartbeat.wait_replies(2)?;
+    for service in [Service::Kvp, Service::Vss] {
+        t.channel(service).wait_negotiated()?;
+        reads(t, service, "daemon", "registered")?;
+        reads(t, service, "state", "host")?;
+        reads(t, service, "late", "0")?;
+    }
+    reads(t, Service::Vss, "frozen", "none")?;
+    for service in [Service::Heartbeat, Service::Kvp] {
+        let numbers = ["requests", "replies", "refused", "ignored"]
+            .map(|name| format!("$(cat {})", attributes::file(service, name)));
+        let [requests, replies, refused, ignored] = numbers;
+        t.sh_ok(&format!(
+            "[ {requests} -ge 1 ] && [ {replies} -ge 1 ] && [ {refused} = 0 ] && [ {ignored} = 0 ]"
+        ))?;
+    }
+    let vss = t.channel(Service::Vss);
+    t.sh_ok("cd /sys/kernel/tracing && echo >trace && echo 1 >events/hv_utils/enable")?;
+    t.equal(
+        "status of HOT_BACKUP",
+        vss.ask(vss::body(vss::HOT_BACKUP))?.status,
+        S_OK,
+    )?;
+    heartbeat.wait_replies(heartbeat.statistics()?.replies + 2)?;
+    for line in [
+        "request: service=VSS ",
+        "asked: service=VSS ",
+        "answered: service=VSS outcome=answered",
+        "reply: service=VSS .* status=0x0 ",
+        "request: service=Heartbeat ",
+        "reply: service=Heartbeat .* status=0x0 ",
+    ] {
+        t.sh_ok(&format!("grep -q '{line}' /sys/kernel/tracing/trace"))
+            .map_err(|error| format!("{line:?} is traced: {error}"))?;
+    }
+    t.sh_ok("echo 0 >/sys/kernel/tracing/events/hv_utils/enable; systemctl stop hv-kvp-daemon hv-vss-daemon")?;
+    reads(t, Service::Kvp, "daemon", "absent")?;
+    reads(t, Service::Vss, "daemon", "absent")
 }
 
 /// udev has loaded both modules, and the device of file copy has this driver.
