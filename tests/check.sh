@@ -242,6 +242,30 @@ step_layers()
 	each "layers: no file and no function is too long" too_long
 }
 
+# What the log can say stands in the administrator's page, and what is in the page's table of attributes is there.
+step_log_texts()
+{
+	local file
+	while read -r file; do
+		each "log texts: $file" perl tests/log-texts.pl Documentation/administration.rst "$file"
+	done < <(find drivers/hv rust/hyperv -name '*.rs' ! -name model.rs | LC_ALL=C sort)
+	each "log texts: attributes" undescribed '' '^What:.*hv_utils\/([a-z_]+)$' \
+		Documentation/ABI/testing/sysfs-bus-vmbus-hv_utils
+	each "log texts: tracepoints" undescribed hv_utils: '^TRACE_EVENT\(([a-z]+),$' drivers/hv/hv_utils_trace.h
+	each "log texts: parameters" undescribed '' '^hyperv::module_param_\w+!\(\n    (\w+),$' drivers/hv/parameters.rs
+}
+
+# undescribed PREFIX PATTERN FILE: names in the file, which the pattern finds, that the administrator's page does not have.
+undescribed()
+{
+	local name names
+	names=$(perl -0777 -ne "while (/$2/mg) { print \"\$1\n\" }" "$3")
+	[ -n "$names" ] || echo "$3 has none"
+	for name in $names; do
+		grep -qF "\`\`$1$name\`\`" Documentation/administration.rst || echo "$1$name of $3"
+	done
+}
+
 # What the document of faults would have otherwise, had make faults written it with the verdicts that it has.
 faults_otherwise()
 {
@@ -430,7 +454,7 @@ step_soak()
 kind()
 {
 	case $1 in
-	format | shellcheck | clippy | install | checkpatch | layers | faults | choose) echo "source and build" ;;
+	format | shellcheck | clippy | install | checkpatch | layers | log_texts | faults | choose) echo "source and build" ;;
 	host | unit | properties) echo "unit tests" ;;
 	bench) echo "benchmark" ;;
 	*) echo "scenarios" ;;
@@ -498,7 +522,7 @@ run()
 	words <"$log.tally" | sed 's/^/    /'
 }
 
-steps=(format shellcheck choose clippy install checkpatch layers faults host unit properties scenarios kernels bench)
+steps=(format shellcheck choose clippy install checkpatch layers log_texts faults host unit properties scenarios kernels bench)
 pattern=$word
 for name in "${steps[@]}" debug systemd packaged soak; do
 	if [ "$name" = "$word" ]; then
