@@ -28,6 +28,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("kvp_daemon_restarted_under_load", |t| {
         daemon_restarted_under_load(t, Service::Kvp)
     })
+    .expects_log(&["callbacks suppressed"])
     .by_chance()
     .daemons()
     .race(),
@@ -47,6 +48,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fcopy_daemon_restarted_under_load", |t| {
         daemon_restarted_under_load(t, Service::FCopy)
     })
+    .expects_log(&["callbacks suppressed"])
     .daemons()
     .race()
     .rust_only(),
