@@ -36,6 +36,9 @@ for file in target.json rust_is_available_bindgen_libclang.h; do
 	done
 done
 cp "$full"/rust/lib*.rmeta "$source/rust/Makefile" "$out/rust/"
+# Macros of the kernel crate include these.
+mkdir -p "$out/rust/kernel"
+cp "$full"/rust/kernel/generated_arch_*_asm.rs "$out/rust/kernel/"
 for file in "$full"/rust/lib*.so; do
 	strip --strip-debug -o "$out/rust/${file##*/}" "$file"
 done

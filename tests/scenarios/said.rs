@@ -32,11 +32,9 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only()
         .daemons(),
     Scenario::new("log_of_what_fails_at_once", fails_at_once)
-        .once()
         .rust_only()
         .scripted(&AT_ONCE),
     Scenario::new("log_of_what_fails_with_a_daemon", fails_with_a_daemon)
-        .once()
         .rust_only()
         .daemons()
         .expects_log(&["VSS: the daemon failed: HOT_BACKUP fails"]),

@@ -47,7 +47,6 @@ pub const SCENARIOS: &[Scenario] = &[
         .everywhere()
         .rust_only(),
     Scenario::new("trace_requests", requests)
-        .once()
         .rust_only()
         .scripted(&AT_ONCE)
         .expects_log(&[
@@ -57,11 +56,9 @@ pub const SCENARIOS: &[Scenario] = &[
             "fails, status",
         ]),
     Scenario::new("trace_one_of_them", one)
-        .once()
         .rust_only()
         .scripted(&[Service::Heartbeat]),
     Scenario::new("trace_daemon", of_a_daemon)
-        .once()
         .rust_only()
         .daemons(),
     Scenario::new("trace_daemon_times_out", times_out)
@@ -70,7 +67,6 @@ pub const SCENARIOS: &[Scenario] = &[
         .daemons()
         .expects_log(&["fails, status"]),
     Scenario::new("trace_backup", backup)
-        .once()
         .rust_only()
         .daemons()
         .expects_log(&["fsfreeze --unfreeze MOUNTPOINT"]),
