@@ -6,6 +6,7 @@
 #   OUTER_TIMEOUT  seconds until the guest is ended (600)
 #   OUTER_ARGS     more arguments for QEMU, such as -icount ...
 #   OUTER_APPEND   more of the kernel command line
+#   OUTER_INPUT    if set, standard input is what /dev/ttyS0 reads in the guest
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../../rust/kdir/lib.sh"
@@ -48,6 +49,12 @@ trap finish EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
+if [ -n "${OUTER_INPUT:-}" ]; then
+	exec 7<&0
+else
+	exec 7</dev/null
+fi
+
 # nohz=off highres=off: under emulation a processor at times misses an interrupt, until it gets another one. A
 # timer that is periodic gives it one; where each tick sets up the next, a missed one is the last.
 # One processor: with two, what one does to the other at times reaches it in the middle of an exit from the inner
@@ -60,7 +67,7 @@ trap 'exit 130' INT
 	-virtfs "local,path=$top,mount_tag=project,security_model=none,multidevs=remap" \
 	-kernel "$build/kernel/amd64/vmlinux" -initrd "$build/guest/outer.cpio" \
 	-append "console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off nokaslr nohz=off highres=off outer.dir=$top outer.job=$job ${OUTER_APPEND:-}" \
-	${OUTER_ARGS:-} </dev/null &
+	${OUTER_ARGS:-} <&7 &
 pid=$!
 status=0
 wait "$pid" || status=$?

@@ -14,7 +14,6 @@ use host::ic::device::Versions;
 use host::ic::shutdown;
 use host::ic::shutdown::FORCE;
 use host::ic::S_OK;
-use host::ic::UNIX_EPOCH_1601;
 use host::machine::Exit;
 use host::service::Service;
 
@@ -76,26 +75,6 @@ fn begin<'a>(t: &'a Context<'_>, service: Service, daemon: daemon::Daemon) -> Re
     Ok(talk)
 }
 
-/// The guest's wall clock less the host's, in seconds: of some questions, the one that was answered fastest, as if
-/// the guest had looked halfway.
-fn clock_error(guest: &Guest) -> Result<f64> {
-    let mut best = (u64::MAX, 0.0);
-    for _ in 0..5 {
-        let asked = guest.moment().wall;
-        let text = guest.sh_ok("echo $EPOCHREALTIME")?;
-        let took = guest.moment().wall - asked;
-        let guests: f64 = text
-            .trim()
-            .parse()
-            .map_err(|_| format!("the guest's time is {text:?}"))?;
-        let hosts = asked + took / 2 - UNIX_EPOCH_1601;
-        if took < best.0 {
-            best = (took, guests - hosts as f64 / 1e7);
-        }
-    }
-    Ok(best.1)
-}
-
 /// Boots a guest, and shows each service in it.
 fn show(options: &Options) -> Result<()> {
     let config = host::machine::Config {
@@ -140,7 +119,7 @@ fn show(options: &Options) -> Result<()> {
 
 /// The module is inserted: services negotiate, and the clock is right.
 fn insertion(guest: &Guest) -> Result<()> {
-    let before = clock_error(guest)?;
+    let before = guest.clock_error()?;
     guest.clear_kernel_log()?;
     for service in daemon::SERVICES {
         guest.channel(service).script()?;
@@ -156,7 +135,7 @@ fn insertion(guest: &Guest) -> Result<()> {
         "clock",
         &format!(
             "{before:+.3} s from the host's before, {:+.3} s after",
-            clock_error(guest)?
+            guest.clock_error()?
         ),
     );
     Ok(())

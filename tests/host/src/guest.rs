@@ -27,6 +27,7 @@ use crate::snapshot::Snapshot;
 pub use self::agent::Module;
 pub use self::agent::Output;
 pub use self::channel::ChannelHandle;
+pub use self::console::ConsoleReader;
 pub use self::error::Error;
 pub use self::error::Result;
 
@@ -44,7 +45,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots a machine and waits for the guest's agent.
+    /// Boots a machine and waits for the guest's agent, if it has one.
     pub fn boot(config: &Config) -> Result<Self> {
         let mut guest = Self {
             machine: Machine::new(config.clone())?,
@@ -55,12 +56,14 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Switches the machine off and on and waits for the agent, as after [`Exit::Reset`].
+    /// Switches the machine off and on and waits for the agent, if there is one, as after [`Exit::Reset`].
     pub fn restart(&mut self) -> Result<()> {
         let start = Instant::now();
         self.busy.store(false, Ordering::Relaxed);
         self.machine.power_on()?;
-        self.wait_agent(BOOT_TIMEOUT)?;
+        if !self.config().foreign {
+            self.wait_agent(BOOT_TIMEOUT)?;
+        }
         self.boot_time = start.elapsed();
         Ok(())
     }
@@ -78,6 +81,23 @@ impl Guest {
         let now = self.moment().wall - crate::ic::UNIX_EPOCH_1601;
         self.sh_ok(&format!("date -s @{}", now / 10_000_000))
             .map(|_| ())
+    }
+
+    /// Switches the machine off, whatever the guest is doing.
+    pub fn power_off(&mut self) {
+        self.machine.power_off();
+    }
+
+    /// Stops the machine where it is; its reference time stands still, too.
+    pub fn pause(&mut self) -> Result<()> {
+        Ok(self.machine.pause()?)
+    }
+
+    /// Has it go on from there, after which services do what they do with a host that has restored a machine.
+    pub fn resume(&mut self) -> Result<()> {
+        self.machine.resume()?;
+        self.save_restore();
+        Ok(())
     }
 
     /// How long the last boot took, from power-on to the agent.

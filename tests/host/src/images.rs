@@ -24,6 +24,12 @@ pub fn kernel(flavour: &str) -> PathBuf {
     }
 }
 
+/// The initramfs archive with the distribution's daemons.
+pub fn daemons(flavour: &str) -> PathBuf {
+    let guest = build_folder().join("guest");
+    guest.join(format!("daemons-{flavour}.cpio"))
+}
+
 /// The initramfs archives for a flavour: the guest's, and the one with this project's module if it was built.
 pub fn initrds(flavour: &str) -> Vec<PathBuf> {
     let guest = build_folder().join("guest");

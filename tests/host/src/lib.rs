@@ -12,6 +12,7 @@
 //! - [`ic`] is what the integration services say, [`service`] who they are;
 //! - [`machine`] runs it all, [`snapshot`] is what it can go on from, [`images`] says where its kernel is, [`transcript`] records it;
 //! - [`guest`] is what scenarios use, [`mailbox`] how it hands over commands, [`meter`] counts what the guest executes;
+//! - [`prompt`] is what someone at a terminal uses: the guest's console, and commands to the host;
 //! - [`nested`] runs a program in a QEMU guest where this machine's `/dev/kvm` has no SynIC.
 
 #![warn(missing_docs, unreachable_pub)]
@@ -34,6 +35,7 @@ pub mod memory;
 pub mod meter;
 pub mod nested;
 pub mod ports;
+pub mod prompt;
 pub mod ring;
 pub mod rtc;
 pub mod serial;

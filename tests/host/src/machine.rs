@@ -68,6 +68,8 @@ pub struct Config {
     pub rtc_offset: i64,
     /// By what it can tell the time.
     pub clock: Clock,
+    /// The guest is not one of this project's: its kernel gets `command_line` and nothing else, and no agent is in it.
+    pub foreign: bool,
 }
 
 impl Default for Config {
@@ -83,6 +85,7 @@ impl Default for Config {
             s4: true,
             rtc_offset: 0,
             clock: Clock::Counter,
+            foreign: false,
         }
     }
 }
@@ -106,7 +109,7 @@ pub enum Exit {
     Stopped,
 }
 
-/// The command line that every guest gets: a serial console that prints what matters only (each byte of it is an exit),
+/// The command line that every guest of this project's gets: a serial console that prints what matters only (each byte of it is an exit),
 /// no search for hardware that is not there, and fixed addresses.
 const COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=5 panic=-1 nokaslr pci=off mitigations=off";
@@ -284,16 +287,20 @@ impl Machine {
     fn load(&self, processor: &Vcpu) -> io::Result<()> {
         let (shared, vcpus) = (&self.shared, self.config.vcpus);
         acpi::load(&shared.memory, vcpus, self.config.s4)?;
+        let command_line = match self.config.foreign {
+            true => self.config.command_line.clone(),
+            false => format!(
+                "{COMMAND_LINE} agent.mailbox={:#x} {}",
+                mailbox::address(&shared.memory),
+                self.config.command_line
+            ),
+        };
         let entry = boot::load(
             &shared.memory,
             &boot::Image {
                 kernel: &self.kernel,
                 initrds: &self.initrds,
-                command_line: &format!(
-                    "{COMMAND_LINE} agent.mailbox={:#x} {}",
-                    mailbox::address(&shared.memory),
-                    self.config.command_line
-                ),
+                command_line: &command_line,
                 rsdp: acpi::RSDP,
             },
         )?;
@@ -301,6 +308,31 @@ impl Machine {
         boot::enter_long_mode(&mut sregs);
         processor.set_sregs(&sregs)?;
         processor.set_regs(&boot::registers(entry))
+    }
+
+    /// Stops the machine where it is: its processors, its clock, and what the host sends by itself. An error if it is
+    /// off or stopped.
+    pub fn pause(&mut self) -> io::Result<()> {
+        let run = match &mut self.run {
+            Some(run) if run.paused_at.is_none() => run,
+            _ => return Err(io::Error::other("the machine does not run")),
+        };
+        self.shared.pause()?;
+        run.paused_at = Some(run.vm.clock()?);
+        self.shared.bus().note("stands still".to_owned());
+        Ok(())
+    }
+
+    /// Has it go on from there. An error if it is not stopped.
+    pub fn resume(&mut self) -> io::Result<()> {
+        let stopped = self.run.as_mut().and_then(|run| {
+            let clock = run.paused_at.take()?;
+            Some((run, clock))
+        });
+        let (run, clock) = stopped.ok_or_else(|| io::Error::other("the machine is not stopped"))?;
+        run.vm.set_clock(clock)?;
+        self.shared.resume();
+        Ok(())
     }
 
     /// Switches the machine off, whatever it is doing.

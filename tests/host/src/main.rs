@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `host`: boots one guest, offers it the integration services, and lets it run until it powers off.
+//! `host`: boots one guest, offers it the integration services, and lets it run until it powers off; or leaves whoever
+//! calls it at the guest's console and the host's prompt.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,20 +15,25 @@ use host::machine::Config;
 use host::machine::Exit;
 use host::machine::MAX_VCPUS;
 use host::nested;
+use host::prompt;
 use host::service::Service;
 
 const USAGE: &str = "\
 usage: host [OPTION]... [COMMAND]...
-Boots a guest and runs each COMMAND (a shell line) in it, then has it power off.
+Boots a guest and runs each COMMAND (a shell line) in it, then has it power off. With neither a COMMAND nor --run or
+--restore it leaves you at the guest's console; ^] goes to the host's prompt, which help explains.
   --kernel FILE      bzImage or vmlinux (build/kernel/amd64/vmlinux, vmlinuz)
   --initrd FILE      cpio archive, may be repeated (build/guest/{inner,rust}-amd64.cpio)
-  --append TEXT      more of the kernel's command line
+  --append TEXT      more of the kernel's command line; at the prompt, with --kernel and --initrd but without --module,
+                     all of it: the guest needs no agent then
+  --flavour F        kernel and archives from build (amd64), where --kernel and --initrd are not given
+  --commands FILE    commands to the host, instead of standard input
   --vcpus N          processors, 1 to 32 (1)
   --memory MIB       memory (384)
   --vmbus X.Y        newest VMBus version (6.0)
-  --services A,B     services (heartbeat,shutdown,timesync)
+  --services A,B     services (heartbeat,shutdown,timesync; at the prompt all)
   --no-s4            no hibernation
-  --module rust|c    inserts this module first
+  --module rust|c    inserts this module first (at the prompt rust)
   --run SECONDS      lets the guest run so long after the last command (0)
   --transcript FILE  where the transcript goes (build/results/host.transcript)
   --restore N        takes a snapshot after the boot and runs the commands N times more, each time from it (0)
@@ -42,6 +48,9 @@ struct Options {
     restore: u64,
     transcript: PathBuf,
     quiet: bool,
+    flavour: String,
+    host_commands: Option<PathBuf>,
+    services: Option<Vec<Service>>,
 }
 
 fn options() -> Result<Options, String> {
@@ -53,6 +62,9 @@ fn options() -> Result<Options, String> {
         restore: 0,
         transcript: images::build_folder().join("results/host.transcript"),
         quiet: false,
+        flavour: "amd64".to_owned(),
+        host_commands: None,
+        services: None,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -87,11 +99,12 @@ fn options() -> Result<Options, String> {
                 options.config.vmbus_max = parts.ok_or_else(|| format!("{text} is no version"))?;
             }
             "--services" => {
-                options.config.services = value()?
-                    .split(',')
-                    .map(str::parse::<Service>)
-                    .collect::<Result<_, _>>()?;
+                let services = value()?;
+                let services = services.split(',').map(str::parse::<Service>);
+                options.services = Some(services.collect::<Result<_, _>>()?);
             }
+            "--flavour" => options.flavour = value()?,
+            "--commands" => options.host_commands = Some(value()?.into()),
             "--no-s4" => options.config.s4 = false,
             "--module" => {
                 options.module = Some(match value()?.as_str() {
@@ -114,14 +127,50 @@ fn options() -> Result<Options, String> {
             _ => options.commands.push(argument),
         }
     }
-    if options.config.kernel.as_os_str().is_empty() {
-        options.config.kernel = images::kernel("amd64");
-    }
-    if options.config.initrds.is_empty() {
-        options.config.initrds = images::initrds("amd64");
-    }
+    options.complete();
     Ok(options)
 }
+
+impl Options {
+    /// Whether someone is to be left at the prompt.
+    fn is_prompt(&self) -> bool {
+        self.commands.is_empty() && self.run == 0 && self.restore == 0
+    }
+
+    /// Fills in what the command line does not say.
+    fn complete(&mut self) {
+        let flavour = self.flavour.clone();
+        let is_prompt = self.is_prompt();
+        let config = &mut self.config;
+        let is_given = !config.kernel.as_os_str().is_empty() && !config.initrds.is_empty();
+        config.foreign = is_prompt && is_given && self.module.is_none();
+        if config.kernel.as_os_str().is_empty() {
+            config.kernel = images::kernel(&flavour);
+        }
+        if config.initrds.is_empty() {
+            config.initrds = images::initrds(&flavour);
+            if is_prompt {
+                config.initrds.push(images::daemons(&flavour));
+            }
+        }
+        if is_prompt {
+            config.services = SERVICES.to_vec();
+        }
+        if let Some(services) = &self.services {
+            config.services = services.clone();
+        }
+    }
+}
+
+/// What the host offers at the prompt.
+const SERVICES: [Service; 6] = [
+    Service::Heartbeat,
+    Service::Shutdown,
+    Service::TimeSync,
+    Service::Kvp,
+    Service::Vss,
+    Service::FCopy,
+];
 
 /// What the command line asks of a guest just booted.
 fn work(guest: &Guest, options: &Options) -> Result<(), host::guest::Error> {
@@ -186,6 +235,19 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if options.is_prompt() {
+        match options.host_commands {
+            Some(_) => nested::ensure_synic(),
+            None => nested::ensure_synic_live(),
+        }
+        let status = prompt::run(&prompt::Options {
+            config: options.config,
+            module: options.module.unwrap_or(Module::Rust),
+            commands: options.host_commands,
+        });
+        nested::tidy_up();
+        return status;
+    }
     nested::ensure_synic();
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,8 +3,17 @@
 //! Where `/dev/kvm` has no SynIC (or is not there), a program runs itself in a QEMU guest that has: the same binary
 //! with the same arguments, the same output and exit status.
 
+use std::io;
+use std::io::IsTerminal;
+use std::io::Read;
+use std::io::Write;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::images::build_folder;
 use crate::kvm::Kvm;
@@ -25,9 +34,81 @@ const DIED: i32 = 125;
 /// differs from run to run is let in.
 const COUNTING: &str = "-icount shift=0,sleep=off -seed 1 -rtc base=2026-01-01,clock=vm";
 
+/// Stands for the end of standard input in the QEMU guest, where that is a serial port: no text has this byte.
+pub const END: u8 = 0xff;
+
+/// Names the file that says that the program in the QEMU guest reads its standard input; set only if it is to.
+const READING: &str = "HV_READING";
+
+/// Says in the QEMU guest whether standard input is a terminal.
+const TERMINAL: &str = "HV_TERMINAL";
+
+/// What becomes of a program's standard input in the QEMU guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// It is empty.
+    Empty,
+    /// It is this program's, byte by byte; [`END`] ends it.
+    Live,
+}
+
 /// Returns where this machine's `/dev/kvm` serves; else runs this program in the QEMU guest and exits with its status.
 /// Prints which of the two it is.
 pub fn ensure_synic() {
+    ensure_with(Input::Empty);
+}
+
+/// [`ensure_synic`] for a program that reads its standard input: that is there in the QEMU guest, too. A terminal is raw
+/// from here on, until [`tidy_up`].
+pub fn ensure_synic_live() {
+    ensure_with(Input::Live);
+    match std::env::var_os(READING) {
+        Some(file) => {
+            let _ = std::fs::write(file, "");
+        }
+        None => make_raw(),
+    }
+}
+
+/// Whether standard input is a terminal, here or where the QEMU guest was started.
+pub fn is_terminal() -> bool {
+    match std::env::var_os(TERMINAL) {
+        Some(value) => value == "1",
+        None => std::io::stdin().is_terminal(),
+    }
+}
+
+/// What the terminal was like before it was made raw.
+static BEFORE: OnceLock<String> = OnceLock::new();
+
+/// Runs `stty` on the terminal; what it prints.
+fn stty(arguments: &[&str]) -> Option<String> {
+    let ran = Command::new("stty")
+        .args(arguments)
+        .stdin(Stdio::inherit())
+        .output();
+    let text = String::from_utf8(ran.ok()?.stdout).ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// Has each key come at once, if standard input is a terminal.
+fn make_raw() {
+    if std::io::stdin().is_terminal() {
+        if let Some(before) = stty(&["-g"]) {
+            let _ = BEFORE.set(before);
+            let _ = stty(&["raw", "-echo", "opost", "onlcr"]);
+        }
+    }
+}
+
+/// Leaves the terminal as it was.
+pub fn tidy_up() {
+    if let Some(before) = BEFORE.get() {
+        let _ = stty(&[before]);
+    }
+}
+
+fn ensure_with(input: Input) {
     let problem = match Kvm::open() {
         Ok(kvm) if kvm.has_synic() => {
             if !is_nested() {
@@ -43,7 +124,7 @@ pub fn ensure_synic() {
         std::process::exit(1);
     }
     println!("# host: {problem}: running in a QEMU guest that has one");
-    run_nested(&[])
+    run_nested(&[], input)
 }
 
 /// Returns in a QEMU guest in which guest time counts instructions; elsewhere runs this program in one, whatever
@@ -52,13 +133,14 @@ pub fn ensure_counted() {
     if !is_nested() {
         println!("# host: running in a QEMU guest that counts instructions");
         // Timers that come late, all at once, are in the figures.
-        run_nested(&[("OUTER_ARGS", COUNTING), ("OUTER_APPEND", "highres=on")]);
+        let settings = [("OUTER_ARGS", COUNTING), ("OUTER_APPEND", "highres=on")];
+        run_nested(&settings, Input::Empty);
     }
 }
 
 /// Runs this program in the QEMU guest and exits with its status. Where that guest breaks down, another one runs it again:
 /// it goes on from where it was if it keeps that in its [`progress_file`].
-fn run_nested(settings: &[(&str, &str)]) -> ! {
+fn run_nested(settings: &[(&str, &str)], input: Input) -> ! {
     let script = std::env::var_os("HV_OUTER_RUN").map_or_else(
         || build_folder().join("../tests/guest/outer-run.sh"),
         PathBuf::from,
@@ -68,8 +150,8 @@ fn run_nested(settings: &[(&str, &str)]) -> ! {
         "{NESTED}=1 {PROGRESS}={} ",
         quote(&progress.to_string_lossy())
     );
-    for (name, value) in
-        std::env::vars().filter(|(name, _)| name.starts_with("HV_") && name != "HV_ENTERED")
+    for (name, value) in std::env::vars()
+        .filter(|(name, _)| name.starts_with("HV_") && name != "HV_ENTERED" && name != TERMINAL)
     {
         line.push_str(&format!("{name}={} ", quote(&value)));
     }
@@ -79,16 +161,34 @@ fn run_nested(settings: &[(&str, &str)]) -> ! {
         line.push(' ');
         line.push_str(&quote(&argument));
     }
+    let reading = progress.with_extension("reading");
+    if input == Input::Live {
+        // The terminal that TERMINAL tells of may be a program's that stands in for someone.
+        let terminal = u8::from(is_terminal());
+        line.insert_str(
+            0,
+            &format!(
+                "{READING}={} {TERMINAL}={terminal} ",
+                quote(&reading.to_string_lossy())
+            ),
+        );
+        line.push_str(" </dev/ttyS0");
+    }
     let run = || {
-        let settings = settings.iter().copied();
-        let status = Command::new(&script).arg(&line).envs(settings).status();
+        let mut command = Command::new(&script);
+        command.arg(&line).envs(settings.iter().copied());
+        let status = match input {
+            Input::Empty => command.status(),
+            Input::Live => run_live(&mut command, &reading),
+        };
         status.map(|status| status.code().unwrap_or(1))
     };
     // Of another program that had this number.
     let _ = std::fs::remove_file(&progress);
     let mut result = run();
     let (mut left, mut reached) = (GUESTS - 1, None);
-    while left > 0 && matches!(result, Ok(DIED)) {
+    // What was typed cannot be typed again.
+    while left > 0 && matches!(result, Ok(DIED)) && input == Input::Empty {
         println!("# host: the QEMU guest broke down: another one goes on");
         result = run();
         let now = std::fs::read(&progress).ok();
@@ -103,6 +203,42 @@ fn run_nested(settings: &[(&str, &str)]) -> ! {
             std::process::exit(1);
         }
     }
+}
+
+/// Runs a command with this program's standard input, once the file says that it is read.
+fn run_live(command: &mut Command, reading: &Path) -> io::Result<ExitStatus> {
+    let _ = std::fs::remove_file(reading);
+    let mut child = command
+        .env("OUTER_INPUT", "yes")
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let pipe = child.stdin.take();
+    let file = reading.to_owned();
+    std::thread::spawn(move || {
+        let Some(mut pipe) = pipe else {
+            return;
+        };
+        while !file.exists() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        make_raw();
+        let mut bytes = [0; 4096];
+        let mut input = io::stdin().lock();
+        while let Ok(length @ 1..) = input.read(&mut bytes) {
+            if pipe.write_all(&bytes[..length]).is_err() {
+                return;
+            }
+        }
+        let _ = pipe.write_all(&[END]);
+        // QEMU takes the pipe's end for a lost line.
+        loop {
+            std::thread::park();
+        }
+    });
+    let status = child.wait();
+    let _ = std::fs::remove_file(reading);
+    tidy_up();
+    status
 }
 
 /// A file that is there only if this program has run before and written it, in a QEMU guest that broke down; none

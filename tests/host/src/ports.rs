@@ -44,6 +44,8 @@ pub struct Ports {
     rtc: Rtc,
     power: PowerManagement,
     console: Vec<u8>,
+    /// Bytes of the console that are kept no more.
+    console_forgotten: usize,
     agent: Vec<u8>,
     looks: [SystemTime; 2],
     hold: Hold,
@@ -58,6 +60,7 @@ impl Ports {
             rtc: Rtc::new(rtc_offset),
             power: PowerManagement::new(),
             console: Vec::new(),
+            console_forgotten: 0,
             agent: Vec::new(),
             looks: [SystemTime::UNIX_EPOCH; 2],
             hold: Hold::No,
@@ -67,6 +70,15 @@ impl Ports {
     /// What came out of the console (ttyS0) since reset; of very much, the end.
     pub fn console(&self) -> &[u8] {
         &self.console
+    }
+
+    /// What came out of it behind its first `from` bytes, as far as it is kept, and how many bytes came in all.
+    pub fn console_since(&self, from: usize) -> (&[u8], usize) {
+        let end = self.console_forgotten + self.console.len();
+        // After a reset it begins anew.
+        let from = if from > end { 0 } else { from };
+        let start = from.saturating_sub(self.console_forgotten);
+        (self.console.get(start..).unwrap_or_default(), end)
     }
 
     /// What came out of the agent's port (ttyS1), for the reader to take from.
@@ -97,6 +109,11 @@ impl Ports {
     /// Sends bytes to the agent's port.
     pub fn send_to_agent(&mut self, bytes: &[u8]) {
         self.serial[1].receive(bytes);
+    }
+
+    /// Sends bytes to the console's port.
+    pub fn send_to_console(&mut self, bytes: &[u8]) {
+        self.serial[0].receive(bytes);
     }
 
     /// Interrupt lines whose level has changed since the last call: line and level.
@@ -138,7 +155,8 @@ impl Ports {
         match port {
             COM1..=0x3ff => {
                 self.serial[0].write(port - COM1, bytes[0]);
-                keep(&mut self.console, self.serial[0].take_output());
+                let output = self.serial[0].take_output();
+                self.console_forgotten += keep(&mut self.console, output);
             }
             COM2..=0x2ff => {
                 self.serial[1].write(port - COM2, bytes[0]);
@@ -161,12 +179,14 @@ impl Ports {
     }
 }
 
-/// Adds to what is kept, and forgets the oldest of too much.
-fn keep(kept: &mut Vec<u8>, bytes: Vec<u8>) {
-    if kept.len() >= 2 * KEPT {
-        kept.drain(..KEPT);
-    }
+/// Adds to what is kept, and forgets the oldest of too much; gives how many bytes those are.
+fn keep(kept: &mut Vec<u8>, bytes: Vec<u8>) -> usize {
+    let forgotten = match kept.len() >= 2 * KEPT {
+        true => kept.drain(..KEPT).count(),
+        false => 0,
+    };
     kept.extend(bytes);
+    forgotten
 }
 
 #[cfg(test)]
@@ -195,5 +215,9 @@ mod tests {
         }
         assert_eq!(ports.console().len(), KEPT + 10);
         assert_eq!(ports.console().last(), Some(&9));
+        let all = 2 * KEPT + 10;
+        assert_eq!(ports.console_since(all - 2), (&[8, 9][..], all));
+        assert_eq!(ports.console_since(0), (ports.console(), all));
+        assert_eq!(ports.console_since(all + 1).0.len(), KEPT + 10);
     }
 }

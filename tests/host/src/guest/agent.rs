@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Guest;
 use super::Result;
 use super::TIMEOUT;
+use crate::ic::UNIX_EPOCH_1601;
 use crate::mailbox;
 
 /// What the guest's agent sends as it starts.
@@ -121,6 +122,26 @@ impl Guest {
             ))),
             None => Err(self.error(&format!("waited {timeout:?} in vain for {what}"))),
         }
+    }
+
+    /// The guest's wall clock less the host's, in seconds: of some questions, the one that was answered fastest, as if
+    /// the guest had looked halfway.
+    pub fn clock_error(&self) -> Result<f64> {
+        let mut best = (u64::MAX, 0.0);
+        for _ in 0..5 {
+            let asked = self.moment().wall;
+            let text = self.sh_ok("echo $EPOCHREALTIME")?;
+            let took = self.moment().wall - asked;
+            let guests: f64 = text
+                .trim()
+                .parse()
+                .map_err(|_| format!("the guest's time is {text:?}"))?;
+            let hosts = asked + took / 2 - UNIX_EPOCH_1601;
+            if took < best.0 {
+                best = (took, guests - hosts as f64 / 1e7);
+            }
+        }
+        Ok(best.1)
     }
 
     /// The kernel's log, without time stamps' surroundings: as dmesg prints it.

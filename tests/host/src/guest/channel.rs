@@ -59,6 +59,14 @@ impl ChannelHandle<'_> {
         })
     }
 
+    /// Whether the device is plugged in.
+    pub fn is_present(&self) -> bool {
+        self.guest.with_bus(|bus| {
+            bus.channel(self.service)
+                .is_some_and(|channel| channel.is_present())
+        })
+    }
+
     /// Waits until the guest has it open.
     pub fn wait_open(&self) -> Result<()> {
         self.wait("open channel", |_, open| open.then_some(()))

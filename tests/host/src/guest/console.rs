@@ -2,9 +2,13 @@
 
 //! The guest's console.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::Guest;
 use super::Result;
 use super::TIMEOUT;
+use crate::machine::Shared;
 
 impl Guest {
     /// What came out of the console since the last power-on.
@@ -15,6 +19,20 @@ impl Guest {
     /// How many bytes came out of it.
     pub fn console_length(&self) -> usize {
         self.machine.shared().ports().console().len()
+    }
+
+    /// Types bytes at the console.
+    pub fn type_at_console(&self, bytes: &[u8]) {
+        self.machine.shared().ports().send_to_console(bytes);
+        self.machine.update_lines();
+    }
+
+    /// Reads the console from here on.
+    pub fn console_reader(&self) -> ConsoleReader {
+        ConsoleReader {
+            shared: self.machine.shared().clone(),
+            read: 0,
+        }
     }
 
     /// Whether the console says this, behind its first `from` bytes.
@@ -33,6 +51,27 @@ impl Guest {
             Some(true) => Ok(()),
             _ => Err(self.error(&format!("waited in vain for {text:?} on the console"))),
         }
+    }
+}
+
+/// Reads the console as it says something, in a thread of its own.
+pub struct ConsoleReader {
+    shared: Arc<Shared>,
+    /// So many bytes have been read.
+    read: usize,
+}
+
+impl ConsoleReader {
+    /// What the console has said since the last call, waiting for it; nothing when `timeout` has passed.
+    pub fn wait(&mut self, timeout: Duration) -> Vec<u8> {
+        let read = self.read;
+        let fresh = self.shared.wait_ports(timeout, |ports| {
+            let (bytes, end) = ports.console_since(read);
+            (!bytes.is_empty()).then(|| (bytes.to_vec(), end))
+        });
+        let (bytes, end) = fresh.unwrap_or((Vec::new(), read));
+        self.read = end;
+        bytes
     }
 }
 

@@ -293,11 +293,16 @@ impl Vm {
             ioctl_struct(&self.fd, "KVM_SET_IRQCHIP", SET_IRQCHIP, chip)?;
         }
         ioctl_struct(&self.fd, "KVM_SET_PIT2", SET_PIT2, &mut state.pit)?;
-        let mut clock = bindings::kvm_clock_data {
-            clock: state.clock,
+        self.set_clock(state.clock)
+    }
+
+    /// Sets the clock that the guest's reference time follows, in nanoseconds.
+    pub fn set_clock(&self, clock: u64) -> io::Result<()> {
+        let mut data = bindings::kvm_clock_data {
+            clock,
             ..Default::default()
         };
-        ioctl_struct(&self.fd, "KVM_SET_CLOCK", SET_CLOCK, &mut clock)?;
+        ioctl_struct(&self.fd, "KVM_SET_CLOCK", SET_CLOCK, &mut data)?;
         Ok(())
     }
 }

@@ -45,6 +45,10 @@ impl Processor {
             if self.stop.load(Ordering::SeqCst) || self.shared.exit().is_some() {
                 return;
             }
+            if self.shared.is_paused() {
+                self.stand_still();
+                continue;
+            }
             match self.step() {
                 Ok(None) => {}
                 Ok(Some(exit)) => self.shared.end(exit),
@@ -190,6 +194,15 @@ impl Processor {
             }
             self.answer_watch();
         }
+    }
+
+    /// Stands still until the machine goes on, or its run ends.
+    fn stand_still(&self) {
+        self.doing("standing still");
+        self.shared.stand_still(|| {
+            self.answer_watch();
+            self.stop.load(Ordering::SeqCst) || self.shared.exit().is_some()
+        });
     }
 
     /// Handles a hypercall.

@@ -37,6 +37,8 @@ pub(super) struct Run {
     pub(super) synic: Arc<Mutex<Synic>>,
     /// The processors' threads are to hand over the processors' states when they end.
     pub(super) saving: Arc<AtomicBool>,
+    /// The machine stands still, since its clock was at so many nanoseconds.
+    pub(super) paused_at: Option<u64>,
     stop: Arc<AtomicBool>,
     pub(super) kicks: Vec<VcpuKick>,
     lines: Arc<Vec<SintLine>>,
@@ -60,6 +62,7 @@ impl Run {
             vm,
             synic,
             saving: Arc::new(AtomicBool::new(false)),
+            paused_at: None,
             stop: Arc::new(AtomicBool::new(false)),
             kicks: Vec::new(),
             lines,
@@ -143,7 +146,7 @@ impl Run {
                     return;
                 }
                 kicks.iter().for_each(VcpuKick::nudge);
-                if round % NUDGES != 0 || !nested::is_nested() {
+                if round % NUDGES != 0 || !nested::is_nested() || shared.is_paused() {
                     continue;
                 }
                 for (index, suspicion) in suspicions.iter_mut().enumerate() {

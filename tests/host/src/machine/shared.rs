@@ -30,6 +30,12 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Whoever waits looks again so often without being woken: where processors are emulated, a wake-up at times gets lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// How long a processor may take to leave the guest.
+const LONGEST_STEP: Duration = Duration::from_secs(10);
+
+/// One that stands still looks so often whether someone wants something else of it.
+const STAND_STILL: Duration = Duration::from_millis(20);
+
 /// What the machine's threads share.
 pub struct Shared {
     pub(super) memory: Arc<GuestMemory>,
@@ -42,6 +48,9 @@ pub struct Shared {
     /// What the guest has told the hypervisor of its crash.
     crash: Mutex<Option<String>>,
     ending: AtomicBool,
+    /// Whether the machine is to stand still, and how many processors do.
+    pause: Mutex<(bool, usize)>,
+    pause_changed: Condvar,
     /// One for each processor.
     pub(super) watches: Vec<Watch>,
 }
@@ -65,6 +74,8 @@ impl Shared {
             exited: Condvar::new(),
             crash: Mutex::new(None),
             ending: AtomicBool::new(false),
+            pause: Mutex::new((false, 0)),
+            pause_changed: Condvar::new(),
             watches: (0..config.vcpus).map(|_| Watch::default()).collect(),
         }
     }
@@ -180,6 +191,65 @@ impl Shared {
     pub(super) fn begin(&self) {
         *lock(&self.exit) = None;
         *lock(&self.crash) = None;
+        *lock(&self.pause) = (false, 0);
+    }
+
+    /// Whether the machine is to stand still.
+    pub(super) fn is_paused(&self) -> bool {
+        lock(&self.pause).0
+    }
+
+    /// Has all processors stand still; an error, after which they go on, if one does not come to it.
+    pub(super) fn pause(&self) -> std::io::Result<()> {
+        let end = Instant::now() + LONGEST_STEP;
+        let mut pause = lock(&self.pause);
+        pause.0 = true;
+        while pause.1 < self.watches.len() {
+            if Instant::now() >= end || self.exit().is_some() {
+                pause.0 = false;
+                self.pause_changed.notify_all();
+                return Err(std::io::Error::other("a processor does not stop"));
+            }
+            pause = self.wait_pause(pause, LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// Has all processors go on.
+    pub(super) fn resume(&self) {
+        lock(&self.pause).0 = false;
+        self.pause_changed.notify_all();
+        self.announce();
+    }
+
+    /// A processor stands still while it is to, looking at `is_over` now and then.
+    pub(super) fn stand_still(&self, is_over: impl Fn() -> bool) {
+        let mut pause = lock(&self.pause);
+        pause.1 += 1;
+        self.pause_changed.notify_all();
+        while pause.0 {
+            drop(pause);
+            if is_over() {
+                pause = lock(&self.pause);
+                break;
+            }
+            pause = lock(&self.pause);
+            if pause.0 {
+                pause = self.wait_pause(pause, STAND_STILL);
+            }
+        }
+        pause.1 -= 1;
+    }
+
+    fn wait_pause<'a>(
+        &self,
+        pause: MutexGuard<'a, (bool, usize)>,
+        timeout: Duration,
+    ) -> MutexGuard<'a, (bool, usize)> {
+        self.pause_changed
+            .wait_timeout(pause, timeout)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
     }
 
     /// Ends the run, if it has not ended, and wakes everyone who waits. The caller holds no lock.
@@ -210,14 +280,18 @@ impl Shared {
     pub(super) fn run_timers(&self) {
         let mut bus = self.bus();
         while !self.ending.load(Ordering::SeqCst) {
-            if bus.due().is_some_and(|due| due <= Instant::now()) {
+            let due = bus.due().filter(|_| !self.is_paused());
+            if due.is_some_and(|due| due <= Instant::now()) {
                 bus.tick();
                 self.announce();
             }
-            let wait = bus.due().map_or(LOOK_AGAIN, |due| {
-                due.saturating_duration_since(Instant::now())
-                    .min(LOOK_AGAIN)
-            });
+            let wait = bus
+                .due()
+                .filter(|_| !self.is_paused())
+                .map_or(LOOK_AGAIN, |due| {
+                    due.saturating_duration_since(Instant::now())
+                        .min(LOOK_AGAIN)
+                });
             bus = self
                 .bus_changed
                 .wait_timeout(bus, wait)

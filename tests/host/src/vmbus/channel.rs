@@ -102,6 +102,11 @@ impl Channel {
         self.offered.as_ref()?.open.as_ref()
     }
 
+    /// Whether the device is plugged in.
+    pub fn is_present(&self) -> bool {
+        self.present
+    }
+
     /// How often it was opened.
     pub fn opens(&self) -> u64 {
         self.opens

@@ -2,6 +2,8 @@
 
 //! A channel whose device acts by itself, as on Windows.
 
+use std::time::Duration;
+
 use super::ChannelHandle;
 use crate::guest::Error;
 use crate::guest::Result;
@@ -32,6 +34,41 @@ impl ChannelHandle<'_> {
             State::Dead(reason) => Some(Err(Error(format!("the negotiation failed: {reason}")))),
             _ => device.versions().map(Ok),
         })?
+    }
+
+    /// The versions agreed on, if they are.
+    pub fn versions(&self) -> Result<Option<Versions>> {
+        self.device(|device, _| device.versions())
+    }
+
+    /// Waits until the device can send a request. An error says what it is about instead.
+    pub fn wait_ready(&self, timeout: Duration) -> Result<()> {
+        let service = self.service;
+        let ready = self
+            .guest
+            .wait_bus_within("a service that is ready", timeout, |bus| {
+                match bus.channel(service)?.device().state() {
+                    State::Ready => Some(true),
+                    State::Dead(_) => Some(false),
+                    _ => None,
+                }
+            });
+        match ready {
+            Ok(true) => Ok(()),
+            _ => Err(Error(match self.state()? {
+                State::Closed => {
+                    format!("{service}: no contact: the guest has not opened the channel")
+                }
+                State::Negotiating => {
+                    format!("{service}: no contact: the guest does not answer the negotiation")
+                }
+                State::Waiting { .. } => {
+                    format!("{service}: the guest has not answered the last request")
+                }
+                State::Dead(reason) => format!("{service}: lost communication: {reason}"),
+                State::Ready => format!("{service}: the machine has stopped"),
+            })),
+        }
     }
 
     /// Waits until `count` requests in all have been answered.

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What one of this project's guests needs for the prompt: a disk to freeze, an adapter to have addresses, the module, the
+//! daemons, and a shell at its console.
+
+use crate::guest::Guest;
+use crate::guest::Module;
+use crate::guest::Result;
+
+/// The adapter's MAC address.
+pub(super) const MAC: &str = "00:15:5D:01:02:03";
+
+/// Its id.
+pub(super) const ADAPTER: &str = "{f8615163-df3e-46c5-913f-f2d2f965ed0e}";
+
+/// Modules of the kernel, and what the daemons find: an ext4 at /mnt, and dummy0, which has the id of an adapter of
+/// Hyper-V's and a script that sets addresses.
+const SURROUNDINGS: &str = r#"
+while read -r name rest; do
+    case $name in uio*) ;; *) insmod /modules/daemons/$name $rest || exit ;; esac
+done </modules/daemons/order
+syslogd -O /tmp/daemons.log
+mkdir -p /var/lib/hyperv /mnt /tmp/net/dummy0/device
+mkfs.ext4 -q -F /dev/ram0 4M && mount -t ext4 /dev/ram0 /mnt || exit
+echo 1 >/proc/sys/net/ipv6/conf/dummy0/disable_ipv6
+ip link set dummy0 address MAC up && ip addr add 10.0.0.2/24 dev dummy0 || exit
+printf '#!/bin/sh\n. "$1"\nip addr flush dev $DEVICE\n[ -z "$IPADDR0" ] || ip addr add $IPADDR0/$NETMASK0 dev $DEVICE\n' \
+    >/usr/libexec/hypervkvpd/hv_set_ifconfig
+chmod +x /usr/libexec/hypervkvpd/hv_set_ifconfig
+echo 'ADAPTER' >/tmp/net/dummy0/device/device_id
+cat /sys/class/net/dummy0/address >/tmp/net/dummy0/address
+mount --bind /tmp/net /sys/class/net"#;
+
+/// The daemons of the module in Rust.
+const DAEMONS: &str = "hv_kvp_daemon && hv_vss_daemon && hv_fcopy_daemon";
+
+/// Those of the one in C, whose file copy is served over UIO.
+const DAEMONS_OF_C: &str = "hv_kvp_daemon && hv_vss_daemon && \
+    insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio_hv_generic.ko && hv_fcopy_uio_daemon";
+
+/// The shell at the console, which begins anew when it ends.
+const SHELL: &str = "setsid sh -c 'export PS1=\"guest:\\w# \" HOME=/root TERM=vt100; cd; \
+    while :; do setsid -c sh -i </dev/ttyS0 >/dev/ttyS0 2>&1; done' >/dev/null 2>&1 &";
+
+/// Makes a guest that has just booted ready.
+pub(super) fn prepare(guest: &Guest, module: Module) -> Result<()> {
+    let surroundings = SURROUNDINGS.replace("MAC", MAC).replace("ADAPTER", ADAPTER);
+    guest.sh_ok(&surroundings)?;
+    guest.insmod(module)?;
+    guest.sh_ok(match module {
+        Module::Rust => DAEMONS,
+        Module::C => DAEMONS_OF_C,
+    })?;
+    guest.sh_ok(SHELL).map(|_| ())
+}

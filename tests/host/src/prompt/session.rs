@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One machine and what is done with it: commands are carried out, one at a time.
+
+use std::process::ExitCode;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::command::Command;
+use super::command::USAGES;
+use super::preparation;
+use super::terminal::Terminal;
+use super::Options;
+use super::BROKEN_DOWN;
+use crate::guest::ChannelHandle;
+use crate::guest::Error;
+use crate::guest::Guest;
+use crate::guest::Result;
+use crate::ic;
+use crate::ic::frame::Message;
+use crate::machine::Exit;
+use crate::service::Service;
+
+/// How long a service may take until it can be asked for something.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a command did not do what it was to.
+pub(super) enum Failure {
+    /// It was not carried out: this was expected.
+    Expected(String),
+    /// It went wrong.
+    Failed(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Failed(error.0)
+    }
+}
+
+impl From<String> for Failure {
+    fn from(error: String) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What a command came to.
+pub(super) type Outcome<T = ()> = std::result::Result<T, Failure>;
+
+/// An error that says what was expected.
+pub(super) fn expected<T>(what: impl Into<String>) -> Outcome<T> {
+    Err(Failure::Expected(what.into()))
+}
+
+/// What the machine is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Power {
+    /// It runs.
+    On,
+    /// It stands still.
+    Saved,
+    /// It is off.
+    Off,
+}
+
+/// A machine with a prompt.
+pub(super) struct Session {
+    pub(super) guest: Guest,
+    pub(super) options: Options,
+    pub(super) power: Power,
+    /// When it was switched on.
+    pub(super) since: Instant,
+    /// Seconds that the host's clock is ahead of this machine's.
+    pub(super) offset: i64,
+    /// Where someone types, if someone does.
+    pub(super) terminal: Option<Terminal>,
+    over: bool,
+}
+
+impl Session {
+    /// Boots the machine, and makes its guest ready.
+    pub(super) fn start(options: &Options) -> Result<Self> {
+        let guest = Guest::boot(&options.config)?;
+        let session = Self {
+            guest,
+            options: options.clone(),
+            power: Power::On,
+            since: Instant::now(),
+            offset: 0,
+            terminal: None,
+            over: false,
+        };
+        session.prepare()?;
+        Ok(session)
+    }
+
+    /// Makes a guest of this project's ready, after each boot.
+    pub(super) fn prepare(&self) -> Result<()> {
+        if self.options.config.foreign {
+            return Ok(());
+        }
+        preparation::prepare(&self.guest, self.options.module)?;
+        self.say(&format!(
+            "# booted in {:.0} s, with the module in {}",
+            self.guest.boot_time().as_secs_f64(),
+            match self.options.module {
+                crate::guest::Module::Rust => "Rust",
+                crate::guest::Module::C => "C",
+            }
+        ));
+        Ok(())
+    }
+
+    /// Prints a line.
+    pub(super) fn say(&self, line: &str) {
+        use std::io::Write;
+        let mut output = std::io::stdout().lock();
+        let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+    }
+
+    /// Carries out a line; whether it did what it was to.
+    pub(super) fn execute(&mut self, line: &str) -> bool {
+        let outcome = match Command::parse(line) {
+            Ok(Some(command)) => {
+                self.notice_exit();
+                self.carry_out(command)
+            }
+            Ok(None) => Ok(()),
+            Err(what) => expected(what),
+        };
+        self.notice_exit();
+        match outcome {
+            Ok(()) => return true,
+            Err(Failure::Expected(what)) => self.say(&format!("expected {what}")),
+            Err(Failure::Failed(why)) => self.say(&format!("error: {why}")),
+        }
+        false
+    }
+
+    fn carry_out(&mut self, command: Command) -> Outcome {
+        match command {
+            Command::Status => self.status(),
+            Command::Start => self.switch_on(),
+            Command::Stop { force } => self.stop(force),
+            Command::Restart => self.restart(),
+            Command::Hibernate => self.hibernate(),
+            Command::KvpList(pool) => self.kvp_list(pool),
+            Command::KvpGet(pool, key) => self.kvp_get(pool, &key),
+            Command::KvpSet(pool, key, value) => self.kvp_set(pool, &key, &value),
+            Command::KvpDelete(pool, key) => self.kvp_delete(pool, &key),
+            Command::IpGet(mac) => self.ip_get(mac),
+            Command::IpSet(set) => self.ip_set(set),
+            Command::Backup(hold) => self.backup(hold),
+            Command::Copy {
+                file,
+                destination,
+                overwrite,
+            } => self.copy(&file, destination, overwrite),
+            Command::Clock(step) => self.clock(step),
+            Command::Sleep(time) => self.sleep(time),
+            Command::Save => self.save(),
+            Command::Restore => self.restore(),
+            Command::Rescind(service) => self.rescind(service),
+            Command::Offer(service) => self.offer(service),
+            Command::Flood(service, count) => self.flood(service, count),
+            Command::Transcript(file) => self.transcript(file),
+            Command::Console => self.console(),
+            Command::Quit => {
+                self.over = true;
+                self.say("the machine is switched off");
+                Ok(())
+            }
+            Command::Help => {
+                for (usage, meaning) in USAGES {
+                    self.say(&format!("  {usage:<38} {meaning}"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Goes to the console, if someone is there.
+    fn console(&mut self) -> Outcome {
+        match &self.terminal {
+            Some(terminal) => {
+                terminal.go_to_console();
+                Ok(())
+            }
+            None => expected("a terminal: nobody is here to look at a console"),
+        }
+    }
+
+    /// Whether it is to end.
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+            || matches!(
+                self.guest.exit(),
+                Some(Exit::Breakdown(_) | Exit::Failed(_))
+            )
+    }
+
+    /// The status to end with where the emulation broke down, and not the guest.
+    pub(super) fn breakdown(&self) -> Option<ExitCode> {
+        match self.guest.exit() {
+            Some(Exit::Breakdown(what)) => {
+                self.say(&format!("# the emulation broke down: {what}"));
+                Some(ExitCode::from(BROKEN_DOWN))
+            }
+            Some(Exit::Failed(what)) => {
+                self.say(&format!("error: {what}"));
+                Some(ExitCode::FAILURE)
+            }
+            _ => None,
+        }
+    }
+
+    /// Ends it: the machine is switched off.
+    pub(super) fn end(&mut self) {
+        self.guest.power_off();
+    }
+
+    /// Sees whether the guest has ended the machine's run by itself.
+    pub(super) fn notice_exit(&mut self) {
+        if self.power == Power::Off {
+            return;
+        }
+        let (how, is_reset) = match self.guest.exit() {
+            Some(Exit::PowerOff) => ("has switched the machine off", false),
+            Some(Exit::S4) => ("has hibernated", false),
+            Some(Exit::Reset) => ("has reset the machine", true),
+            Some(Exit::TripleFault) => ("has crashed", false),
+            Some(_) => ("has ended", false),
+            None => return,
+        };
+        self.say(&format!("# the guest {how}"));
+        self.power = Power::Off;
+        if is_reset {
+            if let Err(error) = self.boot_again() {
+                self.say(&format!("error: {error}"));
+            }
+        }
+    }
+
+    /// Boots the machine again.
+    pub(super) fn boot_again(&mut self) -> Result<()> {
+        self.guest.restart()?;
+        self.power = Power::On;
+        self.since = Instant::now();
+        self.set_offset();
+        self.prepare()
+    }
+
+    /// An error if the machine does not run.
+    pub(super) fn runs(&self) -> Outcome {
+        match self.power {
+            Power::On => Ok(()),
+            Power::Saved => expected("a machine that runs: restore goes on with this one"),
+            Power::Off => expected("a machine that runs: start switches this one on"),
+        }
+    }
+
+    /// A service's channel, where that can be asked for something.
+    pub(super) fn ready(&self, service: Service) -> Outcome<ChannelHandle<'_>> {
+        self.runs()?;
+        let channel = self.guest.channel(service);
+        if !channel.is_present() {
+            return expected(format!(
+                "a service that is offered: offer {service} plugs it in"
+            ));
+        }
+        channel.wait_ready(PATIENCE)?;
+        Ok(channel)
+    }
+
+    /// Has a service send a request; the reply, which says that all went well.
+    pub(super) fn ask(&self, service: Service, what: &str, body: Vec<u8>) -> Outcome<Message> {
+        let reply = self.ready(service)?.ask(body)?;
+        match reply.status {
+            ic::S_OK => Ok(reply),
+            status => Err(Failure::Failed(format!("{what}: {}", meaning(status)))),
+        }
+    }
+
+    /// Waits, as long as the guest runs; someone at a terminal sees the console, and can end it.
+    pub(super) fn hold(&self, time: Duration) {
+        match &self.terminal {
+            Some(terminal) => terminal.hold(&self.guest, time),
+            None => {
+                let _ = self.guest.wait_exit(time);
+            }
+        }
+    }
+}
+
+/// What a status in a reply says.
+pub(super) fn meaning(status: u32) -> String {
+    let text = match status {
+        ic::E_FAIL => "the guest failed to do it",
+        ic::E_NOT_SUPPORTED => "the guest does not support it",
+        ic::E_INVALID_ARGUMENT => "the guest calls it invalid",
+        ic::E_NO_MORE_ITEMS => "the guest has no such item",
+        ic::E_FILE_EXISTS => "the guest has that file already",
+        ic::E_NAME_TOO_LONG => "the name is too long for the guest",
+        ic::E_DISK_FULL => "the guest's disk is full",
+        0x8004_1002 => "the guest has no such adapter",
+        _ => "the guest says no",
+    };
+    format!("{text} ({status:#010x})")
+}
