@@ -153,6 +153,11 @@ guests: root build/guest/chrony.cpio $(addprefix guest-,$(flavours)) $(patsubst 
 demo: root build/kdir/$(stock)/.ready guest-$(stock) host
 	@$(enter) build/host/scenarios --flavour $(stock) demo
 
+## shell                a guest's console, and its host's prompt (^]); MODULE=c FLAVOUR= VCPUS= KERNEL= COMMANDS=FILE
+shell: root guest-$(FLAVOUR) host
+	@$(enter) env OUTER_TIMEOUT=$${OUTER_TIMEOUT:-86400} build/host/host --flavour $(FLAVOUR) --module $(or $(MODULE),rust) \
+		$(if $(VCPUS),--vcpus $(VCPUS)) $(if $(KERNEL),--kernel $(KERNEL)) $(if $(COMMANDS),--commands $(COMMANDS))
+
 ## check                all tests; T=word runs those with the word in their names
 check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \
 		$(if $(filter systemd,$(T)),build/guest/systemd-$(FLAVOUR).cpio) host
@@ -218,6 +223,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install samples deb have-kdir kdir kdir-all root host guests demo check bench faults mainline check-debug check-systemd check-packages kernels soak clean distclean help
+.PHONY: modules modules_install samples deb have-kdir kdir kdir-all root host guests demo shell check bench faults mainline check-debug check-systemd check-packages kernels soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/disks-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

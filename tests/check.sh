@@ -389,6 +389,28 @@ step_choose()
 	tests/choose.sh
 }
 
+# shell_session NAME: the commands of tests/shell/NAME.commands at the host's prompt; silent if each does what it is to.
+shell_session()
+{
+	local log=$logs/shell-$1.log
+	OUTER_TIMEOUT=1200 build/host/host --commands "tests/shell/$1.commands" >"$log" 2>&1 </dev/null || tail -n 40 "$log"
+}
+
+# A host takes wrong input for nothing: what was sent is what right commands sent.
+wrong_input()
+{
+	shell_session wrong
+	grep -oE '(kvp|vss|fcopy|shutdown) -> .* request .*' build/results/shell-wrong.transcript |
+		sed 's/ \[[0-9a-f]*\]$//; / flags 0 reason/d' | grep -v 'negotiate' || true
+}
+
+step_shell()
+{
+	each "shell: every command" shell_session every &
+	each "shell: wrong input" wrong_input
+	wait
+}
+
 # What cheap requests cost, in instructions and exits, against the committed baseline and C.
 step_bench()
 {
@@ -522,7 +544,7 @@ run()
 	words <"$log.tally" | sed 's/^/    /'
 }
 
-steps=(format shellcheck choose clippy install checkpatch layers log_texts faults host unit properties scenarios kernels bench)
+steps=(format shellcheck choose clippy install checkpatch layers log_texts faults host unit properties shell scenarios kernels bench)
 pattern=$word
 for name in "${steps[@]}" debug systemd packaged soak; do
 	if [ "$name" = "$word" ]; then

@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | disks-FLAVOUR | chrony | systemd-FLAVOUR | packaged-FLAVOUR: makes
+# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | disks-FLAVOUR | chrony | systemd-FLAVOUR | packaged-FLAVOUR | debian-FLAVOUR: makes
 # build/guest/NAME.cpio, the initramfs of a guest (daemons-FLAVOUR, disks-FLAVOUR and chrony are to be appended to
 # inner-FLAVOUR), and build/kernel/FLAVOUR/vmlinux, the kernel out of its vmlinuz.
+# debian-FLAVOUR is what Debian's initramfs-tools makes, and has nothing of this project's.
 # None is compressed: an emulated processor reads them faster than it unpacks them.
 set -eu
 # shellcheck source-path=SCRIPTDIR
@@ -21,7 +22,8 @@ daemons-*) flavour=${name#daemons-} ;;
 disks-*) flavour=${name#disks-} ;;
 systemd-*) flavour=${name#systemd-} ;;
 packaged-*) flavour=${name#packaged-} ;;
-*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, disks-amd64, chrony, systemd-amd64, packaged-amd64" ;;
+debian-*) flavour=${name#debian-} ;;
+*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, disks-amd64, chrony, systemd-amd64, packaged-amd64, debian-amd64" ;;
 esac
 kernel=$build/kernel/$flavour
 [ -e "$kernel/.ready" ] || die "there is no build/kernel/$flavour" "make kdir FLAVOUR=$flavour creates it"
@@ -29,7 +31,7 @@ release=$(cat "$kernel/release")
 
 mkdir -p "$build/guest"
 tree=$(mktemp -d "$build/guest/$name.XXXXXX")
-trap 'rm -rf "$tree"' EXIT
+trap 'rm -rf "$tree" "$tree.root"' EXIT
 chmod 755 "$tree"
 
 # Busybox with all its applets by their names.
@@ -252,6 +254,31 @@ packaged()
 	bootable
 }
 
+# The initramfs that Debian itself makes of the kernel's modules, unpacked.
+debian()
+{
+	local root=$tree.root modules=$tree.root/usr/lib/modules/$release
+	sources >"$tree.list"
+	logged "image-$name" mmdebstrap --mode=root --variant=essential --architectures=amd64 \
+		--include=initramfs-tools,kmod,udev,busybox --dpkgopt='force-unsafe-io' \
+		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+		--dpkgopt='path-exclude=/usr/share/locale/*' --aptopt='Apt::Install-Recommends "false"' \
+		--aptopt='Acquire::Languages "none"' "$suite" "$root" "$tree.list"
+	rm -rf "$tree.list"
+	mkdir -p "$modules" "$root/boot"
+	cp -r "$kernel/lib/modules/$release/." "$modules/"
+	cp "$kernel/config" "$root/boot/config-$release"
+	depmod -b "$root" "$release"
+	logged "initramfs-$name" chroot "$root" mkinitramfs -o /initramfs "$release"
+	logged "unpack-$name" chroot "$root" unmkinitramfs /initramfs /unpacked
+	if [ -d "$root/unpacked/main" ]; then
+		mv "$root/unpacked/main/"* "$tree/"
+	else
+		mv "$root/unpacked/"* "$tree/"
+	fi
+	rm -rf "$root"
+}
+
 # The archive is put in place only when whole.
 pack()
 {
@@ -271,6 +298,7 @@ disks-*) disks ;;
 chrony) chrony ;;
 systemd-*) systemd ;;
 packaged-*) packaged ;;
+debian-*) debian ;;
 *) base ;;
 esac
 case $name in

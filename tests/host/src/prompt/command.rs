@@ -148,7 +148,8 @@ impl Command {
             ("kvp", [what, rest @ ..]) => return Self::kvp(what, rest),
             ("ip", ["get"]) => Self::IpGet(None),
             ("ip", ["get", mac]) => Self::IpGet(Some(words::mac(mac)?)),
-            ("ip", ["set", rest @ ..]) if !rest.is_empty() => Self::IpSet(ip_set(rest)?),
+            ("ip", ["set", rest @ ..]) => Self::IpSet(ip_set(rest)?),
+            ("ip", ["get", ..]) => return Err(usage("ip get")),
             ("backup", []) => Self::Backup(HOLD),
             ("backup", [time]) => Self::Backup(hold(time)?),
             ("copy", rest) => return copy(rest),
@@ -172,29 +173,35 @@ impl Command {
     }
 
     fn kvp(what: &str, rest: &[&str]) -> Result<Self, String> {
-        let (arguments, pool) = match (what, rest) {
-            ("list", []) | ("get" | "delete", [_]) | ("set", [_, _]) => (rest, kvp::EXTERNAL),
-            ("list", [arguments @ .., pool])
-            | ("get" | "delete", [arguments @ .., pool])
-            | ("set", [arguments @ .., pool]) => (arguments, words::pool(pool)?),
+        let needed = match what {
+            "list" => 0,
+            "get" | "delete" => 1,
+            "set" => 2,
             _ => return Err(usage("kvp")),
         };
-        match (what, arguments) {
-            ("list", []) => Ok(Self::KvpList(pool)),
-            ("get", [key]) => Ok(Self::KvpGet(pool, words::key(key)?)),
-            ("delete", [key]) => Ok(Self::KvpDelete(pool, words::key(key)?)),
-            ("set", [key, value]) => Ok(Self::KvpSet(pool, words::key(key)?, words::value(value)?)),
-            _ => Err(usage("kvp")),
+        let pool = match rest.get(needed..) {
+            Some([]) => kvp::EXTERNAL,
+            Some([pool]) => words::pool(pool)?,
+            _ => return Err(usage(&format!("kvp {what}"))),
+        };
+        let key = || words::key(rest[0]);
+        match what {
+            "list" => Ok(Self::KvpList(pool)),
+            "get" => Ok(Self::KvpGet(pool, key()?)),
+            "delete" => Ok(Self::KvpDelete(pool, key()?)),
+            _ => Ok(Self::KvpSet(pool, key()?, words::value(rest[1])?)),
         }
     }
 }
 
-/// What is expected of a command with this name.
+/// What is expected of a command with this name, of one word or two.
 fn usage(name: &str) -> String {
     let usages = USAGES.iter().map(|(usage, _)| *usage);
-    let matching: Vec<&str> = usages
-        .filter(|usage| usage.split(' ').next() == Some(name))
-        .collect();
+    let begins = |usage: &&str| {
+        let rest = usage.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    };
+    let matching: Vec<&str> = usages.filter(begins).collect();
     match matching.is_empty() {
         true => format!("a command (help lists them), not {name:?}"),
         false => matching.join(", or "),
@@ -262,7 +269,7 @@ fn ip_set(rest: &[&str]) -> Result<IpSet, String> {
     }
     let is_unfinished = matches!(words.last(), Some(&("via" | "dns")));
     match set.addresses.is_empty() || is_unfinished {
-        true => Err(usage("ip")),
+        true => Err(usage("ip set")),
         false => Ok(set),
     }
 }
@@ -360,7 +367,10 @@ mod tests {
             ("sttaus", "a command (help lists them), not \"sttaus\""),
             ("status now", "status"),
             ("stop -g", "stop [-f]"),
-            ("kvp get", "kvp list [POOL], or kvp get KEY [POOL], or kvp set KEY VALUE [POOL], or kvp delete KEY [POOL]"),
+            ("kvp get", "kvp get KEY [POOL]"),
+            ("kvp set key", "kvp set KEY VALUE [POOL]"),
+            ("kvp set key value guest x", "kvp set KEY VALUE [POOL]"),
+            ("kvp gett key", "kvp list [POOL], or kvp get KEY [POOL], or kvp set KEY VALUE [POOL], or kvp delete KEY [POOL]"),
             ("kvp get k 7", "a pool (external, guest, auto, auto-external, auto-internal, or 0 to 4), not \"7\""),
             ("rescind foo", "a service (heartbeat, shutdown, timesync, kvp, vss, fcopy), not \"foo\""),
             ("rescind echo", "a service (heartbeat, shutdown, timesync, kvp, vss, fcopy), not \"echo\""),

@@ -27,9 +27,10 @@ pub(super) fn run(mut session: Session, mut input: impl BufRead) -> Result<ExitC
         let is_done = session.execute(command);
         if is_done == is_to_fail {
             failed += 1;
-        }
-        if is_done && is_to_fail {
-            session.say("error: this was to fail");
+            match is_done {
+                true => session.say("error: this was to fail"),
+                false => session.explain(),
+            }
         }
         if session.is_over() {
             break;

@@ -32,24 +32,38 @@ cat /sys/class/net/dummy0/address >/tmp/net/dummy0/address
 mount --bind /tmp/net /sys/class/net"#;
 
 /// The daemons of the module in Rust.
-const DAEMONS: &str = "hv_kvp_daemon && hv_vss_daemon && hv_fcopy_daemon";
+const DAEMONS: [&str; 3] = ["hv_kvp_daemon", "hv_vss_daemon", "hv_fcopy_daemon"];
 
 /// Those of the one in C, whose file copy is served over UIO.
-const DAEMONS_OF_C: &str = "hv_kvp_daemon && hv_vss_daemon && \
-    insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio_hv_generic.ko && hv_fcopy_uio_daemon";
+const DAEMONS_OF_C: [&str; 3] = ["hv_kvp_daemon", "hv_vss_daemon", "hv_fcopy_uio_daemon"];
+
+/// What the latter needs.
+const UIO: &str = "insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio_hv_generic.ko";
+
+/// Keeps a daemon running, as a service manager does: it ends when its device goes.
+const KEEP: &str = "setsid sh -c 'while :; do DAEMON -n; sleep 1; done' >/dev/null 2>&1 &";
 
 /// The shell at the console, which begins anew when it ends.
 const SHELL: &str = "setsid sh -c 'export PS1=\"guest:\\w# \" HOME=/root TERM=vt100; cd; \
     while :; do setsid -c sh -i </dev/ttyS0 >/dev/ttyS0 2>&1; done' >/dev/null 2>&1 &";
+
+/// The end of what kernel and daemons have logged.
+pub(super) const LOGS: &str = "dmesg | tail -n 5; tail -n 5 /tmp/daemons.log";
 
 /// Makes a guest that has just booted ready.
 pub(super) fn prepare(guest: &Guest, module: Module) -> Result<()> {
     let surroundings = SURROUNDINGS.replace("MAC", MAC).replace("ADAPTER", ADAPTER);
     guest.sh_ok(&surroundings)?;
     guest.insmod(module)?;
-    guest.sh_ok(match module {
+    let daemons = match module {
         Module::Rust => DAEMONS,
-        Module::C => DAEMONS_OF_C,
-    })?;
+        Module::C => {
+            guest.sh_ok(UIO)?;
+            DAEMONS_OF_C
+        }
+    };
+    for daemon in daemons {
+        guest.sh_ok(&KEEP.replace("DAEMON", daemon))?;
+    }
     guest.sh_ok(SHELL).map(|_| ())
 }

@@ -179,6 +179,18 @@ impl Session {
         }
     }
 
+    /// Prints what a guest of this project's has logged last, after a failure that nobody expected.
+    pub(super) fn explain(&self) {
+        if self.options.config.foreign || self.power != Power::On {
+            return;
+        }
+        if let Ok(output) = self.guest.sh(preparation::LOGS) {
+            for line in output.text.lines() {
+                self.say(&format!("  # {line}"));
+            }
+        }
+    }
+
     /// Goes to the console, if someone is there.
     fn console(&mut self) -> Outcome {
         match &self.terminal {

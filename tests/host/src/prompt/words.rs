@@ -154,7 +154,8 @@ pub(super) fn step(word: &str) -> Result<i64, String> {
 /// A MAC address as hosts write it.
 pub(super) fn mac(word: &str) -> Result<String, String> {
     let parts: Vec<&str> = word.split([':', '-']).collect();
-    let is_byte = |part: &&str| part.len() == 2 && u8::from_str_radix(part, 16).is_ok();
+    let is_byte =
+        |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
     match parts.len() == 6 && parts.iter().all(is_byte) {
         true => Ok(parts.join(":").to_uppercase()),
         false => Err(format!(
