@@ -126,6 +126,11 @@ build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) tests/gu
 	@echo "[4/6] Debian with systemd, $* (about 40 s)"
 	@tests/guest/images.sh systemd-$*
 
+# Debian's own initramfs, of a guest that has nothing of this project's; the prompt is tried with it where it is there.
+build/guest/debian-%.cpio: $(images) | build/kdir/%/.ready
+	@echo "the initramfs that Debian makes, $* (about 2 min)"
+	@tests/guest/images.sh debian-$*
+
 build/guest/rust-%.cpio: build/modules/%/hv_utils.ko $(pieces)
 	@tests/guest/module-cpio.sh $@ rust/hv_utils.ko=$< \
 		$(foreach ko,$(wildcard samples/*.rs tests/modules/*.rs),samples/$(notdir $(ko:.rs=.ko))=$(<D)/$(notdir $(ko:.rs=.ko))) \

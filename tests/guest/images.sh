@@ -269,6 +269,8 @@ debian()
 	cp -r "$kernel/lib/modules/$release/." "$modules/"
 	cp "$kernel/config" "$root/boot/config-$release"
 	depmod -b "$root" "$release"
+	# What a real disk's drivers would be for, and the services before there is a root.
+	printf '%s\n' hv_utils nd_e820 nd_pmem >>"$root/etc/initramfs-tools/modules"
 	logged "initramfs-$name" chroot "$root" mkinitramfs -o /initramfs "$release"
 	logged "unpack-$name" chroot "$root" unmkinitramfs /initramfs /unpacked
 	if [ -d "$root/unpacked/main" ]; then

@@ -29,6 +29,8 @@ const ENTRY_64: u64 = 0x200;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
+/// Persistent memory as it was before ACPI's NFIT (`E820_TYPE_PRAM`): the kernel makes `/dev/pmem0` of it.
+const E820_PERSISTENT: u32 = 12;
 
 /// What is loaded.
 pub struct Image<'a> {
@@ -38,6 +40,8 @@ pub struct Image<'a> {
     pub initrds: &'a [Vec<u8>],
     /// The kernel's command line.
     pub command_line: &'a str,
+    /// Where the memory ends that the kernel may use. From there to the mailbox it is persistent.
+    pub memory_end: u64,
     /// Guest physical address of the ACPI root pointer.
     pub rsdp: u64,
 }
@@ -158,7 +162,7 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
         initrd.extend_from_slice(archive);
         initrd.resize(initrd.len().next_multiple_of(512), 0);
     }
-    let memory_end = mailbox::address(memory);
+    let memory_end = image.memory_end;
     let initrd_top = memory_end.min(kernel.initrd_max + 1);
     let initrd_start = initrd_top.saturating_sub(initrd.len() as u64) & !(PAGE_SIZE - 1);
     if initrd_start < kernel.end {
@@ -187,13 +191,16 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
     put(0x218, &(initrd_start as u32).to_le_bytes());
     put(0x21c, &(initrd.len() as u32).to_le_bytes());
     put(0x228, &(COMMAND_LINE as u32).to_le_bytes());
-    let map = [
+    let mailbox = mailbox::address(memory);
+    let mut map = vec![
         (0, LOW_MEMORY_END, E820_RAM),
         (LOW_MEMORY_END, 0xa_0000, E820_RESERVED),
         (FIRMWARE, HIGH_MEMORY, E820_RESERVED),
         (HIGH_MEMORY, memory_end, E820_RAM),
-        (memory_end, memory.len(), E820_RESERVED),
+        (memory_end, mailbox, E820_PERSISTENT),
+        (mailbox, memory.len(), E820_RESERVED),
     ];
+    map.retain(|(from, to, _)| from < to);
     put(0x1e8, &[map.len() as u8]);
     for (index, (from, to, kind)) in map.into_iter().enumerate() {
         let at = 0x2d0 + index * 20;
@@ -298,6 +305,7 @@ mod tests {
             kernel: &kernel,
             initrds: &initrds,
             command_line: "quiet",
+            memory_end: 20 << 20,
             rsdp: 0xe0000,
         };
         assert_eq!(load(&memory, &image).unwrap(), 0x100_0200);
@@ -306,6 +314,14 @@ mod tests {
         assert_eq!(memory.load_u32(ZERO_PAGE + 0x21c).unwrap(), 1024);
         assert_eq!(memory.read_vec(start + 512, 4).unwrap(), [2, 2, 2, 0]);
         assert_eq!(memory.read_vec(COMMAND_LINE, 6).unwrap(), b"quiet\0");
+        // Memory, persistent memory, the mailbox.
+        let map = [4, 5].map(|entry| {
+            let at = ZERO_PAGE + 0x2d0 + (entry - 1) * 20;
+            let word = |offset| memory.load_u32(at + offset).unwrap();
+            (word(0), word(8), word(16))
+        });
+        assert_eq!(map[0], (0x10_0000, 19 << 20, E820_RAM));
+        assert_eq!(map[1], (20 << 20, 10 << 20, E820_PERSISTENT));
         // 1 GiB + 2 MiB is mapped to itself.
         assert_eq!(
             memory.load_u32(PAGE_TABLES + PAGE_SIZE * 3 + 8).unwrap(),
@@ -336,6 +352,7 @@ mod tests {
             kernel: &kernel,
             initrds: &[],
             command_line: "",
+            memory_end: mailbox::address(&memory),
             rsdp: 0,
         };
         assert_eq!(load(&memory, &image).unwrap(), 0x123_4560);
@@ -356,6 +373,7 @@ mod tests {
                 kernel,
                 initrds: &[],
                 command_line: "",
+                memory_end: mailbox::address(&memory),
                 rsdp: 0,
             };
             load(&memory, &image).unwrap_err().to_string()

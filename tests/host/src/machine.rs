@@ -68,6 +68,9 @@ pub struct Config {
     pub rtc_offset: i64,
     /// By what it can tell the time.
     pub clock: Clock,
+    /// A file's content is persistent memory, `/dev/pmem0` to the guest. What the guest writes outlives its resets, but is
+    /// not written to the file.
+    pub persistent: Option<PathBuf>,
     /// The guest is not one of this project's: its kernel gets `command_line` and nothing else, and no agent is in it.
     pub foreign: bool,
 }
@@ -85,6 +88,7 @@ impl Default for Config {
             s4: true,
             rtc_offset: 0,
             clock: Clock::Counter,
+            persistent: None,
             foreign: false,
         }
     }
@@ -120,6 +124,8 @@ pub struct Machine {
     kvm: Kvm,
     kernel: Vec<u8>,
     initrds: Vec<Vec<u8>>,
+    /// What is in persistent memory while the machine is off.
+    persistent: Vec<u8>,
     shared: Arc<Shared>,
     run: Option<Run>,
     timer: Option<JoinHandle<()>>,
@@ -142,9 +148,12 @@ impl Machine {
         let initrds = config.initrds.iter().map(read).collect::<io::Result<_>>()?;
         let kvm = Kvm::open()?;
         kvm::install_kick_signal();
+        let mut persistent = config.persistent.as_ref().map_or(Ok(Vec::new()), read)?;
+        persistent.resize(persistent.len().next_multiple_of(2 << 20), 0);
         let size = config
             .memory
             .saturating_mul(1 << 20)
+            .saturating_add(persistent.len() as u64)
             .saturating_add(mailbox::SIZE);
         let memory = Arc::new(GuestMemory::new(size)?);
         let shared = Arc::new(Shared::new(memory, &config));
@@ -157,6 +166,7 @@ impl Machine {
             kvm,
             kernel,
             initrds,
+            persistent,
             shared,
             run: None,
             timer: Some(timer),
@@ -283,9 +293,15 @@ impl Machine {
         Ok(())
     }
 
+    /// Where the memory ends that the guest's kernel may use.
+    fn memory_end(&self) -> u64 {
+        mailbox::address(&self.shared.memory) - self.persistent.len() as u64
+    }
+
     /// Loads firmware and kernel, and points processor 0 at it.
     fn load(&self, processor: &Vcpu) -> io::Result<()> {
         let (shared, vcpus) = (&self.shared, self.config.vcpus);
+        shared.memory.write(self.memory_end(), &self.persistent)?;
         acpi::load(&shared.memory, vcpus, self.config.s4)?;
         let command_line = match self.config.foreign {
             true => self.config.command_line.clone(),
@@ -301,6 +317,7 @@ impl Machine {
                 kernel: &self.kernel,
                 initrds: &self.initrds,
                 command_line: &command_line,
+                memory_end: self.memory_end(),
                 rsdp: acpi::RSDP,
             },
         )?;
@@ -340,6 +357,9 @@ impl Machine {
         if let Some(run) = self.run.take() {
             self.shared.end(Exit::Stopped);
             run.end();
+            let end = self.memory_end();
+            // It lies in the machine's memory.
+            let _ = self.shared.memory.read(end, &mut self.persistent);
             self.shared.bus().set_hypervisor(Box::new(Nobody));
         }
     }

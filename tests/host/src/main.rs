@@ -28,6 +28,7 @@ Boots a guest and runs each COMMAND (a shell line) in it, then has it power off.
                      all of it: the guest needs no agent then
   --flavour F        kernel and archives from build (amd64), where --kernel and --initrd are not given
   --commands FILE    commands to the host, instead of standard input
+  --pmem FILE        persistent memory, /dev/pmem0 to the guest; the file itself is not changed
   --vcpus N          processors, 1 to 32 (1)
   --memory MIB       memory (384)
   --vmbus X.Y        newest VMBus version (6.0)
@@ -81,6 +82,7 @@ fn options() -> Result<Options, String> {
             "--kernel" => options.config.kernel = value()?.into(),
             "--initrd" => options.config.initrds.push(value()?.into()),
             "--append" => options.config.command_line = value()?,
+            "--pmem" => options.config.persistent = Some(value()?.into()),
             "--vcpus" => {
                 let count = number(value()?)?;
                 let count = u32::try_from(count)

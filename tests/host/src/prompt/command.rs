@@ -16,6 +16,9 @@ const HOLD: Duration = Duration::from_secs(2);
 /// The longest that it may hold them: the time that the module gives a freeze.
 const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
 
+/// How long a guest gets until a service of it is there, where nobody says.
+const WAIT: Duration = Duration::from_secs(180);
+
 /// How many requests a flood has at most.
 const FLOOD: u32 = 10_000;
 
@@ -73,6 +76,8 @@ pub enum Command {
     Rescind(Service),
     /// Plugs it in again.
     Offer(Service),
+    /// Waits until a service can be asked for something.
+    Wait(Service, Duration),
     /// Sends so many requests at once.
     Flood(Service, u32),
     /// What host and guest have said: its end, or all of it into a file.
@@ -119,6 +124,7 @@ pub(super) const USAGES: &[(&str, &str)] = &[
     ("restore", "goes on with the saved machine"),
     ("rescind SERVICE", "unplugs a service's device"),
     ("offer SERVICE", "plugs it in again"),
+    ("wait SERVICE [TIME]", "waits until a service can be asked for something (3m at most)"),
     ("flood SERVICE N", "sends N requests at once, and waits for the answers"),
     ("transcript [FILE]", "the end of what host and guest have said, or all of it into a file"),
     ("console", "the guest's console (^] comes back)"),
@@ -162,6 +168,8 @@ impl Command {
             ("flood", [service, count]) => {
                 Self::Flood(words::service(service)?, words::number(count, 1, FLOOD)?)
             }
+            ("wait", [service]) => Self::Wait(words::service(service)?, WAIT),
+            ("wait", [service, time]) => Self::Wait(words::service(service)?, words::time(time)?),
             ("transcript", []) => Self::Transcript(None),
             ("transcript", [file]) => Self::Transcript(Some(file.into())),
             ("console", []) => Self::Console,

@@ -56,6 +56,17 @@ impl Session {
         Ok(())
     }
 
+    /// Waits until a service can be asked for something.
+    pub(super) fn wait(&self, service: Service, time: Duration) -> Outcome {
+        self.runs()?;
+        let channel = self.guest.channel(service);
+        channel.wait_ready(time)?;
+        let versions = channel.wait_negotiated()?;
+        let (major, minor) = versions.message;
+        self.say(&format!("{service} is there, with version {major}.{minor}"));
+        Ok(())
+    }
+
     /// Sends many requests at once, and waits for the answers.
     pub(super) fn flood(&self, service: Service, count: u32) -> Outcome {
         let channel = self.ready(service)?;

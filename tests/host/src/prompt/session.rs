@@ -162,6 +162,7 @@ impl Session {
             Command::Restore => self.restore(),
             Command::Rescind(service) => self.rescind(service),
             Command::Offer(service) => self.offer(service),
+            Command::Wait(service, time) => self.wait(service, time),
             Command::Flood(service, count) => self.flood(service, count),
             Command::Transcript(file) => self.transcript(file),
             Command::Console => self.console(),
