@@ -27,6 +27,7 @@ Boots a guest and runs each COMMAND (a shell line) in it, then has it power off.
   --append TEXT      more of the kernel's command line; at the prompt, with --kernel and --initrd but without --module,
                      all of it: the guest needs no agent then
   --flavour F        kernel and archives from build (amd64), where --kernel and --initrd are not given
+  --replay FILE      sends the host's side of a transcript, and says where the guest's answers differ
   --commands FILE    commands to the host, instead of standard input
   --pmem FILE        persistent memory, /dev/pmem0 to the guest; the file itself is not changed
   --vcpus N          processors, 1 to 32 (1)
@@ -51,6 +52,7 @@ struct Options {
     quiet: bool,
     flavour: String,
     host_commands: Option<PathBuf>,
+    replay: Option<PathBuf>,
     services: Option<Vec<Service>>,
 }
 
@@ -65,6 +67,7 @@ fn options() -> Result<Options, String> {
         quiet: false,
         flavour: "amd64".to_owned(),
         host_commands: None,
+        replay: None,
         services: None,
     };
     let mut arguments = std::env::args().skip(1);
@@ -106,6 +109,7 @@ fn options() -> Result<Options, String> {
                 options.services = Some(services.collect::<Result<_, _>>()?);
             }
             "--flavour" => options.flavour = value()?,
+            "--replay" => options.replay = Some(value()?.into()),
             "--commands" => options.host_commands = Some(value()?.into()),
             "--no-s4" => options.config.s4 = false,
             "--module" => {
@@ -238,14 +242,15 @@ fn main() -> ExitCode {
         }
     };
     if options.is_prompt() {
-        match options.host_commands {
-            Some(_) => nested::ensure_synic(),
-            None => nested::ensure_synic_live(),
+        match options.host_commands.is_some() || options.replay.is_some() {
+            true => nested::ensure_synic(),
+            false => nested::ensure_synic_live(),
         }
         let status = prompt::run(&prompt::Options {
             config: options.config,
             module: options.module.unwrap_or(Module::Rust),
             commands: options.host_commands,
+            replay: options.replay,
         });
         nested::tidy_up();
         return status;

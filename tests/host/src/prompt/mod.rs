@@ -13,6 +13,7 @@ mod files;
 mod lines;
 mod power;
 mod preparation;
+mod replay;
 mod session;
 mod status;
 mod terminal;
@@ -36,6 +37,8 @@ pub struct Options {
     pub module: Module,
     /// A file with commands, instead of standard input.
     pub commands: Option<PathBuf>,
+    /// A transcript to be replayed, instead of any commands.
+    pub replay: Option<PathBuf>,
 }
 
 /// The exit status where the emulation broke down: another attempt may do better.
@@ -44,6 +47,9 @@ const BROKEN_DOWN: u8 = 125;
 /// Boots the machine and carries out the commands that come. The exit status says whether all of them did what they were
 /// to.
 pub fn run(options: &Options) -> ExitCode {
+    if let Some(file) = &options.replay {
+        return status(replay::run(options, file));
+    }
     let is_typed = options.commands.is_none() && nested::is_terminal();
     let ended = match (&options.commands, is_typed) {
         (None, true) => Session::start(options).and_then(terminal::run),
@@ -57,11 +63,13 @@ pub fn run(options: &Options) -> ExitCode {
             Err(error) => Err(format!("{}: {error}", file.display()).into()),
         },
     };
-    match ended {
-        Ok(ended) => ended,
-        Err(error) => {
-            eprintln!("host: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    status(ended)
+}
+
+/// The exit status; what went wrong is printed.
+fn status(ended: crate::guest::Result<ExitCode>) -> ExitCode {
+    ended.unwrap_or_else(|error| {
+        eprintln!("host: {error}");
+        ExitCode::FAILURE
+    })
 }

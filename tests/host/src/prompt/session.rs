@@ -80,7 +80,15 @@ pub(super) struct Session {
 impl Session {
     /// Boots the machine, and makes its guest ready.
     pub(super) fn start(options: &Options) -> Result<Self> {
+        Self::start_scripted(options, &[])
+    }
+
+    /// The same with these services led by the caller from the beginning.
+    pub(super) fn start_scripted(options: &Options, scripted: &[Service]) -> Result<Self> {
         let guest = Guest::boot(&options.config)?;
+        for &service in scripted {
+            guest.channel(service).script()?;
+        }
         let session = Self {
             guest,
             options: options.clone(),
