@@ -412,11 +412,31 @@ wrong_input()
 		sed 's/ \[[0-9a-f]*\]$//; / flags 0 reason/d' | grep -v 'negotiate' || true
 }
 
+# replayed FILE COUNT [LINE]: a transcript is replayed; silent if so many services answer as recorded, and the output
+# has that line.
+replayed()
+{
+	local log=$logs/shell-${1##*/}.log
+	OUTER_TIMEOUT=600 build/host/host --replay "$1" >"$log" 2>&1 </dev/null || true
+	if [ "$(grep -c ' 0 differ' "$log")" != "$2" ] || { [ $# -gt 2 ] && ! grep -q "$3" "$log"; }; then
+		tail -n 40 "$log"
+	fi
+}
+
+# What a guest answers is compared: in this one, an answer is to be another.
+spoiled_replay()
+{
+	sed 's/ = "good day" \[/ = "bad day" [/' tests/shell/replay.transcript >"$logs/spoiled.transcript"
+	replayed "$logs/spoiled.transcript" 5 '^kvp: .* 1 differ$'
+}
+
 step_shell()
 {
 	each "shell: every command" shell_session every &
 	each "shell: wrong input" wrong_input
+	each "shell: a transcript replayed" replayed tests/shell/replay.transcript 6
 	wait
+	each "shell: a transcript that the guest does not match" spoiled_replay
 	if [ -e build/guest/debian-cloud-amd64.cpio ]; then
 		each "shell: a guest of another's" foreign_session
 	else
