@@ -430,10 +430,19 @@ spoiled_replay()
 	replayed "$logs/spoiled.transcript" 5 '^kvp: .* 1 differ$'
 }
 
+# Someone at a terminal has the guest backed up, and is gone: the guest is thawed first.
+gone_amid_a_backup()
+{
+	local log=$logs/shell-gone.log
+	printf '\035backup 5m\r' | HV_TERMINAL=1 build/host/host >"$log" 2>&1 || echo "it ends with status $?"
+	grep -q '^backed up' "$log" || tail -n 40 "$log"
+}
+
 step_shell()
 {
 	each "shell: every command" shell_session every &
 	each "shell: wrong input" wrong_input
+	each "shell: the end of input amid a backup" gone_amid_a_backup
 	each "shell: a transcript replayed" replayed tests/shell/replay.transcript 6
 	wait
 	each "shell: a transcript that the guest does not match" spoiled_replay

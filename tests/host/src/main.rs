@@ -86,15 +86,7 @@ fn options() -> Result<Options, String> {
             "--initrd" => options.config.initrds.push(value()?.into()),
             "--append" => options.config.command_line = value()?,
             "--pmem" => options.config.persistent = Some(value()?.into()),
-            "--vcpus" => {
-                let count = number(value()?)?;
-                let count = u32::try_from(count)
-                    .ok()
-                    .filter(|count| *count <= MAX_VCPUS);
-                let count = count.filter(|count| *count > 0);
-                options.config.vcpus =
-                    count.ok_or_else(|| format!("there may be 1 to {MAX_VCPUS} processors"))?;
-            }
+            "--vcpus" => options.config.vcpus = processors(number(value()?)?)?,
             "--memory" => options.config.memory = number(value()?)?,
             "--vmbus" => {
                 let text = value()?;
@@ -137,6 +129,13 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
+/// A number of processors that a machine may have.
+fn processors(count: u64) -> Result<u32, String> {
+    let count = u32::try_from(count).ok();
+    let count = count.filter(|count| (1..=MAX_VCPUS).contains(count));
+    count.ok_or_else(|| format!("there may be 1 to {MAX_VCPUS} processors"))
+}
+
 impl Options {
     /// Whether someone is to be left at the prompt.
     fn is_prompt(&self) -> bool {
@@ -161,6 +160,11 @@ impl Options {
         }
         if is_prompt {
             config.services = SERVICES.to_vec();
+        }
+        if is_prompt && flavour == "debug" {
+            // What looks for faults has notes to take.
+            config.memory *= 2;
+            config.command_line = format!("kunit.autorun=0 {}", config.command_line);
         }
         if let Some(services) = &self.services {
             config.services = services.clone();

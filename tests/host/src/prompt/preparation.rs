@@ -43,6 +43,17 @@ const UIO: &str = "insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio
 /// Keeps a daemon running, as a service manager does: it ends when its device goes.
 const KEEP: &str = "setsid sh -c 'while :; do DAEMON -n; sleep 1; done' >/dev/null 2>&1 &";
 
+/// What the daemons log once they are registered, or (over UIO) have begun.
+const REGISTERED: [&str; 3] = [
+    "KVP LIC Version",
+    "VSS: kernel module version",
+    "FCOPY: (kernel module version|starting)",
+];
+
+/// Waits for that, half a minute at most.
+const WAIT: &str = "i=0; until grep -qE 'TEXT' /tmp/daemons.log; do \
+    i=$((i + 1)); [ $i -lt 300 ] || exit; usleep 100000; done";
+
 /// The shell at the console, which begins anew when it ends.
 const SHELL: &str = "setsid sh -c 'export PS1=\"guest:\\w# \" HOME=/root TERM=vt100; cd; \
     while :; do setsid -c sh -i </dev/ttyS0 >/dev/ttyS0 2>&1; done' >/dev/null 2>&1 &";
@@ -64,6 +75,9 @@ pub(super) fn prepare(guest: &Guest, module: Module) -> Result<()> {
     };
     for daemon in daemons {
         guest.sh_ok(&KEEP.replace("DAEMON", daemon))?;
+    }
+    for text in REGISTERED {
+        guest.sh_ok(&WAIT.replace("TEXT", text))?;
     }
     guest.sh_ok(SHELL).map(|_| ())
 }

@@ -105,7 +105,7 @@ fn parse_bytes(text: &str) -> Option<Vec<u8>> {
     let pairs = digits?;
     let mut bytes: Vec<u8> = pairs
         .chunks(2)
-        .map(|pair| pair[0] << 4 | pair[pair.len() - 1])
+        .map(|pair| (pair[0] << 4) | pair[pair.len() - 1])
         .collect();
     bytes.resize(bytes.len() + more, 0);
     (pairs.len() % 2 == 0).then_some(bytes)
