@@ -151,6 +151,46 @@ fn events(t: &Context<'_>) -> Result<()> {
     t.load()
 }
 
+/// What fails or gets no answer is traced with the status or the reason.
+fn refused(t: &Context<'_>, tracing: &Tracing<'_>, service: Service, name: &str) -> Result<()> {
+    let channel = t.channel(service);
+    let request = framing::request(t, service)?;
+    let kind = request.kind;
+    let len = request.encode().len().next_multiple_of(8);
+    let mut other = request.clone();
+    other.kind = 9;
+    channel.transact(&other)?;
+    let mut short = request.clone();
+    short.body.truncate(1);
+    channel.transact(&short)?;
+    are(
+        t,
+        &tracing.take()?,
+        &[
+            &format!("request: service={name} type=9 len={len}"),
+            &format!("reply: service={name} status={E_FAIL:#x} sent=1"),
+            &format!("request: service={name} type={kind} len=32"),
+            &format!("reply: service={name} status={E_FAIL:#x} sent=1"),
+        ],
+    )?;
+    let mut response = request.clone();
+    response.flags = TRANSACTION | RESPONSE;
+    channel.send(&response)?;
+    channel.send_bytes(&[0xff; 16])?;
+    wait_for(
+        t,
+        &format!("[ $(grep -c ' ignored: ' {TRACING}/trace) = 2 ]"),
+    )?;
+    are(
+        t,
+        &tracing.take()?,
+        &[
+            &format!("ignored: service={name} reason=response"),
+            &format!("ignored: service={name} reason=short"),
+        ],
+    )
+}
+
 /// Each message of the host, and each answer, in their order.
 fn requests(t: &Context<'_>) -> Result<()> {
     let tracing = Tracing::begin(t, "*")?;
@@ -204,39 +244,7 @@ fn requests(t: &Context<'_>) -> Result<()> {
             (1..10_000_000_000).contains(&field(&lines[1], "latency")?),
             &format!("latency in {:?}", lines[1]),
         )?;
-
-        let mut other = request.clone();
-        other.kind = 9;
-        channel.transact(&other)?;
-        let mut short = request.clone();
-        short.body.truncate(1);
-        channel.transact(&short)?;
-        are(
-            t,
-            &tracing.take()?,
-            &[
-                &format!("request: service={name} type=9 len={len}"),
-                &format!("reply: service={name} status={E_FAIL:#x} sent=1"),
-                &format!("request: service={name} type={kind} len=32"),
-                &format!("reply: service={name} status={E_FAIL:#x} sent=1"),
-            ],
-        )?;
-        let mut response = request.clone();
-        response.flags = TRANSACTION | RESPONSE;
-        channel.send(&response)?;
-        channel.send_bytes(&[0xff; 16])?;
-        wait_for(
-            t,
-            &format!("[ $(grep -c ' ignored: ' {TRACING}/trace) = 2 ]"),
-        )?;
-        are(
-            t,
-            &tracing.take()?,
-            &[
-                &format!("ignored: service={name} reason=response"),
-                &format!("ignored: service={name} reason=short"),
-            ],
-        )?;
+        refused(t, &tracing, service, name)?;
     }
     drop(tracing);
     t.channel(Service::Heartbeat).negotiate_all()?;
