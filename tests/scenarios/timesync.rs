@@ -330,12 +330,13 @@ fn says_cross_timestamps(t: &Context<'_>) -> Result<bool> {
     Ok(said.contains("1 cross timestamping"))
 }
 
-/// The PTP clock is ahead of this machine's by `ahead`, in units of 100 ns, to 10 ms.
+/// The PTP clock is ahead of this machine's by `ahead`, in units of 100 ns. What delays a sample on a busy machine puts it
+/// behind by as much; half a second is less than any fault of a clock's here.
 fn is_right(t: &Context<'_>, ahead: i64) -> Result<()> {
     let off = ptp_offset(t)?;
     let ahead = i128::from(ahead) * 100;
     t.check(
-        *off.start() - ahead > -10_000_000 && *off.end() - ahead < 10_000_000,
+        *off.start() - ahead > -500_000_000 && *off.end() - ahead < 10_000_000,
         &format!("the PTP clock is {ahead} ns ahead (it is {off:?} ns)"),
     )
 }
