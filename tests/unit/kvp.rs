@@ -151,7 +151,7 @@ fn for_daemon(body: &[u8]) -> Option<[String; 4]> {
         Err(_) => subnet.parse().map_or(true, |mask: Ipv4Addr| {
             (!mask.to_bits())
                 .checked_add(1)
-                .map_or(true, u32::is_power_of_two)
+                .is_none_or(u32::is_power_of_two)
         }),
     });
     let mut rooms = ADDRESS_TEXTS[1..].iter().map(|room| room.len() - 2);
