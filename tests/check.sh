@@ -401,7 +401,7 @@ shell_session()
 foreign_session()
 {
 	shell_session foreign --kernel build/kernel/cloud-amd64/vmlinuz --initrd build/guest/debian-cloud-amd64.cpio \
-		--append "console=ttyS0 break=premount" --memory 1024
+		--append "console=ttyS0 quiet root=/dev/pmem0 rw pci=conf1" --pmem build/guest/debian-cloud-amd64.ext4 --memory 1024
 }
 
 # A host takes wrong input for nothing: what was sent is what right commands sent.

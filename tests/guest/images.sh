@@ -279,6 +279,26 @@ debian()
 		mv "$root/unpacked/"* "$tree/"
 	fi
 	rm -rf "$root"
+	small_root
+}
+
+# build/guest/NAME.ext4: a root file system for that, with just enough to count its boots and to be switched off.
+small_root()
+{
+	local debs=$build/deb/daemons root=$tree.root applet
+	fetch "$suite" e2fsprogs libext2fs2t64
+	mkdir -p "$root"/{bin,sbin,dev,proc,sys,run,etc}
+	cp /bin/busybox "$root/bin/"
+	for applet in sh mount wc sync sleep; do
+		ln -s busybox "$root/bin/$applet"
+	done
+	install -m 755 "$here/small/init" "$root/sbin/init"
+	install -m 755 "$here/inner/poweroff" "$root/sbin/poweroff"
+	ln -s poweroff "$root/sbin/reboot"
+	ln -s ../bin/busybox "$root/sbin/busybox"
+	LD_LIBRARY_PATH=$debs/$suite-libext2fs2t64/usr/lib/x86_64-linux-gnu \
+		"$debs/$suite-e2fsprogs/usr/sbin/mke2fs" -q -t ext4 -b 4096 -d "$root" "$build/guest/$name.ext4.new" 32M
+	mv "$build/guest/$name.ext4.new" "$build/guest/$name.ext4"
 }
 
 # The archive is put in place only when whole.

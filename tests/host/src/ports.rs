@@ -18,6 +18,9 @@ const COM2: u16 = 0x2f8;
 pub const AGENT_MODEM_CONTROL: u16 = COM2 + 4;
 /// Whatever is written there, as by `tests/guest/ptp-now.c`, has the host look at its clock. No other machine has it.
 const LOOK: u16 = 0x560;
+/// The address of PCI's configuration space, which is empty. A kernel that is told that it is there (`pci=conf1`) takes
+/// note of persistent memory: that comes with its survey of PCI's resources.
+const PCI_ADDRESS: u16 = 0xcf8;
 /// So many bytes of each port's output are kept at least, and twice as many at most.
 const KEPT: usize = 4 << 20;
 /// Interrupt lines of the serial ports.
@@ -48,6 +51,7 @@ pub struct Ports {
     console_forgotten: usize,
     agent: Vec<u8>,
     looks: [SystemTime; 2],
+    pci_address: u32,
     hold: Hold,
 }
 
@@ -63,6 +67,7 @@ impl Ports {
             console_forgotten: 0,
             agent: Vec::new(),
             looks: [SystemTime::UNIX_EPOCH; 2],
+            pci_address: 0,
             hold: Hold::No,
         }
     }
@@ -134,6 +139,7 @@ impl Ports {
         let value = match port {
             COM1..=0x3ff => u32::from(self.serial[0].read(port - COM1)),
             COM2..=0x2ff => u32::from(self.serial[1].read(port - COM2)),
+            PCI_ADDRESS if data.len() == 4 => self.pci_address,
             0x71 => u32::from(self.rtc.read()),
             acpi::PM1_EVENT..=0x40b => self.power.read(port),
             _ => u32::MAX,
@@ -163,6 +169,7 @@ impl Ports {
                 keep(&mut self.agent, self.serial[1].take_output());
             }
             LOOK => self.looks = [self.looks[1], SystemTime::now()],
+            PCI_ADDRESS if length == 4 => self.pci_address = value,
             0x70 => self.rtc.select(bytes[0]),
             // The keyboard controller's pulse on the reset line.
             0x64 if bytes[0] == 0xfe => return Some(Exit::Reset),
@@ -205,6 +212,18 @@ mod tests {
         ports.let_go();
         ports.write(AGENT_MODEM_CONTROL, &[0]);
         assert!(!ports.holds());
+    }
+
+    #[test]
+    fn pci_is_empty() {
+        let mut ports = Ports::new(0);
+        let mut read = [0; 4];
+        ports.write(PCI_ADDRESS, &[0, 0, 0, 0x80]);
+        ports.write(PCI_ADDRESS + 3, &[1]);
+        ports.read(PCI_ADDRESS, &mut read);
+        assert_eq!(read, [0, 0, 0, 0x80]);
+        ports.read(PCI_ADDRESS + 4, &mut read);
+        assert_eq!(read, [0xff; 4]);
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub enum Command {
     Offer(Service),
     /// Waits until a service can be asked for something.
     Wait(Service, Duration),
+    /// Waits until the console has said this.
+    Expect(String),
     /// Sends so many requests at once.
     Flood(Service, u32),
     /// What host and guest have said: its end, or all of it into a file.
@@ -125,6 +127,7 @@ pub(super) const USAGES: &[(&str, &str)] = &[
     ("rescind SERVICE", "unplugs a service's device"),
     ("offer SERVICE", "plugs it in again"),
     ("wait SERVICE [TIME]", "waits until a service can be asked for something (3m at most)"),
+    ("expect TEXT", "waits until the guest's console has said this since the machine was switched on (1m at most)"),
     ("flood SERVICE N", "sends N requests at once, and waits for the answers"),
     ("transcript [FILE]", "the end of what host and guest have said, or all of it into a file"),
     ("console", "the guest's console (^] comes back)"),
@@ -170,6 +173,7 @@ impl Command {
             }
             ("wait", [service]) => Self::Wait(words::service(service)?, WAIT),
             ("wait", [service, time]) => Self::Wait(words::service(service)?, words::time(time)?),
+            ("expect", [text]) if !text.is_empty() => Self::Expect((*text).to_owned()),
             ("transcript", []) => Self::Transcript(None),
             ("transcript", [file]) => Self::Transcript(Some(file.into())),
             ("console", []) => Self::Console,

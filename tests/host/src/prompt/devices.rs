@@ -67,6 +67,20 @@ impl Session {
         Ok(())
     }
 
+    /// Waits until the console has said this.
+    pub(super) fn expect(&self, text: &str) -> Outcome {
+        self.runs()?;
+        match self.guest.wait_console(text, 0) {
+            Ok(()) => {
+                self.say(&format!("the console has said {text:?}"));
+                Ok(())
+            }
+            Err(_) => Err(Failure::Failed(format!(
+                "the console has not said {text:?}"
+            ))),
+        }
+    }
+
     /// Sends many requests at once, and waits for the answers.
     pub(super) fn flood(&self, service: Service, count: u32) -> Outcome {
         let channel = self.ready(service)?;

@@ -171,6 +171,7 @@ impl Session {
             Command::Rescind(service) => self.rescind(service),
             Command::Offer(service) => self.offer(service),
             Command::Wait(service, time) => self.wait(service, time),
+            Command::Expect(text) => self.expect(&text),
             Command::Flood(service, count) => self.flood(service, count),
             Command::Transcript(file) => self.transcript(file),
             Command::Console => self.console(),
