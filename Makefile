@@ -127,7 +127,7 @@ build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) tests/gu
 	@tests/guest/images.sh systemd-$*
 
 # Debian's own initramfs, of a guest that has nothing of this project's; the prompt is tried with it where it is there.
-build/guest/debian-%.cpio: $(images) | build/kdir/%/.ready
+build/guest/debian-%.cpio: $(images) tests/guest/small/init tests/guest/inner/poweroff | build/kdir/%/.ready
 	@echo "the initramfs that Debian makes, $* (about 2 min)"
 	@tests/guest/images.sh debian-$*
 
