@@ -157,7 +157,7 @@ module()
 # headers ID: the package with what Debian's headers of that kernel lack.
 headers()
 {
-	local kdir=$build/kdir/$1 source release debian kbuild package deb
+	local kdir=$build/kdir/$1 source release debian kbuild deb
 	release=$(cat "$kdir/include/config/kernel.release")
 	debian=$(cat "$kdir/.ready")
 	if [ "$(architecture "$kdir")" != "$(dpkg --print-architecture)" ]; then
@@ -172,11 +172,11 @@ headers()
 	fi
 	source=$(readlink -f "$kdir/source")
 	mkdir -p "$work/root"
-	kbuild=$(dpkg-deb -f "$(downloaded "linux-headers-$release" "$debian")" Depends |
-		grep -o 'linux-kbuild-[^ ,]*')
-	for package in "linux-headers-$release" "$kbuild"; do
-		dpkg-deb -x "$(downloaded "$package" "$debian")" "$work/root"
-	done
+	deb=$(downloaded "linux-headers-$release" "$debian")
+	dpkg-deb -x "$deb" "$work/root"
+	kbuild=$(dpkg-deb -f "$deb" Depends | grep -o 'linux-kbuild-[^ ,]*')
+	deb=$(downloaded "$kbuild" "$debian")
+	dpkg-deb -x "$deb" "$work/root"
 	begin "linux-headers-rust-$release"
 	"$here/compose.sh" "$kdir" "$source" "$work/root" "$release" "$tree/usr/src/$name" "/usr/src/$name"
 	rm -rf "$work/root"
@@ -196,16 +196,13 @@ headers()
 	END
 }
 
-# downloaded PACKAGE VERSION: the file, which make kdir has downloaded, or else this does.
+# downloaded PACKAGE VERSION: the file, which make kdir has downloaded.
 downloaded()
 {
-	local folder=$build/downloads file
-	file=$folder/${1}_${2//:/%3a}
-	if ! ls "$file"_*.deb >/dev/null 2>&1; then
-		(cd "$folder" && export APT_CONFIG=$build/apt/apt.conf &&
-			logged "deb-$1" apt-get download "$1=$2") >&2
-	fi
-	echo "$file"_*.deb
+	local file
+	file=$build/downloads/${1}_${2//:/%3a}_$(dpkg --print-architecture).deb
+	[ -e "$file" ] || die "there is no ${file#"$top/"}" "remove .ready from the kernel's folder in build/kdir, and make kdir fetches it"
+	echo "$file"
 }
 
 dkms()

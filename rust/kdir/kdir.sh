@@ -91,12 +91,22 @@ for name in "linux-modules-$release" "linux-base-$release" "linux-binary-$releas
 	! has "$name" || debs+=("$name")
 done
 cd "$build/downloads"
-for name in "${debs[@]}"; do
-	if ! [ -e "${name}_$version.ok" ]; then
-		logged "deb-$name" apt-get download "$name=$version"
-		touch "${name}_$version.ok"
+# download NAME
+download()
+{
+	if ! [ -e "$1_$version.ok" ]; then
+		logged "deb-$1" apt-get download "$1=$version"
+		touch "$1_$version.ok"
 	fi
+}
+for name in "${debs[@]}"; do
+	download "$name"
 done
+# make deb links to its files, in a package that is only for kernels of this architecture.
+if [ "$architecture" = "$(dpkg --print-architecture)" ]; then
+	kbuild=$(dpkg-deb -f "linux-headers-${release}_${version//:/%3a}_$architecture.deb" Depends | grep -o 'linux-kbuild-[^ ,]*')
+	download "$kbuild"
+fi
 # unpack NAME DIR: apt writes a version's ':' as %3a.
 unpack()
 {
