@@ -190,7 +190,8 @@ finish()
 
 installs()
 {
-	picks "$old" "$kernels_own" && apt install "$(deb hv-utils-rust-common)" "$(deb "hv-utils-rust-$old")" &&
+	run dpkg-deb -f "$(deb hv-utils-rust-common)" Recommends && says '^hyperv-daemons (>= 7.2~)$' &&
+		picks "$old" "$kernels_own" && apt install "$(deb hv-utils-rust-common)" "$(deb "hv-utils-rust-$old")" &&
 		picks "$old" "$prebuilt" && untouched "$old"
 }
 

@@ -255,7 +255,7 @@ common()
 	script common.triggers triggers
 	chmod 644 "$tree/DEBIAN/triggers"
 	finish "$version" all <<-END
-		Recommends: hyperv-daemons
+		Recommends: hyperv-daemons (>= 7.2~)
 		Description: Hyper-V guest services in Rust, common files
 		 What goes with the module hv_utils, from hv-utils-rust-dkms or from a package
 		 for one kernel: rules for udev that start the daemon of file copy, drop-ins
