@@ -212,6 +212,16 @@ lacks_metadata()
 		says "was skipped for module(s) hv_utils" && picks "$new" "$kernels_own"
 }
 
+not_of_a_package()
+{
+	local headers=$root/root/own
+	mkdir -p "$headers"
+	touch "$headers/Makefile"
+	echo CONFIG_RUST=y >"$headers/.config"
+	! run /usr/src/hv_utils-1.0/drivers/packages/dkms-build --can 7.3.99-own /root/own &&
+		says "^hv_utils: not built for 7.3.99-own: .* the metadata cannot be rebuilt here: no package owns its headers"
+}
+
 builds_by_dkms()
 {
 	apt install "$(deb "linux-headers-rust-$new")" && picks "$new" "$by_dkms" && untouched "$new" &&
@@ -372,6 +382,7 @@ test_that "the module for one kernel is installed" installs
 test_that "it comes again" comes_again
 test_that "an upgrade of the kernel leaves that to its own module" upgrades_the_kernel
 test_that "DKMS skips a kernel without metadata" lacks_metadata
+test_that "DKMS skips a kernel that is not of a package" not_of_a_package
 test_that "DKMS builds with linux-headers-rust" builds_by_dkms
 test_that "linux-headers-rust builds a module that is not ours" hello
 test_that "linux-headers-rust builds the samples" samples
