@@ -197,7 +197,18 @@ installs()
 
 comes_again()
 {
-	apt install --reinstall "$(deb "hv-utils-rust-$old")" && picks "$old" "$prebuilt"
+	apt install --reinstall "$(deb "hv-utils-rust-$old")" && picks "$old" "$prebuilt" && ! grep 'Secure Boot' "$log"
+}
+
+warns_of_secure_boot()
+{
+	local vars=$root/sys/firmware/efi/efivars
+	mkdir -p "$vars"
+	printf '\6\0\0\0\1' >"$vars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+	apt install --reinstall "$(deb "hv-utils-rust-$old")" && says 'Secure Boot will refuse this module'
+	local status=$?
+	rm -r "$root/sys/firmware"
+	return "$status"
 }
 
 upgrades_the_kernel()
@@ -380,6 +391,7 @@ is_reproducible()
 : >"$here/times"
 test_that "the module for one kernel is installed" installs
 test_that "it comes again" comes_again
+test_that "without a signature it warns of Secure Boot" warns_of_secure_boot
 test_that "an upgrade of the kernel leaves that to its own module" upgrades_the_kernel
 test_that "DKMS skips a kernel without metadata" lacks_metadata
 test_that "DKMS skips a kernel that is not of a package" not_of_a_package

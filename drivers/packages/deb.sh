@@ -220,8 +220,8 @@ dkms()
 	script dkms.prerm prerm "VERSION=$dkms_version"
 	script dkms.postrm postrm
 	finish "$version" all <<-END
-		Depends: hv-utils-rust-common (>= $dkms_version), bindgen, dkms (>= 3), rustc
-		Suggests: bc, bison, flex, libelf-dev, libssl-dev, openssl, python3-minimal, rust-src
+		Depends: hv-utils-rust-common (>= $dkms_version), bindgen, dkms (>= 3), openssl, rustc
+		Suggests: bc, bison, flex, libelf-dev, libssl-dev, python3-minimal, rust-src
 		Enhances: hyperv-daemons
 		Description: Hyper-V guest services in Rust, built for each kernel by DKMS
 		 The module hv_utils of Hyper-V's integration services, for each kernel of the
