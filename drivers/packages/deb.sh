@@ -15,9 +15,13 @@ what=deb
 here=$top/drivers/packages
 out=${OUT:-$build/deb}
 if [ "${HV_ENTERED:-}" != 1 ]; then
-	export SOURCE_DATE_EPOCH
+	export SOURCE_DATE_EPOCH HEADERS_EPOCH
 	: "${SOURCE_DATE_EPOCH:=$(git -c safe.directory="$top" -C "$top" log -1 --format=%ct 2>/dev/null ||
 		date -r "$top/dkms.conf" +%s)}"
+	# That of the last commit which changes what linux-headers-rust has.
+	HEADERS_EPOCH=$(git -c safe.directory="$top" -C "$top" log -1 --format=%ct -- dkms.conf \
+		drivers/packages/{compose.sh,headers.postinst,deb.sh} 2>/dev/null) || HEADERS_EPOCH=
+	HEADERS_EPOCH=${HEADERS_EPOCH:-$SOURCE_DATE_EPOCH}
 	# What the root has at its own places is not what the caller sees there.
 	for file in "${KEY:-}" "${CERT:-}"; do
 		[ -z "$file" ] || [ -r "$file" ] || die "cannot read $file"
@@ -40,7 +44,11 @@ trap 'rm -rf "$work"' EXIT
 
 # The version is DKMS' and the time of the last commit: newer packages replace older ones.
 dkms_version=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$/\1/p' "$top/dkms.conf")
-version=$dkms_version+$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y%m%d.%H%M%S)
+stamped()
+{
+	echo "$dkms_version+$(date -u -d "@$1" +%Y%m%d.%H%M%S)"
+}
+version=$(stamped "$SOURCE_DATE_EPOCH")
 
 # config KDIR NAME: the value of CONFIG_NAME, without quotes.
 config()
@@ -164,9 +172,12 @@ headers()
 		echo "    no linux-headers-rust-$release: its procedural macros would run on $(dpkg --print-architecture) only"
 		return
 	fi
-	# Compressing it takes a minute.
-	deb=$(echo "$out/linux-headers-rust-$release"_*.deb)
-	if [ -e "$deb" ] && [ -z "$(find "$kdir/.ready" "$here"/{compose.sh,headers.postinst} -newer "$deb")" ]; then
+	# Compressing it takes a minute. The version of what is in it tells whether it is needed.
+	local -x SOURCE_DATE_EPOCH=$HEADERS_EPOCH
+	local version
+	version=$(stamped "$HEADERS_EPOCH")
+	deb=$out/linux-headers-rust-${release}_$debian+${version}_$(architecture "$kdir").deb
+	if [ -e "$deb" ]; then
 		echo "    ${deb#"$top/"} (unchanged)"
 		return
 	fi
@@ -181,7 +192,7 @@ headers()
 	"$here/compose.sh" "$kdir" "$source" "$work/root" "$release" "$tree/usr/src/$name" "/usr/src/$name"
 	rm -rf "$work/root"
 	script headers.postinst postinst "ABI=$release"
-	finish "$debian+$dkms_version" "$(architecture "$kdir")" <<-END
+	finish "$debian+$version" "$(architecture "$kdir")" <<-END
 		Depends: linux-headers-$release (= $debian)
 		Recommends: rustc, bindgen
 		Description: Linux $release, for modules in Rust
