@@ -84,7 +84,7 @@ if [ "$(cat "$base/.made" 2>/dev/null)" != "$old $new $version" ]; then
 	logged packages-download inside "$base.new" apt-get install -y --download-only \
 		"linux-image-$new" "linux-headers-$new" "linux-headers-$old" "hyperv-daemons/$suite-backports"
 	logged packages-download inside "$base.new" apt-get install -y --download-only \
-		"linux-source-$series=$version" rust-src bc bison flex libelf-dev libssl-dev openssl python3-minimal
+		"linux-source-$series=$version" rust-src bc bison flex libelf-dev libssl-dev openssl pahole python3-minimal
 	# Should Debian's headers have Rust metadata one day, they are without it here.
 	printf 'path-exclude=%s\n' '/usr/src/linux-headers-[0-9]*.rmeta' '/usr/lib/modules/*.rmeta' \
 		>"$base.new/etc/dpkg/dpkg.cfg.d/no-rust-metadata"
@@ -340,9 +340,36 @@ units_are_right()
 rebuilds_metadata()
 {
 	apt purge "linux-headers-rust-$new" "hv-utils-rust-$old" &&
-		apt install rust-src bc bison flex libelf-dev libssl-dev openssl python3-minimal "linux-source-$series=$version" &&
+		apt install rust-src bc bison flex libelf-dev libssl-dev openssl pahole python3-minimal \
+			"linux-source-$series=$version" &&
 		run dkms unbuild hv_utils/1.0 -k "$new" && picks "$new" "$kernels_own" &&
 		apt install --reinstall "linux-headers-$new" && picks "$new" "$by_dkms"
+}
+
+# rebuild ARGUMENT...: what prevents that, or what comes of it.
+rebuild()
+{
+	run /usr/src/hv_utils-1.0/drivers/packages/rebuild-metadata "$@"
+}
+
+rebuilds_without_pahole()
+{
+	mv "$root/usr/bin/pahole" "$root/root/"
+	! rebuild --can "$new" "/usr/src/linux-headers-$new" && says "there is no pahole: apt install pahole"
+	local status=$?
+	mv "$root/root/pahole" "$root/usr/bin/"
+	return "$status"
+}
+
+rebuilds_another_configuration()
+{
+	local headers=/root/other-headers
+	mkdir "$root$headers"
+	cp -a "$root/usr/src/linux-headers-$new/." "$root$headers/"
+	# olddefconfig turns it on again, as others select it.
+	sed -i 's/^CONFIG_ZLIB_INFLATE=.*/# CONFIG_ZLIB_INFLATE is not set/' "$root$headers/.config"
+	! rebuild "$new" "$headers" /root/other && says 'the configuration is not quite the same' &&
+		says '^> CONFIG_ZLIB_INFLATE=' && [ ! -e "$root/root/other" ]
 }
 
 removes_the_kernel()
@@ -412,6 +439,8 @@ test_that "fcopy: neither daemon" fcopy_by_neither
 test_that "the health unit is disabled" health_is_disabled
 test_that "systemd understands the units" units_are_right
 test_that "DKMS rebuilds the metadata from linux-source" rebuilds_metadata
+test_that "the metadata is not rebuilt without pahole" rebuilds_without_pahole
+test_that "the metadata is not rebuilt with another configuration" rebuilds_another_configuration
 test_that "the old kernel is removed" removes_the_kernel
 test_that "DKMS' package is removed" removes
 test_that "nothing is left after purge" purges

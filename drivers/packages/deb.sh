@@ -212,7 +212,8 @@ downloaded()
 {
 	local file
 	file=$build/downloads/${1}_${2//:/%3a}_$(dpkg --print-architecture).deb
-	[ -e "$file" ] || die "there is no ${file#"$top/"}" "remove .ready from the kernel's folder in build/kdir, and make kdir fetches it"
+	[ -e "$file" ] || die "there is no ${file#"$top/"}" \
+		"remove .ready from the kernel's folder in build/kdir, and make kdir fetches it"
 	echo "$file"
 }
 
@@ -232,7 +233,7 @@ dkms()
 	script dkms.postrm postrm
 	finish "$version" all <<-END
 		Depends: hv-utils-rust-common (>= $dkms_version), bindgen, dkms (>= 3), openssl, rustc
-		Suggests: bc, bison, flex, libelf-dev, libssl-dev, python3-minimal, rust-src
+		Suggests: bc, bison, flex, libelf-dev, libssl-dev, pahole, python3-minimal, rust-src
 		Enhances: hyperv-daemons
 		Description: Hyper-V guest services in Rust, built for each kernel by DKMS
 		 The module hv_utils of Hyper-V's integration services, for each kernel of the
