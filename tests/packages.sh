@@ -200,6 +200,21 @@ comes_again()
 	apt install --reinstall "$(deb "hv-utils-rust-$old")" && picks "$old" "$prebuilt" && ! grep 'Secure Boot' "$log"
 }
 
+applies_the_rules()
+{
+	local tool=$root/usr/bin/udevadm
+	[ ! -e "$tool" ] || mv "$tool" "$tool.was"
+	printf '%s\n' '#!/bin/sh' 'echo "udevadm $*"' >"$tool"
+	chmod 755 "$tool"
+	mkdir -p "$root/run/systemd/system"
+	apt install --reinstall "$(deb hv-utils-rust-common)" &&
+		says '^udevadm trigger --action=change --subsystem-match=vmbus --subsystem-match=uio$'
+	local status=$?
+	rm -r "$tool" "$root/run/systemd/system"
+	[ ! -e "$tool.was" ] || mv "$tool.was" "$tool"
+	return "$status"
+}
+
 warns_of_secure_boot()
 {
 	local vars=$root/sys/firmware/efi/efivars
@@ -420,6 +435,7 @@ is_reproducible()
 : >"$here/times"
 test_that "the module for one kernel is installed" installs
 test_that "it comes again" comes_again
+test_that "the rules are applied to the devices that are there" applies_the_rules
 test_that "without a signature it warns of Secure Boot" warns_of_secure_boot
 test_that "an upgrade of the kernel leaves that to its own module" upgrades_the_kernel
 test_that "DKMS skips a kernel without metadata" lacks_metadata
