@@ -235,11 +235,11 @@ dkms()
 		Depends: hv-utils-rust-common (>= $dkms_version), bindgen, dkms (>= 3), openssl, rustc
 		Suggests: bc, bison, flex, libelf-dev, libssl-dev, pahole, python3-minimal, rust-src
 		Enhances: hyperv-daemons
-		Description: Hyper-V guest services in Rust, built for each kernel by DKMS
-		 The module hv_utils of Hyper-V's integration services, for each kernel of the
-		 7.2 and 7.3 series that linux-headers-rust-... is installed for, or whose
-		 metadata can be rebuilt from linux-source. Kernels that it cannot be built for
-		 keep their own.
+		Description: Hyper-V guest services in Rust, built by DKMS
+		 The module hv_utils of Hyper-V's integration services, built for the running
+		 and the newest kernel, of the 7.2 or 7.3 series. Each new kernel needs its
+		 linux-headers-... and linux-headers-rust-..., or linux-source to rebuild the
+		 latter from. Without them its own module serves.
 	END
 }
 
