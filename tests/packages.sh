@@ -195,6 +195,24 @@ installs()
 		picks "$old" "$prebuilt" && untouched "$old"
 }
 
+# depends NAME TEXT...: that package depends on each.
+depends()
+{
+	local text
+	run dpkg-deb -f "$(deb "$1")" Depends || return 1
+	for text in "${@:2}"; do
+		says "\(^\|, \)$text\(,\|$\)" || return 1
+	done
+}
+
+goes_with_its_kind()
+{
+	local is
+	is=$(inside "$root" dpkg-deb -f "$(deb hv-utils-rust-common)" Version)
+	depends "hv-utils-rust-$old" "hv-utils-rust-common (>= $is)" "linux-modules-$old (>= $version)" &&
+		depends hv-utils-rust-dkms "hv-utils-rust-common (>= $is)" "dkms (>= 3.2)" openssl
+}
+
 comes_again()
 {
 	apt install --reinstall "$(deb "hv-utils-rust-$old")" && picks "$old" "$prebuilt" && ! grep 'Secure Boot' "$log"
@@ -434,6 +452,7 @@ is_reproducible()
 
 : >"$here/times"
 test_that "the module for one kernel is installed" installs
+test_that "a package depends on those of the same age" goes_with_its_kind
 test_that "it comes again" comes_again
 test_that "the rules are applied to the devices that are there" applies_the_rules
 test_that "without a signature it warns of Secure Boot" warns_of_secure_boot

@@ -153,7 +153,7 @@ module()
 	script module.postinst postinst "ABI=$release"
 	script module.postrm postrm "ABI=$release"
 	finish "$version" "$(architecture "$kdir")" <<-END
-		Depends: hv-utils-rust-common (>= $dkms_version), kmod, linux-modules-$release
+		Depends: hv-utils-rust-common (>= $version), kmod, linux-modules-$release (>= $(cat "$kdir/.ready"))
 		Enhances: hyperv-daemons
 		Description: Hyper-V guest services in Rust, for Linux $release
 		 The module hv_utils of Hyper-V's integration services: heartbeat, shutdown,
@@ -232,7 +232,7 @@ dkms()
 	script dkms.prerm prerm "VERSION=$dkms_version"
 	script dkms.postrm postrm
 	finish "$version" all <<-END
-		Depends: hv-utils-rust-common (>= $dkms_version), bindgen, dkms (>= 3), openssl, rustc
+		Depends: hv-utils-rust-common (>= $version), bindgen, dkms (>= 3.2), openssl, rustc
 		Suggests: bc, bison, flex, libelf-dev, libssl-dev, pahole, python3-minimal, rust-src
 		Enhances: hyperv-daemons
 		Description: Hyper-V guest services in Rust, built by DKMS
