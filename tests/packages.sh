@@ -327,7 +327,10 @@ fails_to_build()
 
 builds_again()
 {
-	apt install --reinstall "linux-headers-$new" && picks "$new" "$by_dkms"
+	local cache=$root/var/cache/hv-utils-rust/kdir
+	mkdir -p "$cache/6.9.9-gone" "$cache/6.9.9-gone.new" "$cache/$old"
+	apt install --reinstall "linux-headers-$new" && picks "$new" "$by_dkms" && [ "$(ls "$cache")" = "$old" ] &&
+		rmdir "$cache/$old"
 }
 
 # options WORDS: what modprobe would insert the module with.
