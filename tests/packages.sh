@@ -360,6 +360,14 @@ fcopy_by_neither()
 	apt remove fcopy-of-debian-12 && options "" && [ ! -L "$root/etc/modprobe.d/hv-utils-rust-fcopy.conf" ]
 }
 
+fcopy_by_the_administrator()
+{
+	local conf=$root/etc/modprobe.d/hv-utils-rust-fcopy.conf
+	ln -s /dev/null "$conf"
+	apt install /debs/fcopy-of-debian-12.deb && options "" && apt remove fcopy-of-debian-12 &&
+		[ "$(readlink "$conf")" = /dev/null ] && rm "$conf"
+}
+
 health_is_disabled()
 {
 	run systemctl is-enabled hv-utils-rust-health.service || true
@@ -424,7 +432,9 @@ purges()
 	local left ours
 	# shellcheck disable=SC2016 # dpkg-query expands it
 	mapfile -t ours < <(inside "$root" dpkg-query -W -f '${Package}\n' 'hv-utils-rust-*' 'linux-headers-rust-*')
-	apt purge "${ours[@]}" && picks "$new" "$kernels_own" && untouched "$new" || return 1
+	local wants=$root/etc/systemd/system/sys-subsystem-vmbus-devices-heartbeat.device.wants
+	apt remove hv-utils-rust-common && [ -L "$wants/hv-utils-rust-health.service" ] || return 1
+	apt purge "${ours[@]}" && [ ! -e "$wants" ] && picks "$new" "$kernels_own" && untouched "$new" || return 1
 	left=$(cd "$root" && find etc usr var \( -name '*hv-utils*' -o -name '*hv_utils*' -o -name 'linux-headers-rust*' \) \
 		! -path "usr/lib/modules/$new/kernel/*" ! -path "usr/src/linux-source*" ! -path 'var/cache/apt/*')
 	echo "# left: $left" >>"$log"
@@ -474,6 +484,7 @@ test_that "fcopy: Debian's daemon alone" fcopy_by_debian
 test_that "fcopy: both daemons" fcopy_by_both
 test_that "fcopy: the daemon of the character device alone" fcopy_by_the_old_one
 test_that "fcopy: neither daemon" fcopy_by_neither
+test_that "fcopy: the administrator's link stays" fcopy_by_the_administrator
 test_that "the health unit is disabled" health_is_disabled
 test_that "systemd understands the units" units_are_right
 test_that "DKMS rebuilds the metadata from linux-source" rebuilds_metadata
