@@ -59,8 +59,8 @@ samples: have-kdir
 	@mkdir -p $(MO)
 	+@$(kbuild) EXTRAS=1 modules
 
-## deb                  Debian packages, in build/deb; FLAVOUR= SERIES= choose one kernel; KEY= CERT= sign the module
-packed  := $(if $(or $(SERIES),$(filter-out file,$(origin FLAVOUR))),$(stock),$(flavours))
+## deb                  Debian packages, in build/deb; FLAVOUR= SERIES= SUITE= choose one kernel; KEY= CERT= sign the module
+packed  := $(if $(or $(asked),$(filter-out file,$(origin FLAVOUR))),$(stock),$(flavours))
 deb: root $(foreach k,$(packed),build/kdir/$(k)/.ready)
 	+@$(foreach k,$(packed),$(MAKE) $(quiet) KDIR=build/kdir/$(k) MO=build/out/$(k) modules &&) :
 	@KEY=$(KEY) CERT=$(CERT) drivers/packages/deb.sh $(packed)
