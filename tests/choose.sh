@@ -175,3 +175,8 @@ ok - kernels: sid-odd-amd64 # SKIP sid: $expired
 says "no further kernel is built" "\
 ok - kernels: others than amd64 and cloud-amd64 # SKIP none is built: make kernels builds them" \
 	FLAVOURS=odd-amd64 "$top/tests/kernels.sh" --built
+
+# shellcheck disable=SC2016 # the inner shell expands them
+packed='make -C "$0" -pn help | sed -n "s/^packed := //p"'
+says "make deb packages both flavours" "amd64 cloud-amd64" sh -c "$packed" "$top"
+says "make deb SUITE=sid packages sid's kernel" "sid-amd64" SUITE=sid sh -c "$packed" "$top"
