@@ -51,7 +51,7 @@ modules_install:
 		{ echo "$(MO) does not hold the module: run \"make modules\" with the same KDIR first" >&2; exit 1; }
 	@mkdir -p $(install)
 	+@$(if $(ours),ENTER_BIND=$(install)) $(kbuild) INSTALL_MOD_DIR=updates DEPMOD=true modules_install
-	@$(if $(ours),ENTER_BIND=$(install) $(enter)) rust/kdir/installed $(MO)/hv_utils.ko $(abspath $(INSTALL_MOD_PATH))
+	@$(if $(ours),ENTER_BIND=$(install) $(enter)) rust/kdir/after-install $(MO)/hv_utils.ko $(abspath $(INSTALL_MOD_PATH))
 
 ## samples              the module and the samples, into build/modules; never installed; KDIR=
 samples: override MO := build/modules/$(kernel)

@@ -162,7 +162,7 @@ says_what_it_installs()
 	grep -qx "installed: $dir/updates/hv_utils.ko.*" "$2" || echo "it does not say what it installed"
 	grep -q "^replaces:  $dir/kernel/drivers/hv/hv_utils.ko.* (which stays where it is)$" "$2" ||
 		echo "it does not say what it replaces"
-	grep -q "^go back:   rm $dir/updates/hv_utils.ko.* && depmod -b $1/root $release$" "$2" ||
+	grep -q "^go back:   rm $dir/updates/hv_utils.ko\* && depmod -b $1/root $release$" "$2" ||
 		echo "it does not say how to go back"
 	modprobe -d "$1/root" -S "$release" --show-depends hv_utils 2>/dev/null | grep -q "/updates/hv_utils.ko" ||
 		echo "modprobe does not find it"

@@ -378,7 +378,8 @@ units_are_right()
 {
 	apt install "hyperv-daemons/$suite-backports" &&
 		run systemd-analyze verify --man=no hv-utils-rust-health.service hv-kvp-daemon.service hv-vss-daemon.service \
-			hv-fcopy-uio-daemon.service && ! grep -qi 'hv-utils-rust.*\(unknown\|ignoring\)' "$log"
+			hv-fcopy-uio-daemon.service && ! grep -qi 'hv-utils-rust.*\(unknown\|ignoring\)' "$log" &&
+		[ -e "$root/usr/lib/systemd/system/hv-fcopy-daemon.service.d/50-hv-utils-rust.conf" ]
 }
 
 rebuilds_metadata()

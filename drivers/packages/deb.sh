@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# deb.sh [--module] ID...: makes Debian packages in build/deb (or in OUT), for the kernels whose trees are build/kdir/ID and whose modules are
-# in build/out/ID; make deb calls it.
+# deb.sh [--module] ID...: makes Debian packages in build/deb (or in OUT), for the kernels whose trees are build/kdir/ID
+# and whose modules are in build/out/ID; make deb calls it.
 #   hv-utils-rust-RELEASE        the module for one kernel
 #   linux-headers-rust-RELEASE   what Debian's headers package lacks for modules in Rust
 #   hv-utils-rust-dkms           the module's source, for DKMS
 #   hv-utils-rust-common         what goes with the module, however it was built
-# With --module there is no linux-headers-rust. With KEY and CERT, the files of a key and its certificate, the modules are signed. The same commit and the same
-# trees give the same packages, byte by byte.
+# With --module there is no linux-headers-rust. With KEY and CERT, the files of a key and its certificate, the modules
+# are signed. The same commit and the same trees give the same packages, byte by byte.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../../rust/kdir/lib.sh"
@@ -252,7 +252,7 @@ common()
 	put "$here/fcopy-by-character-device.conf" usr/lib/hv-utils-rust/fcopy-by-character-device.conf
 	put "$here/application-state" usr/libexec/hv-utils-rust/application-state 755
 	put "$here/hv-utils-rust-health.service" usr/lib/systemd/system/hv-utils-rust-health.service
-	for daemon in hv-kvp-daemon hv-vss-daemon hv-fcopy-uio-daemon; do
+	for daemon in hv-kvp-daemon hv-vss-daemon hv-fcopy-uio-daemon hv-fcopy-daemon; do
 		put "$here/restart-daemon.conf" "usr/lib/systemd/system/$daemon.service.d/50-hv-utils-rust.conf"
 	done
 	mkdir -p "$tree/usr/share/man/man4"
