@@ -487,10 +487,10 @@ impl Freezer {
     }
 
     /// Milliseconds since the daemon had frozen all that the host has asked for. `None` if it has not, or
-    /// if something was thawed.
+    /// if something was thawed, by whomever.
     pub(crate) fn frozen_for(&self) -> Option<u64> {
         match &self.shared.state.lock().stage {
-            Stage::Frozen(held) => held.since.map(Moment::age),
+            Stage::Frozen(held) if held.record.is_intact() => held.since.map(Moment::age),
             _ => None,
         }
     }

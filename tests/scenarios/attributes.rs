@@ -389,6 +389,7 @@ fn frozen(t: &Context<'_>) -> Result<()> {
     freeze(talk, &disk)?;
     t.sh_ok("fsfreeze --unfreeze /mnt1")?;
     is("ram0")?;
+    reads(t, Service::Vss, "frozen_age", "none")?;
     daemon::VSS.kill(t)?;
     is("ram0")?;
     talk.channel.negotiate_all()?;
