@@ -214,9 +214,9 @@ impl Facts {
 
     /// Answers that were sent.
     pub(crate) fn replies(&self) -> usize {
-        // An answer is counted before it is found not to have left: do not read those first.
+        // The reads are several moments: may be one short for a moment, never negative.
         let answers = self.answered.get().wrapping_add(self.answered_later.get());
-        answers.wrapping_sub(self.unsent.get())
+        answers.saturating_sub(self.unsent.get())
     }
 
     /// Answers that say that the request has failed, or that no version is common.
