@@ -88,20 +88,21 @@ pub(crate) fn has_freezer(this: Pin<&BoundService<'_>>) -> bool {
     this.freezer.is_some()
 }
 
-/// The file systems that are frozen for the host; `none` if there are none. What does not fit into a page
-/// is left out.
+/// The file systems that are frozen for the host; `none` if there are none, `thawing` while the module thaws
+/// them. What does not fit into a page is left out.
 pub(crate) fn frozen(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     let freezer = this.freezer.as_ref().ok_or(ENODEV)?;
     let mut result = Ok(());
     let mut gap = "";
-    freezer.for_each_frozen(&mut |super_block| {
+    let is_known = freezer.for_each_frozen(&mut |super_block| {
         if result.is_ok() {
             result = write!(text, "{gap}{}", format_args!("{}", super_block.name()));
             gap = " ";
         }
     });
     match gap {
-        "" => write!(text, "none"),
+        "" if is_known => write!(text, "none"),
+        "" => write!(text, "thawing"),
         _ => Ok(()),
     }
 }

@@ -479,11 +479,15 @@ impl Freezer {
         }
     }
 
-    /// Calls `visit` for each file system that is frozen for the host, in an atomic context.
-    pub(crate) fn for_each_frozen(&self, visit: &mut dyn FnMut(&SuperBlock)) {
-        if let Stage::Begun(held) | Stage::Frozen(held) = &self.shared.state.lock().stage {
-            held.record.for_each_frozen(visit);
+    /// Calls `visit` for each file system that is frozen for the host, in an atomic context. Returns false
+    /// while the worker thaws them.
+    pub(crate) fn for_each_frozen(&self, visit: &mut dyn FnMut(&SuperBlock)) -> bool {
+        match &self.shared.state.lock().stage {
+            Stage::Idle => (),
+            Stage::Begun(held) | Stage::Frozen(held) => held.record.for_each_frozen(visit),
+            Stage::Thawing => return false,
         }
+        true
     }
 
     /// Milliseconds since the daemon had frozen all that the host has asked for. `None` if it has not, or
