@@ -251,7 +251,7 @@ step_log_texts()
 	done < <(find drivers/hv rust/hyperv -name '*.rs' ! -name model.rs | LC_ALL=C sort)
 	each "log texts: attributes" undescribed '' '^What:.*hv_utils\/([a-z_]+)$' \
 		Documentation/ABI/testing/sysfs-bus-vmbus-hv_utils
-	each "log texts: tracepoints" undescribed hv_utils: '^TRACE_EVENT\(([a-z]+),$' drivers/hv/hv_utils_trace.h
+	each "log texts: tracepoints" undescribed hv_utils: '^TRACE_EVENT\(([a-z_]+),$' drivers/hv/hv_utils_trace.h
 	each "log texts: parameters" undescribed '' '^hyperv::module_param_\w+!\(\n    (\w+),$' drivers/hv/parameters.rs
 }
 

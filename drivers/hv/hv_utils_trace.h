@@ -13,7 +13,7 @@
 #include <linux/tracepoint.h>
 
 /* The host has offered versions. Both numbers are 0 if none is common. */
-TRACE_EVENT(negotiation,
+TRACE_EVENT(hv_utils_negotiation,
 	    TP_PROTO(const char *service, size_t service_len, u16 major, u16 minor),
 	    TP_ARGS(service, service_len, major, minor),
 	    TP_STRUCT__entry(__string_len(service, service, service_len)
@@ -27,7 +27,7 @@ TRACE_EVENT(negotiation,
 );
 
 /* A message of the host that is answered, now or later. The length is the packet's. */
-TRACE_EVENT(request,
+TRACE_EVENT(hv_utils_request,
 	    TP_PROTO(const char *service, size_t service_len, u64 transaction, u16 type,
 		     size_t len),
 	    TP_ARGS(service, service_len, transaction, type, len),
@@ -44,7 +44,7 @@ TRACE_EVENT(request,
 );
 
 /* Its answer, and the nanoseconds since it came; 0 if tracing has begun meanwhile. */
-TRACE_EVENT(reply,
+TRACE_EVENT(hv_utils_reply,
 	    TP_PROTO(const char *service, size_t service_len, u64 transaction, u32 status,
 		     u64 latency, bool sent),
 	    TP_ARGS(service, service_len, transaction, status, latency, sent),
@@ -64,7 +64,7 @@ TRACE_EVENT(reply,
 );
 
 /* The daemon has a message of this length to read. */
-TRACE_EVENT(asked,
+TRACE_EVENT(hv_utils_asked,
 	    TP_PROTO(const char *service, size_t service_len, size_t len),
 	    TP_ARGS(service, service_len, len),
 	    TP_STRUCT__entry(__string_len(service, service, service_len)
@@ -75,7 +75,7 @@ TRACE_EVENT(asked,
 );
 
 /* What came of that: "answered", "gone", "timed out", or "given up" where the host starts over. */
-TRACE_EVENT(answered,
+TRACE_EVENT(hv_utils_answered,
 	    TP_PROTO(const char *service, size_t service_len, const char *outcome,
 		     size_t outcome_len),
 	    TP_ARGS(service, service_len, outcome, outcome_len),
@@ -87,7 +87,7 @@ TRACE_EVENT(answered,
 );
 
 /* A packet that is not answered. */
-TRACE_EVENT(ignored,
+TRACE_EVENT(hv_utils_ignored,
 	    TP_PROTO(const char *service, size_t service_len, const char *reason,
 		     size_t reason_len),
 	    TP_ARGS(service, service_len, reason, reason_len),
@@ -99,7 +99,7 @@ TRACE_EVENT(ignored,
 );
 
 /* A file system is frozen for a backup. */
-TRACE_EVENT(frozen,
+TRACE_EVENT(hv_utils_frozen,
 	    TP_PROTO(const char *device, size_t device_len),
 	    TP_ARGS(device, device_len),
 	    TP_STRUCT__entry(__string_len(device, device, device_len)),
@@ -108,7 +108,7 @@ TRACE_EVENT(frozen,
 );
 
 /* It is thawed, or could not be: an error number. The cause says by whom, or why. */
-TRACE_EVENT(thawed,
+TRACE_EVENT(hv_utils_thawed,
 	    TP_PROTO(const char *device, size_t device_len, const char *cause, size_t cause_len,
 		     int error),
 	    TP_ARGS(device, device_len, cause, cause_len, error),

@@ -23,25 +23,25 @@ pub type Start = Option<Instant<Monotonic>>;
 /// Returns whether somebody traces requests or replies.
 #[inline(always)]
 pub fn is_on() -> bool {
-    raw::request_is_on() || raw::reply_is_on()
+    raw::hv_utils_request_is_on() || raw::hv_utils_reply_is_on()
 }
 
 /// Returns whether somebody traces packets that are ignored.
 #[inline(always)]
 pub fn ignored_is_on() -> bool {
-    raw::ignored_is_on()
+    raw::hv_utils_ignored_is_on()
 }
 
 /// Returns whether somebody traces file systems that are thawed.
 #[inline(always)]
 pub fn thawed_is_on() -> bool {
-    raw::thawed_is_on()
+    raw::hv_utils_thawed_is_on()
 }
 
 /// Returns whether somebody traces file systems that are frozen.
 #[inline(always)]
 pub fn frozen_is_on() -> bool {
-    raw::frozen_is_on()
+    raw::hv_utils_frozen_is_on()
 }
 
 /// The present, for [`reply`].
@@ -56,7 +56,7 @@ pub fn negotiation(service: &str, major: u16, minor: u16) {
     let (name, len) = c(service);
 
     // SAFETY: The name is valid for reads.
-    unsafe { raw::negotiation(name, len, major, minor) };
+    unsafe { raw::hv_utils_negotiation(name, len, major, minor) };
 }
 
 /// A message that is answered came in, in a packet of `len` bytes.
@@ -65,13 +65,13 @@ pub fn request(service: &str, transaction: u64, kind: u16, len: usize) {
     let (name, name_len) = c(service);
 
     // SAFETY: The name is valid for reads.
-    unsafe { raw::request(name, name_len, transaction, kind, len) };
+    unsafe { raw::hv_utils_request(name, name_len, transaction, kind, len) };
 }
 
 /// A message is answered.
 #[inline(always)]
 pub fn reply(service: &str, transaction: u64, status: u32, start: Start, was_sent: bool) {
-    if !raw::reply_is_on() {
+    if !raw::hv_utils_reply_is_on() {
         return;
     }
     let latency = start.map_or(0, |start| start.elapsed().as_nanos());
@@ -79,7 +79,7 @@ pub fn reply(service: &str, transaction: u64, status: u32, start: Start, was_sen
 
     // CAST: Time does not go back.
     // SAFETY: The name is valid for reads.
-    unsafe { raw::reply(name, len, transaction, status, latency as u64, was_sent) };
+    unsafe { raw::hv_utils_reply(name, len, transaction, status, latency as u64, was_sent) };
 }
 
 /// The daemon was asked in a message of `len` bytes.
@@ -88,7 +88,7 @@ pub fn asked(service: &str, len: usize) {
     let (name, name_len) = c(service);
 
     // SAFETY: The name is valid for reads.
-    unsafe { raw::asked(name, name_len, len) };
+    unsafe { raw::hv_utils_asked(name, name_len, len) };
 }
 
 /// The daemon has answered, or will not.
@@ -97,7 +97,7 @@ pub fn answered(service: &str, outcome: &str) {
     let ((name, name_len), (outcome, outcome_len)) = (c(service), c(outcome));
 
     // SAFETY: Both are valid for reads.
-    unsafe { raw::answered(name, name_len, outcome, outcome_len) };
+    unsafe { raw::hv_utils_answered(name, name_len, outcome, outcome_len) };
 }
 
 /// A packet is not answered.
@@ -106,7 +106,7 @@ pub fn ignored(service: &str, reason: &str) {
     let ((name, name_len), (reason, reason_len)) = (c(service), c(reason));
 
     // SAFETY: Both are valid for reads.
-    unsafe { raw::ignored(name, name_len, reason, reason_len) };
+    unsafe { raw::hv_utils_ignored(name, name_len, reason, reason_len) };
 }
 
 /// A file system is frozen.
@@ -115,7 +115,7 @@ pub fn frozen(device: &[u8]) {
     let (device, len) = c(device);
 
     // SAFETY: The name is valid for reads.
-    unsafe { raw::frozen(device, len) };
+    unsafe { raw::hv_utils_frozen(device, len) };
 }
 
 /// A file system is thawed, or could not be.
@@ -125,7 +125,7 @@ pub fn thawed(device: &[u8], cause: &str, result: Result) {
     let error = result.map_or_else(Error::to_errno, |()| 0);
 
     // SAFETY: Both are valid for reads.
-    unsafe { raw::thawed(device, device_len, cause, cause_len, error) };
+    unsafe { raw::hv_utils_thawed(device, device_len, cause, cause_len, error) };
 }
 
 /// A text as C gets it: a pointer and a length.
@@ -142,7 +142,7 @@ mod raw {
         /// # Safety
         ///
         /// The text must be valid for reads.
-        pub(super) unsafe fn negotiation, negotiation_is_on(
+        pub(super) unsafe fn hv_utils_negotiation, hv_utils_negotiation_is_on(
             service: *const c_char,
             service_len: usize,
             major: u16,
@@ -152,7 +152,7 @@ mod raw {
         /// # Safety
         ///
         /// The text must be valid for reads.
-        pub(super) unsafe fn request, request_is_on(
+        pub(super) unsafe fn hv_utils_request, hv_utils_request_is_on(
             service: *const c_char,
             service_len: usize,
             transaction: u64,
@@ -163,7 +163,7 @@ mod raw {
         /// # Safety
         ///
         /// The text must be valid for reads.
-        pub(super) unsafe fn reply, reply_is_on(
+        pub(super) unsafe fn hv_utils_reply, hv_utils_reply_is_on(
             service: *const c_char,
             service_len: usize,
             transaction: u64,
@@ -175,7 +175,7 @@ mod raw {
         /// # Safety
         ///
         /// The text must be valid for reads.
-        pub(super) unsafe fn asked, asked_is_on(
+        pub(super) unsafe fn hv_utils_asked, hv_utils_asked_is_on(
             service: *const c_char,
             service_len: usize,
             len: usize,
@@ -184,7 +184,7 @@ mod raw {
         /// # Safety
         ///
         /// The texts must be valid for reads.
-        pub(super) unsafe fn answered, answered_is_on(
+        pub(super) unsafe fn hv_utils_answered, hv_utils_answered_is_on(
             service: *const c_char,
             service_len: usize,
             outcome: *const c_char,
@@ -194,7 +194,7 @@ mod raw {
         /// # Safety
         ///
         /// The texts must be valid for reads.
-        pub(super) unsafe fn ignored, ignored_is_on(
+        pub(super) unsafe fn hv_utils_ignored, hv_utils_ignored_is_on(
             service: *const c_char,
             service_len: usize,
             reason: *const c_char,
@@ -204,12 +204,12 @@ mod raw {
         /// # Safety
         ///
         /// The text must be valid for reads.
-        pub(super) unsafe fn frozen, frozen_is_on(device: *const c_char, device_len: usize);
+        pub(super) unsafe fn hv_utils_frozen, hv_utils_frozen_is_on(device: *const c_char, device_len: usize);
 
         /// # Safety
         ///
         /// The texts must be valid for reads.
-        pub(super) unsafe fn thawed, thawed_is_on(
+        pub(super) unsafe fn hv_utils_thawed, hv_utils_thawed_is_on(
             device: *const c_char,
             device_len: usize,
             cause: *const c_char,

@@ -207,12 +207,12 @@ fn shows_what_happens(t: &Context<'_>) -> Result<()> {
     )?;
     heartbeat.wait_replies(heartbeat.statistics()?.replies + 2)?;
     for line in [
-        "request: service=VSS ",
-        "asked: service=VSS ",
-        "answered: service=VSS outcome=answered",
-        "reply: service=VSS .* status=0x0 ",
-        "request: service=Heartbeat ",
-        "reply: service=Heartbeat .* status=0x0 ",
+        "hv_utils_request: service=VSS ",
+        "hv_utils_asked: service=VSS ",
+        "hv_utils_answered: service=VSS outcome=answered",
+        "hv_utils_reply: service=VSS .* status=0x0 ",
+        "hv_utils_request: service=Heartbeat ",
+        "hv_utils_reply: service=Heartbeat .* status=0x0 ",
     ] {
         t.sh_ok(&format!("grep -q '{line}' /sys/kernel/tracing/trace"))
             .map_err(|error| format!("{line:?} is traced: {error}"))?;

@@ -29,14 +29,14 @@ const AT_ONCE: [Service; 3] = [Service::Heartbeat, Service::TimeSync, Service::S
 
 /// All that the module has.
 const EVENTS: [&str; 8] = [
-    "answered",
-    "asked",
-    "frozen",
-    "ignored",
-    "negotiation",
-    "reply",
-    "request",
-    "thawed",
+    "hv_utils_answered",
+    "hv_utils_asked",
+    "hv_utils_frozen",
+    "hv_utils_ignored",
+    "hv_utils_negotiation",
+    "hv_utils_reply",
+    "hv_utils_request",
+    "hv_utils_thawed",
 ];
 
 const TRACING: &str = "/sys/kernel/tracing";
@@ -75,7 +75,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&[Service::Heartbeat]),
 ];
 
-/// What is traced until this is dropped.
+/// What is traced until this is dropped. Events are named without their `hv_utils_`.
 #[must_use]
 struct Tracing<'a>(&'a Guest);
 
@@ -83,7 +83,7 @@ impl<'a> Tracing<'a> {
     /// Traces the events, `*` for all.
     fn begin(t: &'a Context<'_>, events: &str) -> Result<Self> {
         t.sh_ok(&format!(
-            "cd {TRACING} && echo >trace && for file in events/hv_utils/{events}/enable; do \
+            "cd {TRACING} && echo >trace && for file in events/hv_utils/hv_utils_{events}/enable; do \
              echo 1 >$file || exit; done"
         ))?;
         Ok(Self(t))
@@ -92,7 +92,7 @@ impl<'a> Tracing<'a> {
     /// What was traced since the last call: each line from the event's name on.
     fn take(&self) -> Result<Vec<String>> {
         let text = self.0.sh_ok(&format!(
-            "cd {TRACING} && sed -n 's/^[^#].*[0-9]: \\([a-z]*: \\)/\\1/p' trace && echo >trace"
+            "cd {TRACING} && sed -n 's/^[^#].*[0-9]: hv_utils_\\([a-z]*: \\)/\\1/p' trace && echo >trace"
         ))?;
         Ok(text.lines().map(str::to_owned).collect())
     }
@@ -179,7 +179,7 @@ fn refused(t: &Context<'_>, tracing: &Tracing<'_>, service: Service, name: &str)
     channel.send_bytes(&[0xff; 16])?;
     wait_for(
         t,
-        &format!("[ $(grep -c ' ignored: ' {TRACING}/trace) = 2 ]"),
+        &format!("[ $(grep -c ' hv_utils_ignored: ' {TRACING}/trace) = 2 ]"),
     )?;
     are(
         t,
@@ -261,7 +261,7 @@ fn one(t: &Context<'_>) -> Result<()> {
         ("reply", "service=Heartbeat status=0x0 sent=1"),
     ] {
         let tracing = Tracing::begin(t, event)?;
-        let filter = format!("{TRACING}/events/hv_utils/{event}/filter");
+        let filter = format!("{TRACING}/events/hv_utils/hv_utils_{event}/filter");
         for (service, expected) in [
             ("Heartbeat", vec![format!("{event}: {fields}")]),
             ("KVP", Vec::new()),
@@ -282,7 +282,7 @@ fn of_a_daemon(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Kvp);
     let offer = Message::negotiation(&[(3, 0)], &[(5, 0)], 1);
     talk.channel.send(&offer)?;
-    wait_for(t, &format!("grep -q ' request: ' {TRACING}/trace"))?;
+    wait_for(t, &format!("grep -q ' hv_utils_request: ' {TRACING}/trace"))?;
     are(
         t,
         &tracing.take_of("KVP")?,
