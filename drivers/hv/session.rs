@@ -329,13 +329,29 @@ impl Negotiation {
 
     #[inline(always)]
     fn trace_request(&self, packet: &Packet<'_>) {
+        if trace::request_is_on() {
+            self.emit_request(packet);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn emit_request(&self, packet: &Packet<'_>) {
         let payload = packet.payload();
         let Kind(kind) = icmsg::kind(payload);
         trace::request(self.info.name, packet.transaction(), kind, payload.len());
     }
 
     #[inline(always)]
-    fn trace_reply(
+    fn trace_reply(&self, transaction: u64, status: Status, start: trace::Start, has_left: bool) {
+        if trace::reply_is_on() {
+            self.emit_reply(transaction, status, start, has_left);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn emit_reply(
         &self,
         transaction: u64,
         Status(status): Status,
@@ -420,61 +436,6 @@ impl<S: Service> Session<S> {
         }
     }
 
-    /// See [`Handler::receive`]. `TRACES` says whether somebody may trace requests and replies.
-    #[inline(always)]
-    fn handle<const TRACES: bool>(&mut self, mut packet: Packet<'_>) -> Handled {
-        if !packet.is_in_band() {
-            return self.negotiation.ignore(packet);
-        }
-        let start = if TRACES { trace::start() } else { None };
-        let (sender, transaction) = (packet.sender(), packet.transaction());
-        let mut request = match Request::new(packet.payload_mut()) {
-            Ok(request) => request,
-            Err(_) => return self.negotiation.ignore(packet),
-        };
-        let message = match (request.kind(), self.negotiation.facts.version()) {
-            (Kind::NEGOTIATE, _) => Incoming::Negotiation,
-            (kind, Some(version)) if kind == self.service.info().kind => Incoming::Request(version),
-            (kind, _) => Incoming::Unexpected(kind),
-        };
-        if !self.service.is_ready(message, sender) {
-            return packet.leave();
-        }
-        let Incoming::Request(version) = message else {
-            return self.receive_other(message, packet);
-        };
-        match self.service.answer(version, request.body()) {
-            Answer::Now(status, _) if status.is_failure() => self.refuse(packet, status, start),
-            Answer::Now(status, action) => {
-                request.answer(status);
-                if TRACES {
-                    self.negotiation.trace_request(&packet);
-                }
-                let (handled, has_left) = packet.reply();
-                let facts = &*self.negotiation.facts;
-                facts.answered.add_one();
-                if TRACES {
-                    self.negotiation
-                        .trace_reply(transaction, status, start, has_left);
-                }
-                if !has_left {
-                    facts.count(false, has_left);
-                } else if let Some(action) = action {
-                    self.service.act(action, sender);
-                }
-                handled
-            }
-            Answer::Later(later) => self.take(packet, later),
-        }
-    }
-
-    /// The same while somebody traces.
-    #[cold]
-    #[inline(never)]
-    fn handle_traced(&mut self, packet: Packet<'_>) -> Handled {
-        self.handle::<true>(packet)
-    }
-
     /// Answers a request that the service refuses.
     #[cold]
     #[inline(never)]
@@ -507,10 +468,45 @@ impl<S: Service> Handler for Session<S> {
         icmsg::wants_answer(payload)
     }
 
-    fn receive(&mut self, packet: Packet<'_>) -> Handled {
-        match trace::is_on() {
-            false => self.handle::<false>(packet),
-            true => self.handle_traced(packet),
+    fn receive(&mut self, mut packet: Packet<'_>) -> Handled {
+        if !packet.is_in_band() {
+            return self.negotiation.ignore(packet);
+        }
+        let start = trace::start();
+        let (sender, transaction) = (packet.sender(), packet.transaction());
+        let mut request = match Request::new(packet.payload_mut()) {
+            Ok(request) => request,
+            Err(_) => return self.negotiation.ignore(packet),
+        };
+        let message = match (request.kind(), self.negotiation.facts.version()) {
+            (Kind::NEGOTIATE, _) => Incoming::Negotiation,
+            (kind, Some(version)) if kind == self.service.info().kind => Incoming::Request(version),
+            (kind, _) => Incoming::Unexpected(kind),
+        };
+        if !self.service.is_ready(message, sender) {
+            return packet.leave();
+        }
+        let Incoming::Request(version) = message else {
+            return self.receive_other(message, packet);
+        };
+        match self.service.answer(version, request.body()) {
+            Answer::Now(status, _) if status.is_failure() => self.refuse(packet, status, start),
+            Answer::Now(status, action) => {
+                request.answer(status);
+                self.negotiation.trace_request(&packet);
+                let (handled, has_left) = packet.reply();
+                let facts = &*self.negotiation.facts;
+                facts.answered.add_one();
+                self.negotiation
+                    .trace_reply(transaction, status, start, has_left);
+                if !has_left {
+                    facts.count(false, has_left);
+                } else if let Some(action) = action {
+                    self.service.act(action, sender);
+                }
+                handled
+            }
+            Answer::Later(later) => self.take(packet, later),
         }
     }
 

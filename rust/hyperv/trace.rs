@@ -20,16 +20,16 @@ use kernel::{
 /// When a message came, as far as somebody traces; see [`reply`].
 pub type Start = Option<Instant<Monotonic>>;
 
-/// Returns whether somebody traces requests or replies.
+/// Returns whether somebody traces requests.
 #[inline(always)]
-pub fn is_on() -> bool {
-    raw::hv_utils_request_is_on() || raw::hv_utils_reply_is_on()
+pub fn request_is_on() -> bool {
+    raw::hv_utils_request_is_on()
 }
 
-/// Returns whether somebody traces packets that are ignored.
+/// Returns whether somebody traces replies.
 #[inline(always)]
-pub fn ignored_is_on() -> bool {
-    raw::hv_utils_ignored_is_on()
+pub fn reply_is_on() -> bool {
+    raw::hv_utils_reply_is_on()
 }
 
 /// Returns whether somebody traces file systems that are thawed.
@@ -47,7 +47,7 @@ pub fn frozen_is_on() -> bool {
 /// The present, for [`reply`].
 #[inline(always)]
 pub fn start() -> Start {
-    is_on().then(Instant::now)
+    reply_is_on().then(Instant::now)
 }
 
 /// The host has offered versions; both numbers are 0 if none is common.
@@ -71,9 +71,6 @@ pub fn request(service: &str, transaction: u64, kind: u16, len: usize) {
 /// A message is answered.
 #[inline(always)]
 pub fn reply(service: &str, transaction: u64, status: u32, start: Start, was_sent: bool) {
-    if !raw::hv_utils_reply_is_on() {
-        return;
-    }
     let latency = start.map_or(0, |start| start.elapsed().as_nanos());
     let (name, len) = c(service);
 
@@ -204,7 +201,10 @@ mod raw {
         /// # Safety
         ///
         /// The text must be valid for reads.
-        pub(super) unsafe fn hv_utils_frozen, hv_utils_frozen_is_on(device: *const c_char, device_len: usize);
+        pub(super) unsafe fn hv_utils_frozen, hv_utils_frozen_is_on(
+            device: *const c_char,
+            device_len: usize,
+        );
 
         /// # Safety
         ///
