@@ -568,8 +568,8 @@ impl Service for WithDaemon {
         };
         if !is_ready {
             self.arm(sender);
-            self.note();
         }
+        self.note();
         is_ready
     }
 
