@@ -43,7 +43,10 @@ TRACE_EVENT(hv_utils_request,
 		      __entry->transaction, __entry->type, __entry->len)
 );
 
-/* Its answer, and the nanoseconds since it came; 0 if tracing has begun meanwhile. */
+/*
+ * Its answer, and the nanoseconds since the service took it; 0 if tracing has
+ * begun meanwhile. The time that it waited in the ring does not count.
+ */
 TRACE_EVENT(hv_utils_reply,
 	    TP_PROTO(const char *service, size_t service_len, u64 transaction, u32 status,
 		     u64 latency, bool sent),

@@ -173,7 +173,7 @@ pub(crate) enum Answer<A, L = Infallible> {
 pub(crate) struct Negotiation {
     info: &'static Info,
     facts: Arc<Facts>,
-    /// When the message came that was taken last.
+    /// When the service took the message that it took last.
     start: trace::Start,
 }
 
@@ -383,13 +383,17 @@ impl<S: Service> Session<S> {
     /// Answers a message that is no request to the service, or comes too early.
     #[cold]
     #[inline(never)]
-    fn receive_other(&mut self, message: Incoming, mut packet: Packet<'_>) -> Handled {
+    fn receive_other(
+        &mut self,
+        message: Incoming,
+        mut packet: Packet<'_>,
+        start: trace::Start,
+    ) -> Handled {
         let sender = packet.sender();
         // The answers are logged.
         if sender.is_in_interrupt() {
             return packet.postpone();
         }
-        let start = trace::start();
         if let Incoming::Unexpected(Kind(kind)) = message {
             if sender.limit().allows() {
                 pr_warn!(
@@ -403,7 +407,7 @@ impl<S: Service> Session<S> {
         }
         self.negotiation.facts.set_version(None);
         if let Some(later) = self.service.restarted() {
-            return self.take(packet, later);
+            return self.take(packet, later, start);
         }
         self.negotiation.trace_request(&packet);
         match Request::new(packet.payload_mut()) {
@@ -414,16 +418,15 @@ impl<S: Service> Session<S> {
     }
 
     /// Has the service take a message, to answer it later.
-    fn take(&mut self, packet: Packet<'_>, later: S::Later) -> Handled {
+    fn take(&mut self, packet: Packet<'_>, later: S::Later, start: trace::Start) -> Handled {
         self.negotiation.trace_request(&packet);
-        self.negotiation.start = trace::start();
+        self.negotiation.start = start;
         match self.service.take(packet, later) {
             Ok(handled) => {
                 self.negotiation.facts.taken.add_one();
                 handled
             }
             Err(packet) => {
-                let start = self.negotiation.start;
                 log_failure(
                     packet.sender().limit(),
                     self.negotiation.info.name,
@@ -487,7 +490,7 @@ impl<S: Service> Handler for Session<S> {
             return packet.leave();
         }
         let Incoming::Request(version) = message else {
-            return self.receive_other(message, packet);
+            return self.receive_other(message, packet, start);
         };
         match self.service.answer(version, request.body()) {
             Answer::Now(status, _) if status.is_failure() => self.refuse(packet, status, start),
@@ -506,7 +509,7 @@ impl<S: Service> Handler for Session<S> {
                 }
                 handled
             }
-            Answer::Later(later) => self.take(packet, later),
+            Answer::Later(later) => self.take(packet, later, start),
         }
     }
 

@@ -17,7 +17,7 @@ use kernel::{
     }, //
 };
 
-/// When a message came, as far as somebody traces; see [`reply`].
+/// When a service took a message, as far as somebody traces; see [`reply`].
 pub type Start = Option<Instant<Monotonic>>;
 
 /// Returns whether somebody traces requests.
