@@ -87,7 +87,7 @@ impl Fcopy {
             return Next::Answer(Status::OK);
         }
         let (Some(_), Some(message)) = (daemon, message.first_chunk_mut()) else {
-            return self.fail(body, Status::FAIL, "there is no daemon");
+            return self.fail(body, Status::FAIL, "no daemon that can be asked");
         };
         match fcopy::to_daemon(body, message) {
             // A daemon that has come since the copy began writes such a piece anywhere. After a piece
@@ -173,7 +173,7 @@ impl DaemonService for Fcopy {
     }
 
     fn overdue(&mut self, body: &mut [u8]) -> Status {
-        self.fail(body, Status::FAIL, "there is no daemon");
+        self.fail(body, Status::FAIL, "no daemon that can be asked");
         Status::FAIL
     }
 

@@ -192,7 +192,7 @@ impl DaemonService for Kvp {
     }
 
     fn overdue(&mut self, body: &mut [u8]) -> Status {
-        self.fail(body, Status::FAIL, &"there is no daemon");
+        self.fail(body, Status::FAIL, &"no daemon that can be asked");
         Status::FAIL
     }
 }

@@ -118,7 +118,7 @@ struct Frozen {
 
 /// Why a request fails, for the log.
 enum Why {
-    /// There is no daemon.
+    /// There is no daemon, or it is amid a read.
     NoDaemon,
     /// The daemon has answered that it failed.
     Daemon,
@@ -137,7 +137,7 @@ enum Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoDaemon => f.write_str("there is no daemon"),
+            Self::NoDaemon => f.write_str("no daemon that can be asked"),
             Self::Daemon => f.write_str("the daemon failed"),
             Self::NoAnswer(reason) => f.write_str(reason.name()),
             Self::Spoilt(cause) => write!(

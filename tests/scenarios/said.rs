@@ -150,7 +150,7 @@ fn fails_with_a_daemon(t: &Context<'_>) -> Result<()> {
     talk(Service::Vss)?.expect("VSS", vss::body(vss::HOT_BACKUP), E_FAIL)?;
     says(
         t,
-        "VSS: there is no daemon: HOT_BACKUP fails, status 0x80004005",
+        "VSS: no daemon that can be asked: HOT_BACKUP fails, status 0x80004005",
     )?;
     talk(Service::Vss)?.expect("VSS", vss::body(99), E_NOT_SUPPORTED)?;
     t.log_has(
@@ -160,7 +160,7 @@ fn fails_with_a_daemon(t: &Context<'_>) -> Result<()> {
     talk(Service::FCopy)?.expect("FCopy", copy.clone(), E_FAIL)?;
     says(
         t,
-        "FCopy: there is no daemon: START_FILE_COPY fails, status 0x80004005",
+        "FCopy: no daemon that can be asked: START_FILE_COPY fails, status 0x80004005",
     )?;
     // It does not do what it is asked for.
     for (service, body, line) in [
