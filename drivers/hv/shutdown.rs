@@ -55,8 +55,8 @@ impl Service for Shutdown {
     type Action = Operation;
     type Later = Infallible;
 
-    const REFUSAL: Option<&'static str> =
-        Some("the host's request is malformed, or the guest cannot hibernate");
+    // The line of the request has the status.
+    const REFUSAL: Option<&'static str> = None;
 
     fn info(&self) -> &'static session::Info {
         &INFO
@@ -64,14 +64,16 @@ impl Service for Shutdown {
 
     fn answer(&mut self, _: Version, body: &mut [u8]) -> Answer<Self::Action> {
         let message = Message::parse(body);
+        let operation = message.as_ref().and_then(|message| message.operation);
+        let status = match operation {
+            Some(Operation::Hibernate) if !self.can_hibernate => Status::FAIL,
+            Some(_) => Status::OK,
+            None => Status::FAIL,
+        };
         if self.limit.as_ref().allows() {
-            log(message.as_ref());
+            log(message.as_ref(), status);
         }
-        match message.and_then(|message| message.operation) {
-            Some(Operation::Hibernate) if !self.can_hibernate => Answer::Now(Status::FAIL, None),
-            Some(operation) => Answer::Now(Status::OK, Some(operation)),
-            None => Answer::Now(Status::FAIL, None),
-        }
+        Answer::Now(status, operation)
     }
 
     fn act(&mut self, action: Self::Action, sender: &Sender<'_>) {
@@ -102,19 +104,24 @@ impl Run for HibernateEvent {
     }
 }
 
-fn log(message: Option<&Message<'_>>) {
+/// Logs a request, and its status: the text is the host's, and last.
+fn log(message: Option<&Message<'_>>, Status(status): Status) {
     let Some(message) = message else {
-        pr_info!("Shutdown request received - Invalid request\n");
+        pr_info!(
+            "Shutdown request received - Invalid request, status {:#x}\n",
+            status
+        );
         return;
     };
     pr_info!(
-        "{}, forced {}, reason {:#x}, timeout {} s, text \"{}\"\n",
+        "{}, status {:#x}, forced {}, reason {:#x}, timeout {} s, text \"{}\"\n",
         match message.operation {
             Some(Operation::PowerOff) => "Shutdown request received - graceful shutdown initiated",
             Some(Operation::Restart) => "Restart request received - graceful restart initiated",
             Some(Operation::Hibernate) => "Hibernation request received",
             None => "Shutdown request received - Invalid request",
         },
+        status,
         message.force,
         message.reason,
         message.timeout,

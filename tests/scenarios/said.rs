@@ -123,8 +123,7 @@ fn fails_at_once(t: &Context<'_>) -> Result<()> {
         ),
         (
             Service::Shutdown,
-            "Shutdown: the host's request is malformed, or the guest cannot hibernate: the request fails, \
-             status 0x80004005",
+            "Shutdown request received - Invalid request, status 0x80004005",
         ),
     ] {
         let channel = t.channel(service);
