@@ -99,6 +99,7 @@ impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
             Attribute::<Self>::read_only(c"state_age", attributes::state_age)
                 .visible_if(attributes::has_daemon),
             Attribute::<Self>::read_only(c"frozen", attributes::frozen)
+                .root_only()
                 .visible_if(attributes::has_freezer),
             Attribute::<Self>::read_only(c"frozen_age", attributes::frozen_age)
                 .visible_if(attributes::has_freezer),

@@ -3,7 +3,8 @@
 //! The tracepoints of the integration services. They are the one thing here that is about a module:
 //! `drivers/hv`, which defines them, has no unsafe code.
 //!
-//! All functions may be called in any context. While nobody traces, each costs one instruction.
+//! All functions may be called in any context but NMI, and not while timekeeping is suspended. While
+//! nobody traces, each costs one instruction.
 //!
 //! C header: `drivers/hv/hv_utils_trace.h`
 

@@ -153,6 +153,12 @@ impl<T: HasAttributes> Attribute<T> {
         this
     }
 
+    /// Denies access to all users but root.
+    pub const fn root_only(mut self) -> Self {
+        self.raw.attr.mode &= 0o700;
+        self
+    }
+
     /// Restricts the attribute to devices for which `is_visible` returns true at binding.
     pub const fn visible_if(mut self, is_visible: IsVisible<T>) -> Self {
         self.is_visible = Some(is_visible);
