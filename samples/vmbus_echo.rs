@@ -61,7 +61,7 @@ impl Handler for Echo {
         self.packets.fetch_add(1, Relaxed);
         // Only the methods of `Packet` return `Handled`, so the compiler rejects a handler that
         // forgets a packet.
-        let (handled, _has_left) = packet.reply();
+        let (handled, _sent) = packet.reply();
         handled
     }
 }

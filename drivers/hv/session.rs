@@ -22,6 +22,7 @@ use hyperv::{
         Handler,
         Packet,
         Sender,
+        Sent,
         Taken, //
     },
     linux::{
@@ -187,7 +188,7 @@ pub(crate) struct Facts {
     taken: Counter,
     /// Of those, the ones that were answered.
     answered_later: Counter,
-    /// Answers, of both kinds, that could not be sent.
+    /// Answers, of both kinds, that did not leave.
     unsent: Counter,
     refused: Counter,
     ignored: Counter,
@@ -230,11 +231,11 @@ impl Facts {
     }
 
     /// Counts what is special about an answer.
-    fn count(&self, is_refusal: bool, has_left: bool) {
+    fn count(&self, is_refusal: bool, sent: Sent) {
         if is_refusal {
             self.refused.add_one();
         }
-        if !has_left {
+        if sent != Sent::Left {
             self.unsent.add_one();
         }
     }
@@ -280,10 +281,10 @@ impl Negotiation {
         let transaction = taken.transaction();
         let is_refusal = icmsg::is_refusal(taken.payload());
         let status = icmsg::status(taken.payload());
-        let (buffer, has_left) = sender.reply(taken)?;
+        let (buffer, sent) = sender.reply(taken)?;
         self.facts.answered_later.add_one();
-        self.facts.count(is_refusal, has_left);
-        self.trace_reply(transaction, status, self.start, has_left);
+        self.facts.count(is_refusal, sent);
+        self.trace_reply(transaction, status, self.start, sent);
         Ok(buffer)
     }
 
@@ -320,10 +321,10 @@ impl Negotiation {
         let transaction = packet.transaction();
         let is_refusal = icmsg::is_refusal(packet.payload());
         let status = icmsg::status(packet.payload());
-        let (handled, has_left) = packet.reply();
+        let (handled, sent) = packet.reply();
         self.facts.answered.add_one();
-        self.facts.count(is_refusal, has_left);
-        self.trace_reply(transaction, status, start, has_left);
+        self.facts.count(is_refusal, sent);
+        self.trace_reply(transaction, status, start, sent);
         handled
     }
 
@@ -343,9 +344,9 @@ impl Negotiation {
     }
 
     #[inline(always)]
-    fn trace_reply(&self, transaction: u64, status: Status, start: trace::Start, has_left: bool) {
+    fn trace_reply(&self, transaction: u64, status: Status, start: trace::Start, sent: Sent) {
         if trace::reply_is_on() {
-            self.emit_reply(transaction, status, start, has_left);
+            self.emit_reply(transaction, status, start, sent);
         }
     }
 
@@ -356,9 +357,15 @@ impl Negotiation {
         transaction: u64,
         Status(status): Status,
         start: trace::Start,
-        has_left: bool,
+        sent: Sent,
     ) {
-        trace::reply(self.info.name, transaction, status, start, has_left);
+        trace::reply(
+            self.info.name,
+            transaction,
+            status,
+            start,
+            sent == Sent::Left,
+        );
     }
 }
 
@@ -497,14 +504,15 @@ impl<S: Service> Handler for Session<S> {
             Answer::Now(status, action) => {
                 request.answer(status);
                 self.negotiation.trace_request(&packet);
-                let (handled, has_left) = packet.reply();
+                let (handled, sent) = packet.reply();
                 let facts = &*self.negotiation.facts;
                 facts.answered.add_one();
                 self.negotiation
-                    .trace_reply(transaction, status, start, has_left);
-                if !has_left {
-                    facts.count(false, has_left);
-                } else if let Some(action) = action {
+                    .trace_reply(transaction, status, start, sent);
+                if sent != Sent::Left {
+                    facts.count(false, sent);
+                }
+                if let (Sent::Left | Sent::NotAwaited, Some(action)) = (sent, action) {
                     self.service.act(action, sender);
                 }
                 handled

@@ -59,7 +59,10 @@ pub use packet::{
     Taken, //
 };
 pub use ring::RingSize;
-pub use sender::Sender;
+pub use sender::{
+    Sender,
+    Sent, //
+};
 
 /// The context in which the packets of a channel are handled.
 #[derive(Clone, Copy, PartialEq, Eq)]

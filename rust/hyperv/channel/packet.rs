@@ -6,7 +6,8 @@
 
 use super::{
     RingSize,
-    Sender, //
+    Sender,
+    Sent, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -97,19 +98,18 @@ impl<'a> Packet<'a> {
         unsafe { &mut *self.raw_payload() }
     }
 
-    /// Sends the payload as the answer to the packet, with the packet's transaction id. Returns
-    /// false if the host waits for the answer, but the answer was not sent.
+    /// Sends the payload as the answer to the packet, with the packet's transaction id.
     ///
     /// The ring has room for an answer that the host waits for, see [`Handler::wants_answer`]. If
-    /// the handler has used that room for another answer, this answer is dropped and true is
-    /// returned. Sending fails if the host has rescinded the channel or corrupted the ring. The
-    /// error is logged.
+    /// the handler has used that room for another answer, this answer is dropped
+    /// ([`Sent::NotAwaited`]). Sending fails if the host has rescinded the channel or corrupted the
+    /// ring. The error is logged.
     #[inline]
-    pub fn reply(mut self) -> (Handled, bool) {
+    pub fn reply(mut self) -> (Handled, Sent) {
         let channel = self.channel;
         let transaction = self.transaction();
-        let has_left = channel.send(self.payload_mut(), transaction);
-        (Handled(Next::Advance), has_left)
+        let sent = channel.send(self.payload_mut(), transaction);
+        (Handled(Next::Advance), sent)
     }
 
     /// Takes the packet off the channel, to be answered later. Copies the packet to `buffer`.

@@ -38,6 +38,17 @@ const BUDGET: usize = 64;
 /// Number of packets handled in the host's interrupt. The softirq handles the others.
 const INTERRUPT_BUDGET: usize = 4;
 
+/// What became of an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// The answer is in the outbound ring.
+    Left,
+    /// The answer was dropped: the ring is full, and the host does not wait for this answer.
+    NotAwaited,
+    /// The host waits for the answer, but the answer could not be sent. The error is logged.
+    Failed,
+}
+
 /// Access to the rings and the job of a channel, for one invocation of the callback.
 ///
 /// # Invariants
@@ -77,15 +88,15 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends the payload of a taken packet as the answer to that packet, if the outbound ring has
-    /// room for it. Returns whether the answer was sent, see [`Packet::reply`].
+    /// room for it, see [`Packet::reply`].
     ///
     /// If there is no room, returns the packet. [`Handler::woken`] is called when there is room.
-    pub fn reply(&self, mut taken: Taken) -> Result<(Buffer, bool), Taken> {
+    pub fn reply(&self, mut taken: Taken) -> Result<(Buffer, Sent), Taken> {
         if !self.has_room(taken.payload.len()) {
             return Err(taken);
         }
-        let has_left = self.send(&mut taken.payload, taken.transaction);
-        Ok((taken.abandon(), has_left))
+        let sent = self.send(&mut taken.payload, taken.transaction);
+        Ok((taken.abandon(), sent))
     }
 
     /// Returns whether the host's interrupt has called the handler. The handler must not print
@@ -157,9 +168,8 @@ impl<'a> Sender<'a> {
         has_room
     }
 
-    /// Sends in-band data. Returns false if the host waits for the answer, but the answer was not
-    /// sent. The error is logged later.
-    pub(super) fn send(&self, payload: &mut [u8], transaction: u64) -> bool {
+    /// Sends in-band data. An error is logged later.
+    pub(super) fn send(&self, payload: &mut [u8], transaction: u64) -> Sent {
         // CAST: Packets are at most 0xffff * 8 bytes long.
         let len = payload.len() as u32;
         // SAFETY: By the type invariant, the channel is open. `payload` is valid for reads.
@@ -178,20 +188,19 @@ impl<'a> Sender<'a> {
         }
         let size = packet_size(payload.len());
         self.room.set(self.room.get().saturating_sub(size));
-        true
+        Sent::Left
     }
 
-    /// Returns true if the host does not wait for this answer. Otherwise keeps the error for the
-    /// log.
+    /// Keeps the error for the log, if the host waits for this answer.
     #[cold]
     #[inline(never)]
-    fn failed_to_send(&self, errno: c_int) -> bool {
+    fn failed_to_send(&self, errno: c_int) -> Sent {
         match Error::from_errno(errno) {
             // The callers check for room, except for answers that the host does not wait for.
-            EAGAIN => true,
+            EAGAIN => Sent::NotAwaited,
             error => {
                 self.unsent.set(Some(error));
-                false
+                Sent::Failed
             }
         }
     }
