@@ -23,7 +23,7 @@ use crate::service::Service;
 const SHOWN: usize = 20;
 
 /// How long the guest may take for each answer to a flood.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(20);
 
 impl Session {
     /// Unplugs a device.
@@ -136,7 +136,12 @@ fn flood(
     let start = Instant::now();
     channel.send_together(&requests.iter().collect::<Vec<_>>())?;
     for number in 0..count {
-        let reply = channel.receive_within(ANSWER)?;
+        let reply = channel.receive_within(ANSWER).map_err(|_| {
+            format!(
+                "{}: {number} of {count} requests are answered",
+                channel.service()
+            )
+        })?;
         let id = requests[number as usize].transaction_id;
         if reply.transaction_id != id {
             return Err(Failure::Failed(format!(

@@ -34,7 +34,10 @@ pub(super) enum Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Failed(error.0)
+        // What follows is for scenarios: where processors are, and the console, which is here anyway.
+        let line = error.0.lines().next().unwrap_or_default();
+        let end = line.find("; the console's").unwrap_or(line.len());
+        Self::Failed(line[..end].to_owned())
     }
 }
 
