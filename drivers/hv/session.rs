@@ -331,16 +331,16 @@ impl Negotiation {
     #[inline(always)]
     fn trace_request(&self, packet: &Packet<'_>) {
         if trace::request_is_on() {
-            self.emit_request(packet);
+            // By value: a packet that a function borrows does not stay in registers.
+            let payload = packet.payload();
+            self.emit_request(packet.transaction(), icmsg::kind(payload), payload.len());
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn emit_request(&self, packet: &Packet<'_>) {
-        let payload = packet.payload();
-        let Kind(kind) = icmsg::kind(payload);
-        trace::request(self.info.name, packet.transaction(), kind, payload.len());
+    fn emit_request(&self, transaction: u64, Kind(kind): Kind, len: usize) {
+        trace::request(self.info.name, transaction, kind, len);
     }
 
     #[inline(always)]
