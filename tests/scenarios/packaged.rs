@@ -7,10 +7,8 @@ use std::time::Instant;
 
 use host::guest::Result;
 use host::ic::heartbeat;
-use host::ic::kvp::AUTO;
 use host::ic::shutdown;
 use host::ic::shutdown::FORCE;
-use host::ic::vss;
 use host::ic::S_OK;
 use host::machine::Exit;
 use host::service::Service;
@@ -120,16 +118,6 @@ fn services(t: &Context<'_>) -> Result<()> {
 
 /// Data exchange, backup and file copy.
 fn works(t: &Context<'_>) -> Result<()> {
-    let kvp = t.channel(Service::Kvp);
-    kvp.wait_negotiated()?;
-    t.check(
-        kvp.enumerate(AUTO)?
-            .contains(&("OSName".to_owned(), "Debian GNU/Linux".to_owned())),
-        "the host reads the system's name",
-    )?;
-    let vss = t.channel(Service::Vss);
-    vss.wait_negotiated()?;
-    let reply = vss.ask(vss::body(vss::HOT_BACKUP))?;
-    t.equal("status of HOT_BACKUP", reply.status, S_OK)?;
+    systemd::daemons_work(t)?;
     systemd::copies(t)
 }

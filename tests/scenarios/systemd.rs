@@ -312,6 +312,21 @@ fn chrony(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
+/// Data exchange and backup work.
+pub fn daemons_work(t: &Context<'_>) -> Result<()> {
+    let kvp = t.channel(Service::Kvp);
+    kvp.wait_negotiated()?;
+    let pairs = kvp.enumerate(AUTO)?;
+    t.check(
+        pairs.contains(&("OSName".to_owned(), "Debian GNU/Linux".to_owned())),
+        "the host reads the system's name",
+    )?;
+    let vss = t.channel(Service::Vss);
+    vss.wait_negotiated()?;
+    let reply = vss.ask(vss::body(vss::HOT_BACKUP))?;
+    t.equal("status of HOT_BACKUP", reply.status, S_OK)
+}
+
 /// Nobody inserts the module or starts a daemon, and all of it works.
 fn systemd(t: &Context<'_>) -> Result<()> {
     let wait = |command: &str| wait(t, command);
@@ -333,17 +348,7 @@ fn systemd(t: &Context<'_>) -> Result<()> {
         wait(&format!("systemctl --quiet is-active {unit}"))?;
         t.sh_ok(&format!("systemctl is-active {unit}"))?;
     }
-    let kvp = t.channel(Service::Kvp);
-    kvp.wait_negotiated()?;
-    let pairs = kvp.enumerate(AUTO)?;
-    t.check(
-        pairs.contains(&("OSName".to_owned(), "Debian GNU/Linux".to_owned())),
-        "the host reads the system's name",
-    )?;
-    let vss = t.channel(Service::Vss);
-    vss.wait_negotiated()?;
-    let reply = vss.ask(vss::body(vss::HOT_BACKUP))?;
-    t.equal("status of HOT_BACKUP", reply.status, S_OK)?;
+    daemons_work(t)?;
     t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon")
         .map(|_| ())
 }

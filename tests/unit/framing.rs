@@ -132,7 +132,7 @@ pub(super) fn negotiation(random: &mut Random) {
     let messages: Vec<Version> = (0..random.below(5))
         .map(|_| Version::new(random.below(6) as u16, random.below(3) as u16))
         .collect();
-    let service = random.of(&Service::ALL[..6]);
+    let service = random.of(&Service::INTEGRATION);
     let mut payload = offer(service, random).encode();
     mutate(&mut payload, random);
     let before = payload.clone();

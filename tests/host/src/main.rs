@@ -159,7 +159,7 @@ impl Options {
             }
         }
         if is_prompt {
-            config.services = SERVICES.to_vec();
+            config.services = Service::INTEGRATION.to_vec();
         }
         if is_prompt && flavour == "debug" {
             // What looks for faults has notes to take.
@@ -171,16 +171,6 @@ impl Options {
         }
     }
 }
-
-/// What the host offers at the prompt.
-const SERVICES: [Service; 6] = [
-    Service::Heartbeat,
-    Service::Shutdown,
-    Service::TimeSync,
-    Service::Kvp,
-    Service::Vss,
-    Service::FCopy,
-];
 
 /// What the command line asks of a guest just booted.
 fn work(guest: &Guest, options: &Options) -> Result<(), host::guest::Error> {

@@ -29,16 +29,20 @@ pub enum Service {
 }
 
 impl Service {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
+    /// The integration services.
+    pub const INTEGRATION: [Self; 6] = [
         Self::Heartbeat,
         Self::Shutdown,
         Self::TimeSync,
         Self::Kvp,
         Self::Vss,
         Self::FCopy,
-        Self::Echo,
     ];
+
+    /// All that the host can offer.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::INTEGRATION.into_iter().chain([Self::Echo])
+    }
 
     /// The name in transcripts and on command lines.
     pub const fn name(self) -> &'static str {
@@ -124,8 +128,7 @@ impl std::str::FromStr for Service {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
+        Self::all()
             .find(|service| service.name() == text)
             .ok_or_else(|| format!("there is no service {text:?}"))
     }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::session::Outcome;
 use super::session::Power;
 use super::session::Session;
-use super::words::SERVICES;
 use crate::guest::ChannelHandle;
 use crate::guest::Result;
 use crate::ic::device::State;
@@ -36,7 +35,7 @@ impl Session {
             "Latency",
         ];
         let mut rows = vec![head.map(str::to_owned)];
-        for service in SERVICES {
+        for service in Service::INTEGRATION {
             if self.options.config.services.contains(&service) {
                 rows.push(row(self.guest.channel(service))?);
             }

@@ -10,16 +10,6 @@ use std::time::Duration;
 use crate::ic::kvp;
 use crate::service::Service;
 
-/// The services that commands name.
-pub(super) const SERVICES: [Service; 6] = [
-    Service::Heartbeat,
-    Service::Shutdown,
-    Service::TimeSync,
-    Service::Kvp,
-    Service::Vss,
-    Service::FCopy,
-];
-
 /// The pools, in the order of their numbers.
 const POOLS: [&str; 5] = [
     "external",
@@ -61,9 +51,11 @@ pub(super) fn split(line: &str) -> Result<Vec<String>, String> {
 
 /// A service by its name.
 pub(super) fn service(word: &str) -> Result<Service, String> {
-    let found = SERVICES.into_iter().find(|it| it.name() == word);
+    let found = Service::INTEGRATION
+        .into_iter()
+        .find(|it| it.name() == word);
     found.ok_or_else(|| {
-        let names = SERVICES.map(Service::name).join(", ");
+        let names = Service::INTEGRATION.map(Service::name).join(", ");
         format!("a service ({names}), not {word:?}")
     })
 }
