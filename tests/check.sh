@@ -569,6 +569,7 @@ words()
 }
 
 : >"$logs/tallies"
+: >"$logs/seconds"
 # run STEP: runs it, and adds what its lines say.
 run()
 {
@@ -583,6 +584,7 @@ run()
 	tally "$1" <"$log" >"$log.tally"
 	cat "$log.tally" >>"$logs/tallies"
 	echo "check: $1, $((SECONDS - start)) s"
+	echo "$((SECONDS - start)) $1" >>"$logs/seconds"
 	words <"$log.tally" | sed 's/^/    /'
 }
 
@@ -607,6 +609,12 @@ fi
 for name in "${steps[@]}"; do
 	grep '^not ok' "$logs/$name.log" || true
 done
+# slowest: the ten scenarios that took longest, in seconds.
+slowest()
+{
+	sed -n 's/^ok [0-9]* \(.*\]\) \([0-9.]*\) s$/\2 \1/p' "${steps[@]/#/$logs/}" | sort -rn | head -n 10
+}
+
 # breakdowns: how many times the emulation broke down, in all machines.
 breakdowns()
 {
@@ -619,6 +627,12 @@ if [ "$(breakdowns)" -gt 3 ]; then
 	echo "not ok - the emulation of processors broke down $(breakdowns) times"
 	echo "scenarios;0;1;0;0" >>"$logs/tallies"
 fi
+# What the C module does by chance is no failure of this module, but is told.
+grep -h '^# the C module failed' "${steps[@]/#/$logs/}" || true
+echo "check: seconds of each step"
+awk '{ printf "%6d s  %s\n", $1, $2 }' "$logs/seconds"
+echo "check: the slowest scenarios"
+slowest | awk '{ printf "%8.1f s  ", $1; $1 = ""; print substr($0, 2) }'
 sum <"$logs/tallies" | words
 IFS=' ' read -r passed failed skipped < <(awk -F ';' '{ p += $2; f += $3; s += $4 } END { print p + 0, f + 0, s + 0 }' "$logs/tallies")
 echo "$passed passed, $failed failed, $skipped skipped"

@@ -25,7 +25,6 @@ use crate::{
 use hyperv::{
     channel::{
         Channel,
-        Handler,
         Job,
         RingSize,
         Waker, //
@@ -80,17 +79,6 @@ impl<'bound> BoundService<'bound> {
     ) -> Result<Self> {
         let facts = Arc::new(Facts::new(), GFP_KERNEL)?;
         let session = KBox::new(Session::new(service, facts.clone()), GFP_KERNEL)?;
-        Self::open_session(dev, ring, session, job, facts)
-    }
-
-    /// The part of `open()` that does not depend on the service: compiled once.
-    fn open_session(
-        dev: &'bound Device<'_>,
-        ring: RingSize,
-        session: KBox<dyn Handler>,
-        job: Job,
-        facts: Arc<Facts>,
-    ) -> Result<Self> {
         Ok(Self {
             _hibernation: None,
             _chardev: None,

@@ -110,6 +110,27 @@ pub trait Handler: Send + 'static {
     fn closed(&mut self) {}
 }
 
+/// A handler with its loop over the packets. The loop is compiled for each type of handler, so that
+/// it calls the handler's methods directly.
+trait Poll: Send {
+    /// Calls [`Handler::woken`], then handles packets, see [`Sender::poll`].
+    fn poll(&mut self, sender: &Sender<'_>) -> bool;
+
+    /// See [`Handler::closed`].
+    fn closed(&mut self);
+}
+
+impl<H: Handler> Poll for H {
+    fn poll(&mut self, sender: &Sender<'_>) -> bool {
+        self.woken(sender);
+        sender.poll(self)
+    }
+
+    fn closed(&mut self) {
+        Handler::closed(self);
+    }
+}
+
 /// A driver's work for a channel in process context, scheduled by [`Sender::defer`]. With `None`,
 /// [`Sender::defer`] has no effect.
 pub type Job = Option<KBox<dyn Run>>;
@@ -122,7 +143,7 @@ enum State {
 
 /// State that only the callback accesses while the channel is open.
 struct Callback {
-    handler: KBox<dyn Handler>,
+    handler: KBox<dyn Poll>,
     /// Free space, in bytes, at which the host was asked to signal; 0 for never. A copy: the host
     /// can change the value in the ring.
     pending_size: Cell<u32>,
@@ -154,13 +175,25 @@ impl<'bound> Channel<'bound> {
     /// `job` runs when `handler` calls [`Sender::defer`].
     ///
     /// Fails as [`Channel::resume`] does.
-    pub fn open(
+    pub fn open<H: Handler>(
         device: &'bound vmbus::Device<device::Core<'_>>,
         ring: RingSize,
-        handler: KBox<dyn Handler>,
+        handler: KBox<H>,
         job: Job,
     ) -> Result<Self> {
-        let inner = Inner::new((&***device).into(), ring, handler, job);
+        let context = handler.context();
+        Self::open_with(device, ring, context, handler, job)
+    }
+
+    /// The part of [`Channel::open`] that does not depend on the type of the handler.
+    fn open_with(
+        device: &'bound vmbus::Device<device::Core<'_>>,
+        ring: RingSize,
+        context: Context,
+        handler: KBox<dyn Poll>,
+        job: Job,
+    ) -> Result<Self> {
+        let inner = Inner::new((&***device).into(), ring, context, handler, job);
         let channel = Self {
             inner: Managed::new(device.as_ref(), KBox::pin_init(inner, GFP_KERNEL)?)?,
             _bound: PhantomData,
@@ -252,13 +285,14 @@ impl Inner {
     fn new(
         device: ARef<vmbus::Device>,
         ring: RingSize,
-        handler: KBox<dyn Handler>,
+        context: Context,
+        handler: KBox<dyn Poll>,
         job: Job,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             device,
             ring,
-            context: handler.context(),
+            context,
             state <- new_mutex!(State::Closed, "Channel::state"),
             calls: Atomic::new(1),
             limit <- RateLimit::new(c"hyperv"),
@@ -438,9 +472,7 @@ impl Inner {
             room: Cell::new(0),
             waits_for_room: Cell::new(false),
         };
-        let handler = &mut *callback.handler;
-        handler.woken(&sender);
-        let mut is_done = sender.poll(handler);
+        let mut is_done = callback.handler.poll(&sender);
         if sender.pending_size.get() != 0 && !sender.waits_for_room.get() {
             sender.set_pending_size(0);
         }

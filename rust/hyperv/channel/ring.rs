@@ -60,6 +60,7 @@ impl RingSize {
 }
 
 /// Returns the number of bytes that a packet with a payload of `len` bytes occupies in a ring.
+#[inline]
 pub(super) fn packet_size(len: usize) -> u32 {
     // CAST: Packets are at most 0xffff * 8 bytes long.
     (DESCRIPTOR + len + TRAILER) as u32

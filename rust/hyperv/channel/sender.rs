@@ -101,6 +101,7 @@ impl<'a> Sender<'a> {
 
     /// Returns whether the host's interrupt has called the handler. The handler must not print
     /// then.
+    #[inline]
     pub fn is_in_interrupt(&self) -> bool {
         if self.context == Context::Softirq {
             return false;
@@ -111,6 +112,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Returns the first packet in the inbound ring, if any.
+    #[inline]
     fn first(&self) -> Option<NonNull<bindings::vmpacket_descriptor>> {
         // SAFETY: By the type invariant, the channel is open, and no other code reads the ring.
         NonNull::new(unsafe { bindings::hv_pkt_iter_first(self.channel.as_ptr()) })
@@ -122,6 +124,7 @@ impl<'a> Sender<'a> {
     ///
     /// `descriptor` must be the packet that hv_vmbus' iterator has returned last. No [`Packet`] may
     /// refer to it.
+    #[inline]
     unsafe fn next(
         &self,
         descriptor: NonNull<bindings::vmpacket_descriptor>,
@@ -134,6 +137,7 @@ impl<'a> Sender<'a> {
 
     /// Publishes the read index of the inbound ring. Signals the host if the host waits for free
     /// space.
+    #[inline]
     fn publish_read_index(&self) {
         // SAFETY: By the type invariant, the channel is open, and no other code reads the ring.
         unsafe { bindings::hv_pkt_iter_close(self.channel.as_ptr()) };
@@ -149,26 +153,36 @@ impl<'a> Sender<'a> {
     /// Returns whether the outbound ring has room for a packet with a payload of `len` bytes. If
     /// not, the host signals when the ring has room. The caller must ask again in the next
     /// invocation of the callback.
+    #[inline]
     fn has_room(&self, len: usize) -> bool {
-        // A full ring would look empty, so at least one byte must stay free.
         let needed = packet_size(len);
-        let look = || {
-            // SAFETY: By the type invariant, the channel is open.
-            let room = unsafe { bindings::rust_helper_vmbus_bytes_to_write(self.channel.as_ptr()) };
-            self.room.set(room);
-            room > needed
-        };
-        if self.room.get() > needed || look() {
-            return true;
-        }
+        // A full ring would look empty, so at least one byte must stay free.
+        self.room.get() > needed || self.finds_room(needed) || self.gets_room(needed)
+    }
+
+    /// Returns whether the outbound ring now has room for more than `needed` bytes.
+    #[inline]
+    fn finds_room(&self, needed: u32) -> bool {
+        // SAFETY: By the type invariant, the channel is open.
+        let room = unsafe { bindings::rust_helper_vmbus_bytes_to_write(self.channel.as_ptr()) };
+        self.room.set(room);
+        room > needed
+    }
+
+    /// Asks the host to signal when the outbound ring has room for `needed` bytes. Returns whether
+    /// the ring has had room since.
+    #[cold]
+    #[inline(never)]
+    fn gets_room(&self, needed: u32) -> bool {
         self.set_pending_size(needed.max(self.pending_size.get()));
-        let has_room = look();
+        let has_room = self.finds_room(needed);
         self.waits_for_room
             .set(self.waits_for_room.get() || !has_room);
         has_room
     }
 
     /// Sends in-band data. An error is logged later.
+    #[inline]
     pub(super) fn send(&self, payload: &mut [u8], transaction: u64) -> Sent {
         // CAST: Packets are at most 0xffff * 8 bytes long.
         let len = payload.len() as u32;
@@ -218,7 +232,7 @@ impl<'a> Sender<'a> {
 
     /// Passes the packets in the ring to `handler`, as long as there is room for their answers.
     /// Returns whether the remaining packets, if any, can wait for the next event.
-    pub(super) fn poll(&self, handler: &mut dyn Handler) -> bool {
+    pub(super) fn poll<H: Handler>(&self, handler: &mut H) -> bool {
         let mut next = self.first();
         for done in 0..BUDGET {
             // The host signals only when it adds to an empty ring. Publish the read index before
