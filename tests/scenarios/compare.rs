@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Compares what both modules said to the host in a scenario.
+//! Compares the messages of both modules to the host in a scenario.
 //!
-//! Where the scenario leads a service, each line counts, in the order of its side. Where a service acts by itself, how
-//! often it does is a matter of time: there each request must have the same reply. How the services interleave is chance.
+//! For a service that the scenario acts for, each line counts, and the order of the lines of a side. For a service that
+//! acts by itself, the number of requests depends on time. There, the same request must have the same reply. The order
+//! of lines of different services does not matter.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -13,23 +14,24 @@ use host::service::Service;
 use crate::daemon;
 use crate::scenario::Scenario;
 
-/// Which differences are meant: see [`parse`].
+/// The intended differences. See [`parse`] for the format.
 const DIFFERENCES: &str = include_str!("differences.txt");
 
-/// What stands for a line that the other module has more.
+/// Stands for the missing line where only one module has a line.
 const NOTHING: &str = "(nothing)";
 
-/// A difference that is meant: these lines, at the same place.
+/// An intended difference: these two lines, at the same place.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Meant<'a> {
-    /// The scenarios, each of which must differ so.
+    /// The scenarios. Each must have the difference.
     scenarios: Vec<&'a str>,
     reason: &'a str,
     rust: &'a str,
     c: &'a str,
 }
 
-/// Reads entries of three lines: `SCENARIO...: REASON`, `  rust: LINE`, `  c: LINE`. A sequence may be `N`: any.
+/// Reads entries of three lines: `SCENARIO...: REASON`, `  rust: LINE`, `  c: LINE`. The sequence `N` stands for any
+/// number.
 fn parse(text: &str) -> Result<Vec<Meant<'_>>, String> {
     let mut lines = text
         .lines()
@@ -49,8 +51,8 @@ fn parse(text: &str) -> Result<Vec<Meant<'_>>, String> {
     Ok(entries)
 }
 
-/// Compares the transcripts of both modules. Gives why they differ, where they do; an error if one says what the other
-/// does not, but for the differences that are meant, or does not differ as it is meant to.
+/// Compares the transcripts of both modules. Returns the reasons of the intended differences. Fails if there is another
+/// difference, or if an intended difference is missing.
 pub fn compare(scenario: &Scenario, rust: &str, c: &str) -> Result<Vec<String>, String> {
     let leads = |topic: &str| {
         let scripted = scenario.scripted_services().iter().copied();
@@ -58,7 +60,7 @@ pub fn compare(scenario: &Scenario, rust: &str, c: &str) -> Result<Vec<String>, 
         let daemons = daemon::SERVICES.map(Service::name);
         names.any(|name| name == topic) || (scenario.needs_daemons() && daemons.contains(&topic))
     };
-    // In C, file copy has moved to a daemon over uio.
+    // C has no file copy: its daemon uses uio.
     let is_of_both = |line: &&str| !line.starts_with(Service::FCopy.name());
     let of_both = |said: &str| {
         said.lines()
@@ -74,7 +76,7 @@ pub fn compare(scenario: &Scenario, rust: &str, c: &str) -> Result<Vec<String>, 
     )
 }
 
-/// Whether the differences are those that are meant.
+/// Checks that the differences are the intended ones. Returns their reasons.
 fn judge(
     name: &str,
     meant: &[Meant<'_>],
@@ -104,7 +106,7 @@ fn judge(
     }
 }
 
-/// The sequence in a line, and the line with `N` for it.
+/// The sequence in a line, and the line with `N` in its place.
 fn numbered(line: &str) -> Option<(&str, String)> {
     const SEQUENCE: &str = " sequence ";
     let (before, rest) = line.split_once(SEQUENCE)?;
@@ -115,13 +117,12 @@ fn numbered(line: &str) -> Option<(&str, String)> {
     Some((number, format!("{before}{SEQUENCE}N{after}")))
 }
 
-/// What was said in one run. Remarks are nothing that was said, and the bus is hv_vmbus' business: it probes devices in any
-/// order.
+/// The messages of one run. Remarks are left out. So are the messages of the bus: hv_vmbus probes devices in any order.
 #[derive(Default)]
 struct Said<'a> {
-    /// With the services that the scenario leads: all lines, by topic and side.
+    /// All lines of the services that the scenario acts for, by topic and side.
     led: BTreeMap<(&'a str, &'a str), Vec<&'a str>>,
-    /// With the others: the replies, by topic and request.
+    /// The replies of the other services, by topic and request.
     replies: BTreeMap<(&'a str, &'a str), BTreeSet<&'a str>>,
 }
 
@@ -152,7 +153,7 @@ impl<'a> Said<'a> {
     }
 }
 
-/// What differs. What a service that acts by itself was not asked in both runs does not count.
+/// The differences between two runs. For a service that acts by itself, only requests of both runs count.
 fn differences(rust: &Said<'_>, c: &Said<'_>) -> Vec<(String, String)> {
     let places: BTreeSet<_> = rust.led.keys().chain(c.led.keys()).collect();
     let lines = |said: &'_ BTreeMap<_, Vec<_>>, place| said.get(place).cloned().unwrap_or_default();
@@ -170,17 +171,17 @@ fn differences(rust: &Said<'_>, c: &Said<'_>) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Lines side by side.
+/// Pairs the lines by their places.
 fn zip<'a>(left: &[&'a str], right: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     let of = |lines: &[&'a str], at| lines.get(at).copied().unwrap_or(NOTHING);
     let places = 0..left.len().max(right.len());
     places.map(|at| (of(left, at), of(right, at))).collect()
 }
 
-/// As many pairs of places are looked at: with more, as in a flood, lines are compared one by one.
+/// Maximum number of pairs of places for [`diff`]. Beyond that, as in a flood, it pairs the lines by their places.
 const MOST: usize = 1 << 20;
 
-/// The lines that only one of both has, side by side where they are at the same place.
+/// The lines that only one side has, paired where they are at the same place.
 fn diff<'a>(left: &[&'a str], right: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     let same = |(left, right): &(&&str, &&str)| left == right;
     let prefix = left.iter().zip(right).take_while(same).count();
@@ -194,7 +195,7 @@ fn diff<'a>(left: &[&'a str], right: &[&'a str]) -> Vec<(&'a str, &'a str)> {
         return zip(left, right);
     }
 
-    // How many lines the rests behind each pair of places have in common at most.
+    // For each pair of places: the length of the longest common subsequence of the lines behind.
     let mut common = vec![vec![0; right.len() + 1]; left.len() + 1];
     for (i, line) in left.iter().enumerate().rev() {
         for (j, other) in right.iter().enumerate().rev() {
@@ -245,7 +246,7 @@ mod tests {
         assert_eq!(found(&more, said), [("kvp <- b".into(), NOTHING.into())]);
         let before = format!("kvp <- c\n{said}");
         assert_eq!(found(&before, said), [("kvp <- c".into(), NOTHING.into())]);
-        // It is chance whether the host goes on before it has an answer.
+        // Whether the host sends its next request before it has an answer is chance.
         assert_eq!(
             found(
                 "kvp -> a\nkvp -> b\nkvp <- c\n",
@@ -282,7 +283,7 @@ mod tests {
         assert_eq!(why(&[pair("a", "b")]), Ok(vec!["why".to_owned()]));
         why(&[pair("a", "c")]).unwrap_err();
         why(&[pair("a", "b"), pair("b", "a")]).unwrap_err();
-        // It has to be there, all of it, and only where it is meant.
+        // A difference must be there as a whole, and only in its scenarios.
         why(&[]).unwrap_err();
         why(&[pair("x", "y")]).unwrap_err();
         assert_eq!(judge("other", &meant, &[]), Ok(vec![]));

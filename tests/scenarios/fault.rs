@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hosts that do what they should not, or what is rare.
+//! Hosts that misbehave, or do what is rare.
 
 use std::time::Duration;
 
@@ -26,10 +26,10 @@ use crate::scenario::Context;
 use crate::scenario::Scenario;
 use crate::timesync::wait_clock;
 
-/// Another instance than any device of a host's.
+/// An instance that no device of the emulated host has.
 const OTHER_INSTANCE: Guid = Guid::parse("6d2f1c80-9b3e-4a57-8e14-c05a7f93d2b6");
 
-/// What the module says of a second device.
+/// The module's log text about a second device.
 const REFUSAL: &str = "a second device of its class";
 
 const SERVICES: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
@@ -84,7 +84,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .race(),
 ];
 
-/// The host refuses the open: no driver is bound, and a later bind works.
+/// The host refuses to open the channels. No driver is bound, and a later bind works.
 fn open_refused(t: &Context<'_>) -> Result<()> {
     let services = [&SERVICES, removal::services(t)].concat();
     for &service in &services {
@@ -103,7 +103,7 @@ fn open_refused(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The host refuses the open of a device that was bound before: nothing of the former binding is used.
+/// The host refuses to open the channel of a device that was bound before. The module uses nothing of the former binding.
 fn open_refused_later(t: &Context<'_>) -> Result<()> {
     for &service in removal::services(t) {
         let channel = t.channel(service);
@@ -120,10 +120,10 @@ fn open_refused_later(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The host refuses an open of the module in C, which leaves its callback in the channel and is removed. This module opens
-/// the channel all the same.
+/// The host refuses to open a channel for the C module. C leaves its callback in the channel, and is removed. This module
+/// opens the channel nevertheless.
 fn open_after_c(t: &Context<'_>) -> Result<()> {
-    // With a refused open of others, C crashes.
+    // C crashes if the host refuses to open the channel of another service.
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.fail_opens(1, STATUS_UNSUCCESSFUL);
     t.insmod(Module::C)?;
@@ -140,8 +140,8 @@ fn open_after_c(t: &Context<'_>) -> Result<()> {
     heartbeat.wait_replies(1).map(|_| ())
 }
 
-/// The host offers a second device of a class while the first one works. The second is refused and never opened, and one
-/// line of the module's says why. The first goes on. When both are gone, another device of the class is served.
+/// The host offers a second device of a class while the first one works. The module refuses the second device, never opens
+/// it, and logs one line about it. The first device still works. When both are gone, the module serves another one.
 fn second_device(t: &Context<'_>) -> Result<()> {
     let services = [removal::services(t), &[Service::TimeSync]].concat();
     for service in services {
@@ -199,13 +199,13 @@ fn second_of(t: &Context<'_>, service: Service) -> Result<()> {
     t.sh_ok(&format!("[ ! -e /sys/bus/vmbus/devices/{OTHER_INSTANCE} ]"))?;
     serves()?;
 
-    // The daemon ends when its device goes.
+    // The daemon exits when its device goes away.
     another_of(t, service, OTHER_INSTANCE)?;
     another_of(t, service, service.instance())
 }
 
-/// The host offers the next device of a class, and then takes the last one away. The next one waits until the last one
-/// is unbound, and is served.
+/// The host offers the next device of a class, and then rescinds the current one. The next device waits until the current
+/// one is unbound, and is served then.
 fn next_device(t: &Context<'_>) -> Result<()> {
     let services = [removal::services(t), &[Service::TimeSync]].concat();
     for service in services {
@@ -218,7 +218,7 @@ fn next_of(t: &Context<'_>, service: Service) -> Result<()> {
     let channel = t.channel(service);
     channel.wait_open()?;
     channel.offer_second(OTHER_INSTANCE);
-    // Its driver is asked at once.
+    // Wait until the device exists: its probe has begun.
     let device = format!("/sys/bus/vmbus/devices/{OTHER_INSTANCE}");
     daemon::wait_for(t, &format!("[ -e {device} ]"))?;
     t.equal("times it was opened by then", channel.second_opens()?, 0)?;
@@ -234,7 +234,7 @@ fn next_of(t: &Context<'_>, service: Service) -> Result<()> {
     another_of(t, service, service.instance())
 }
 
-/// The host takes the device away, and offers another one of its class, which is served.
+/// The host rescinds the device, and offers another one of its class. The module serves it.
 fn another_of(t: &Context<'_>, service: Service, instance: Guid) -> Result<()> {
     let channel = t.channel(service);
     channel.rescind()?;
@@ -251,8 +251,7 @@ fn another_of(t: &Context<'_>, service: Service, instance: Guid) -> Result<()> {
     }
 }
 
-/// A host that says nothing at all keeps no daemon from registering, no device from going and nobody from removing the
-/// module.
+/// The host sends nothing at all. Daemons can still register, devices can be unbound, and the module can be removed.
 fn silent_host(t: &Context<'_>) -> Result<()> {
     for daemon in [daemon::KVP, daemon::VSS] {
         daemon.start(t)?;
@@ -268,7 +267,7 @@ fn silent_host(t: &Context<'_>) -> Result<()> {
     t.unload()
 }
 
-/// A host that sends each message twice gets an answer to each, also while a daemon works on the first.
+/// The host sends each message twice. Each one gets an answer, even if it comes while a daemon works on the first.
 fn says_it_twice(t: &Context<'_>) -> Result<()> {
     for (service, daemon) in [(Service::Kvp, daemon::KVP), (Service::Vss, daemon::VSS)] {
         let talk = Talk::begin(t, service, daemon)?;
@@ -283,7 +282,7 @@ fn says_it_twice(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The guest's clock follows the host's wherever that jumps, and nothing that the module waits for depends on it.
+/// The host's clock jumps, and the guest's clock follows. No time-out of the module depends on the clock.
 fn clock_jumps(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     channel.negotiate_all()?;
@@ -311,8 +310,8 @@ fn clock_jumps(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon that answers without having been asked, all the time, while the host asks and starts over: no request has
-/// more than one reply, and none has to wait.
+/// A daemon writes answers to no question, all the time, while the host sends requests and negotiates anew. Each request
+/// has one reply, and none waits.
 fn daemon_and_host_at_once(t: &Context<'_>) -> Result<()> {
     let write = ShellDaemon::write("/tmp/success");
     let script = format!(

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kernel's log must not hold.
+//! Lines that fail a scenario if the kernel's log has them.
 
-/// What a splat of the kernel begins with or contains.
+/// Texts in splats of the kernel.
 const SPLATS: [&str; 12] = [
     "WARNING:",
     "BUG:",
@@ -18,7 +18,7 @@ const SPLATS: [&str; 12] = [
     "soft lockup",
 ];
 
-/// Warnings of the stock kernel that have nothing to do with the module.
+/// Warnings of the stock kernel that the module does not cause.
 const HARMLESS: [&str; 6] = [
     "loading out-of-tree module taints kernel",
     "module verification failed: signature and/or required key missing",
@@ -33,13 +33,12 @@ pub fn is_splat(line: &str) -> bool {
     SPLATS.iter().any(|text| line.contains(text))
 }
 
-/// The first line of a raw log (`dmesg -r`: `<priority>[time] text`) that is a splat, or a warning or worse that is
-/// neither harmless nor expected. The lines of an expected splat, from its `WARNING:` on, are left out, but for those of
-/// another splat among them.
+/// The first bad line of a raw log (`dmesg -r`: `<priority>[time] text`): a splat, or a warning or worse that is neither
+/// harmless nor expected. Skips an expected splat from its `WARNING:` to its end, but not another splat inside.
 pub fn first_bad_line<'a>(log: &'a str, expected: &[&str]) -> Option<&'a str> {
     let mut is_in_splat = false;
     log.lines().find(|line| {
-        // A rule, between which and the next one is what matters.
+        // A separator line of a report: the lines that matter follow.
         if line.ends_with("=====") {
             return false;
         }

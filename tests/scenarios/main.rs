@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What host and guest do together, as seen from both sides.
+//! Scenarios: the emulated host and a guest, checked from both sides.
 //!
 //! # Adding a scenario
 //!
@@ -16,18 +16,18 @@
 //! }
 //! ```
 //!
-//! It is called in every configuration (module, processors, VMBus version) with the module freshly inserted, all
-//! services acting as on Windows, the kernel's log empty; afterwards the module is removed. What the scenario needs
-//! otherwise is said in the table, see [`scenario::Scenario`]: services led by the scenario from the start
-//! (`scripted`), a module not yet inserted (`unloaded`), another machine (`machine`), a guest that is gone afterwards
-//! (`ends_guest`), minutes to wait for (`waits`), the distribution's daemons (`daemons`), each kernel (`everywhere`), one processor and
-//! version only (`once`), two processors (`race`), not for C (`rust_only`), log lines that belong to the case
-//! (`expects_log`), and whether what is said depends on chance, so that the modules cannot be compared (`by_chance`).
+//! By default a scenario runs once for each module: one processor, the newest VMBus version. The module has just been
+//! inserted, all services act as on Windows, and the kernel's log is empty. The runner removes the module afterwards.
+//! The methods of [`scenario::Scenario`] change this: the scenario acts for services of the host (`scripted`), inserts
+//! the module itself (`unloaded`), needs another machine (`machine`), ends the guest (`ends_guest`), waits for minutes
+//! (`waits`), needs the distribution's daemons (`daemons`), runs on each kernel (`everywhere`) or with other VMBus
+//! versions (`versions`), needs two processors (`race`), is not for C (`rust_only`), expects warnings in the log
+//! (`expects_log`), or has messages that depend on chance, so that the modules cannot be compared (`by_chance`).
 //!
-//! A scenario fails if it returns an error, and also if the kernel's log has a splat or a warning that it does not
-//! expect. What was said is then in `build/results`, in a file that the result's line names.
+//! A scenario fails if it returns an error, or if the kernel's log has an unexpected splat or warning. The line of the
+//! result then names a file in `build/results`, which has the transcript.
 //!
-//! [`host::guest`] has all that can be done with a guest and a channel.
+//! [`host::guest`] has all operations on a guest and its channels.
 
 mod addresses;
 mod attributes;
@@ -80,29 +80,29 @@ use scenario::Scenario;
 
 const USAGE: &str = "\
 usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T) in their names or configurations
-       scenarios [OPTION]... faults [WORD]  runs those of the table of faults with both modules, and writes it
-       scenarios [OPTION]... mainline [WORD] runs those that a patch for C is about with C, as it is or --patched
+       scenarios [OPTION]... faults [WORD]  runs the scenarios of the table of faults with both modules, and writes it
+       scenarios [OPTION]... mainline [WORD] runs the scenarios that a patch for C fixes, with C, stock or --patched
        scenarios [OPTION]... demo           shows the module at work
-       scenarios [OPTION]... bench [check]  measures it, and the kernel's own; or what may not grow, only
-       scenarios [OPTION]... bench profile ROW   says in which functions a row of its table spends them
-       scenarios list [debug|waits]         lists the scenarios, or those for the kernel that looks for faults, or
-                                            those for emulated time
-       scenarios list faults <DOCUMENT      prints that table as it would be written with the document's verdicts
+       scenarios [OPTION]... bench [check]  measures both modules; check: only the cheap rows, against the baseline
+       scenarios [OPTION]... bench profile ROW   prints the functions that a row of the benchmark spends its time in
+       scenarios list [debug|waits]         lists all scenarios, or those for the debug kernel, or those for emulated
+                                            time
+       scenarios list faults <DOCUMENT      prints the table of faults with the document's verdicts
   --flavour F      kernel, a folder of build/kernel (amd64)
   --module M       only rust or c
   --vcpus N        only 1 or 2
-  --vmbus X.Y      only this newest version (4.0 and 6.0)
-  --full yes       all scenarios in all configurations, on any kernel: else those for each kernel, if it is not amd64
-  --whole no       only this module, and only what processors and version matter to
-  --time emulated  what waits for minutes, in a QEMU guest in which waiting takes no time; else what does not
-  --control yes    only C, with what is not for it: what it passes all the same could be (--time emulated is quicker)
-  --patched FILE   this initramfs has C's module, in place of the kernel's own
-  --peer KEY       C's results that passed with the same KEY, which stands for all they depend on, are kept
-  --repeat N       all of it N times (1)
-HV_SLOW=1 in the environment has all that is repeated repeated more often: reloads, daemons, failing allocations.
+  --vmbus X.Y      newest VMBus version of the host (4.0 and 6.0)
+  --full yes       all scenarios in all configurations; without it, kernels other than amd64 run few scenarios
+  --whole no       only this module, and only scenarios that depend on processors and VMBus version
+  --time emulated  only scenarios that wait for minutes, in a QEMU guest whose clock skips idle time
+  --control yes    only C, with the scenarios that are not for C; prints which pass (--time emulated is quicker)
+  --patched FILE   initramfs with a C module that replaces the kernel's
+  --peer KEY       keep C's results that passed with the same KEY; KEY stands for all that they depend on
+  --repeat N       run all N times (1)
+HV_SLOW=1 in the environment raises all repetitions: reloads, daemons, failing allocations.
 ";
 
-/// All scenarios, in the order in which they run. Those that end the guest come last in each configuration anyway.
+/// All scenarios, in the order in which they run. In each configuration those that end the guest come last.
 fn all() -> Vec<&'static Scenario> {
     [
         lifecycle::SCENARIOS,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counts results and breakdowns, and prints them; goes on from where it was when the QEMU guest broke down.
+//! Counts and prints results and breakdowns of the emulation. After a breakdown of the QEMU guest, the next run continues
+//! the count.
 
 use std::time::Instant;
 
@@ -12,12 +13,12 @@ use host::nested::progress_file;
 use crate::log;
 use crate::scenario::skip_reason;
 
-/// How many times the emulation may break down in one run.
+/// Maximum number of breakdowns of the emulation in one run.
 const BREAKDOWNS: usize = 3;
 
-/// What broke down when a guest stopped, if its processors are emulated and that says nothing about the module: an
-/// emulated processor that stopped for good, or that faulted three times over. It is no breakdown where the kernel said
-/// on the console that something was wrong.
+/// Describes the breakdown if a guest stopped because the emulation of its processors failed: a processor hung, or had a
+/// triple fault. A splat on the console means that the kernel is at fault: that is no breakdown. Neither is anything
+/// where processors are not emulated.
 pub fn breakdown(exit: &Exit, console: &str) -> Option<String> {
     breakdown_of(exit, console).filter(|_| nested::is_nested())
 }
@@ -31,7 +32,7 @@ fn breakdown_of(exit: &Exit, console: &str) -> Option<String> {
     }
 }
 
-/// Which guest's emulation broke down.
+/// The guest whose emulation broke down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// The guest of a scenario.
@@ -49,7 +50,7 @@ impl Level {
     }
 }
 
-/// Where a run is: what the next QEMU guest has to know if this one breaks down.
+/// The state of a run, for the next QEMU guest if this one breaks down.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Progress {
     /// Jobs of scenarios that have run in all their places.
@@ -58,9 +59,9 @@ struct Progress {
     number: u32,
     failed: u32,
     boots: u32,
-    /// What broke down in which scenario.
+    /// The guests that broke down, each with the scenario.
     breakdowns: Vec<(Level, String)>,
-    /// The scenario that runs.
+    /// The running scenario.
     running: String,
 }
 
@@ -103,7 +104,7 @@ impl Progress {
         })
     }
 
-    /// Counts a breakdown, and says whether it is the first in that scenario.
+    /// Counts a breakdown. Returns whether it is the first in that scenario.
     fn broke(&mut self, level: Level, scenario: &str) -> bool {
         let is_first = !self.breakdowns.iter().any(|(_, name)| name == scenario);
         self.breakdowns.push((level, scenario.to_owned()));
@@ -116,22 +117,23 @@ impl Progress {
     }
 }
 
-/// Counts results and prints them, with the time that each took.
+/// Counts and prints results, each with its time.
 pub struct Report {
-    /// When the last one came.
+    /// Time of the last result.
     last: Instant,
-    /// Jobs so far, and those that a run in a QEMU guest that broke down has done.
+    /// Jobs of this run so far.
     jobs: u32,
+    /// Jobs done in QEMU guests that broke down.
     jobs_before: u32,
-    /// The scenario in which a QEMU guest broke down that had broken down before.
+    /// The scenario in which the QEMU guest broke down twice.
     twice: Option<String>,
     progress: Progress,
-    /// Lines of the scenario that runs: they count when it has run in all its places.
+    /// Lines of the running scenario. They count once the scenario has run in all its places.
     held: String,
 }
 
 impl Report {
-    /// Goes on from where the run was that was here before.
+    /// Continues the run of a QEMU guest that broke down, or begins a new run.
     pub fn resumed() -> Self {
         let text = progress_file().and_then(|file| std::fs::read_to_string(file).ok());
         let before = text.map(|text| {
@@ -160,7 +162,7 @@ impl Report {
         report
     }
 
-    /// Counts a job, and says whether it was done before.
+    /// Counts a job. Returns whether an earlier QEMU guest did the job.
     pub fn was_done(&mut self) -> bool {
         self.jobs += 1;
         self.jobs <= self.jobs_before
@@ -171,8 +173,8 @@ impl Report {
         self.progress.boots += 1;
     }
 
-    /// A scenario begins to run in one of its places. An error if it must not: the QEMU guest has broken down in it, for
-    /// the second time.
+    /// Called when a scenario begins in one of its places. Fails if the QEMU guest broke down twice in the scenario: it
+    /// must not run.
     pub fn begins(&mut self, scenario: &str) -> Result<()> {
         if self.progress.running != scenario {
             self.progress.running = scenario.to_owned();
@@ -184,10 +186,10 @@ impl Report {
         }
     }
 
-    /// The emulation of the guest's processors broke down. Says whether the scenario may run again.
+    /// Called when the emulation of the guest's processors broke down. Returns whether the scenario may run again.
     pub fn broke(&mut self, scenario: &str) -> bool {
         let is_first = self.progress.broke(Level::Inner, scenario);
-        // What has been reported of the scenario itself does not count until it has run in all its places.
+        // Results of the scenario itself do not count until it has run in all its places.
         if self.held.is_empty() {
             self.save();
         }
@@ -215,12 +217,12 @@ impl Report {
         self.held.push_str(&lines);
     }
 
-    /// The next line tells the time from now on.
+    /// Restarts the time of the next result.
     pub fn begin_timing(&mut self) {
         self.last = Instant::now();
     }
 
-    /// Reports a result that a former run got with all as it is now.
+    /// Reports the result of a former run, which is kept.
     pub fn kept(&mut self, name: &str, label: &str) {
         self.begin_timing();
         self.progress.number += 1;
@@ -229,7 +231,7 @@ impl Report {
         self.held.push_str(&line);
     }
 
-    /// A scenario has run in all its places.
+    /// Called when a scenario has run in all its places. Prints its lines.
     pub fn settle(&mut self) {
         print!("{}", std::mem::take(&mut self.held));
         self.progress.jobs = self.jobs;
@@ -237,12 +239,12 @@ impl Report {
         self.save();
     }
 
-    /// Has the next QEMU guest go on from here.
+    /// Saves the progress for the next QEMU guest.
     fn save(&self) {
         let Some(file) = progress_file() else {
             return;
         };
-        // It is there as a whole, whenever this guest breaks down.
+        // The rename is atomic: the file is complete whenever this guest breaks down.
         let mut whole = file.as_os_str().to_owned();
         whole.push(".new");
         let saved = std::fs::write(&whole, self.progress.text())
@@ -252,7 +254,7 @@ impl Report {
         }
     }
 
-    /// Prints the closing lines, and says whether all is well.
+    /// Prints the closing lines. Returns whether no result failed.
     pub fn end(mut self, start: Instant) -> bool {
         let [inner, outer] = [Level::Inner, Level::Outer].map(|level| self.progress.count(level));
         if inner + outer > BREAKDOWNS {
@@ -275,7 +277,7 @@ impl Report {
             "# breakdowns of the emulation: {inner} of the inner guest, {outer} of the outer guest"
         );
         if number == 0 {
-            println!("# no scenario ran here; some run only where all of their name is given (scenarios list)");
+            println!("# no scenario ran; some only run if their whole name is given (scenarios list)");
         }
         failed == 0
     }

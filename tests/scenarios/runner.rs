@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Runs scenarios: boots as few guests as possible, reports one line each, keeps what was said.
+//! Runs scenarios. Boots as few guests as possible, prints a line for each result, and writes the transcripts.
 
 mod attempt;
 mod group;
@@ -28,20 +28,20 @@ use crate::scenario::Scenario;
 
 pub use self::options::Options;
 
-/// The kernels that the table of faults is from, with how many processors.
+/// The kernels of the table of faults, each with its number of processors.
 const KERNELS: [(&str, u32); 2] = [(FLAVOUR, 1), (DEBUG, 2)];
 
 /// The suffix of files with verdicts.
 const VERDICT: &str = "verdict";
 
-/// Runs all scenarios that the options select; the exit status says whether all of them passed.
+/// Runs all scenarios that the options select. Returns success if all of them passed.
 pub fn check(scenarios: &[&'static Scenario], options: &Options) -> ExitCode {
     let start = Instant::now();
     let mut report = Report::resumed();
     for _ in 0..options.repeat {
         for (row, &vcpus) in options.vcpus.iter().enumerate() {
             for (column, &vmbus) in options.versions.iter().enumerate() {
-                // The diagonal has each value once. What does not depend on them runs in its first place only.
+                // The diagonal has each value once. Scenarios that depend on neither value run in its first place only.
                 let first = (row, column) == (0, 0);
                 let whole = options.full || (options.whole && first);
                 if options.full || row == column {
@@ -64,7 +64,7 @@ pub fn check_faults(scenarios: &[&'static Scenario], mut options: Options) -> Ex
     })
 }
 
-/// Runs those that a patch for mainline is about with C alone, stock or patched, and writes the table of the patches.
+/// Runs the scenarios that a patch for mainline fixes, with C alone, stock or patched. Writes the table of the patches.
 pub fn check_mainline(scenarios: &[&'static Scenario], mut options: Options) -> ExitCode {
     options.mainline = true;
     if let Err(error) = options.set("--module", Module::C.name()) {
@@ -82,7 +82,7 @@ pub fn check_mainline(scenarios: &[&'static Scenario], mut options: Options) -> 
     })
 }
 
-/// Runs what the options select, on the kernel as the tables have it, and writes the document of that name.
+/// Runs the scenarios that the options select, with the processors of [`KERNELS`], and writes `document` to `name`.
 fn check_table(
     scenarios: &[&'static Scenario],
     mut options: Options,
@@ -98,7 +98,7 @@ fn check_table(
     };
     options.vcpus = vec![vcpus];
     options.versions = vec![(6, 0)];
-    // None of a former run is told.
+    // Remove the verdicts of former runs.
     for (scenario, place) in options.jobs(scenarios, vcpus, (6, 0), true) {
         let file = place.file(scenario.name(), &options.kernel());
         let _ = std::fs::remove_file(with_suffix(&file, VERDICT));
@@ -114,7 +114,7 @@ fn check_table(
     }
 }
 
-/// What a scenario came to when it ran last, on the kernel that the table has it on.
+/// The verdict of a scenario's last run, on the kernel that the table of faults names.
 fn last_verdict(scenario: &str, module: Module, kernel: Kernel) -> Option<String> {
     if module == Module::C && scenario.starts_with("fcopy_") {
         return Some("has no such device".to_owned());
@@ -123,7 +123,7 @@ fn last_verdict(scenario: &str, module: Module, kernel: Kernel) -> Option<String
     verdict_of(scenario, module, flavour, vcpus)
 }
 
-/// What a scenario came to when it ran last on a kernel, as the files of results call that.
+/// The verdict of a scenario's last run on `kernel`, which is a name of [`Options::kernel`].
 fn verdict_of(scenario: &str, module: Module, kernel: &str, vcpus: u32) -> Option<String> {
     let place = Place {
         module,

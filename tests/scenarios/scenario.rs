@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One scenario: its entry in a table, and what its function gets.
+//! A scenario: its entry in a table, and the context of its function.
 
 use std::ops::Deref;
 
@@ -11,22 +11,22 @@ use host::guest::Result;
 use host::machine::Config;
 use host::service::Service;
 
-/// What ended a scenario early without being a failure: it starts the reason.
+/// The prefix of an error that means "skipped". The reason follows.
 const SKIP: &str = "SKIP ";
 
-/// Set to 1 in the environment where all that is repeated is to be repeated more often.
+/// The environment variable that raises all repetitions if it is 1.
 const SLOW: &str = "HV_SLOW";
 
 /// How a machine differs from that of most scenarios.
 pub struct Machine {
-    /// Its name: scenarios with the same share one.
+    /// Scenarios whose machines have the same name share a machine.
     pub name: &'static str,
-    /// Makes the difference.
+    /// Changes the usual configuration.
     pub change: fn(&mut Config),
 }
 
 impl Machine {
-    /// Differs in all that single scenarios need: VMBus 5.0, no hibernation (S4), and a device for the sample driver.
+    /// VMBus 5.0, no hibernation (S4), and a device for the sample driver. Each is for some scenario.
     pub const OTHER: Self = Self {
         name: "other",
         change: |config| {
@@ -36,8 +36,8 @@ impl Machine {
         },
     };
 
-    /// One processor can be kept busy while the other one works, and channels can move from one to the other. And a
-    /// device for a driver that is not hv_utils.
+    /// Two processors: one can be busy while the other works, and channels can move between them. Also a device for a
+    /// driver other than hv_utils.
     pub const TWO_PROCESSORS: Self = Self {
         name: "two processors",
         change: |config| {
@@ -48,7 +48,7 @@ impl Machine {
     };
 }
 
-/// A scenario, as one line of a table.
+/// A scenario: one line of a table.
 pub struct Scenario {
     name: &'static str,
     run: fn(&Context<'_>) -> Result<()>,
@@ -63,22 +63,23 @@ pub struct Scenario {
     runs: Runs,
 }
 
-/// Where `make check` runs a scenario. `make check-debug` runs all but those that are [`Runs::Apart`] on its kernel.
+/// Where `make check` runs a scenario. `make check-debug` runs all but those with [`Runs::Apart`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Runs {
-    /// On the kernel that most guests have, with one processor and the newest VMBus.
+    /// On the stock kernel, with one processor and the newest VMBus version.
     Once,
-    /// Also with two processors and an old VMBus: channels are opened, closed or rescinded.
+    /// As [`Runs::Once`], and with two processors and an old VMBus version. For scenarios in which channels are opened,
+    /// closed or rescinded.
     Versions,
-    /// Only there: one processor shows less of what happens at the same time.
+    /// Only with two processors. For races.
     Race,
     /// As [`Runs::Versions`], and on each other kernel.
     Everywhere,
-    /// In emulated time, in which waiting takes none (`--time emulated`): it waits for minutes.
+    /// In emulated time, which skips idle time (`--time emulated`). For scenarios that wait for minutes.
     Waits,
-    /// On the kernel that looks for faults: no other can tell.
+    /// On the debug kernel. For faults that the stock kernel does not notice.
     DebugKernel,
-    /// Nowhere, unless its name is given: it takes long, or needs what a target of its own makes.
+    /// Only if the whole name is given. For scenarios that take long, or need images that `make check` does not build.
     Apart,
 }
 
@@ -136,62 +137,61 @@ impl Scenario {
         self
     }
 
-    /// It is about the services that a daemon does the work of: they do nothing by themselves (see
-    /// [`Scenario::scripted`]), it starts with the distribution's daemons ready to be started, and leaves none.
+    /// The scenario is about the services that have daemons. The scenario acts for these services (see
+    /// [`Scenario::scripted`]), and may start the distribution's daemons. The runner kills them afterwards.
     pub const fn daemons(mut self) -> Self {
         self.daemons = true;
         self
     }
 
-    /// These services do nothing by themselves, from before the module is inserted.
+    /// The emulated host does nothing for these services: the scenario does. This holds before the module is inserted.
     pub const fn scripted(mut self, services: &'static [Service]) -> Self {
         self.scripted = services;
         self
     }
 
-    /// Warnings and errors in the kernel's log with one of these texts belong to the case.
+    /// Expects warnings and errors in the kernel's log that contain one of these texts.
     pub const fn expects_log(mut self, texts: &'static [&'static str]) -> Self {
         self.expected_log = texts;
         self
     }
 
-    /// It is for this machine, not for the one that all others share. Costs a boot.
+    /// Runs on this machine instead of the shared one. Costs a boot.
     pub const fn machine(mut self, machine: Machine) -> Self {
         self.machine = Some(machine);
         self
     }
 
-    /// The module is not inserted yet; see [`Context::load`].
+    /// The scenario inserts the module itself: see [`Context::load`].
     pub const fn unloaded(mut self) -> Self {
         self.unloaded = true;
         self
     }
 
-    /// The guest is off, or of no further use, afterwards: the next scenario goes on from the snapshot of the boot, which
-    /// takes two seconds.
+    /// The guest is off or broken afterwards. The next scenario restores the snapshot of the boot, in two seconds.
     pub const fn ends_guest(mut self) -> Self {
         self.ends_guest = true;
         self
     }
 
-    /// C cannot do that, or does not survive it.
+    /// C lacks this feature, or does not survive the scenario.
     pub const fn rust_only(mut self) -> Self {
         self.rust_only = true;
         self
     }
 
-    /// What is said depends on chance: it is not compared between the modules.
+    /// The messages depend on chance: the transcripts of the modules are not compared.
     pub const fn by_chance(mut self) -> Self {
         self.by_chance = true;
         self
     }
 
-    /// Its name.
+    /// The scenario's name.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Calls it.
+    /// Calls the scenario's function.
     pub fn run(&self, context: &Context<'_>) -> Result<()> {
         (self.run)(context)
     }
@@ -221,7 +221,7 @@ impl Scenario {
         self.ends_guest
     }
 
-    /// Whether it is for this module.
+    /// Whether the scenario is for `module`.
     pub fn is_for(&self, module: Module) -> bool {
         module == Module::Rust || !self.rust_only
     }
@@ -231,7 +231,7 @@ impl Scenario {
         self.daemons
     }
 
-    /// Where it runs.
+    /// Where the scenario runs.
     pub fn place(&self) -> Runs {
         self.runs
     }
@@ -242,19 +242,19 @@ impl Scenario {
     }
 }
 
-/// What a scenario's function gets: the guest (whose methods it has), and which module this is about.
+/// The context of a scenario's function: the guest, to which it dereferences, and the module under test.
 pub struct Context<'a> {
     guest: &'a Guest,
     module: Module,
 }
 
 impl<'a> Context<'a> {
-    /// A guest and the module under test.
+    /// Creates a context of a guest and the module under test.
     pub fn new(guest: &'a Guest, module: Module) -> Self {
         Self { guest, module }
     }
 
-    /// Which module this is about.
+    /// The module under test.
     pub fn module(&self) -> Module {
         self.module
     }
@@ -269,7 +269,7 @@ impl<'a> Context<'a> {
         self.guest.insmod_with(self.module, parameters)
     }
 
-    /// Removes the module, if it is inserted; waits for programs that were told to end and still have a device open.
+    /// Removes the module if it is inserted. Retries for 10 seconds: killed programs may still have a device open.
     pub fn unload(&self) -> Result<()> {
         self.guest
             .sh_ok(
@@ -279,7 +279,7 @@ impl<'a> Context<'a> {
             .map(|_| ())
     }
 
-    /// An error unless `holds`; `what` says what should have been so.
+    /// An error unless `holds` is true. `what` is the claim.
     pub fn check(&self, holds: bool, what: &str) -> Result<()> {
         match holds {
             true => Ok(()),
@@ -287,7 +287,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// An error unless the two are equal; `what` names them.
+    /// An error unless `got` equals `expected`. `what` names the value.
     pub fn equal<T: PartialEq + std::fmt::Debug>(
         &self,
         what: &str,
@@ -300,7 +300,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// An error unless the kernel's log (since the scenario began) has this text.
+    /// An error unless the kernel's log has `text` since the scenario began.
     pub fn log_has(&self, text: &str) -> Result<()> {
         self.check(
             self.guest.kernel_log()?.contains(text),
@@ -308,12 +308,12 @@ impl<'a> Context<'a> {
         )
     }
 
-    /// Whether `HV_SLOW=1` is set: everything is to be tried, however long that takes.
+    /// Whether `HV_SLOW=1` is set: the scenario is to try everything, however long it takes.
     pub fn is_slow(&self) -> bool {
         std::env::var_os(SLOW).is_some_and(|value| value == "1")
     }
 
-    /// How often to do something: the second number where `HV_SLOW=1` is set.
+    /// How often to repeat something: `often`, or `more` if `HV_SLOW=1` is set.
     pub fn often(&self, (often, more): (u64, u64)) -> u64 {
         if self.is_slow() {
             more
@@ -336,12 +336,12 @@ impl Deref for Context<'_> {
     }
 }
 
-/// The error that means that a scenario is skipped.
+/// The error that skips a scenario.
 pub fn skip(reason: &str) -> Error {
     Error(format!("{SKIP}{reason}"))
 }
 
-/// The reason for which a scenario was skipped, if that is what its error means.
+/// The reason for a skip, if the error is one.
 pub fn skip_reason(error: &Error) -> Option<&str> {
     error.0.strip_prefix(SKIP)
 }

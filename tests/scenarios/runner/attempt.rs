@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One scenario in a guest: it is prepared, runs, and is looked at for what it left behind.
+//! One run of a scenario in a guest: preparation, the scenario, and checks for leftovers.
 
 use host::guest::Error;
 use host::guest::Guest;
@@ -17,14 +17,14 @@ use crate::log;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
-/// What a scenario came to.
+/// How a run of a scenario ended.
 pub(super) struct Ran {
     pub(super) result: Result<()>,
-    /// It failed while the guest ran: whatever became of the guest afterwards, that is the result.
+    /// The scenario failed while the guest still ran. That is the result, even if the guest broke down afterwards.
     pub(super) is_conclusive: bool,
 }
 
-/// Prepares the guest, runs the scenario, and looks at what it left behind.
+/// Prepares the guest, runs the scenario, and checks for leftovers.
 pub(super) fn run_scenario(scenario: &Scenario, guest: &Guest, module: Module) -> Ran {
     let context = Context::new(guest, module);
     let console = guest.console().len();
@@ -70,7 +70,7 @@ fn prepare(scenario: &Scenario, context: &Context<'_>) -> Result<()> {
     }
     context.load()?;
     for &service in &context.config().services {
-        // In C, file copy has moved to a daemon over uio; the echo is the sample's.
+        // C has no file copy: its daemon uses uio. The echo device is the sample's.
         if service != Service::Echo && (service, context.module()) != (Service::FCopy, Module::C) {
             context.channel(service).wait_open()?;
         }
@@ -78,7 +78,7 @@ fn prepare(scenario: &Scenario, context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The result of a scenario that has ended the guest. Bytes of the console before `from` are of earlier scenarios.
+/// The result of a scenario that stopped the guest. Bytes of the console before `from` are of earlier scenarios.
 fn stopped(
     scenario: &Scenario,
     guest: &Guest,
@@ -91,7 +91,7 @@ fn stopped(
         texts.any(|text| line.contains(text))
     };
     let console = guest.console();
-    // The console begins anew with each boot.
+    // The console is empty at each boot.
     let since = console.get(from..).unwrap_or(&console);
     let mut splats = since.lines().filter(|line| log::is_splat(line));
     let result = match scenario.is_last() || *exit == Exit::Stopped {
@@ -101,7 +101,7 @@ fn stopped(
     and_said(result, "the console", splats.find(|line| !expected(line)))
 }
 
-/// Removes the module, and looks at what is left: `result`, or what is wrong.
+/// Removes the module, and checks for leftovers. Returns `result`, with what is wrong besides.
 fn clean(
     scenario: &Scenario,
     context: &Context<'_>,
@@ -110,19 +110,19 @@ fn clean(
 ) -> Result<()> {
     let result = match is_failure(&result) || scenario.is_last() {
         true => result,
-        // All channels are closed then: whatever the guest had to say is in the rings.
+        // The removal closes all channels, so all packets of the guest are in the rings.
         false => and_also(
             result,
             context.unload().and_then(|()| nothing_left(context)),
         ),
     };
     match context.sh_ok("dmesg -r") {
-        // What is in the log is often the reason.
+        // The log often has the reason.
         Ok(log) => {
             let bad = log::first_bad_line(&log, scenario.expected_log());
             and_said(result, "the kernel's log", bad)
         }
-        // Where nothing can be asked any more, its beginning is on the console.
+        // The guest runs no commands any more. The console has the beginning of a splat.
         Err(error) => {
             let said = context.console();
             let mut said = said.get(console..).unwrap_or_default().lines();
@@ -132,7 +132,7 @@ fn clean(
     }
 }
 
-/// An error if there are packets of the guest's that nobody took.
+/// An error if a channel has a packet of the guest that nobody received.
 fn nothing_left(guest: &Guest) -> Result<()> {
     let mut services = guest.config().services.iter();
     services.try_for_each(|&service| guest.channel(service).expect_nothing_left())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The scenarios that one kind of machine serves: they share as few boots as possible.
+//! Scenarios with the same processors and VMBus version. They share guests.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,21 +29,21 @@ use crate::scenario::skip;
 use crate::scenario::skip_reason;
 use crate::scenario::Scenario;
 
-/// What went wrong in a run that says nothing about the module.
+/// The emulation of processors failed: the run says nothing about the module.
 struct Breakdown(String);
 
 /// A guest that scenarios share.
 struct Shared {
-    /// Which: see [`Group::key`].
+    /// See [`Group::key`].
     key: &'static str,
     guest: Guest,
-    /// Right after the boot; not taken for a guest that serves one scenario.
+    /// Taken right after the boot. `None` for a guest of a single scenario.
     snapshot: Option<Snapshot>,
-    /// Whether it can serve the next scenario as it is.
+    /// Whether the next scenario can use the guest as it is.
     usable: bool,
 }
 
-/// The scenarios that one kind of machine serves.
+/// The scenarios with the same processors and VMBus version.
 pub(super) struct Group<'a> {
     options: &'a Options,
     config: Config,
@@ -53,7 +53,7 @@ pub(super) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// Runs what the options select for these processors and this version.
+    /// Runs the scenarios that the options select for `vcpus` and `vmbus`.
     pub(super) fn run(
         scenarios: &[&'static Scenario],
         options: &'a Options,
@@ -93,15 +93,15 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Scenarios with the same key can have the same guest.
+    /// Scenarios with the same key can share a guest.
     fn key(scenario: &Scenario) -> &'static str {
         scenario
             .other_machine()
             .map_or("shared", |machine| machine.name)
     }
 
-    /// A guest for the scenario: the one there is, as it is or from its snapshot, or a new one. `more` says whether
-    /// others will want the same.
+    /// A guest for the scenario: the current guest as it is, the current guest restored from its snapshot, or a new
+    /// guest. `more` is true if further scenarios will use the guest.
     fn guest(&mut self, scenario: &Scenario, more: bool) -> Result<Shared> {
         let key = Self::key(scenario);
         if let Some(mut shared) = self.shared.take().filter(|shared| shared.key == key) {
@@ -134,13 +134,13 @@ impl<'a> Group<'a> {
         })
     }
 
-    /// Where C's result is kept, if it is: see [`Options::peer`].
+    /// The file that keeps C's result. `None` unless results are kept: see [`Options::peer`].
     fn kept(&self, scenario: &Scenario, place: Place) -> Option<PathBuf> {
         let keeps = place.module == Module::C && self.options.peer.is_some();
         keeps.then(|| with_suffix(&place.file(scenario.name(), &self.options.kernel()), "kept"))
     }
 
-    /// Takes C's result from a former run, if that passed with all as it is now.
+    /// Takes C's result from a former run that passed with the same [`Options::peer`]. Returns false if there is none.
     fn take_kept(&mut self, scenario: &'static Scenario, place: Place) -> bool {
         let Some(text) = self
             .kept(scenario, place)
@@ -160,7 +160,7 @@ impl<'a> Group<'a> {
         true
     }
 
-    /// Keeps what C's run gave.
+    /// Keeps the transcript of C's run for later runs.
     fn keep(&self, scenario: &Scenario, place: Place) -> Result<()> {
         let (Some(file), Some(peer)) = (self.kept(scenario, place), &self.options.peer) else {
             return Ok(());
@@ -170,8 +170,8 @@ impl<'a> Group<'a> {
         Ok(std::fs::write(file, format!("{peer}\n{said}"))?)
     }
 
-    /// Runs a scenario. Runs it once more if the emulation of processors broke down, or if the C module failed: what the
-    /// C module does by chance says nothing about this module.
+    /// Runs a scenario, and reports its result. Runs the scenario once more if the emulation of processors broke down, or
+    /// if the C module failed: its faults that show by chance say nothing about this module.
     fn one(&mut self, scenario: &'static Scenario, place: Place, more: bool) {
         if self.take_kept(scenario, place) {
             return;
@@ -205,7 +205,7 @@ impl<'a> Group<'a> {
         place.module == Module::C && !self.options.faults && !self.options.mainline
     }
 
-    /// Runs a scenario once, and returns how it went.
+    /// Runs a scenario once. Returns its result, unless the emulation of processors broke down.
     fn attempt(
         &mut self,
         scenario: &'static Scenario,
@@ -230,7 +230,7 @@ impl<'a> Group<'a> {
         } = run_scenario(scenario, guest, place.module);
         let failed = is_failure(&result);
         let console = guest.console();
-        // The console begins anew with each boot.
+        // The console is empty at each boot.
         let since = console.get(console_from..).unwrap_or(&console);
         let breakdown = match guest.exit() {
             Some(exit) if failed && !is_conclusive => report::breakdown(&exit, since),
@@ -264,7 +264,8 @@ impl<'a> Group<'a> {
         Ok(result)
     }
 
-    /// Reports a result, and keeps it for the table of faults. Where that is all that C runs for, it may fail.
+    /// Reports a result, and writes its verdict for the table of faults. If C only runs for the table, a failure is not
+    /// reported.
     fn judge(&mut self, scenario: &Scenario, place: Place, result: &Result<()>) {
         let verdict = verdict(result);
         let file = place.file(scenario.name(), &self.options.kernel());
@@ -274,7 +275,7 @@ impl<'a> Group<'a> {
         let stock_for_mainline = self.options.mainline && self.options.patched.is_none();
         match (self.options.faults, place.module) {
             (_, Module::C) if stock_for_mainline => {
-                // What the patch is for has to be there.
+                // The stock module has to have the fault that the patch fixes.
                 let shown = match is_failure(result) {
                     true => Ok(()),
                     false => Err(Error(format!("the stock module: {verdict}"))),
@@ -291,7 +292,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Compares what was said with both modules, if both have run.
+    /// Compares the transcripts of both modules, if both have run.
     fn compare(&mut self, scenario: &Scenario, vcpus: u32, vmbus: Version) {
         let [rust, c] = [true, false].map(|rust| self.transcripts.remove(&(scenario.name(), rust)));
         let (Some(rust), Some(c)) = (rust, c) else {

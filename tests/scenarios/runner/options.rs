@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the command line says, and what is to be run by that.
+//! The options of the command line, and the scenarios that they select.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -18,41 +18,41 @@ use crate::faults::Kernel;
 use crate::scenario::Runs;
 use crate::scenario::Scenario;
 
-/// The kernel that most guests have.
+/// The stock kernel that most guests run.
 pub(super) const FLAVOUR: &str = "amd64";
 
-/// The one that looks for faults.
+/// The debug kernel.
 pub(super) const DEBUG: &str = "debug";
 
-/// What the command line says.
+/// The options of the command line.
 pub struct Options {
-    /// Only scenarios with this in their line.
+    /// Selects the scenarios whose name, label or flavour contains this text.
     pub filter: String,
-    /// The kernel.
+    /// The kernel: a folder of `build/kernel`.
     pub flavour: String,
     modules: Vec<Module>,
     pub(super) vcpus: Vec<u32>,
     pub(super) versions: Vec<Version>,
-    /// Everything with everything, instead of what differs from it once.
+    /// Runs all scenarios in all configurations.
     pub(super) full: bool,
-    /// Also what does not depend on the place.
+    /// Also runs C, and scenarios that depend on neither processors nor VMBus version.
     pub(super) whole: bool,
-    /// What waits, where waiting takes no time; else what does not wait.
+    /// Runs only the scenarios that wait for minutes, in emulated time. If false, runs the others.
     emulated: bool,
     pub(super) repeat: u32,
-    /// Stands for all that C's results depend on: those that a former run got with the same are kept.
+    /// Stands for all that C's results depend on. Results of a former run with the same key are kept.
     pub(super) peer: Option<String>,
-    /// What the table of faults names, with both modules; C may fail.
+    /// Runs the scenarios of the table of faults, with both modules. C may fail.
     pub(super) faults: bool,
-    /// With C, what is not for it.
+    /// Runs the scenarios that are not for C, with C.
     control: bool,
-    /// What the patches for mainline's C driver are about, with that.
+    /// Runs the scenarios that the patches for mainline's C driver fix, with C.
     pub(super) mainline: bool,
-    /// The initramfs with C's patched module, which takes the place of the kernel's own.
+    /// The initramfs with C's patched module, which replaces the kernel's module.
     pub(super) patched: Option<PathBuf>,
 }
 
-/// What the files of results call a kernel on which C's module is the patched one.
+/// The name of a kernel with C's patched module, in the names of result files.
 pub(super) fn patched(flavour: &str) -> String {
     format!("{flavour}-patched")
 }
@@ -111,7 +111,7 @@ impl Options {
         Ok(())
     }
 
-    /// The kernel, as the files of results call it: those of the patched module are others.
+    /// The name of the kernel in the names of result files. It says whether C's module is patched.
     pub(super) fn kernel(&self) -> String {
         match self.patched {
             Some(_) => patched(&self.flavour),
@@ -119,13 +119,13 @@ impl Options {
         }
     }
 
-    /// Whether guest time counts instructions, and waiting takes none.
+    /// Whether time is emulated: it counts instructions, and skips idle time.
     pub fn is_emulated(&self) -> bool {
         self.emulated
     }
 
-    /// What is to be run here. What leaves the guest usable comes first, then what ends it, then what has a machine of
-    /// its own.
+    /// The scenarios to run, with their places. First those that leave the guest usable, then those that end it, then
+    /// those with a machine of their own.
     pub(super) fn jobs(
         &self,
         scenarios: &[&'static Scenario],
@@ -142,7 +142,7 @@ impl Options {
         let debug = self.flavour == DEBUG;
         let any_time = self.faults || self.control || self.mainline;
         let asked_for = self.full || any_time || !self.filter.is_empty();
-        // What the kernels and places differ in does not matter to the others.
+        // Whether scenarios other than `Everywhere` run on this kernel.
         let is_usual = match self.flavour.as_str() {
             DEBUG => whole,
             FLAVOUR => true,
@@ -161,7 +161,7 @@ impl Options {
         });
         let kernel = if debug { Kernel::Debug } else { Kernel::Stock };
         sorted.retain(|scenario| !self.faults || faults::names(scenario.name(), kernel));
-        // What the stock kernel shows, the patched module passes on the other one as well.
+        // On the debug kernel, the patched module also runs the scenarios that show their fault on the stock kernel.
         let fixed = |name, on| faults::patch(name, on).is_some();
         let also = debug && self.patched.is_some();
         sorted.retain(|scenario| {
@@ -183,7 +183,7 @@ impl Options {
         jobs.retain(|(scenario, place)| {
             let line = format!("{} {} {}", scenario.name(), place.label(), self.flavour);
             let here = whole || place.module == Module::Rust;
-            // File copy has no character device in C any more.
+            // C's file copy has no character device any more.
             let could_be = place.module == Module::C && !scenario.name().starts_with("fcopy_");
             let for_module = match (self.faults || self.mainline, self.control) {
                 (true, _) => could_be || scenario.is_for(place.module),
@@ -200,8 +200,7 @@ impl Options {
         build_folder().join(format!("guest/daemons-{}.cpio", self.flavour))
     }
 
-    /// The machine for this kernel, with all services, and with both modules and the daemons in its initramfs (as far as
-    /// they are there).
+    /// The machine for this kernel, with all services. Its initramfs has both modules, and the daemons if they are built.
     pub fn config(&self) -> Config {
         let mut config = Config {
             kernel: images::kernel(&self.flavour),
@@ -211,11 +210,11 @@ impl Options {
         config
             .initrds
             .extend(Some(self.daemons()).filter(|image| image.exists()));
-        // What comes later replaces files of the same name.
+        // A later image replaces files of the same name.
         config.initrds.extend(self.patched.clone());
         config.services.extend(daemon::SERVICES);
         if self.flavour == DEBUG {
-            // What looks for faults has notes to take.
+            // The debug kernel needs memory for its bookkeeping.
             config.memory *= 2;
             config.command_line = "kunit.autorun=0".to_owned();
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a result is about, and the files that it is kept in.
+//! The configuration of a result, and the result's files.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use host::guest::Module;
 use host::images::build_folder;
 use host::service::Version;
 
-/// What the results are about: everything that one boot can serve, and the module.
+/// The configuration of a result: the module, and the properties of a boot.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) module: Module,
@@ -18,7 +18,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// What the result's line says of it.
+    /// The configuration, for the result's line.
     pub(super) fn label(&self) -> String {
         let (major, minor) = self.vmbus;
         format!(
@@ -28,7 +28,7 @@ impl Place {
         )
     }
 
-    /// The file of a scenario's result, without its suffix.
+    /// The file of a scenario's result, without suffix.
     pub(super) fn file(&self, scenario: &str, flavour: &str) -> PathBuf {
         let (major, minor) = self.vmbus;
         let name = format!(
@@ -40,7 +40,7 @@ impl Place {
     }
 }
 
-/// The file with `.suffix` added to its name (which has dots of its own).
+/// Appends `.suffix` to the file's name. `Path::with_extension()` would not do: the name has dots.
 pub(super) fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".");
@@ -48,7 +48,7 @@ pub(super) fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The path below the project, which is what a reader has.
+/// The path relative to the project, for the reader.
 pub(super) fn shown(path: &Path) -> String {
     let build = build_folder();
     let below = path.strip_prefix(&build).unwrap_or(path);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A scenario's result: what counts as a failure, what is added to it, and its line in the table of faults.
+//! A scenario's result: whether it is a failure, what is added to it, and its text in the table of faults.
 
 use host::guest::Error;
 use host::guest::Result;
@@ -8,12 +8,12 @@ use host::guest::Result;
 use crate::faults;
 use crate::scenario::skip_reason;
 
-/// Whether the scenario failed: it was not skipped.
+/// Whether the scenario failed. A skip is no failure.
 pub(super) fn is_failure(result: &Result<()>) -> bool {
     matches!(result, Err(error) if skip_reason(error).is_none())
 }
 
-/// A result, unless it is no failure and `other` is one.
+/// Returns `other` if it is an error and `result` is no failure. Otherwise returns `result`.
 pub(super) fn and_also(result: Result<()>, other: Result<()>) -> Result<()> {
     match other {
         Err(error) if !is_failure(&result) => Err(error),
@@ -21,7 +21,7 @@ pub(super) fn and_also(result: Result<()>, other: Result<()>) -> Result<()> {
     }
 }
 
-/// Adds a line to what went wrong, or has it be that.
+/// Adds a bad line of a log to a failure. Without a failure, the line is the failure.
 pub(super) fn and_said(result: Result<()>, who: &str, line: Option<&str>) -> Result<()> {
     match (result, line) {
         (result, None) => result,
@@ -32,7 +32,7 @@ pub(super) fn and_said(result: Result<()>, who: &str, line: Option<&str>) -> Res
     }
 }
 
-/// A result in one line of the documentation.
+/// The text of a result in the table of faults: one line.
 pub(super) fn verdict(result: &Result<()>) -> String {
     let Err(error) = result else {
         return faults::PASSES.to_owned();
@@ -49,7 +49,7 @@ pub(super) fn verdict(result: &Result<()>) -> String {
     format!("fails: ``{}``", what.replace('`', "'"))
 }
 
-/// What a log says, if that is what the line is about, without level and time: these are others each time.
+/// If `line` quotes a log, the quotation without level and time, which differ between runs.
 fn said(line: &str) -> Option<String> {
     let (log, said) = line.split_once(" says: ")?;
     let said = said.split_once("] ").map_or(said, |(_, said)| said);
