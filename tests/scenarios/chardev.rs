@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The character devices without a daemon: the kselftest program about them.
+//! The kselftest program `chardev`: the character devices without a daemon.
 
 use host::guest::Result;
 
@@ -8,10 +8,10 @@ use crate::scenario::Context;
 use crate::scenario::Scenario;
 use crate::selftests;
 
-/// The scenarios of this file. In C, a device that goes waits for its file to be closed.
+/// The scenarios of this file. With C, the removal of a device waits until its file is closed.
 pub const SCENARIOS: &[Scenario] = &[Scenario::new("chardev", chardev).daemons().rust_only()];
 
-/// Each test passes, for each of the three devices.
+/// Each test of the program passes, for each of the three devices.
 fn chardev(t: &Context<'_>) -> Result<()> {
     let output = t.sh("/selftests/hv_utils/chardev")?;
     selftests::tell("chardev", &output.text);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The distribution's daemons in the guest: what the scenarios of KVP, VSS and file copy have in common.
+//! The distribution's daemons in the guest. Common code of the scenarios for KVP, VSS and file copy.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use host::service::Service;
 
 use crate::scenario::Context;
 
-/// What the host offers to a guest with daemons.
+/// The services that have daemons.
 pub const SERVICES: [Service; 3] = [Service::Kvp, Service::Vss, Service::FCopy];
 
 /// `hv_kvp_daemon`
@@ -34,31 +34,31 @@ pub const FCOPY: Daemon = Daemon {
     registered: "HV_FCOPY: kernel module version",
 };
 
-/// `hv_fcopy_uio_daemon`, which needs no module but `uio_hv_generic`.
+/// `hv_fcopy_uio_daemon`. Its only module is `uio_hv_generic`.
 pub const FCOPY_UIO: Daemon = Daemon {
     program: "hv_fcopy_uio_daemon",
     registered: "HV_UIO_FCOPY: starting",
 };
 
-/// Where the daemons' log messages go.
+/// The file with the daemons' log messages.
 const LOG: &str = "/tmp/daemons.log";
 
-/// How long anything may take that should happen at once, in a guest that is emulated twice over.
+/// Time limit for things that should happen at once, in a guest with two layers of emulation.
 pub const PROMPT: Duration = Duration::from_secs(5);
 
-/// How long to look for a packet that should not come.
+/// How long to wait for a packet that should not come.
 pub const QUIET: Duration = Duration::from_millis(200);
 
-/// One of the daemons.
+/// A daemon of the distribution.
 #[derive(Clone, Copy)]
 pub struct Daemon {
     program: &'static str,
-    /// What it logs once it is registered.
+    /// The daemon logs this text once it is registered.
     registered: &'static str,
 }
 
 impl Daemon {
-    /// The one that does a service's work.
+    /// The daemon of a service.
     pub fn of(service: Service) -> Self {
         match service {
             Service::Vss => VSS,
@@ -67,12 +67,12 @@ impl Daemon {
         }
     }
 
-    /// Starts it, without waiting for its registration.
+    /// Starts the daemon. Does not wait for its registration.
     pub fn launch(self, t: &Guest) -> Result<()> {
         t.sh_ok(&format!(": >{LOG}; {}", self.program)).map(|_| ())
     }
 
-    /// Starts it and waits until it is registered.
+    /// Starts the daemon, and waits until it is registered.
     pub fn start(self, t: &Guest) -> Result<()> {
         self.launch(t)?;
         let registered = self.registered;
@@ -84,24 +84,24 @@ impl Daemon {
             .map(|_| ())
     }
 
-    /// Has it do nothing, as a daemon that hangs.
+    /// Stops the daemon with a signal: it looks hung.
     pub fn stop(self, t: &Guest) -> Result<()> {
         self.signal(t, "STOP")
     }
 
-    /// Has it go on.
+    /// Continues a stopped daemon.
     pub fn resume(self, t: &Guest) -> Result<()> {
         self.signal(t, "CONT")
     }
 
-    /// Ends it by force; it is gone when this returns.
+    /// Kills the daemon, and waits until it has exited.
     pub fn kill(self, t: &Guest) -> Result<()> {
         self.signal(t, "KILL")?;
         self.wait_gone(t)
     }
 
-    /// Has it killed and started again that often in the background, after pauses of any length up to 40 ms; then there
-    /// is the file `/tmp/over`.
+    /// Kills and restarts the daemon `times` times in the background, after various pauses of up to 40 ms. Creates
+    /// `/tmp/over` at the end.
     pub fn restart_often(self, t: &Guest, times: u64) -> Result<()> {
         let program = self.program;
         t.sh_ok(&format!(
@@ -112,33 +112,33 @@ impl Daemon {
         .map(|_| ())
     }
 
-    /// Has its allocation of that number fail, in whatever the kernel does for it from now on.
+    /// From now on, lets the kernel's allocation number `number` for the daemon fail.
     pub fn fail_allocation(self, t: &Guest, number: u32) -> Result<()> {
         let program = self.program;
         t.sh_ok(&format!("echo {number} >/proc/$(pidof {program})/fail-nth"))
             .map(|_| ())
     }
 
-    /// How many allocations more it takes until one fails; 0 once one has.
+    /// Number of allocations until one fails, or 0 once one has failed.
     pub fn allocations_to_fail(self, t: &Guest) -> Result<u32> {
         let left = t.sh_ok(&format!("cat /proc/$(pidof {})/fail-nth", self.program))?;
         left.parse()
             .map_err(|error| format!("fail-nth {left:?}: {error}").into())
     }
 
-    /// Waits until it has ended.
+    /// Waits until the daemon has exited.
     pub fn wait_gone(self, t: &Guest) -> Result<()> {
         wait_for(t, &format!("! pidof {} >/dev/null", self.program))
     }
 }
 
-/// A daemon of the scenario's own, a script, instead of one of the distribution's. Its standard input is the device.
+/// A shell script of the scenario that acts as a daemon. Its standard input is the device.
 #[must_use]
 pub struct ShellDaemon;
 
 impl ShellDaemon {
-    /// Starts it on a device of `/dev/vmbus`; it registers with the message `hello`, written as `printf` wants it, and
-    /// goes on with the script, which cannot have single quotes.
+    /// Starts a daemon on a device of `/dev/vmbus`. It registers with the message `hello`, a format of `printf`, and
+    /// then runs `script`, which must not contain single quotes.
     pub fn start(t: &Guest, device: &str, hello: &str, script: &str) -> Result<Self> {
         t.sh_ok(&format!(
             "rm -f /tmp/shell-daemon; setsid sh -c 'printf \"{hello}\" >&0 && echo $$ >/tmp/shell-daemon; {script}' \
@@ -148,8 +148,8 @@ impl ShellDaemon {
         Ok(Self)
     }
 
-    /// Starts one that has registered, as the distribution's daemon of the service does, and goes on with the script.
-    /// `/tmp/success` is what it can answer with.
+    /// Starts a daemon, which registers as the distribution's daemon of the service does, and then runs `script`.
+    /// `/tmp/success` has an answer that the script can write.
     pub fn registered(t: &Guest, service: Service, script: &str) -> Result<Self> {
         let (device, hello, size) = match service {
             Service::Kvp => ("hv_kvp", 100, 7432),
@@ -175,24 +175,23 @@ impl ShellDaemon {
         Ok(daemon)
     }
 
-    /// For its script: writes a file to the device, as one message.
+    /// A command for a script: writes a file to the device, as one message.
     pub fn write(file: &str) -> String {
         format!("dd if={file} bs=8192 count=1 >&0")
     }
 
-    /// Its script: it reads nothing.
+    /// A script that reads nothing.
     pub const READS_NOTHING: &'static str = "exec sleep 1000";
 
-    /// Its script: it reads a question, says so in `/tmp/read`, and does not answer.
+    /// A script that reads a question, creates `/tmp/read`, and does not answer.
     pub const ANSWERS_NOTHING: &'static str = "dd bs=8192 count=1 && : >/tmp/read; exec sleep 1000";
 
-    /// Its script: it answers each question with what is in a file.
+    /// A script that answers each question with the content of a file.
     pub fn answers(file: &str) -> String {
         format!("while dd bs=8192 count=1; do {}; done", Self::write(file))
     }
 
-    /// Ends it by force, if it has not ended, with all programs that it has started, about to be started included; it
-    /// is gone when this returns.
+    /// Kills the process group of the daemon, if it still exists, and waits until it is gone.
     pub fn kill(self, t: &Guest) -> Result<()> {
         t.sh("kill -KILL -$(cat /tmp/shell-daemon) 2>/dev/null")?;
         wait_for(t, "! kill -0 -$(cat /tmp/shell-daemon) 2>/dev/null")
@@ -210,7 +209,7 @@ pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
                  [ $past -le {seconds} ] || exit; [ $past -le 5 ] || pause=1; \
              done"
         ),
-        // It ends by itself, but for a command that hangs.
+        // The loop ends by itself unless `command` hangs.
         TIMEOUT + PROMPT,
     )?;
     match output.status {
@@ -219,7 +218,7 @@ pub fn wait_for(t: &Guest, command: &str) -> Result<()> {
     }
 }
 
-/// Waits until the kernel's log has this text of this module's. C says it in other words, or not at all: it is not asked.
+/// Waits until the kernel's log has `text`, which is of this module. Does not wait with C: its texts are others.
 pub fn wait_said(t: &Context<'_>, text: &str) -> Result<()> {
     match t.module() {
         Module::Rust => wait_for(t, &format!("dmesg | grep -q '{text}'")),
@@ -227,9 +226,9 @@ pub fn wait_said(t: &Context<'_>, text: &str) -> Result<()> {
     }
 }
 
-/// Before each scenario: no pools, no messages, the kernel modules that the daemons' work needs. A command line of its
-/// own for each of these would take longer than what it does. The interface is without the link-local address: that
-/// comes some time after the interface is up, and is random.
+/// Prepares the guest for a scenario: removes the pools and log messages, and inserts the kernel modules that the
+/// daemons need. All is one command line, as each command line takes longer than its commands. The network interface
+/// gets no link-local address: this would be random, and appear some time after the interface is up.
 pub fn prepare(t: &Guest) -> Result<()> {
     t.sh_ok(&format!(
         "if ! pidof syslogd >/dev/null; then \
@@ -243,7 +242,7 @@ pub fn prepare(t: &Guest) -> Result<()> {
     .map(|_| ())
 }
 
-/// After each scenario: no daemon is left, whatever state it is in.
+/// Kills all daemons after a scenario.
 pub fn end(t: &Guest) -> Result<()> {
     let programs = [KVP, VSS, FCOPY, FCOPY_UIO].map(|daemon| daemon.program);
     let programs = programs.join(" ");
@@ -251,7 +250,7 @@ pub fn end(t: &Guest) -> Result<()> {
     wait_for(t, &format!("! pidof {programs} >/dev/null"))
 }
 
-/// What the daemons have logged, to go with an error.
+/// The last log messages of the daemons, for an error's text.
 pub fn said(t: &Guest) -> String {
     match t.sh(&format!("tail -n 12 {LOG}")) {
         Ok(output) if !output.text.is_empty() => {
@@ -262,7 +261,7 @@ pub fn said(t: &Guest) -> String {
     }
 }
 
-/// One service's channel, as the scenarios talk over it: exactly one reply to each request.
+/// A service's channel. Its methods expect exactly one reply to each request.
 #[derive(Clone, Copy)]
 pub struct Talk<'a> {
     t: &'a Context<'a>,
@@ -271,7 +270,7 @@ pub struct Talk<'a> {
 }
 
 impl<'a> Talk<'a> {
-    /// With the service, before its negotiation.
+    /// Uses the channel of `service`. Does not negotiate.
     pub fn with(t: &'a Context<'_>, service: Service) -> Self {
         Self {
             t,
@@ -287,12 +286,12 @@ impl<'a> Talk<'a> {
         Ok(talk)
     }
 
-    /// Sends a request and gives its reply.
+    /// Sends a request, and returns the reply.
     pub fn ask(self, body: Vec<u8>) -> Result<Message> {
         self.channel.transact(&self.channel.request(body)?)
     }
 
-    /// Sends a request that is to be answered with `status`.
+    /// Sends a request. Fails unless the reply has `status`.
     pub fn expect(self, what: &str, body: Vec<u8>, status: u32) -> Result<Message> {
         let reply = self.ask(body)?;
         match reply.status == status {
@@ -303,7 +302,7 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// Sends a request whose reply does not come yet; gives the request.
+    /// Sends a request whose reply must not come yet. Returns the request.
     pub fn pend(self, body: Vec<u8>) -> Result<Message> {
         let request = self.channel.request(body)?;
         self.channel.send(&request)?;
@@ -311,12 +310,12 @@ impl<'a> Talk<'a> {
         Ok(request)
     }
 
-    /// Takes the reply to a request that was sent, which must come at once and with this status.
+    /// Receives the reply to `request`, which must come at once and have `status`.
     pub fn promptly(self, what: &str, request: &Message, status: u32) -> Result<Message> {
         self.within(what, request, status, PROMPT)
     }
 
-    /// Takes the reply to a request that was sent, which must come in time and with this status.
+    /// Receives the reply to `request`, which must come within `limit` and have `status`.
     pub fn within(
         self,
         what: &str,
@@ -341,13 +340,13 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// No reply is surplus.
+    /// Fails if there is a further reply.
     pub fn finish(self) -> Result<()> {
         self.channel.expect_silence(QUIET)
     }
 }
 
-/// The folder of the driver that serves it.
+/// The sysfs folder of the driver of a service.
 pub fn driver(service: Service) -> &'static str {
     match service {
         Service::FCopy => "/sys/bus/vmbus/drivers/hv_utils_fcopy",
@@ -355,7 +354,7 @@ pub fn driver(service: Service) -> &'static str {
     }
 }
 
-/// Writes to the driver's `bind` or `unbind`; gives how long that took.
+/// Writes to the driver's `bind` or `unbind`. Returns how long this took.
 pub fn rebind(t: &Guest, file: &str, service: Service) -> Result<Duration> {
     let id = service.instance();
     let start = Instant::now();

@@ -103,7 +103,7 @@ fn open_refused(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The host refuses to open the channel of a device that was bound before. The module uses nothing of the former binding.
+/// The host refuses to open the channel of a device that was bound before. The module uses nothing of the old binding.
 fn open_refused_later(t: &Context<'_>) -> Result<()> {
     for &service in removal::services(t) {
         let channel = t.channel(service);
@@ -120,8 +120,8 @@ fn open_refused_later(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The host refuses to open a channel for the C module. C leaves its callback in the channel, and is removed. This module
-/// opens the channel nevertheless.
+/// The host refuses to open a channel for the C module. C leaves its callback in the channel, and is removed. This
+/// module opens the channel nevertheless.
 fn open_after_c(t: &Context<'_>) -> Result<()> {
     // C crashes if the host refuses to open the channel of another service.
     let heartbeat = t.channel(Service::Heartbeat);
@@ -140,8 +140,9 @@ fn open_after_c(t: &Context<'_>) -> Result<()> {
     heartbeat.wait_replies(1).map(|_| ())
 }
 
-/// The host offers a second device of a class while the first one works. The module refuses the second device, never opens
-/// it, and logs one line about it. The first device still works. When both are gone, the module serves another one.
+/// The host offers a second device of a class while the first one works. The module refuses the second device, never
+/// opens it, and logs one line about it. The first device still works. When both are gone, the module serves a new
+/// device of the class.
 fn second_device(t: &Context<'_>) -> Result<()> {
     let services = [removal::services(t), &[Service::TimeSync]].concat();
     for service in services {
@@ -204,8 +205,8 @@ fn second_of(t: &Context<'_>, service: Service) -> Result<()> {
     another_of(t, service, service.instance())
 }
 
-/// The host offers the next device of a class, and then rescinds the current one. The next device waits until the current
-/// one is unbound, and is served then.
+/// The host offers the next device of a class, and then rescinds the current one. The next device waits until the
+/// current one is unbound, and is served then.
 fn next_device(t: &Context<'_>) -> Result<()> {
     let services = [removal::services(t), &[Service::TimeSync]].concat();
     for service in services {
@@ -310,8 +311,8 @@ fn clock_jumps(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon writes answers to no question, all the time, while the host sends requests and negotiates anew. Each request
-/// has one reply, and none waits.
+/// A daemon writes answers to no question, all the time, while the host sends requests and negotiates anew. Each
+/// request has one reply, and none waits.
 fn daemon_and_host_at_once(t: &Context<'_>) -> Result<()> {
     let write = ShellDaemon::write("/tmp/success");
     let script = format!(

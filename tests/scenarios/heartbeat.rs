@@ -41,7 +41,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("heartbeat_restore", restore).versions(),
 ];
 
-/// As on Windows, but ten times as fast: beat after beat, each answered with its number plus one.
+/// The host sends beats, as on Windows but ten times as fast. Each answer has the beat's number plus one.
 fn beats(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.configure(|device| device.set_interval(Duration::from_millis(200)))?;
@@ -56,7 +56,7 @@ fn beats(t: &Context<'_>) -> Result<()> {
     t.log_has("Heartbeat IC version 3.0")
 }
 
-/// Each pair of versions that a host may offer alone, and none that the guest knows.
+/// The host offers each pair of versions alone, and then only unknown versions.
 fn versions(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     for framework in [(1, 0), (3, 0)] {
@@ -74,17 +74,17 @@ fn versions(t: &Context<'_>) -> Result<()> {
     heartbeat.expect_silence(Duration::from_millis(50))
 }
 
-/// What [`marked`] has for the state of the applications.
+/// The state of the applications in [`marked`].
 pub const MARK: u32 = 0x5a5a_5a5a;
 
-/// A beat whose body is 0x5a behind the number, where a host's is zero: shows what a guest writes there.
+/// A beat with 0x5a in all bytes behind the number, which are zero in a host's beat. Shows the bytes that a guest writes.
 pub fn marked(sequence: u64) -> Vec<u8> {
     let mut body = heartbeat::body(sequence, heartbeat::RESERVED);
     body[8..].fill(0x5a);
     body
 }
 
-/// Whether a reply has the state of the applications, and [`marked`]'s reserved bytes.
+/// Checks that a reply has the state of the applications, and the reserved bytes of [`marked`].
 pub fn tells(t: &Context<'_>, reply: &Message, state: u32) -> Result<()> {
     t.equal(
         "state of the applications",
@@ -94,13 +94,13 @@ pub fn tells(t: &Context<'_>, reply: &Message, state: u32) -> Result<()> {
     t.equal("reserved bytes", &reply.body[12..], &[0x5a; 4])
 }
 
-/// Everything that a reply must echo.
+/// A reply echoes all fields of the request that it must.
 fn replies(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     for version in [(1, 0), (3, 0)] {
         heartbeat.negotiate(&[(3, 0)], &[version])?;
         let reply = heartbeat.transact(&heartbeat.request(marked(5))?)?;
-        // From 3.0 on it is told that nobody has said anything. C leaves what the host sent.
+        // From 3.0 on, a reply has the state 0: nobody has set a state. C sends back the host's bytes.
         let state = match (version, t.module()) {
             ((3, 0), Module::Rust) => 0,
             _ => MARK,
@@ -127,7 +127,7 @@ fn replies(t: &Context<'_>) -> Result<()> {
     heartbeat.expect_silence(Duration::from_millis(50))
 }
 
-/// A host may send fewer reserved bytes than the structure has, or more.
+/// The host sends fewer reserved bytes than the structure has, and more.
 fn short_reserved(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.negotiate_all()?;
@@ -147,7 +147,7 @@ fn short_reserved(t: &Context<'_>) -> Result<()> {
     heartbeat.expect_silence(Duration::from_millis(50))
 }
 
-/// A beat for which the ring has room is answered, and the next one as well.
+/// A beat longer than a page is answered, if the ring has room for it. So is the next beat.
 fn longer_than_a_page(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.negotiate_all()?;
@@ -165,7 +165,7 @@ fn longer_than_a_page(t: &Context<'_>) -> Result<()> {
     heartbeat.expect_silence(Duration::from_millis(50))
 }
 
-/// Many beats, one by one: each is answered, and it is told how long that took, from the host's write to its read.
+/// The host sends many beats, one by one. Each is answered. Prints the time from the host's write to its read.
 fn round_trips(t: &Context<'_>) -> Result<()> {
     const COUNT: usize = 500;
     let heartbeat = t.channel(Service::Heartbeat);
@@ -189,7 +189,7 @@ fn round_trips(t: &Context<'_>) -> Result<()> {
     )
 }
 
-/// A thousand beats at once: each is answered once, in order.
+/// The host sends a thousand beats at once. Each is answered once, in order.
 fn flood(t: &Context<'_>) -> Result<()> {
     const COUNT: u64 = 1000;
     let heartbeat = t.channel(Service::Heartbeat);
@@ -209,9 +209,9 @@ fn flood(t: &Context<'_>) -> Result<()> {
     heartbeat.expect_silence(Duration::from_millis(50))
 }
 
-/// A flood of beats leaves the guest's programs a share of the processor: one runs to its end meanwhile.
+/// During a flood of beats the guest's programs get a share of the processor: a program runs to its end.
 fn flood_leaves_the_processor(t: &Context<'_>) -> Result<()> {
-    // The program takes a tenth of these or so.
+    // The program takes about a tenth of these.
     const MOST: u64 = 30_000;
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.negotiate_all()?;
@@ -219,7 +219,7 @@ fn flood_leaves_the_processor(t: &Context<'_>) -> Result<()> {
     let flood = || -> Result<u64> {
         let (mut sequence, mut answered) = (0, 0);
         while !is_over.load(Relaxed) && sequence < MOST {
-            // As many as the ring never is without.
+            // This keeps the ring full.
             while heartbeat.unsent()? < 1000 {
                 let request = heartbeat.request(heartbeat::body(sequence, heartbeat::RESERVED))?;
                 heartbeat.send(&request)?;
@@ -251,7 +251,7 @@ fn flood_leaves_the_processor(t: &Context<'_>) -> Result<()> {
     })
 }
 
-/// After a restore the host negotiates again on the open channel, and goes on.
+/// After a restore the host negotiates anew on the open channel, and sends beats again.
 fn restore(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.wait_replies(1)?;

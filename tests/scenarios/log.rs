@@ -33,8 +33,8 @@ pub fn is_splat(line: &str) -> bool {
     SPLATS.iter().any(|text| line.contains(text))
 }
 
-/// The first bad line of a raw log (`dmesg -r`: `<priority>[time] text`): a splat, or a warning or worse that is neither
-/// harmless nor expected. Skips an expected splat from its `WARNING:` to its end, but not another splat inside.
+/// The first bad line of a raw log (`dmesg -r`: `<priority>[time] text`): a splat, or a warning or worse that is
+/// neither harmless nor expected. Skips an expected splat from its `WARNING:` to its end, but not another splat inside.
 pub fn first_bad_line<'a>(log: &'a str, expected: &[&str]) -> Option<&'a str> {
     let mut is_in_splat = false;
     log.lines().find(|line| {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counts and prints results and breakdowns of the emulation. After a breakdown of the QEMU guest, the next run continues
-//! the count.
+//! Counts and prints results and breakdowns of the emulation. After a breakdown of the QEMU guest, the next QEMU guest
+//! continues the count.
 
 use std::time::Instant;
 
@@ -16,8 +16,8 @@ use crate::scenario::skip_reason;
 /// Maximum number of breakdowns of the emulation in one run.
 const BREAKDOWNS: usize = 3;
 
-/// Describes the breakdown if a guest stopped because the emulation of its processors failed: a processor hung, or had a
-/// triple fault. A splat on the console means that the kernel is at fault: that is no breakdown. Neither is anything
+/// Describes the breakdown if a guest stopped because the emulation of its processors failed: a processor hung, or had
+/// a triple fault. With a splat on the console, the kernel is at fault: this is no breakdown. There are no breakdowns
 /// where processors are not emulated.
 pub fn breakdown(exit: &Exit, console: &str) -> Option<String> {
     breakdown_of(exit, console).filter(|_| nested::is_nested())

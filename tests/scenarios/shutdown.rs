@@ -32,7 +32,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("shutdown_no_s4", hibernate_refused).machine(Machine::OTHER),
 ];
 
-/// Each message version that a host may offer alone.
+/// The host offers each message version alone.
 fn versions(t: &Context<'_>) -> Result<()> {
     let shutdown = t.channel(Service::Shutdown);
     for message in [(1, 0), (3, 0), (3, 1), (3, 2)] {
@@ -46,7 +46,7 @@ fn versions(t: &Context<'_>) -> Result<()> {
     shutdown.expect_silence(Duration::from_millis(50))
 }
 
-/// Has the guest shut down in a way, which it answers with `status`.
+/// Sends a shutdown request with `flags`. Fails unless the reply has `status`.
 pub fn request(t: &Context<'_>, flags: u32, status: u32) -> Result<()> {
     let channel = t.channel(Service::Shutdown);
     channel.wait_negotiated()?;
@@ -66,7 +66,7 @@ fn restart(t: &Context<'_>) -> Result<()> {
     t.equal("end", t.wait_exit(TIMEOUT)?, Exit::Reset)
 }
 
-/// Save as hibernation: accepted where the machine has S4, with a uevent for whoever does it.
+/// The host asks for hibernation on a machine with S4. The module accepts, and sends a uevent to user space.
 fn hibernate(t: &Context<'_>) -> Result<()> {
     request(t, HIBERNATE, S_OK)?;
     for _ in 0..100 {
@@ -78,7 +78,7 @@ fn hibernate(t: &Context<'_>) -> Result<()> {
     t.log_has("Sent hibernation uevent")
 }
 
-/// And refused where it has not.
+/// The host asks for hibernation on a machine without S4. The module refuses.
 fn hibernate_refused(t: &Context<'_>) -> Result<()> {
     request(t, HIBERNATE, E_FAIL)?;
     t.check(

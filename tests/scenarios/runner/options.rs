@@ -200,7 +200,7 @@ impl Options {
         build_folder().join(format!("guest/daemons-{}.cpio", self.flavour))
     }
 
-    /// The machine for this kernel, with all services. Its initramfs has both modules, and the daemons if they are built.
+    /// The machine for this kernel, with all services. Its initramfs has both modules, and the daemons if available.
     pub fn config(&self) -> Config {
         let mut config = Config {
             kernel: images::kernel(&self.flavour),
