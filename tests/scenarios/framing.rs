@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Framing and negotiation, which all services share: whatever comes, one reply to each request.
+//! Framing and negotiation, which all services share. Each request gets one reply, whatever it contains.
 
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("framing_packet_transaction", packet_transaction).scripted(&SERVICES),
 ];
 
-/// A well-formed request of a service that does no harm.
+/// A well-formed, harmless request for a service.
 pub fn request(t: &Context<'_>, service: Service) -> Result<Message> {
     let body = match service {
         Service::Shutdown => shutdown::body(8, ""),
@@ -103,7 +103,7 @@ pub fn request(t: &Context<'_>, service: Service) -> Result<Message> {
     t.channel(service).request(body)
 }
 
-/// The service works as after a fresh start, and nothing was left over.
+/// Checks that the service works as after insertion, and that no reply is left over.
 pub fn works(t: &Context<'_>, service: Service) -> Result<()> {
     let channel = t.channel(service);
     channel.expect_silence(Duration::from_millis(30))?;
@@ -118,7 +118,7 @@ pub fn works(t: &Context<'_>, service: Service) -> Result<()> {
     channel.expect_silence(Duration::from_millis(30))
 }
 
-/// Of several versions the guest takes the best it knows, in whatever order they are offered.
+/// The host offers several versions. The guest takes the best that it knows, whatever their order.
 fn preference(t: &Context<'_>) -> Result<()> {
     let cases: [(Service, &[(u16, u16)], (u16, u16)); 5] = [
         (Service::Heartbeat, &[(3, 0), (1, 0), (9, 9)], (3, 0)),
@@ -140,7 +140,7 @@ fn preference(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A host may negotiate at any time. When nothing was agreed on, requests are failed.
+/// The host negotiates at any time. Requests fail while no version is agreed on.
 fn renegotiation(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -157,7 +157,7 @@ fn renegotiation(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Counts that the request has no room for are answered with 0/0.
+/// A negotiation whose counts of versions exceed its size gets the counts 0/0.
 fn bad_counts(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -173,7 +173,7 @@ fn bad_counts(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A host that was told that there is no common version, and asks all the same, is refused.
+/// Without a common version the negotiation is refused. Later requests of the host fail.
 fn no_common_version(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -183,7 +183,7 @@ fn no_common_version(t: &Context<'_>) -> Result<()> {
             refused.is_err_and(|error| error.0.contains("counts 0/0")),
             "an unknown version is refused",
         )?;
-        // A host that was refused gives up; this one goes on.
+        // A refused host gives up by itself. The scenario goes on for the host.
         channel.script()?;
         let reply = channel.transact(&request(t, service)?)?;
         t.equal("status", reply.status, E_FAIL)?;
@@ -192,7 +192,7 @@ fn no_common_version(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Requests that the guest finds together are all answered, in their order, and no packet has to come for that.
+/// The guest finds several requests together. It answers all of them, in order, without waiting for a further packet.
 fn queued_requests(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -214,7 +214,7 @@ fn queued_requests(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Stops reading, and sends as many requests as fill both rings; gives how many. They are numbered from 0.
+/// Stops reading, and sends enough requests to fill both rings. Numbers them from 0. Returns how many.
 pub fn fill_unread(t: &Context<'_>, service: Service) -> Result<usize> {
     let channel = t.channel(service);
     let mut request = request(t, service)?;
@@ -228,7 +228,7 @@ pub fn fill_unread(t: &Context<'_>, service: Service) -> Result<usize> {
     Ok(count)
 }
 
-/// A host that does not read gets all replies when it does, and keeps nobody from removing the device.
+/// The host stops reading, and gets all replies when it reads again. The device can be unbound meanwhile.
 fn unread_replies(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -252,8 +252,8 @@ fn unread_replies(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// How often the service has found no room for a reply: in all, and as the first time since there was room. `hv_vmbus`
-/// shows these counters of the channel to administrators.
+/// The channel's counters of full rings, which `hv_vmbus` shows in sysfs: how often a reply found no room, and how
+/// often this was the first time since there was room.
 fn full_counts(t: &Context<'_>, service: Service) -> Result<(u64, u64)> {
     let instance = service.instance();
     let text = t.sh_ok(&format!(
@@ -266,8 +266,8 @@ fn full_counts(t: &Context<'_>, service: Service) -> Result<(u64, u64)> {
     }
 }
 
-/// A full ring counts in `out_full_total`, and in `out_full_first`, each time that it gets full: perhaps more than once
-/// in the latter, as a signal of the host has the module ask for room anew. Each reply comes when the host reads again.
+/// Each time that the ring gets full, `out_full_total` and `out_full_first` grow. The latter may grow by more than one:
+/// after each signal of the host the module requests room anew. All replies come when the host reads again.
 fn full_ring_is_counted(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         t.channel(service).negotiate_all()?;
@@ -299,8 +299,8 @@ fn fill_and_count(t: &Context<'_>, service: Service) -> Result<()> {
 
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// Services that answer in the host's interrupt log what is wrong with a packet, but not in that interrupt. The kernel's
-/// trace says in which context each line was logged.
+/// Some services answer in the host's interrupt. They log bad packets later, outside of the interrupt. The kernel's
+/// trace has the context of each log line.
 fn nothing_is_logged_in_an_interrupt(t: &Context<'_>) -> Result<()> {
     let enable = format!("{TRACING}/events/printk/console/enable");
     if t.sh(&format!("[ -e {enable} ]"))?.status != 0 {
@@ -313,7 +313,7 @@ fn nothing_is_logged_in_an_interrupt(t: &Context<'_>) -> Result<()> {
     ))?;
     result?;
     for line in lines.lines() {
-        // "comm-pid [processor] flags time: event: text"; the third flag says whether it was an interrupt.
+        // "comm-pid [processor] flags time: event: text". The third flag is the context.
         let flags = line
             .split_once(" [")
             .and_then(|(_, rest)| rest.split_whitespace().nth(1))
@@ -327,7 +327,7 @@ fn nothing_is_logged_in_an_interrupt(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The host sends all kinds of packets about which the services have something to log, and waits for the lines.
+/// The host sends all kinds of packets that the services log lines about. Waits for the lines.
 fn log_much(t: &Context<'_>) -> Result<()> {
     for (number, service) in [Service::Heartbeat, Service::TimeSync].iter().enumerate() {
         let channel = t.channel(*service);
@@ -354,7 +354,7 @@ fn log_much(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A type that isn't the service's is failed.
+/// A message of another service's type fails.
 fn unknown_type(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -370,7 +370,7 @@ fn unknown_type(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A body that is cut short is failed, wherever it is cut; the guest lives on.
+/// A body that is cut anywhere fails, unless only unused bytes are missing. The guest survives.
 fn short_bodies(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -397,7 +397,7 @@ fn short_bodies(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What has no header can't be answered: it is dropped, and the next request is served.
+/// A packet without a header cannot be answered: it is dropped. The next request is served.
 fn no_header(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -409,7 +409,7 @@ fn no_header(t: &Context<'_>) -> Result<()> {
     t.log_has("packet ignored")
 }
 
-/// An answer isn't answered: two sides that do would never stop.
+/// A message with the response flag gets no answer: otherwise two such sides would answer each other forever.
 fn responses(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -422,7 +422,7 @@ fn responses(t: &Context<'_>) -> Result<()> {
     t.log_has("packet ignored")
 }
 
-/// A packet that isn't in-band data is dropped.
+/// A packet other than in-band data is dropped.
 fn other_packets(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -438,12 +438,13 @@ fn other_packets(t: &Context<'_>) -> Result<()> {
     t.log_has("packet ignored")
 }
 
-/// A host that says that the ring is full, of what are no packets, loses them, and not the channel.
+/// The host's write index says that the ring is full, but the ring has no packets. The content is dropped. The channel
+/// still works.
 fn whole_ring(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
         channel.negotiate_all()?;
-        // A reply leaves before the guest says that it has read the request.
+        // The guest sends a reply before it marks the request as read.
         channel.wait_read()?;
         let (to_guest, _) = channel.indices()?;
         let size = channel.ring_size()?;
@@ -454,7 +455,7 @@ fn whole_ring(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A header that claims more than was sent gets an answer that doesn't.
+/// A header claims a larger body than the packet has. The answer's header does not.
 fn size_beyond_packet(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -465,14 +466,14 @@ fn size_beyond_packet(t: &Context<'_>) -> Result<()> {
         let reply = channel.transact(&request)?;
         t.check(
             reply.size.is_some_and(|size| usize::from(size) <= len),
-            "the answer's size is within it",
+            "the answer's size is within its packet",
         )?;
         works(t, service)?;
     }
     Ok(())
 }
 
-/// The reply carries the packet's transaction id, too.
+/// The reply's packet has the transaction id of the request's packet.
 fn packet_transaction(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);

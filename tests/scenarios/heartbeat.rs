@@ -77,7 +77,8 @@ fn versions(t: &Context<'_>) -> Result<()> {
 /// The state of the applications in [`marked`].
 pub const MARK: u32 = 0x5a5a_5a5a;
 
-/// A beat with 0x5a in all bytes behind the number, which are zero in a host's beat. Shows the bytes that a guest writes.
+/// A beat with 0x5a in all bytes behind the number. They are zero in a host's beat. The mark shows which of them a
+/// guest writes.
 pub fn marked(sequence: u64) -> Vec<u8> {
     let mut body = heartbeat::body(sequence, heartbeat::RESERVED);
     body[8..].fill(0x5a);
@@ -219,7 +220,7 @@ fn flood_leaves_the_processor(t: &Context<'_>) -> Result<()> {
     let flood = || -> Result<u64> {
         let (mut sequence, mut answered) = (0, 0);
         while !is_over.load(Relaxed) && sequence < MOST {
-            // This keeps the ring full.
+            // Packets that wait for room keep the ring full.
             while heartbeat.unsent()? < 1000 {
                 let request = heartbeat.request(heartbeat::body(sequence, heartbeat::RESERVED))?;
                 heartbeat.send(&request)?;

@@ -30,8 +30,9 @@ use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
-/// The version in which addresses are text, and that in which they are numbers.
+/// The version in which addresses are text.
 pub const TEXT: Version = (4, 0);
+/// The version in which addresses are numbers.
 pub const NUMBERS: Version = (5, 0);
 
 /// The scenarios of this file.
@@ -104,7 +105,7 @@ pub const SCENARIOS: &[Scenario] = &[
     .versions(),
 ];
 
-/// Starts the daemon, and agrees on the newest version.
+/// Starts the daemon, and negotiates the newest version.
 pub fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
     Talk::begin(t, Service::Kvp, daemon::KVP)
 }
@@ -123,7 +124,7 @@ pub fn pairs(talk: Talk<'_>, pool: u8) -> Result<Vec<(String, String)>> {
     Err("the enumeration does not end".into())
 }
 
-/// The negotiation is answered when the daemon has registered, and not before.
+/// The module answers the negotiation when the daemon has registered, and not before.
 fn waits_for_its_daemon(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Kvp);
     let offer = Message::negotiation(
@@ -150,7 +151,7 @@ pub fn newest(t: &Context<'_>) -> Version {
     }
 }
 
-/// The host enumerates what the daemon says of the guest.
+/// The host enumerates the daemon's facts about the guest.
 fn enumerates_the_guest(t: &Context<'_>) -> Result<()> {
     t.sh_ok("ip addr flush dev dummy0; ip addr add 10.9.8.7/24 dev dummy0; ip link set dummy0 up")?;
     let talk = begin(t)?;
@@ -187,7 +188,8 @@ fn enumerates_the_guest(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The file of a pool has one record, as the daemon keeps it: key (512 bytes) and value (2048 bytes), each ended by a NUL.
+/// Checks that a pool's file has one record in the daemon's format: a key (512 bytes) and a value (2048 bytes), each
+/// ended by a NUL.
 pub fn file_has(t: &Context<'_>, pool: u8, key: &str, value: &str) -> Result<()> {
     let file = format!("/var/lib/hyperv/.kvp_pool_{pool}");
     let at = |offset: usize, length: usize| {
@@ -205,7 +207,7 @@ pub fn file_has(t: &Context<'_>, pool: u8, key: &str, value: &str) -> Result<()>
     t.equal("value in the pool's file", at(512, 2048)?.as_str(), value)
 }
 
-/// What the host sets in any pool is in that pool's file and enumeration, until it is deleted.
+/// A pair that the host sets in a pool is in the pool's file and enumeration until the host deletes it.
 fn keeps_what_is_set(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for pool in [
@@ -218,7 +220,7 @@ fn keeps_what_is_set(t: &Context<'_>) -> Result<()> {
         talk.expect("SET", kvp::set(pool, "Ключ", "first"), S_OK)?;
         talk.expect("SET again", kvp::set(pool, "Ключ", "grüße €😀"), S_OK)?;
         file_has(t, pool, "Ключ", "grüße €😀")?;
-        // The daemon generates what is in this one.
+        // The daemon generates the pairs of this pool.
         if pool != kvp::AUTO {
             let all = pairs(talk, pool)?;
             t.equal(
@@ -240,7 +242,7 @@ fn keeps_what_is_set(t: &Context<'_>) -> Result<()> {
             E_NO_MORE_ITEMS,
         )?;
     }
-    // What the guest puts there is the host's to read.
+    // The host can read a pair of the guest.
     t.sh_ok(
         "{ printf fromguest; head -c 503 /dev/zero; printf hello; head -c 2043 /dev/zero; } \
          >/var/lib/hyperv/.kvp_pool_1",
@@ -254,7 +256,7 @@ fn keeps_what_is_set(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A host that leads the service itself starts over after a restore, also amid a request.
+/// The emulated host acts for the service, and is restored amid a request. It negotiates anew, and the service works.
 fn restore(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::Kvp);
     channel.auto()?;
@@ -272,7 +274,7 @@ fn restore(t: &Context<'_>) -> Result<()> {
     t.equal("times the channel was opened", channel.opens()?, 1)
 }
 
-/// GET gives the value (in C it is always empty).
+/// GET returns the value. With C it is always empty.
 fn gets_values(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for pool in 0..5 {
@@ -289,7 +291,7 @@ fn gets_values(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A SET of the type and bytes gives a key that value as text.
+/// Checks that a SET with this type and these bytes gives the key the value `text`.
 fn becomes(talk: Talk<'_>, t: &Context<'_>, kind: u32, bytes: &[u8], text: &str) -> Result<()> {
     let what = format!("type {kind} {text:?}");
     talk.expect(
@@ -301,7 +303,7 @@ fn becomes(talk: Talk<'_>, t: &Context<'_>, kind: u32, bytes: &[u8], text: &str)
     t.equal(&what, kvp::value_of(&reply.body).as_deref(), Some(text))
 }
 
-/// Every type that a host sends is kept as text; another is refused, and leaves the value alone.
+/// The daemon keeps values of all types of a host as text. SET with another type fails, and the value stays.
 fn value_types(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     becomes(talk, t, kvp::SZ, &utf16("text"), "text")?;
@@ -331,7 +333,7 @@ fn value_types(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Text of any content and size is converted or refused, and never read past its end.
+/// Text of any content and size is converted or rejected, and never read past its end.
 fn any_text(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     let units =
@@ -347,12 +349,12 @@ fn any_text(t: &Context<'_>) -> Result<()> {
     becomes(talk, t, kvp::SZ, &[0x61, 0, 0x62], "a")?;
     becomes(talk, t, kvp::SZ, &[], "")?;
     becomes(talk, t, kvp::SZ, &units(&[0x61, 0, 0x62, 0]), "a")?;
-    // A value of 1024 units without a NUL: as UTF-8 it fits, and the host gets back what fits with a NUL.
+    // A value of 1024 units without a NUL fits as UTF-8. The host gets back the part that fits with a NUL.
     let full = units(&[0x78; 1024]);
     becomes(talk, t, kvp::SZ, &full, &"x".repeat(1023))?;
     let wide = kvp::set_value(kvp::EXTERNAL, "key", kvp::SZ, &units(&[0x20ac; 1024]));
     talk.expect("3072 bytes as UTF-8", wide, E_INVALID_ARGUMENT)?;
-    // A key of 256 units without a NUL: fits.
+    // A key of 256 units without a NUL fits.
     let key = units(&[0x6b; 256]);
     let long = kvp::set_raw(kvp::SET, 0, 512, &key, kvp::SZ, 4, &utf16("v"));
     talk.expect("key of 256 units", long, S_OK)?;
@@ -369,7 +371,7 @@ fn any_text(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Keys and values that claim to be longer than there is room for are refused.
+/// A key or a value that claims to be longer than its field is rejected.
 fn sizes(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     let key = utf16("k");
@@ -389,7 +391,7 @@ fn sizes(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Many answers that come at once are all taken.
+/// The daemon answers many requests at once, before the timer of each. No answer is lost.
 fn quick_answers(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     let start = Instant::now();
@@ -399,13 +401,13 @@ fn quick_answers(t: &Context<'_>) -> Result<()> {
     }
     t.check(
         start.elapsed() < Duration::from_secs(30),
-        "none waited for its time-out",
+        "no request waited for its time-out",
     )?;
     file_has(t, kvp::EXTERNAL, "key", "499")?;
     talk.finish()
 }
 
-/// A daemon whose texts have no end gets as much of them to the host as there is room for.
+/// The daemon's texts have no NUL. The host gets as much of each as its field has room for.
 fn endless_answers(t: &Context<'_>) -> Result<()> {
     t.sh_ok("{ head -c 4 /dev/zero; head -c 7428 /dev/zero | tr '\\000' x; } >/tmp/endless")?;
     let daemon = ShellDaemon::registered(t, Service::Kvp, &ShellDaemon::answers("/tmp/endless"))?;
@@ -414,12 +416,12 @@ fn endless_answers(t: &Context<'_>) -> Result<()> {
     let reply = talk.expect("ENUMERATE", kvp::enumerate(kvp::GUEST, 0), S_OK)?;
     let (key, value) = kvp::pair(&reply.body).ok_or("a pair that a host cannot read")?;
     let only_x = |text: &str| text.chars().all(|letter| letter == 'x');
-    t.check(only_x(&key) && only_x(&value), "nothing else is in them")?;
+    t.check(only_x(&key) && only_x(&value), "both texts have only x")?;
     t.check(
         (1..256).contains(&key.len()) && (1..1024).contains(&value.len()),
-        "they end where their room does",
+        "both texts fit in their fields",
     )?;
-    // Where the last entry of a list may be a part of one, it is no address. C knows no addresses but as text.
+    // The last entry of such a list may be cut, so it is no address. C knows addresses only as text.
     if t.module() == Module::Rust {
         talk.expect("GET_IP_INFO", kvp::get_ip_info(NUMBERS, "adapter"), E_FAIL)?;
         t.log_has("hv_utils: KVP: the daemon's text of subnets has no end: GET_IP_INFO fails, status 0x80004005")?;
@@ -427,12 +429,12 @@ fn endless_answers(t: &Context<'_>) -> Result<()> {
     negotiate(talk, TEXT)?;
     let reply = talk.expect("GET_IP_INFO", kvp::get_ip_info(TEXT, "adapter"), S_OK)?;
     let got = kvp::addresses(TEXT, &reply.body).ok_or("no addresses")?;
-    t.check(only_x(&got.gateways), "nothing else is in a list")?;
+    t.check(only_x(&got.gateways), "the list has only x")?;
     daemon.kill(t)?;
     talk.finish()
 }
 
-/// What waits behind a request, whatever that is, is answered after it.
+/// A request behind another request, or behind an unknown message, is answered after it.
 fn queued_requests(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for kind in [Service::Kvp.message_type(), 0xffff] {
@@ -447,7 +449,7 @@ fn queued_requests(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Nobody is the daemon but who has the device open.
+/// A program registers over netlink. It is not the daemon: only the program with the device open is.
 fn registration_over_netlink(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Kvp);
     let offer = Message::negotiation(&[(3, 0)], &[(4, 0)], 9);
@@ -459,7 +461,7 @@ fn registration_over_netlink(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// What no host sends is answered once, with a status that says so, and the next request is served.
+/// A request that no host sends is answered once, with an error. The next request is served.
 fn refuses(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for operation in [6, 7, 100, 255] {
@@ -485,7 +487,7 @@ fn refuses(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// An index that no pool has ends the enumeration, whatever a daemon takes it for, and the daemon lives.
+/// An index beyond the pool's entries ends the enumeration, negative numbers included. The daemon survives.
 fn index_of_no_entry(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for index in [10, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
@@ -501,14 +503,14 @@ fn index_of_no_entry(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon dies over a request: the next daemon answers it.
+/// The daemon dies with a request pending. The next daemon answers the request.
 fn daemon_killed(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     daemon::KVP.stop(t)?;
     let request = talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
     daemon::KVP.kill(t)?;
     if t.module() == Module::C {
-        // It does not keep the request.
+        // C does not keep the request.
         talk.promptly("the request in work", &request, E_FAIL)?;
         daemon::KVP.start(t)?;
     } else {
@@ -522,7 +524,8 @@ fn daemon_killed(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A host that negotiates anew waits for no reply from before, and gets none; the daemon's late answer is nobody's.
+/// The host negotiates anew amid a request, so it expects no reply to the request, and gets none. The daemon's late
+/// answer is dropped.
 fn negotiates_amid_a_request(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for unread in [false, true] {
@@ -530,7 +533,7 @@ fn negotiates_amid_a_request(t: &Context<'_>) -> Result<()> {
             daemon::KVP.stop(t)?;
             talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
         } else {
-            // The daemon has read this one, and hangs over it: nobody opens the other end of what it reads.
+            // The daemon has read this request, and hangs: nobody opens the other end of the FIFO that it reads.
             t.sh_ok("rm -f /var/lib/hyperv/.kvp_pool_1; mkfifo /var/lib/hyperv/.kvp_pool_1")?;
             talk.pend(kvp::enumerate(kvp::GUEST, 1))?;
         }
@@ -553,7 +556,7 @@ fn negotiates_amid_a_request(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A host negotiates again before it was answered: each negotiation gets its answer, in order.
+/// The host negotiates again before it has an answer. Each negotiation gets an answer, in order.
 fn negotiates_twice_without_a_daemon(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Kvp);
     let offers = [1, 2, 3].map(|id| Message::negotiation(&[(3, 0)], &[(4, 0)], id));
@@ -569,8 +572,8 @@ fn negotiates_twice_without_a_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A host negotiates at the moment at which the daemon dies over a request: behind the negotiation's answer comes none
-/// to what was before.
+/// The host negotiates as the daemon dies with a request pending. After the answer to the negotiation, no reply to the
+/// earlier request comes.
 fn negotiates_as_its_daemon_dies(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for number in 0..20 {
@@ -591,11 +594,11 @@ fn negotiates_as_its_daemon_dies(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The device is unbound while its file is closed: what the process that closes still uses is there until it has ended.
+/// The device is unbound while a process closes its file. The memory that the process uses stays until it has finished.
 fn unbound_as_a_file_closes(t: &Context<'_>) -> Result<()> {
     let id = Service::Kvp.instance();
-    // All are on one processor. Who unbinds goes on as soon as it may, in the middle of what the process does that
-    // closes. So does the kernel's thread that it waits for, which removes the device's node.
+    // All processes run on one processor. The process that unbinds has real-time priority: it continues as soon as it
+    // can, in the middle of the close. So does kdevtmpfs, which removes the device's node: the unbinding waits for it.
     t.sh_ok(
         "rm -f /tmp/open /tmp/unbinds /tmp/close /tmp/closed /tmp/unbound; \
          nodes=$(pidof kdevtmpfs) && taskset -p 1 $nodes && chrt -f -p 49 $nodes && \
@@ -616,7 +619,7 @@ fn unbound_as_a_file_closes(t: &Context<'_>) -> Result<()> {
     removal::serves(t, Service::Kvp)
 }
 
-/// The device goes at once, whatever its daemon is doing; the daemon finds out and ends; the next one works.
+/// The device is unbound at once while its daemon hangs. The daemon notices later, and exits. The next daemon works.
 fn unbound_under_its_daemon(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     daemon::KVP.stop(t)?;
@@ -634,7 +637,7 @@ fn unbound_under_its_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The host takes the device away under a daemon that hangs; VMBus goes on, and the device comes back.
+/// The host rescinds the device while its daemon hangs. VMBus still works, and the device comes back.
 fn rescinded_under_its_daemon(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     daemon::KVP.stop(t)?;
@@ -649,7 +652,7 @@ fn rescinded_under_its_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The module is in use while a daemon has its device open, and can be removed when it has not.
+/// The module cannot be removed while a daemon has its device open. It can be removed afterwards.
 fn removal_waits_for_its_daemon(t: &Context<'_>) -> Result<()> {
     begin(t)?.finish()?;
     let output = t.sh("rmmod hv_utils")?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! From boot to removal: VMBus versions, insertion and removal, unbinding, rescinding.
+//! Life cycle: boot with each VMBus version, insertion and removal, rescinding.
 
 use host::guest::Result;
 use host::service::Service;
@@ -18,13 +18,13 @@ pub const SCENARIOS: &[Scenario] = &[
         .everywhere()
         .unloaded(),
     Scenario::new("rescind_and_reoffer", rescind_and_reoffer).everywhere(),
-    // The version is the business of the kernel's hv_vmbus: one module will do.
+    // The version concerns hv_vmbus, not the modules: one module will do.
     Scenario::new("vmbus_5_0", connects)
         .machine(Machine::OTHER)
         .rust_only(),
 ];
 
-/// The guest found Hyper-V and speaks the newest version that the host knows; all services work.
+/// The guest detects Hyper-V, and speaks the newest VMBus version that the host knows. All services work.
 fn connects(t: &Context<'_>) -> Result<()> {
     t.equal(
         "VMBus version",
@@ -37,7 +37,7 @@ fn connects(t: &Context<'_>) -> Result<()> {
     t.channel(Service::Heartbeat).wait_replies(1).map(|_| ())
 }
 
-/// Insertion opens the channels, removal closes them, three times.
+/// Insertion opens the channels, and removal closes them. Three times.
 fn insert_and_remove(t: &Context<'_>) -> Result<()> {
     for _ in 0..3 {
         t.load()?;
@@ -54,7 +54,7 @@ fn insert_and_remove(t: &Context<'_>) -> Result<()> {
     t.log_has("De-Registered HyperV Utility Driver")
 }
 
-/// A device that is unplugged and plugged in again works again.
+/// The host rescinds each device, and offers it again. The service works again.
 fn rescind_and_reoffer(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices and the module that go while something is going on.
+//! Removal of devices and of the module during requests.
 
 use std::time::Duration;
 
@@ -47,22 +47,22 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only(),
 ];
 
-/// How far a request has come.
+/// The steps of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The daemon has it to read.
+    /// The daemon can read the request.
     Asked,
-    /// The daemon has read it.
+    /// The daemon has read the request.
     Read,
     /// The host has the answer.
     Answered,
 }
 
 impl Step {
-    /// All of them.
+    /// All steps.
     pub const ALL: [Self; 3] = [Self::Asked, Self::Read, Self::Answered];
 
-    /// Has a request come so far, with a daemon that takes it no further.
+    /// Starts a daemon, and sends a request that reaches this step and goes no further.
     pub fn reach(self, t: &Context<'_>, service: Service) -> Result<ShellDaemon> {
         let answers = ShellDaemon::answers("/tmp/success");
         let script = match self {
@@ -85,7 +85,7 @@ impl Step {
     }
 }
 
-/// What a daemon of the service is asked.
+/// A request for the daemon of the service.
 pub fn request(service: Service) -> Vec<u8> {
     match service {
         Service::Vss => vss::body(vss::HOT_BACKUP),
@@ -94,7 +94,7 @@ pub fn request(service: Service) -> Vec<u8> {
     }
 }
 
-/// The services that have daemons with the module.
+/// The services that have daemons with this module, or with C.
 pub fn services(t: &Context<'_>) -> &'static [Service] {
     match t.module() {
         Module::Rust => &daemon::SERVICES,
@@ -102,7 +102,7 @@ pub fn services(t: &Context<'_>) -> &'static [Service] {
     }
 }
 
-/// The distribution's daemon serves a service whose channel is open.
+/// Checks that the distribution's daemon serves the service. The channel must be open.
 pub fn serves(t: &Context<'_>, service: Service) -> Result<()> {
     let daemon = Daemon::of(service);
     let talk = Talk::begin(t, service, daemon)?;
@@ -111,8 +111,8 @@ pub fn serves(t: &Context<'_>, service: Service) -> Result<()> {
     talk.finish()
 }
 
-/// At each step of a request the device can go, by the administrator's will or the host's, and the module where no
-/// daemon is in its way. What comes after that is as new.
+/// At each step of a request, the device is unbound, or rescinded, or the module is removed once its daemon has died.
+/// Afterwards the service works as after insertion.
 fn at_every_step(t: &Context<'_>) -> Result<()> {
     let ways: [(&str, fn(&Context<'_>, Service, ShellDaemon) -> Result<()>); 3] = [
         ("unbind", unbind),
@@ -125,7 +125,7 @@ fn at_every_step(t: &Context<'_>) -> Result<()> {
                 let run = || -> Result<()> {
                     let daemon = step.reach(t, service)?;
                     remove(t, service, daemon)?;
-                    // Before that it may have been answered.
+                    // The request may have been answered before the removal.
                     t.channel(service).forget_surplus();
                     t.channel(service).wait_open()
                 };
@@ -160,7 +160,7 @@ fn remove_module(t: &Context<'_>, _: Service, daemon: ShellDaemon) -> Result<()>
     t.load()
 }
 
-/// Writes to the driver's `unbind` while the host does something, again and again until that has been done.
+/// Writes to the driver's `unbind`. Repeats `act` of the host until the channel is closed.
 fn unbind_meanwhile(t: &Context<'_>, mut act: impl FnMut() -> Result<()>) -> Result<()> {
     let id = Service::Vss.instance();
     t.sh_ok(&format!(
@@ -173,7 +173,7 @@ fn unbind_meanwhile(t: &Context<'_>, mut act: impl FnMut() -> Result<()>) -> Res
     wait_for(t, "[ -e /tmp/unbound ]")
 }
 
-/// Packets come until the channel is closed, negotiations too.
+/// Requests and negotiations come until the channel is closed.
 fn unbound_under_packets(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::Vss);
     for _ in 0..20 {
@@ -183,7 +183,7 @@ fn unbound_under_packets(t: &Context<'_>) -> Result<()> {
         let info = channel.request(vss::body(vss::GET_DM_INFO))?;
         unbind_meanwhile(t, || {
             for message in [&info, &backup, &offer] {
-                // It may be closed by now.
+                // The channel may be closed by now.
                 if channel.send(message).is_err() {
                     break;
                 }
@@ -195,13 +195,13 @@ fn unbound_under_packets(t: &Context<'_>) -> Result<()> {
         daemon::rebind(t, "bind", Service::Vss)?;
         channel.wait_open()?;
     }
-    // It is chance which of the messages were answered.
+    // Chance decides which messages were answered.
     channel.forget_surplus();
     serves(t, Service::Vss)
 }
 
-/// A request has the module do something on a processor that has no time for it, and the module is removed on another
-/// one: nothing of it runs afterwards.
+/// A request schedules work on a processor that is busy with a real-time task. The module is removed on the other
+/// processor. The removal waits for the work, or cancels it.
 fn work_left(t: &Context<'_>) -> Result<()> {
     let hog = "until [ -e /tmp/go ]; do :; done";
     for _ in 0..3 {

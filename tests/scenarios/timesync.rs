@@ -80,34 +80,34 @@ pub const SCENARIOS: &[Scenario] = &[
         .rust_only(),
 ];
 
-/// What the log says of a time that the kernel refuses.
+/// The log text about a time that the kernel rejects.
 const NOT_SET: &str = "TimeSync: clock not set";
 
-/// What the log says of samples whose reference time is ahead.
+/// The log text about samples whose reference time is ahead.
 const AHEAD: &str = "TimeSync: samples ahead of the reference time";
 
-/// What C says once of a sample that is too old.
+/// C's log text about a sample that is too old. C logs it once.
 pub const STALE_IN_C: &str = "TIMESYNC IC: Stale time stamp";
 
-/// Its processors' counter is not invariant.
+/// A machine whose TSC is not invariant. The guest's clock source is the TSC page.
 const WITH_A_PAGE: Machine = Machine {
     name: "clock: a page",
     change: |config| config.clock = Clock::Page,
 };
 
-/// It has nothing but the reference time's register to tell the time by.
+/// A machine whose only reference time is the register.
 const WITH_A_REGISTER: Machine = Machine {
     name: "clock: a register",
     change: |config| config.clock = Clock::Register,
 };
 
-/// Nobody else has anything to say for hours: emulated time passes faster.
+/// Services that stay silent for hours. This lets emulated time pass faster.
 const QUIET: [Service; 2] = [Service::Heartbeat, Service::TimeSync];
 
 /// An hour, in units of 100 ns.
 const HOUR: i64 = 3600 * 10_000_000;
 
-/// As on Windows: a SYNC after the negotiation, samples after it; the log tells the version.
+/// The host sends a SYNC after the negotiation, and samples after the SYNC, as on Windows. The log has the version.
 fn syncs_and_samples(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     channel.configure(|device| device.set_interval(Duration::from_millis(200)))?;
@@ -129,7 +129,7 @@ fn clock(t: &Context<'_>) -> Result<i64> {
         .map_err(|_| format!("`date +%s` in the guest says {text:?}").into())
 }
 
-/// A host that sends times that the guest can't have, such as one before its boot, fills no log.
+/// The host sends times that the kernel rejects: they are before the boot. The module limits its log lines.
 fn log_is_limited(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     channel.negotiate_all()?;
@@ -138,7 +138,7 @@ fn log_is_limited(t: &Context<'_>) -> Result<()> {
     for _ in 0..100 {
         let request = channel.request(timesync::body((4, 0), &moment, timesync::SYNC))?;
         channel.transact(&request)?;
-        // Until it has run: what is asked meanwhile is one.
+        // Wait until the job has run. It would handle several requests as one.
         std::thread::sleep(Duration::from_millis(5));
     }
     let lines = t.sh_ok(&format!("dmesg | grep -c '{NOT_SET}'"))?;
@@ -149,7 +149,7 @@ fn log_is_limited(t: &Context<'_>) -> Result<()> {
     )
 }
 
-/// A SYNC an hour ahead steps the clock, in each layout of the message.
+/// A SYNC that is an hour ahead steps the clock, in each layout of the message.
 fn steps_the_clock(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     let mut ahead = 0;
@@ -165,12 +165,12 @@ fn steps_the_clock(t: &Context<'_>) -> Result<()> {
         wait_clock(t, target)?;
     }
     channel.expect_silence(Duration::from_millis(50))?;
-    // The others in this guest get the right time again.
+    // Set the right time for the scenarios that follow in this guest.
     channel.auto()?;
     wait_clock(t, ((t.moment().wall - UNIX_EPOCH_1601) / 10_000_000) as i64)
 }
 
-/// Waits until the guest's clock is, to two seconds, at what was `target` seconds since 1970 when this was called.
+/// Waits until the guest's clock is right to two seconds. `target` is the right time at the call: seconds since 1970.
 pub fn wait_clock(t: &Context<'_>, target: i64) -> Result<()> {
     let start = Instant::now();
     let mut off = 0;
@@ -184,7 +184,7 @@ pub fn wait_clock(t: &Context<'_>, target: i64) -> Result<()> {
     Err(format!("the guest's clock is {off} s ahead of {target}").into())
 }
 
-/// After a restore a new SYNC follows the negotiation.
+/// After a restore the host negotiates anew, and sends a new SYNC.
 fn restore(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     channel.wait_replies(1)?;
@@ -195,7 +195,7 @@ fn restore(t: &Context<'_>) -> Result<()> {
     t.check(said.contains("timesync request SYNC"), "a new SYNC follows")
 }
 
-/// With the parameter set, a sample moves a clock that is behind.
+/// With `timesync_implicit=1`, a sample steps a clock that is behind.
 fn implicit(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     t.load_with("timesync_implicit=1")?;
@@ -210,7 +210,7 @@ fn implicit(t: &Context<'_>) -> Result<()> {
     wait_clock(t, ((t.moment().wall - UNIX_EPOCH_1601) / 10_000_000) as i64)
 }
 
-/// A host that asks for no replies, and reads none, still sets the clock when they fill the ring.
+/// The host requests no replies, and reads none. The replies fill the ring. The host's SYNC still sets the clock.
 fn unanswered(t: &Context<'_>) -> Result<()> {
     // More than the ring has room for.
     const SAMPLES: u64 = 400;
@@ -222,7 +222,7 @@ fn unanswered(t: &Context<'_>) -> Result<()> {
     t.load()?;
     channel.wait_requests(SAMPLES)?;
     channel.configure(|device| device.set_wall_offset(3600 * 10_000_000))?;
-    // A SYNC follows.
+    // The restore makes the host send a SYNC.
     channel.configure(|device| device.set_restore(Restore::Resume))?;
     t.save_restore();
     let now = || ((t.moment().wall - UNIX_EPOCH_1601) / 10_000_000) as i64;
@@ -233,7 +233,7 @@ fn unanswered(t: &Context<'_>) -> Result<()> {
     channel.wait_read()
 }
 
-/// The PTP clock is named hyperv, and a real client reads the host's time from it.
+/// The PTP clock is named hyperv, and `phc_ctl` reads the host's time from it.
 fn ptp(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     channel.configure(|device| device.set_interval(Duration::from_millis(200)))?;
@@ -259,21 +259,21 @@ fn ptp(t: &Context<'_>) -> Result<()> {
     // The host's clock may have been slewed since the last sample.
     t.check(
         *off.start() > -10_000_000 && *off.end() < 10_000_000,
-        &format!("it does so to 10 ms: it is {off:?} ns ahead"),
+        &format!("the PTP clock is right to 10 ms: it is {off:?} ns ahead"),
     )
 }
 
 /// The system's clock source.
 const SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
 
-/// Where the system's clock is the processor's counter, both clocks' times are told of one moment.
+/// If the system's clock source is the TSC, the PTP clock has cross timestamps: both clocks' times at one moment.
 fn ptp_cross_timestamps(t: &Context<'_>) -> Result<()> {
     let source = t.sh_ok(&format!("cat {SOURCE}"))?;
     if source.trim() != "tsc" {
         return t.skip(&format!("the guest's clock source is {}", source.trim()));
     }
     t.channel(Service::TimeSync).wait_replies(1)?;
-    t.check(says_cross_timestamps(t)?, "the clock says so")?;
+    t.check(says_cross_timestamps(t)?, "the clock has the capability")?;
     let device = ptp_device(t)?;
     let stamp = || -> Result<(i128, i128)> {
         let text = t.sh_ok(&format!("testptp -d {device} -X"))?;
@@ -285,7 +285,7 @@ fn ptp_cross_timestamps(t: &Context<'_>) -> Result<()> {
     let (first, second) = (stamp()?, stamp()?);
     let (device_time, system_time) = (second.0 - first.0, second.1 - first.1);
     t.check(device_time > 0, "the clock runs")?;
-    // They need not agree on how long a second is.
+    // The clocks may run at slightly different rates.
     t.check(
         (device_time - system_time).abs() < 1_000 + device_time / 1_000,
         &format!("{device_time} ns of the PTP clock are {system_time} ns of the system's"),
@@ -299,19 +299,18 @@ fn ptp_cross_timestamps(t: &Context<'_>) -> Result<()> {
     let text = text?;
     t.check(
         text.contains("No such device") && text.contains("clock time is"),
-        &format!("with another clock only the PTP clock's is told: {text}"),
+        &format!("with another clock source only the PTP clock's time is read: {text}"),
     )
 }
 
-/// Where the processor's counter is not the system's clock the PTP clock does not say that it can tell of one moment,
-/// and is read all the same.
+/// If the TSC is not the system's clock source, the PTP clock has no cross timestamps. It can still be read.
 fn no_cross_timestamps(t: &Context<'_>, source: &str) -> Result<()> {
     let current = t.sh_ok(&format!("cat {SOURCE}"))?;
     t.equal("the clock source", current.as_str(), source)?;
     t.channel(Service::TimeSync).wait_replies(1)?;
     t.check(
         !says_cross_timestamps(t)?,
-        "the clock says that it cannot tell of one moment",
+        "the PTP clock lacks the capability",
     )?;
     let device = ptp_device(t)?;
     let text = t.sh_ok(&format!(
@@ -319,19 +318,19 @@ fn no_cross_timestamps(t: &Context<'_>, source: &str) -> Result<()> {
     ))?;
     t.check(
         text.contains("Operation not supported") && text.contains("phc time"),
-        &format!("only the PTP clock's time is told: {text}"),
+        &format!("only the PTP clock's time is read: {text}"),
     )?;
     is_right(t, 0)
 }
 
-/// Whether the PTP clock says that it has cross time stamps.
+/// Whether the PTP clock has the capability of cross timestamps.
 fn says_cross_timestamps(t: &Context<'_>) -> Result<bool> {
     let said = t.sh_ok(&format!("testptp -d {} -c", ptp_device(t)?))?;
     Ok(said.contains("1 cross timestamping"))
 }
 
-/// The PTP clock is ahead of this machine's by `ahead`, in units of 100 ns. What delays a sample on a busy machine puts it
-/// behind by as much; half a second is less than any fault of a clock's here.
+/// Checks that the PTP clock is `ahead` of this machine's clock, in units of 100 ns. A sample that is delayed on a busy
+/// machine sets the PTP clock back by the delay. Half a second is allowed: any fault of these scenarios is larger.
 fn is_right(t: &Context<'_>, ahead: i64) -> Result<()> {
     let off = ptp_offset(t)?;
     let ahead = i128::from(ahead) * 100;
@@ -341,14 +340,14 @@ fn is_right(t: &Context<'_>, ahead: i64) -> Result<()> {
     )
 }
 
-/// The present moment of a host whose wall clock is `ahead` of this machine's, in units of 100 ns.
+/// The current moment of a host whose wall clock is `ahead` of this machine's, in units of 100 ns.
 fn moment(t: &Context<'_>, ahead: i64) -> Moment {
     let mut moment = t.moment();
     moment.wall = moment.wall.wrapping_add_signed(ahead);
     moment
 }
 
-/// Seconds since 1970 of a host's wall clock.
+/// The host's wall clock at `moment`, in seconds since 1970.
 fn seconds(moment: &Moment) -> i64 {
     ((moment.wall - UNIX_EPOCH_1601) / 10_000_000) as i64
 }
@@ -360,7 +359,7 @@ fn sample(t: &Context<'_>, moment: &Moment, flags: u8) -> Result<()> {
     t.equal("status", channel.transact(&request)?.status, S_OK)
 }
 
-/// What the device's attribute says.
+/// Reads an attribute of the device.
 fn attribute(t: &Context<'_>, name: &str) -> Result<String> {
     t.sh_ok(&format!(
         "cat {}",
@@ -368,7 +367,7 @@ fn attribute(t: &Context<'_>, name: &str) -> Result<String> {
     ))
 }
 
-/// A number that the device's attribute says.
+/// Reads an attribute of the device that is a number.
 fn number(t: &Context<'_>, name: &str) -> Result<i64> {
     let text = attribute(t, name)?;
     text.trim()
@@ -376,8 +375,8 @@ fn number(t: &Context<'_>, name: &str) -> Result<i64> {
         .map_err(|_| format!("{name} says {text:?}").into())
 }
 
-/// Samples whose reference time is ahead of the guest's were taken now, also where that grows, and the host's clock jumps.
-/// From 10 ms on they are counted. The log says so once.
+/// The host sends samples whose reference time is ahead of the guest's. The offset grows, and the host's clock jumps.
+/// The module treats each sample as taken now. It counts samples that are 10 ms or more ahead, and logs one line.
 fn samples_ahead(t: &Context<'_>) -> Result<()> {
     t.channel(Service::TimeSync).negotiate_all()?;
     let mut counted = 0;
@@ -401,24 +400,24 @@ fn samples_ahead(t: &Context<'_>) -> Result<()> {
             t.equal("samples ahead", number(t, "samples_ahead")?, counted)?;
         }
     }
-    // One that is not ahead is not counted.
+    // A sample that is not ahead does not count.
     sample(t, &t.moment(), timesync::SAMPLE)?;
     t.equal("samples ahead", number(t, "samples_ahead")?, counted)?;
     said_times(t, 1)?;
     t.log_has(&format!("{AHEAD}: 1, the last one by 3"))
 }
 
-/// How often the log has spoken of samples that are ahead.
+/// Checks how many log lines are about samples that are ahead.
 fn said_times(t: &Context<'_>, times: usize) -> Result<()> {
     let log = t.kernel_log()?;
     t.equal("lines in the log", log.matches(AHEAD).count(), times)
 }
 
-/// On a host whose reference time runs 1 % faster the clock keeps following, and the log has a line an hour: none if there
-/// was no further sample ahead.
+/// The host's reference time runs 1 % faster than the guest's. The PTP clock keeps following. The module logs at most
+/// one line an hour, and none if no further sample was ahead.
 fn ahead_for_an_hour(t: &Context<'_>) -> Result<()> {
     t.channel(Service::TimeSync).negotiate_all()?;
-    // Its wall clock is slewed meanwhile.
+    // The host also slews its wall clock, by a second a minute.
     let ahead = |minute: i64| {
         let wall = minute * 10_000_000;
         let mut moment = moment(t, wall);
@@ -440,8 +439,8 @@ fn ahead_for_an_hour(t: &Context<'_>) -> Result<()> {
     said_times(t, 2)
 }
 
-/// The host negotiates anew right behind a sample by which the clock is to be stepped: it is not, and the log says nothing,
-/// as nothing went wrong.
+/// The host negotiates anew right behind a SYNC. The negotiation discards the SYNC: the clock is not stepped, and the
+/// module logs nothing.
 fn step_ends_with_its_sample(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     channel.negotiate_all()?;
@@ -461,8 +460,8 @@ fn step_ends_with_its_sample(t: &Context<'_>) -> Result<()> {
     t.check(!log.contains("clock not set"), "the log says nothing")
 }
 
-/// What a monitor reads of the host's clock: nothing but `none` before there is a sample, after a negotiation, and where
-/// the version of messages does not tell.
+/// The attributes about the host's clock read `none` before the first sample, after a negotiation, and where the
+/// message version lacks the value.
 fn clock_attributes(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     let says = |expected: [&str; 4]| {
@@ -524,8 +523,8 @@ fn clock_attributes(t: &Context<'_>) -> Result<()> {
     number(t, "age").map(|_| ())
 }
 
-/// The host was suspended. The guest's reference time has stood still, or gone on without samples. There is no
-/// negotiation, and no SYNC: the first sample is enough.
+/// The host was suspended. The guest's reference time stood still, or went on without samples. The host does not
+/// negotiate, and sends no SYNC. Its first sample sets the clocks.
 fn host_was_suspended(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     t.load_with("timesync_implicit=1")?;
@@ -554,14 +553,14 @@ fn host_was_suspended(t: &Context<'_>) -> Result<()> {
             )?;
             if t.module() == Module::Rust {
                 t.equal(
-                    "whether there is an offset",
+                    "whether offset is a number",
                     attribute(t, "offset")?.trim() != "none",
                     goes_on < 600,
                 )?;
                 let age = number(t, "age")?;
                 t.check(
                     age >= goes_on as i64 * 1000 - 1000,
-                    &format!("age goes on ({age} ms after {goes_on} s)"),
+                    &format!("age grows ({age} ms after {goes_on} s)"),
                 )?;
             }
         }
@@ -574,7 +573,7 @@ fn host_was_suspended(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// While the guest hibernates the host's clock goes on by two hours. The SYNC after it sets both clocks.
+/// The host's clock advances by two hours while the guest hibernates. The SYNC after the hibernation sets both clocks.
 fn after_hibernation(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     channel.wait_replies(1)?;
@@ -589,7 +588,7 @@ fn after_hibernation(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What follows `name` in a text, such as 12.000000345, in nanoseconds.
+/// The number of seconds that follows `name` in a text, such as 12.000000345, in nanoseconds.
 fn nanoseconds(text: &str, name: &str) -> Result<i128> {
     let digits = text.split(name).nth(1).and_then(|rest| rest.lines().next());
     let digits = digits.map(|digits| digits.replace('.', ""));
@@ -605,8 +604,8 @@ pub fn ptp_device(guest: &Guest) -> Result<String> {
     Ok(format!("/dev/{name}"))
 }
 
-/// How far the PTP clock is ahead of the host's, in nanoseconds: at least, and at most. The host looks at its own right
-/// before and after the guest reads the other; of a few times it's the one in which that was soonest after that.
+/// How far the PTP clock is ahead of the host's clock, in nanoseconds, as a range. The host reads its clock right
+/// before and after the guest reads the PTP clock. Returns the narrowest range of three.
 pub fn ptp_offset(guest: &Guest) -> Result<RangeInclusive<i128>> {
     let read = format!("ptp-now {}", ptp_device(guest)?);
     let mut offsets = Vec::new();
@@ -625,10 +624,11 @@ pub fn ptp_offset(guest: &Guest) -> Result<RangeInclusive<i128>> {
     let narrowest = offsets
         .into_iter()
         .min_by_key(|off| off.end() - off.start());
-    narrowest.ok_or_else(|| "the clock was not read".into())
+    narrowest.ok_or_else(|| "the PTP clock was not read".into())
 }
 
-/// Between a negotiation and the first sample after it the clock has no time: that of before may be another host's.
+/// Between a negotiation and the first sample after it, the PTP clock cannot be read: the former time may be of another
+/// host.
 fn ptp_starts_over(t: &Context<'_>) -> Result<()> {
     if t.sh("command -v phc_ctl")?.status != 0 {
         return t.skip("the initramfs has no phc_ctl");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Backups with the distribution's `hv_vss_daemon`, of an ext4 that is written to all the time.
+//! Backups with the distribution's `hv_vss_daemon`. A program writes to the file system, an ext4, all the time.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -25,21 +25,21 @@ use crate::daemon::PROMPT;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
-/// What the log says where nobody is left to thaw.
+/// The log text if the daemon has died while file systems are frozen.
 pub const HELP: &str = "fsfreeze --unfreeze MOUNTPOINT";
-/// What it says of a daemon that cannot.
+/// The log text if the daemon fails to thaw.
 const FAILED: &str = "VSS: the daemon failed: thawing without it";
-/// What it says where the module thaws.
+/// The log text if the module thaws.
 pub const THAWED: &str = "VSS: thawed ram0 (ext4)";
-/// What it says of a backup during which something was thawed.
+/// The log text if a file system was thawed during a backup.
 pub const SPOILT: &str = "VSS: the backup is not consistent";
-/// File systems that are thawed at once are written within this time; those that wait for a time-out are not.
+/// Time limit for a write after a thaw. It is shorter than all time-outs.
 const SOON: Duration = Duration::from_secs(20);
 
-/// What it says of a daemon that has died, or hangs.
+/// The log text if the daemon has died or hangs.
 pub const NO_ANSWER: &str = "VSS: no answer from the daemon";
 
-/// All of a message to the module but its first byte, as `printf` wants it.
+/// All bytes but the first of a daemon's message, as a format of `printf`.
 const ZEROES: &str = "\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000";
 
 /// The scenarios of this file.
@@ -57,7 +57,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("vss_backup_flag", backup_flag)
         .daemons()
         .rust_only(),
-    // With C it is chance: the second request overwrites the first while the daemon works on that.
+    // With C the result is chance: the second request overwrites the first, which the daemon works on.
     Scenario::new("vss_queued_requests", queued_requests)
         .daemons()
         .rust_only(),
@@ -108,24 +108,24 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(&[NO_ANSWER]),
 ];
 
-/// A file system on a disk, and a program that appends numbers to a file on it, one after another.
+/// A file system on a disk, and a program, the writer, which appends numbers to a file on it.
 pub struct Disk<'a> {
     t: &'a Context<'a>,
-    /// Its disk.
+    /// The disk.
     device: String,
-    /// Where it is mounted.
+    /// The mount point.
     pub directory: String,
-    /// The name of the program's files in `/tmp`.
+    /// The prefix of the writer's files in `/tmp`.
     name: String,
 }
 
 impl<'a> Disk<'a> {
-    /// An ext4 at `/mnt`.
+    /// Creates an ext4 at `/mnt`.
     pub fn new(t: &'a Context<'_>) -> Result<Self> {
         Self::make(t, 0, "/mnt", "mkfs.ext4 -q -F", "4M", "ext4 -o sync")
     }
 
-    /// Another one, on the disk of that number, which is not 0.
+    /// Creates a further ext4, on the disk of that number, which is not 0.
     pub fn numbered(t: &'a Context<'_>, number: u32) -> Result<Self> {
         let directory = format!("/mnt{number}");
         Self::make(
@@ -138,8 +138,7 @@ impl<'a> Disk<'a> {
         )
     }
 
-    /// Makes the file system, and starts the program: a shell that starts no programs of its own, and leaves the
-    /// processor to others.
+    /// Creates and mounts the file system, and starts the writer.
     pub fn make(
         t: &'a Context<'_>,
         number: u32,
@@ -155,7 +154,7 @@ impl<'a> Disk<'a> {
         Self::on(t, &device, directory, &format!("disk{number}"))
     }
 
-    /// Starts the program on a file system that is mounted.
+    /// Starts the writer on a mounted file system. The writer is a shell with low priority, and starts no programs.
     pub fn on(t: &'a Context<'_>, device: &str, directory: &str, name: &str) -> Result<Self> {
         let disk = Self {
             t,
@@ -172,7 +171,7 @@ impl<'a> Disk<'a> {
         Ok(disk)
     }
 
-    /// The writer gets on, soon.
+    /// Checks that the writer makes progress within [`SOON`].
     pub fn is_written(&self) -> Result<()> {
         let name = &self.name;
         let since = Instant::now();
@@ -186,11 +185,11 @@ impl<'a> Disk<'a> {
         let took = since.elapsed();
         self.t.check(
             took < SOON,
-            &format!("it took {took:?} until it is written"),
+            &format!("the writer took {took:?}"),
         )
     }
 
-    /// Has the writer do nothing.
+    /// Stops the writer.
     pub fn stop(&self) -> Result<()> {
         let name = &self.name;
         self.t
@@ -198,7 +197,7 @@ impl<'a> Disk<'a> {
             .map(|_| ())
     }
 
-    /// Has it go on.
+    /// Continues the writer.
     pub fn resume(&self) -> Result<()> {
         let name = &self.name;
         self.t
@@ -206,7 +205,7 @@ impl<'a> Disk<'a> {
             .map(|_| ())
     }
 
-    /// The writer does not get on, and nothing on the disk changes.
+    /// Checks that the writer is blocked, and that the disk does not change.
     pub fn is_frozen(&self) -> Result<()> {
         let Self { name, device, .. } = self;
         wait_for(
@@ -219,7 +218,7 @@ impl<'a> Disk<'a> {
         self.t.equal("what was written", after, before)
     }
 
-    /// Everything that was written is there, after a mount too; and the disk is free after it.
+    /// Checks that nothing written was lost, also after a remount. Unmounts, and checks that nobody keeps the disk.
     pub fn finish(&self) -> Result<()> {
         self.is_written()?;
         let Self {
@@ -237,7 +236,7 @@ impl<'a> Disk<'a> {
             "last=$(wc -l <{name}.written) && awk -v last=$last '$1 != NR {{ exit 1 }} \
              END {{ if (NR < last || NR > last + 1) exit 1 }}' {directory}/log && umount {directory}"
         ))?;
-        // This fails while somebody keeps the device.
+        // mkfs fails while somebody keeps the device.
         wait_for(
             self.t,
             &format!("mkfs.ext4 -q -F {device} 1M >/dev/null 2>&1"),
@@ -249,18 +248,18 @@ fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
     Talk::begin(t, Service::Vss, daemon::VSS)
 }
 
-/// The message with which a daemon of this version registers.
+/// The message that registers a daemon of this version.
 fn hello(version: u8) -> String {
     format!("\\{version:03o}{ZEROES}")
 }
 
-/// Freezes, and makes sure of it.
+/// Sends FREEZE, and checks that the disk is frozen.
 pub fn freeze(talk: Talk<'_>, disk: &Disk<'_>) -> Result<()> {
     talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
     disk.is_frozen()
 }
 
-/// A backup as a host does it, twice: nothing is written between FREEZE and THAW, and nothing is lost.
+/// The host makes two backups. Nothing is written between FREEZE and THAW, and nothing is lost.
 fn backs_up(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -285,7 +284,7 @@ fn backs_up(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// What Linux has nothing to do for succeeds.
+/// Operations that need no action on Linux succeed.
 fn operations(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for operation in [
@@ -305,7 +304,7 @@ fn operations(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// What it does not know, it says so.
+/// Unknown operations fail with "not supported".
 fn unknown_operations(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for operation in [vss::QUERY_CLUSTER, 9, 128, 129, 255] {
@@ -323,8 +322,8 @@ fn unknown_operations(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The administrator says which version is the newest: the next negotiation goes by it. The guest is in no cluster. The
-/// longest messages that a host has are answered.
+/// The parameter `vss_protocol` sets the newest version of the next negotiation. QUERY_CLUSTER says that the guest is in
+/// no cluster. The longest messages of a host are answered.
 fn protocols(t: &Context<'_>) -> Result<()> {
     const PROTOCOL: &str = "/sys/module/hv_utils/parameters/vss_protocol";
     let talk = begin(t)?;
@@ -371,7 +370,7 @@ fn protocols(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The answer to HOT_BACKUP says that what is backed up needs no recovery.
+/// The answer to HOT_BACKUP has the flag which says that the backup needs no recovery.
 fn backup_flag(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     let reply = talk.expect("HOT_BACKUP", vss::body(vss::HOT_BACKUP), S_OK)?;
@@ -383,7 +382,7 @@ fn backup_flag(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// What comes while a request is in work is answered after it, and neither is taken for the other.
+/// A request that comes while the daemon works on another is answered after it. Each gets its own answer.
 fn queued_requests(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     let info = || talk.channel.request(vss::body(vss::GET_DM_INFO));
@@ -403,7 +402,7 @@ fn queued_requests(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A host that starts over amid each request fills no log.
+/// The host negotiates anew amid each request. The module limits its log lines.
 fn log_is_limited(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     daemon::VSS.stop(t)?;
@@ -422,7 +421,7 @@ fn log_is_limited(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Without a daemon there is a negotiation, and no backup.
+/// Without a daemon the negotiation succeeds, and backups fail.
 fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Vss);
     talk.channel.negotiate_all()?;
@@ -436,7 +435,7 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon of before 2013, which registers with 128, reads no reply to that, and answers everything with success.
+/// A daemon of before 2013 registers with 128, reads no reply to its registration, and answers all with success.
 fn old_daemon(t: &Context<'_>) -> Result<()> {
     let script = format!(
         "rm -f /tmp/asked; \
@@ -454,7 +453,7 @@ fn old_daemon(t: &Context<'_>) -> Result<()> {
     )?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     t.equal(
-        "what it was asked",
+        "the operation that the daemon was asked",
         t.sh_ok("tail -c 12 /tmp/asked | od -An -tu1 -N1 | tr -d ' '")?
             .as_str(),
         "6",
@@ -464,7 +463,7 @@ fn old_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Starts a daemon that freezes /mnt and does not manage to thaw it.
+/// Starts a daemon that freezes /mnt, and fails to thaw it.
 fn start_failing_to_thaw(t: &Context<'_>) -> Result<ShellDaemon> {
     let script = format!(
         "while operation=$(dd bs=12 count=1 2>/dev/null | od -An -tu1 -N1 | tr -d \" \"); do \
@@ -474,7 +473,7 @@ fn start_failing_to_thaw(t: &Context<'_>) -> Result<ShellDaemon> {
     ShellDaemon::registered(t, Service::Vss, &script)
 }
 
-/// A daemon that freezes and does not manage to thaw: the module does, and the log says so.
+/// A daemon freezes, and fails to thaw. The module thaws, and logs it.
 fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let daemon = start_failing_to_thaw(t)?;
@@ -492,7 +491,7 @@ fn daemon_fails_to_thaw(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// A program that registers and then reads nothing keeps no request waiting.
+/// A daemon registers, and then reads nothing. Requests fail at once.
 fn daemon_that_does_not_read(t: &Context<'_>) -> Result<()> {
     let daemon = ShellDaemon::start(t, "hv_vss", &hello(129), "exec sleep 1000")?;
     let talk = Talk::with(t, Service::Vss);
@@ -503,7 +502,7 @@ fn daemon_that_does_not_read(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The daemon dies between FREEZE and THAW: all stays frozen until the host's THAW, for which the module thaws.
+/// The daemon dies between FREEZE and THAW. The file system stays frozen until the host's THAW. Then the module thaws.
 fn daemon_killed_while_frozen(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -525,7 +524,7 @@ fn daemon_killed_while_frozen(t: &Context<'_>) -> Result<()> {
     talk.expect("THAW by the new daemon", vss::body(vss::THAW), S_OK)?;
     disk.is_written()?;
 
-    // What the log says is done: that is no backup.
+    // The administrator thaws, as the log says. The backup is not consistent then.
     freeze(talk, &disk)?;
     daemon::VSS.kill(t)?;
     t.sh_ok("fsfreeze --unfreeze /mnt")?;
@@ -538,7 +537,7 @@ fn daemon_killed_while_frozen(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The daemon dies over a FREEZE that it has read: nobody knows how far it came.
+/// The daemon dies after it has read FREEZE. FREEZE fails, and the file system is not frozen.
 fn daemon_killed_over_a_freeze(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let hung = ShellDaemon::registered(t, Service::Vss, ShellDaemon::ANSWERS_NOTHING)?;
@@ -556,7 +555,7 @@ fn daemon_killed_over_a_freeze(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// One that it has not read is not a freeze.
+/// The daemon dies before it has read FREEZE. FREEZE fails. There is nothing to thaw, and the log has no line about it.
 fn daemon_killed_before_a_freeze(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -577,7 +576,7 @@ fn daemon_killed_before_a_freeze(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// A host that starts over has forgotten that file systems are frozen.
+/// The host negotiates anew while file systems are frozen. The module thaws them: the host has forgotten the freeze.
 fn negotiates_while_frozen(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -591,7 +590,7 @@ fn negotiates_while_frozen(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The host takes the device away while file systems are frozen: the module thaws them, or the daemon does.
+/// The host rescinds the device while file systems are frozen. The module or the daemon thaws them.
 fn rescinded_while_frozen(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -609,7 +608,7 @@ fn rescinded_while_frozen(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// So does the administrator, from a daemon that hangs.
+/// The administrator unbinds the device while file systems are frozen and the daemon hangs. The module thaws them.
 fn unbound_while_frozen(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -626,7 +625,7 @@ fn unbound_while_frozen(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// A daemon that has read a FREEZE may have done so, whatever comes of the device then.
+/// The device is unbound after the daemon has read FREEZE. It can be bound again when the daemon has died.
 fn unbound_over_a_freeze(t: &Context<'_>) -> Result<()> {
     let daemon = ShellDaemon::registered(t, Service::Vss, ShellDaemon::ANSWERS_NOTHING)?;
     let talk = Talk::with(t, Service::Vss);
