@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Addresses of the guest's network adapters, by the distribution's `hv_kvp_daemon`: as text, and as numbers from version
-//! 5.0 of data exchange on.
+//! Addresses of the guest's network adapters, with the distribution's `hv_kvp_daemon`. Messages have them as numbers
+//! from version 5.0 of data exchange on, and as text before.
 
 use host::bytes::put;
 use host::guest::Module;
@@ -25,10 +25,10 @@ use crate::scenario::Scenario;
 /// HV_GUID_NOTFOUND
 const E_NOT_FOUND: u32 = 0x8004_1002;
 
-/// Where the newest version is set.
+/// The parameter that sets the newest version.
 const PROTOCOL: &str = "/sys/module/hv_utils/parameters/kvp_protocol";
 
-/// Parts of the lines that say why addresses are refused or left out.
+/// Texts of log lines about addresses that are rejected or left out.
 pub const REFUSED: &[&str] = &[
     "GET_IP_INFO fails, status 0x80004005",
     "SET_IP_INFO fails, status 0x80070057",
@@ -66,14 +66,14 @@ pub const SCENARIOS: &[Scenario] = &[
         ]),
 ];
 
-/// The host reads an adapter's addresses and gives it others, by the daemon's scripts.
+/// The host reads an adapter's addresses, and sets others, through the daemon's scripts.
 fn addresses(t: &Context<'_>) -> Result<()> {
     with_adapter(t, |id| give_addresses(t, id))
 }
 
-/// Runs `run` with a network adapter whose addresses the daemon can set: gives its id.
+/// Calls `run` with the id of a network adapter whose addresses the daemon can set.
 pub fn with_adapter(t: &Context<'_>, run: impl FnOnce(&str) -> Result<()>) -> Result<()> {
-    // No network adapter of Hyper-V's is here: where the daemon looks for the adapter's GUID, it finds dummy0's.
+    // The guest has no network adapter of Hyper-V. A bind mount lets the daemon find an adapter's GUID at dummy0.
     let id = "{f8615163-df3e-46c5-913f-f2d2f965ed0e}";
     let script = "#!/bin/sh\\n. \"$1\"\\nip addr flush dev $DEVICE\\nip addr add $IPADDR0/$NETMASK0 dev $DEVICE\\n\
                   cp \"$2\" /tmp/nmconnection\\n";
@@ -93,7 +93,7 @@ pub fn with_adapter(t: &Context<'_>, run: impl FnOnce(&str) -> Result<()>) -> Re
     result
 }
 
-/// What the host gives the adapter.
+/// The addresses that the host sets.
 pub fn new_addresses(id: &str) -> kvp::Addresses {
     kvp::Addresses {
         adapter: id.to_owned(),
@@ -110,12 +110,12 @@ pub fn new_addresses(id: &str) -> kvp::Addresses {
 /// The MAC address of the adapter.
 const MAC: &str = "00:15:5D:01:02:03";
 
-/// Gives a host's offer of one version, which must be agreed on.
+/// Negotiates a single version. Fails if the guest does not agree on it.
 pub fn negotiate(talk: Talk<'_>, version: Version) -> Result<()> {
     talk.channel.negotiate(&[(3, 0)], &[version]).map(|_| ())
 }
 
-/// A file of the guest's has these lines.
+/// Checks that a file in the guest has these lines.
 fn has_lines(t: &Context<'_>, file: &str, lines: &[&str]) -> Result<()> {
     let text = t.sh_ok(&format!("cat {file}"))?;
     let has = |line: &&&str| !text.lines().any(|it| it == **line);
@@ -125,25 +125,25 @@ fn has_lines(t: &Context<'_>, file: &str, lines: &[&str]) -> Result<()> {
     }
 }
 
-/// The adapter has these addresses, which the guest tells a host as numbers.
+/// Checks that the guest reports these addresses of the adapter, as numbers.
 fn tells(t: &Context<'_>, talk: Talk<'_>, expected: &kvp::Addresses) -> Result<()> {
     let request = kvp::get_ip_info(NUMBERS, MAC);
     let reply = talk.expect("GET_IP_INFO", request.clone(), S_OK)?;
-    // Nothing is behind the numbers, and nothing else has changed.
-    t.equal("what is before", &reply.body[..4], &request[..4])?;
-    t.equal("what is behind", &reply.body[3716..], &request[3716..])?;
+    // The bytes before and behind the numbers have not changed.
+    t.equal("bytes before", &reply.body[..4], &request[..4])?;
+    t.equal("bytes behind", &reply.body[3716..], &request[3716..])?;
     let got = kvp::addresses(NUMBERS, &reply.body).ok_or("addresses that a host cannot read")?;
     t.equal("addresses", &got, expected)
 }
 
-/// From version 5.0 on a host has addresses as numbers: reads those of both families and gives others, by the daemon's
-/// scripts.
+/// With version 5.0 the host reads an adapter's addresses of both families as numbers, and sets others, through the
+/// daemon's scripts.
 fn addresses_as_numbers(t: &Context<'_>) -> Result<()> {
     with_adapter(t, |id| numbers(t, id))
 }
 
 fn numbers(t: &Context<'_>, id: &str) -> Result<()> {
-    // First of all: the daemon asks the name servers for its own name when it starts.
+    // Start the daemon before there are name servers: when it starts, it asks them for the guest's name.
     let talk = begin(t)?;
     tells_numbers(t, talk)?;
     takes_numbers(t, talk, id)?;
@@ -152,7 +152,7 @@ fn numbers(t: &Context<'_>, id: &str) -> Result<()> {
     talk.finish()
 }
 
-/// The host reads addresses of both families, static ones and from DHCP, none at all, and those of no adapter.
+/// The host reads addresses of both families: static ones, and of DHCP. Then none, and those of an unknown adapter.
 fn tells_numbers(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
     t.sh_ok(
         "echo 0 >/proc/sys/net/ipv6/conf/dummy0/disable_ipv6; ip addr flush dev dummy0; \
@@ -168,7 +168,7 @@ fn tells_numbers(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
         addresses: "10.9.8.7;10.9.9.7;2001:db8::9;fd00::1:2".to_owned(),
         subnets: "255.255.255.0;255.255.0.0;127;64".to_owned(),
         gateways: "10.9.8.1;fd00::1".to_owned(),
-        // The host has no use for the interface's name.
+        // The interface's name is cut off: the host cannot use it.
         name_servers: "10.9.8.2;fe80::2".to_owned(),
         origins: vec![kvp::origin::STATIC; 4],
     };
@@ -181,7 +181,7 @@ fn tells_numbers(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
     expected.origins = vec![kvp::origin::OTHER; 4];
     tells(t, talk, &expected)?;
     t.sh_ok("rm -r /etc/sysconfig; ip addr flush dev dummy0")?;
-    // No addresses, no family; the daemon looks for nothing else then.
+    // Without addresses there is no family, and the daemon looks for nothing else.
     let none = kvp::Addresses {
         adapter: MAC.to_owned(),
         ..kvp::Addresses::default()
@@ -192,7 +192,7 @@ fn tells_numbers(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
         .map(|_| ())
 }
 
-/// The host gives addresses of both families: both files of the daemon have them, and its script gets them.
+/// The host sets addresses of both families. Both files of the daemon have them, and its script gets them.
 fn takes_numbers(t: &Context<'_>, talk: Talk<'_>, id: &str) -> Result<()> {
     let given = kvp::Addresses {
         adapter: id.to_owned(),
@@ -242,7 +242,7 @@ fn takes_numbers(t: &Context<'_>, talk: Talk<'_>, id: &str) -> Result<()> {
             "dns=fd00::2",
         ],
     )?;
-    // What the script has set is what the host reads next.
+    // The host now reads the addresses that the script has set.
     let reply = talk.expect("GET_IP_INFO", kvp::get_ip_info(NUMBERS, MAC), S_OK)?;
     let got = kvp::addresses(NUMBERS, &reply.body).ok_or("addresses that a host cannot read")?;
     t.equal(
@@ -252,7 +252,7 @@ fn takes_numbers(t: &Context<'_>, talk: Talk<'_>, id: &str) -> Result<()> {
     )
 }
 
-/// The host has an adapter use DHCP; for another adapter it is told that there is none.
+/// The host sets an adapter to DHCP. For an unknown adapter the request fails.
 fn takes_dhcp(t: &Context<'_>, talk: Talk<'_>, id: &str) -> Result<()> {
     let dhcp = kvp::Addresses {
         adapter: id.to_owned(),
@@ -272,7 +272,7 @@ fn takes_dhcp(t: &Context<'_>, talk: Talk<'_>, id: &str) -> Result<()> {
         .map(|_| ())
 }
 
-/// The host gets what the daemon names of a guest's addresses, and the log says what is missing.
+/// The daemon leaves out some values. The host gets the others, and the log has the number of missing ones.
 fn daemon_leaves_out(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
     let request = || kvp::get_ip_info(NUMBERS, MAC);
     // The daemon leaves out prefix lengths of many IPv6 addresses.
@@ -299,7 +299,7 @@ fn daemon_leaves_out(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
         "ip addr flush dev dummy0; ip addr add 10.9.8.7/24 dev dummy0; \
          printf 'nameserver %s\\n' 10.9.8.1 nobody 10.9.8.2 >/etc/resolv.conf",
     )?;
-    // A host that polls fills no log.
+    // A host that polls causes one log line.
     for _ in 0..2 {
         let reply = talk.expect("a name server without an address", request(), S_OK)?;
         let got = kvp::addresses(NUMBERS, &reply.body).ok_or("no addresses")?;
@@ -314,7 +314,8 @@ fn daemon_leaves_out(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A guest that has more than a host has room for tells that it has nothing to tell, and the log why.
+/// The guest has more addresses or gateways than a message has room for. The request fails with empty lists, and the
+/// log has the reason.
 fn guest_has_too_many(t: &Context<'_>) -> Result<()> {
     with_adapter(t, |_| {
         let talk = begin(t)?;
@@ -331,7 +332,7 @@ fn guest_has_too_many(t: &Context<'_>) -> Result<()> {
                 "i={from}; while [ $i -le {to} ]; do ip addr add 10.9.9.$i/24 dev dummy0 || exit 1; i=$((i + 1)); done"
             ))
         };
-        // The daemon runs its scripts once for each address, and this one takes its time.
+        // The daemon runs this script once for each address, which takes long: turn it off.
         let script = "/usr/libexec/hypervkvpd/hv_get_dhcp_info";
         t.sh_ok(&format!("chmod -x {script}; ip addr flush dev dummy0"))?;
         add(1, 64)?;
@@ -362,10 +363,10 @@ fn guest_has_too_many(t: &Context<'_>) -> Result<()> {
     })
 }
 
-/// What a host has too much of, or wrong, the daemon is not asked to set.
+/// The host sends too many or invalid addresses. The module rejects them, and does not ask the daemon.
 fn host_has_too_many(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
-    // Whoever asks it waits.
+    // A stopped daemon: a request that reached it would wait.
     daemon::KVP.stop(t)?;
     too_long(t, talk)?;
     let empty = kvp::set_ip_info(NUMBERS, &kvp::Addresses::default()).ok_or("no room")?;
@@ -396,7 +397,7 @@ fn host_has_too_many(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A SET_IP_INFO is refused, and the log says once more that this is why.
+/// Checks that SET_IP_INFO is rejected, and that the log has one more line with the reason.
 fn refused(t: &Context<'_>, talk: Talk<'_>, why: &str, request: Vec<u8>) -> Result<()> {
     let line = format!("hv_utils: KVP: {why}: SET_IP_INFO fails, status 0x80070057");
     let count = || -> Result<usize> { Ok(t.kernel_log()?.matches(&line).count()) };
@@ -405,7 +406,7 @@ fn refused(t: &Context<'_>, talk: Talk<'_>, why: &str, request: Vec<u8>) -> Resu
     t.equal(&format!("lines {line:?}"), count()?, before + 1)
 }
 
-/// Lists that fit as numbers, and as text do not.
+/// Lists that fit as numbers, but not as text.
 fn too_long(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
     let many = |text: &str, count: usize| vec![text; count].join(";");
     let long = kvp::Addresses {
@@ -425,7 +426,7 @@ fn too_long(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
     refused(t, talk, "too long for the daemon: name servers", request)
 }
 
-/// Each list claims to have more than there is room for: as many as `count` gives.
+/// Each list claims more entries than there is room for. `count` gives the number.
 fn too_many(t: &Context<'_>, talk: Talk<'_>, empty: &[u8], count: fn(u32) -> u32) -> Result<()> {
     let lists = [
         (64, "IPv4 addresses"),
@@ -443,7 +444,7 @@ fn too_many(t: &Context<'_>, talk: Talk<'_>, empty: &[u8], count: fn(u32) -> u32
     Ok(())
 }
 
-/// A host that leads the service itself asks for addresses if version 5.0 was agreed on, and not below that.
+/// The emulated host acts for the service. It asks for addresses with version 5.0, and not with older versions.
 fn host_asks_for_addresses(t: &Context<'_>) -> Result<()> {
     with_adapter(t, |_| {
         let channel = t.channel(Service::Kvp);
@@ -468,7 +469,7 @@ fn host_asks_for_addresses(t: &Context<'_>) -> Result<()> {
     })
 }
 
-/// The administrator may go back to 4.0, from the next negotiation on.
+/// With `kvp_protocol=4` the next negotiation agrees on 4.0.
 fn protocol(t: &Context<'_>) -> Result<()> {
     let value = || t.sh_ok(&format!("cat {PROTOCOL}"));
     t.equal("the default", value()?.as_str(), "5")?;
@@ -479,7 +480,7 @@ fn protocol(t: &Context<'_>) -> Result<()> {
     };
     agrees_on(NUMBERS)?;
     t.sh_ok(&format!("echo 4 >{PROTOCOL}"))?;
-    // What was agreed on holds.
+    // The version of the last negotiation still holds.
     let request = || kvp::get_ip_info(NUMBERS, MAC);
     with_adapter(t, |_| {
         talk.expect("GET_IP_INFO", request(), S_OK).map(|_| ())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What only a kernel that looks for faults can tell (`rust/kdir/debug-kernel.config`). Its reports are splats in the
+//! Checks that need the debug kernel (`rust/kdir/debug-kernel.config`). The debug kernel reports faults as splats in the
 //! log, which fail any scenario.
 
 use std::collections::BTreeSet;
@@ -27,10 +27,10 @@ use crate::scenario::Context;
 use crate::scenario::Scenario;
 use crate::shutdown;
 
-/// The scenarios of this file. `leaks` comes behind all that could have left one, but for `allocations_fail_at_work`: that
-/// looks for itself, as `hv_vmbus` leaves rings for good there.
+/// The scenarios of this file. `leaks` is behind all scenarios that may leak. Only `allocations_fail_at_work` comes
+/// later, and checks for leaks itself: `hv_vmbus` leaks rings there.
 pub const SCENARIOS: &[Scenario] = &[
-    // How long a test takes says nothing of it in a machine that is emulated twice over.
+    // Tests are slow with two layers of emulation.
     Scenario::new("kunit", kunit)
         .rust_only()
         .debug_kernel()
@@ -41,10 +41,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .debug_kernel()
         .expects_log(&[
             "FAULT_INJECTION",
-            // Each step of a probe may be the one without memory, and says so in words of its own.
+            // Any step of a probe may fail. Each has its own message.
             "failed",
             "cannot register PTP clock",
-            // The connector, which C has and this module has not.
+            // The connector. Only C uses it.
             "Failed to create new callback queue",
             "unable to add device",
             "debugfs: out of free dentries",
@@ -64,7 +64,8 @@ pub const SCENARIOS: &[Scenario] = &[
         ]),
 ];
 
-/// The module's KUnit suites, run by hand: with each insertion would take too long. Each test is a result of its own.
+/// Runs the module's KUnit suites through debugfs. They do not run at each insertion, which would take too long. Each
+/// test is a result of its own.
 fn kunit(t: &Context<'_>) -> Result<()> {
     let suites = t.sh_ok("cd /sys/kernel/debug/kunit && ls -1d hv_utils*")?;
     let sources = build_folder().with_file_name("drivers");
@@ -75,7 +76,7 @@ fn kunit(t: &Context<'_>) -> Result<()> {
         let folder = format!("/sys/kernel/debug/kunit/{suite}");
         let results = t.sh_ok(&format!("echo 1 >{folder}/run; cat {folder}/results"))?;
         let before = passed + failed;
-        // What is indented once is a test, what is not is the suite.
+        // Results of tests are indented once. The result of the suite is not indented.
         for said in results.lines().filter_map(|line| line.strip_prefix("    ")) {
             let name = said.rsplit(' ').next().unwrap_or_default();
             if said.starts_with("ok ") && !said.contains("# SKIP") {
@@ -92,7 +93,7 @@ fn kunit(t: &Context<'_>) -> Result<()> {
     t.check(passed > 0, "there are tests")
 }
 
-/// The KUnit suites of the sources in a folder.
+/// The names of the KUnit suites in a folder's sources.
 fn suites_in(folder: &Path) -> Result<BTreeSet<String>> {
     let mut suites = BTreeSet::new();
     for entry in std::fs::read_dir(folder)? {
@@ -108,18 +109,17 @@ fn suites_in(folder: &Path) -> Result<BTreeSet<String>> {
     Ok(suites)
 }
 
-/// Has allocations fail that may sleep, too, where they are to fail, and only say so.
+/// Lets fault injection also hit allocations that may sleep, and log one line instead of a stack trace.
 fn fail_any(t: &Context<'_>) -> Result<()> {
     t.sh_ok("cd /sys/kernel/debug/failslab && echo N >ignore-gfp-wait && echo 1 >verbose")
         .map(|_| ())
 }
 
-/// Has a command fail to allocate memory again and again: first its first allocation fails, then its second, until it
-/// has no more of them. `before` and `after` each time are other commands; the latter finds the command's status in
-/// `$status`. All are the shell's own: to start programs would take many times as long. Gives how many allocations have
-/// failed.
+/// Runs a command again and again. Its first allocation fails, then its second, and so on until it makes no further one.
+/// Runs `before` and `after` each time. `after` finds the command's status in `$status`. All commands must be builtins of
+/// the shell: starting programs takes many times as long. Returns how many allocations have failed.
 fn each_allocation_fails(t: &Context<'_>, before: &str, command: &str, after: &str) -> Result<u32> {
-    // What is left of the number in the end is how many allocations more there would have to be.
+    // The file then has the rest of the number. If it is not zero, the command made fewer allocations.
     let output = t.sh_within(
         &format!(
             "number=0 left=0; while [ $left = 0 ]; do \
@@ -137,13 +137,13 @@ fn each_allocation_fails(t: &Context<'_>, before: &str, command: &str, after: &s
     })
 }
 
-/// The shell's command that writes to the driver's `bind` or `unbind`.
+/// A shell command that writes to the driver's `bind` or `unbind`.
 fn rebinding(file: &str, service: Service) -> String {
     let id = service.instance();
     format!("echo {id} >{}/{file}", daemon::driver(service))
 }
 
-/// The service does what it is for.
+/// Checks that the service works.
 fn works(t: &Context<'_>, service: Service) -> Result<()> {
     let channel = t.channel(service);
     match service {
@@ -159,8 +159,8 @@ fn works(t: &Context<'_>, service: Service) -> Result<()> {
     }
 }
 
-/// Each allocation of a probe fails once: the device stays without a driver, or does with what it has, and works
-/// when there is memory again.
+/// Each allocation of a probe fails once. The probe fails, or does without the memory. The device works when there is
+/// memory again.
 fn allocations_fail(t: &Context<'_>) -> Result<()> {
     fail_any(t)?;
     for service in services(t) {
@@ -175,8 +175,7 @@ fn allocations_fail(t: &Context<'_>) -> Result<()> {
     finds_nothing(t)
 }
 
-/// There is no memory to work on requests with: they are answered as if there were, as none is needed. Nor is it to
-/// be a daemon, and to let a device go.
+/// There is no memory. Requests are answered nevertheless: they need none. Daemons work, and devices can be unbound.
 fn allocations_fail_at_work(t: &Context<'_>) -> Result<()> {
     fail_any(t)?;
     requests_without_memory(t)?;
@@ -186,7 +185,7 @@ fn allocations_fail_at_work(t: &Context<'_>) -> Result<()> {
     for service in services(t) {
         device_without_memory(t, service)?;
     }
-    // Where hv_vmbus has no memory to tell the host that a ring goes, it leaves the ring for good.
+    // Without memory hv_vmbus cannot tell the host that a ring goes away, and leaks the ring.
     t.unload()?;
     for object in found(t)?.split("unreferenced object").skip(1) {
         t.check(object.contains("hv_ringbuffer_init"), object)?;
@@ -195,8 +194,7 @@ fn allocations_fail_at_work(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
-/// The services to look at: all of them take minutes, so without `HV_SLOW` one that has a clock, and one that has a
-/// character device.
+/// The services to test. All take minutes: without `HV_SLOW=1` these are one with a clock and one with a character device.
 fn services(t: &Context<'_>) -> Vec<Service> {
     match t.is_slow() {
         true => t.config().services.clone(),
@@ -204,15 +202,15 @@ fn services(t: &Context<'_>) -> Vec<Service> {
     }
 }
 
-/// No `kmalloc()` succeeds, whoever calls it: each service answers.
+/// All calls of `kmalloc()` fail. Each service answers nevertheless.
 fn requests_without_memory(t: &Context<'_>) -> Result<()> {
     t.sh_ok("rm -rf /tmp/in /tmp/never; mkdir /tmp/in; mkfifo /tmp/never")?;
     for &service in removal::services(t) {
         Talk::begin(t, service, Daemon::of(service))?;
     }
     let [kvp, vss, files] = daemon::SERVICES.map(|service| Talk::with(t, service));
-    // What the kernel notes to find faults has caches of its own, and works. No program can be started: it is a file
-    // from the host that ends this, and a daemon's end that says so.
+    // The debug kernel's bookkeeping has its own caches, which still work. No program can be started. So the host ends
+    // this by copying a file, and the shell kills the VSS daemon to say that there is memory again.
     t.sh_ok(
         "cd /sys/kernel/debug/failslab && for cache in /sys/kernel/slab/kmalloc-*; do echo 1 >$cache/failslab; done; \
          echo 1 >cache-filter && echo -1 >times && vss=$(pidof hv_vss_daemon) && exec 3>probability <>/tmp/never && \
@@ -236,17 +234,17 @@ fn requests_without_memory(t: &Context<'_>) -> Result<()> {
         std::thread::sleep(Duration::from_millis(10));
     }
     t.sh_ok("echo 0 >/sys/kernel/debug/failslab/cache-filter")?;
-    // The event for user space is the kernel's to allocate: there was no memory indeed.
+    // The kernel could not allocate the uevent: there was no memory indeed.
     t.log_has("hibernation uevent not sent")?;
     daemon::end(t)
 }
 
-/// Each allocation of a daemon fails once, while it reads a request, works on it and answers.
+/// Each allocation of a daemon fails once while it reads a request, works on it and answers.
 fn daemon_without_memory(t: &Context<'_>, service: Service) -> Result<()> {
     let daemon = Daemon::of(service);
     let talk = Talk::begin(t, service, daemon)?;
     let body = match service {
-        // Where a file is opened, or grows, the daemon needs memory indeed.
+        // The daemon needs memory to open a file, and to let it grow. Begin the copy before.
         Service::FCopy => {
             talk.expect("START", removal::request(service), S_OK)?;
             write(0, b"content")
@@ -271,10 +269,11 @@ fn daemon_without_memory(t: &Context<'_>, service: Service) -> Result<()> {
     talk.finish()
 }
 
-/// Each allocation of whoever opens a device fails once, and of whoever unbinds it: it goes, also where a file is open.
+/// Each allocation fails once while a process opens the device, and while a process unbinds it. The device is unbound
+/// nevertheless, even if its file is open.
 fn device_without_memory(t: &Context<'_>, service: Service) -> Result<()> {
     let (bind, unbind) = (rebinding("bind", service), rebinding("unbind", service));
-    // It may not have come so far as to ask for it.
+    // The write may have failed before it reached the driver core.
     let again = format!("{{ [ $status = 0 ] || {unbind}; }} && {bind}");
     let mut before = ":".to_owned();
     if daemon::SERVICES.contains(&service) {
@@ -285,12 +284,12 @@ fn device_without_memory(t: &Context<'_>, service: Service) -> Result<()> {
         before = format!("exec 5<>{device}");
     }
     let failed = each_allocation_fails(t, &before, &unbind, &again)?;
-    println!("# {service}: {failed} allocations failed to unbind it");
+    println!("# {service}: {failed} allocations failed to unbind its device");
     t.check(failed > 0, "allocations have failed")?;
     works(t, service)
 }
 
-/// Nothing that was allocated has been forgotten.
+/// Checks that kmemleak finds no leak.
 fn finds_nothing(t: &Context<'_>) -> Result<()> {
     match unknown_leak(&found(t)?) {
         None => Ok(()),
@@ -298,8 +297,8 @@ fn finds_nothing(t: &Context<'_>) -> Result<()> {
     }
 }
 
-/// What kmemleak says but for one leak that is known: `uio_hv_generic` has its rings connected at each opening, and
-/// hv_vmbus forgets the packet buffer of the last time.
+/// The first leak in kmemleak's report that is not known. One is known: `uio_hv_generic` connects its rings at each
+/// opening, and hv_vmbus leaks the packet buffer of the last opening.
 fn unknown_leak(text: &str) -> Option<&str> {
     let mut objects = text.split("unreferenced object");
     let before = objects.next().filter(|before| !before.trim().is_empty());
@@ -311,9 +310,9 @@ fn unknown_leak(text: &str) -> Option<&str> {
     before.or_else(|| objects.find(|object| !is_known(object)))
 }
 
-/// What kmemleak has found.
+/// kmemleak's report.
 fn found(t: &Context<'_>) -> Result<String> {
-    // What is younger than five seconds is left out; the second scan sees what the first took for reachable.
+    // kmemleak ignores objects younger than five seconds. The second scan finds leaks that the first took for reachable.
     let scans = t.sh_within(
         "sleep 6; echo scan >/sys/kernel/debug/kmemleak; echo scan >/sys/kernel/debug/kmemleak",
         5 * TIMEOUT,
@@ -322,7 +321,7 @@ fn found(t: &Context<'_>) -> Result<String> {
     t.sh_ok("cat /sys/kernel/debug/kmemleak")
 }
 
-/// Nothing is left of a module that has served hosts and daemons.
+/// The module serves the host and daemons, and is removed. It has leaked nothing.
 fn leaks(t: &Context<'_>) -> Result<()> {
     t.channel(Service::Heartbeat).wait_replies(1)?;
     for &service in removal::services(t) {

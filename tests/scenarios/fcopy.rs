@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Copying files into the guest with `hv_fcopy_daemon`, the one that speaks to the character device.
+//! File copy with `hv_fcopy_daemon`, the daemon that uses the character device.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -24,7 +24,7 @@ use crate::scenario::Context;
 use crate::scenario::Machine;
 use crate::scenario::Scenario;
 
-/// The scenarios of this file. In C the class has no character device any more.
+/// The scenarios of this file. C's file copy has no character device any more.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fcopy_copies_files", copies_files)
         .everywhere()
@@ -85,7 +85,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .unloaded(),
 ];
 
-/// It has room for a large file, which is in memory as all files are.
+/// A machine with memory for a large file: its files are in memory.
 const ROOMY: Machine = Machine {
     name: "roomy",
     change: |config| config.memory = 2048,
@@ -96,7 +96,7 @@ fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
     Talk::begin(t, Service::FCopy, daemon::FCOPY)
 }
 
-/// Bytes that are the same in every run and nowhere repeat.
+/// Pseudo-random bytes that are the same in every run.
 pub fn content(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     (0..length)
@@ -109,8 +109,8 @@ pub fn content(length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// MD5 as `md5sum` prints it. To run that one is to fork, which the emulated processors of a running guest at times do
-/// not survive.
+/// The MD5 sum as `md5sum` prints it. The host does not run `md5sum`: a fork at times breaks the emulated processors of
+/// a running guest.
 fn md5(bytes: &[u8]) -> String {
     const SHIFTS: [[u32; 4]; 4] = [
         [7, 12, 17, 22],
@@ -155,12 +155,12 @@ fn md5(bytes: &[u8]) -> String {
     host::bytes::hex(&sum.map(u32::to_le_bytes).concat())
 }
 
-/// Copies a file as a host does: START, pieces, COMPLETE.
+/// Copies a file as a host does: START, a WRITE for each piece, COMPLETE.
 pub fn copy(talk: Talk<'_>, folder: &str, name: &str, flags: u32, bytes: &[u8]) -> Result<()> {
     copy_watched(talk, folder, name, flags, bytes, |_| {})
 }
 
-/// The same, telling after each piece how many bytes were copied.
+/// As [`copy`], and calls `watch` after each piece with the number of copied bytes.
 pub fn copy_watched(
     talk: Talk<'_>,
     folder: &str,
@@ -180,7 +180,7 @@ pub fn copy_watched(
         .map(|_| ())
 }
 
-/// The file is in the guest, with this content.
+/// Checks that the guest has the file with this content.
 pub fn is_there(t: &Context<'_>, path: &str, bytes: &[u8]) -> Result<()> {
     let said = t.sh_ok(&format!(
         "md5sum <'{path}' | cut -d ' ' -f 1; stat -c %s '{path}'"
@@ -188,7 +188,7 @@ pub fn is_there(t: &Context<'_>, path: &str, bytes: &[u8]) -> Result<()> {
     t.equal(path, said, format!("{}\n{}", md5(bytes), bytes.len()))
 }
 
-/// Empty, one byte, around the size of a piece, and large.
+/// The host copies files: empty, one byte, around the size of a piece, and large.
 fn copies_files(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     t.log_has("FCopy IC version 1.1")?;
@@ -197,7 +197,7 @@ fn copies_files(t: &Context<'_>) -> Result<()> {
 
 fn copies(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
     let piece = fcopy::PIECE;
-    // Two processors that are emulated twice over have each request wait long for the other one.
+    // With two processors and two layers of emulation, each request waits long for the other processor.
     let large = if t.config().vcpus == 1 {
         10_000_000
     } else {
@@ -218,7 +218,7 @@ fn copies(t: &Context<'_>, talk: Talk<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// 1 GiB, in 64 parts whose checksums are compared.
+/// The host copies 1 GiB. Compares the checksums of 64 parts.
 fn gigabyte(t: &Context<'_>) -> Result<()> {
     const PARTS: usize = 64;
     const PART: usize = 1 << 24;
@@ -230,7 +230,7 @@ fn gigabyte(t: &Context<'_>) -> Result<()> {
     let mut bytes = content(PART);
     let mut sums = String::new();
     for part in 0..PARTS {
-        // Each part is another one.
+        // Each part differs.
         bytes.rotate_left(1);
         sums.push_str(&format!("{}  -\n", md5(&bytes)));
         for (index, piece) in bytes.chunks(fcopy::PIECE).enumerate() {
@@ -261,7 +261,7 @@ fn gigabyte(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Where in a file a piece belongs does not fit in 32 bits. What was not written takes no room.
+/// The offset of a piece does not fit in 32 bits. Bytes that were not written take no space.
 fn far_into_a_file(t: &Context<'_>) -> Result<()> {
     const FAR: u64 = 5_000_000_001;
     let talk = begin(t)?;
@@ -280,7 +280,7 @@ fn far_into_a_file(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Names in any script, and with a folder that is to be created.
+/// Files with names in any script and of any length, and in folders that the daemon creates.
 fn names(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     for name in ["plain", "mit Leerzeichen", "Grüße", "файл", "文件", "😀"] {
@@ -295,7 +295,7 @@ fn names(t: &Context<'_>) -> Result<()> {
         b"content",
     )?;
     is_there(t, "/tmp/in/ein/Ordner/für/Dateien", b"content")?;
-    // As long as names and a path can be, and longer.
+    // Names and paths of the maximum length, and longer ones.
     let deep = ["文".repeat(40), "件".repeat(40), "名".repeat(20)].join("/");
     let deepest = format!("{}/{}", "件".repeat(85), "文".repeat(84));
     for (folder, name) in [
@@ -321,7 +321,7 @@ fn names(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Existing files are kept unless they are to be overwritten, missing folders missed unless they are to be created.
+/// An existing file is kept unless the host sets OVERWRITE. A missing folder is an error unless it sets CREATE_PATH.
 fn what_is_there(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     copy(talk, "/tmp/in/", "file", 0, b"first, and longer")?;
@@ -335,7 +335,8 @@ fn what_is_there(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A full disk is called that, and the copy can be cancelled. (The daemon sees it where a piece finds no room at all.)
+/// On a full disk WRITE fails with "disk full", and the host can cancel the copy. (The daemon notices when no byte of a
+/// piece can be written.)
 fn no_space(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     t.sh_ok("mount -t tmpfs -o size=12k none /tmp/in")?;
@@ -355,7 +356,7 @@ fn no_space(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Of a cancelled copy nothing stays.
+/// A cancelled copy leaves no file.
 fn cancelled(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     talk.expect("START", fcopy::start("/tmp/in/", "file", 0, 100_000), S_OK)?;
@@ -368,7 +369,7 @@ fn cancelled(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// CANCEL with no copy in work succeeds, and no file goes: not one that was there before, and none that is whole.
+/// CANCEL without a running copy succeeds. It removes no file: neither older files nor completed ones.
 fn cancels_no_copy(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     let cancel = || talk.expect("CANCEL", fcopy::end(fcopy::CANCEL), S_OK);
@@ -393,7 +394,7 @@ fn cancels_no_copy(t: &Context<'_>) -> Result<()> {
     cancel().map(|_| ())
 }
 
-/// A host that goes on after a piece that was not written is not told that the file is whole.
+/// The host goes on after a WRITE that failed. Further WRITEs and COMPLETE fail.
 fn goes_on_after_an_error(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     t.sh_ok("mount -t tmpfs -o size=4k none /tmp/in")?;
@@ -409,7 +410,7 @@ fn goes_on_after_an_error(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A host that starts the next copy amid one leaves no part of a file behind.
+/// The host starts a copy amid another. The unfinished file is removed.
 fn starts_amid_a_copy(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     talk.expect("START", fcopy::start("/tmp/in/", "first", 0, 12288), S_OK)?;
@@ -421,7 +422,7 @@ fn starts_amid_a_copy(t: &Context<'_>) -> Result<()> {
     t.sh_ok("[ ! -e /tmp/in/first ]")?;
     is_there(t, "/tmp/in/second", b"content")?;
 
-    // The daemon dies before it has cancelled the first one.
+    // The daemon dies before it has cancelled the earlier copy.
     talk.expect("START", fcopy::start("/tmp/in/", "third", 0, 12288), S_OK)?;
     daemon::FCOPY.stop(t)?;
     let request = talk.pend(fcopy::start("/tmp/in/", "fourth", 0, 1))?;
@@ -432,7 +433,7 @@ fn starts_amid_a_copy(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// What no host sends is answered once, and the copy goes on.
+/// A request that no host sends fails once. The copy goes on.
 fn refuses(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     talk.expect("START", fcopy::start("/tmp/in/", "file", 0, 7), S_OK)?;
@@ -456,7 +457,7 @@ fn refuses(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon that dies over a piece fails it at once; the next one copies the next file.
+/// The daemon dies with a WRITE pending. The WRITE fails at once. The next daemon copies the next file.
 fn daemon_killed(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     talk.expect("START", fcopy::start("/tmp/in/", "file", 0, 100_000), S_OK)?;
@@ -471,7 +472,7 @@ fn daemon_killed(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Of a copy that a host has forgotten, because it has started over, nothing stays.
+/// The host negotiates anew amid a copy. The unfinished file is removed: the host has forgotten the copy.
 fn negotiates_amid_a_copy(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     talk.expect("START", fcopy::start("/tmp/in/", "file", 0, 100_000), S_OK)?;
@@ -480,7 +481,7 @@ fn negotiates_amid_a_copy(t: &Context<'_>) -> Result<()> {
     daemon::wait_for(t, "[ ! -e /tmp/in/file ]")?;
     copy(talk, "/tmp/in/", "file", 0, b"content")?;
 
-    // What is whole stays.
+    // A completed file stays.
     talk.channel.negotiate_all()?;
     copy(talk, "/tmp/in/", "other", 0, b"content")?;
     is_there(t, "/tmp/in/file", b"content")?;
@@ -488,7 +489,7 @@ fn negotiates_amid_a_copy(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Starts a daemon of before 2015 that logs which operations it is asked, once `/tmp/go` is there, and refuses each.
+/// Starts a daemon of before 2015. Once `/tmp/go` exists, it logs and refuses each operation that it is asked.
 fn start_refusing(t: &Context<'_>) -> Result<ShellDaemon> {
     let octal = E_FILE_EXISTS
         .to_le_bytes()
@@ -502,14 +503,14 @@ fn start_refusing(t: &Context<'_>) -> Result<ShellDaemon> {
     ShellDaemon::start(t, "hv_fcopy", "\\000\\000\\000\\000", &script)
 }
 
-/// Ends it; it was asked these operations.
+/// Checks that the daemon was asked these operations, and kills it.
 fn end_refusing(t: &Context<'_>, daemon: ShellDaemon, operations: &str) -> Result<()> {
     let asked = t.sh_ok("od -An -v -tu4 /tmp/asked | tr -dc 0-9")?;
-    t.equal("operations that it was asked", asked.as_str(), operations)?;
+    t.equal("operations of the daemon", asked.as_str(), operations)?;
     daemon.kill(t)
 }
 
-/// A daemon that refused to begin a copy is not asked to cancel it.
+/// A daemon that refused START is not asked to cancel the copy.
 fn nothing_to_cancel(t: &Context<'_>) -> Result<()> {
     let daemon = start_refusing(t)?;
     t.sh_ok("touch /tmp/go")?;
@@ -523,7 +524,7 @@ fn nothing_to_cancel(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// Nor is one that never read what it was to begin.
+/// A daemon that has not read START is not asked to cancel the copy.
 fn unread_start(t: &Context<'_>) -> Result<()> {
     let daemon = start_refusing(t)?;
     let talk = Talk::with(t, Service::FCopy);
@@ -537,8 +538,8 @@ fn unread_start(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon that has come amid a copy is given no piece of it: the one of 2023 takes its own device for the file then,
-/// and four zeros written there are an answer.
+/// A daemon that starts amid a copy gets no WRITE of it. The daemon of 2023 would write the piece to its own device,
+/// and four zeros there are an answer.
 fn daemon_restarted(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     talk.expect("START", fcopy::start("/tmp/in/", "file", 0, 4), S_OK)?;
@@ -551,7 +552,7 @@ fn daemon_restarted(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The device goes in the middle of a copy under a daemon that hangs.
+/// The device is unbound amid a copy while the daemon hangs.
 fn unbound_amid_a_copy(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     talk.expect("START", fcopy::start("/tmp/in/", "file", 0, 100_000), S_OK)?;
@@ -568,8 +569,8 @@ fn unbound_amid_a_copy(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The kernel has uio_hv_generic: the device is left to it, and its daemon copies the same files, whichever module comes
-/// first. The parameter gives the device to whichever comes first.
+/// If the kernel has uio_hv_generic, the module leaves the device to it, in whatever order they are inserted. The uio
+/// daemon copies the same files. With `fcopy_chardev=1` the driver that comes first gets the device.
 fn left_to_uio(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::FCopy);
     let parameter = "/sys/module/hv_utils/parameters/fcopy_chardev";
@@ -601,13 +602,13 @@ fn left_to_uio(t: &Context<'_>) -> Result<()> {
     t.sh_ok(&format!("! echo 0 >{parameter}"))?;
     daemon::rebind(t, "bind", Service::FCopy)?;
     channel.wait_open()?;
-    // uio_hv_generic has left a function on the channel that was to be called now.
+    // uio_hv_generic has left its rescind callback on the channel, but is gone. A rescind must not call it.
     channel.rescind()?;
     channel.wait_released()?;
     channel.reoffer()?;
     channel.wait_open()?;
 
-    // The way without the parameter.
+    // The administrator gives the device to uio_hv_generic with driver_override.
     insert_uio(t)?;
     let id = Service::FCopy.instance();
     let give = format!(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File systems that were frozen for the host: a freeze always ends, whatever becomes of the daemon, the host and the
-//! device, and no backup is called one that is none.
+//! File systems that were frozen for a backup. A freeze always ends, whatever happens to the daemon, the host and the
+//! device. A backup during which a file system was thawed fails.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -30,13 +30,13 @@ use crate::vss::NO_ANSWER;
 use crate::vss::SPOILT;
 use crate::vss::THAWED;
 
-/// The parameter with the longest time for which file systems stay frozen.
+/// The parameter that limits how long file systems stay frozen, in seconds.
 const LIMIT: &str = "/sys/module/hv_utils/parameters/vss_freeze_limit";
 
-/// After how many seconds the kernel warns of a task that is blocked.
+/// After this many seconds the kernel warns of a blocked task.
 const HUNG_TASK: &str = "/proc/sys/kernel/hung_task_timeout_secs";
 
-/// A guest with xfs, btrfs and enough memory.
+/// A guest with the modules xfs and btrfs, and enough memory.
 const DISKS: Machine = Machine {
     name: "disks",
     change: |config| {
@@ -147,7 +147,7 @@ fn begin<'a>(t: &'a Context<'_>) -> Result<Talk<'a>> {
     Talk::begin(t, Service::Vss, daemon::VSS)
 }
 
-/// The same with a daemon that is a script, which can wait for a line in `/tmp/go`.
+/// Starts a script as the daemon, and negotiates. The script can wait for a line in `/tmp/go`.
 fn begin_with<'a>(t: &'a Context<'_>, script: &str) -> Result<(ShellDaemon, Talk<'a>)> {
     t.sh_ok("rm -f /tmp/go /tmp/frozen /tmp/refused; mkfifo /tmp/go")?;
     let daemon = ShellDaemon::registered(t, Service::Vss, script)?;
@@ -156,7 +156,7 @@ fn begin_with<'a>(t: &'a Context<'_>, script: &str) -> Result<(ShellDaemon, Talk
     Ok((daemon, talk))
 }
 
-/// The log says once that this was thawed.
+/// Checks that the log has one line about the thaw of this disk, with this cause.
 fn log_says_thawed(t: &Context<'_>, disk: &str, cause: &str) -> Result<()> {
     let line = format!("VSS: thawed {disk} (ext4): {cause}");
     wait_said(t, &line)?;
@@ -168,7 +168,7 @@ fn log_says_thawed(t: &Context<'_>, disk: &str, cause: &str) -> Result<()> {
     t.equal(&line, times, 1)
 }
 
-/// What was frozen before the host's FREEZE stays so: it is not thawed with the rest.
+/// A file system that was frozen before the host's FREEZE is not thawed with the others.
 fn frozen_before(t: &Context<'_>) -> Result<()> {
     let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
     let talk = begin(t)?;
@@ -185,7 +185,7 @@ fn frozen_before(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// Each type of file system is frozen by the daemon, and thawed by the module: the daemon dies after FREEZE.
+/// The daemon freezes file systems of each type, and dies. The module thaws them.
 fn file_systems(t: &Context<'_>) -> Result<()> {
     if t.sh("[ -e /modules/disks/order ]")?.status != 0 {
         return t.skip("this kernel has no xfs and btrfs");
@@ -224,7 +224,7 @@ fn file_systems(t: &Context<'_>) -> Result<()> {
     disks.iter().try_for_each(Disk::finish)
 }
 
-/// The host freezes twice, and thaws once: all is thawed.
+/// The host sends FREEZE twice, and THAW once. The file system is thawed.
 fn freezes_twice(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -237,7 +237,7 @@ fn freezes_twice(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// A file system that the daemon leaves alone can be unmounted while others are frozen: nobody keeps its device.
+/// A file system that the daemon does not freeze can be unmounted while others are frozen. Nobody keeps its device.
 fn unmounts(t: &Context<'_>) -> Result<()> {
     let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
     let answer = ShellDaemon::write("/tmp/success");
@@ -256,7 +256,7 @@ fn unmounts(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// Somebody thaws between FREEZE and THAW, and the daemon thaws as ever: that is no backup.
+/// Somebody thaws between FREEZE and THAW. The host's THAW fails: the backup is not consistent.
 fn thawed_by_hand(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -270,15 +270,15 @@ fn thawed_by_hand(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The daemon hangs amid FREEZE, with a file system frozen: it is thawed when the 15 minutes are over.
+/// The daemon hangs amid FREEZE, with one file system frozen. The module thaws it after 15 minutes.
 fn times_out_frozen(t: &Context<'_>) -> Result<()> {
     let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
-    // Programs that write are blocked for longer than the kernel takes for sane.
+    // The writers are blocked for a long time: turn off the kernel's warning.
     t.sh_ok(&format!(
         "echo 0 >{HUNG_TASK}; rm -f /tmp/go; mkfifo /tmp/go"
     ))?;
     let (daemon, talk) = begin_with(t, &two_freezes())?;
-    // What writes all the time lets no time be skipped.
+    // A busy writer would keep emulated time from being skipped.
     other.stop()?;
     let asked = Instant::now();
     let request = talk.pend(vss::body(vss::FREEZE))?;
@@ -297,7 +297,7 @@ fn times_out_frozen(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The host takes the device away from a daemon that is stopped: the module thaws, and rescind waits for nobody.
+/// The host rescinds the device while the daemon is stopped. The module thaws, and does not wait for the daemon.
 fn rescinded_under_a_stopped(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -315,8 +315,8 @@ fn rescinded_under_a_stopped(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// A file system is mounted after the module has looked, and before the daemon has: the daemon freezes it, and dies. The
-/// module thaws it, too.
+/// A file system is mounted after the module has recorded the file systems, and before the daemon freezes them. The
+/// daemon freezes it, too, and dies. The module thaws it.
 fn mounted_amid(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let (daemon, talk) = begin_with(t, &two_freezes())?;
@@ -336,7 +336,7 @@ fn mounted_amid(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The daemon has not read that it is to freeze, and the host starts over: what the administrator has frozen meanwhile
+/// The daemon has not read FREEZE, and the host negotiates anew. A file system that the administrator froze meanwhile
 /// stays frozen.
 fn unread(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
@@ -356,7 +356,7 @@ fn unread(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The host sends THAW while a freeze takes long: both are answered, and all is thawed right after the freeze.
+/// The host sends THAW during a long freeze. Both requests are answered. The module thaws right after the freeze.
 fn thaw_amid(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     t.sh_ok("rm -f /tmp/go; mkfifo /tmp/go")?;
@@ -380,7 +380,7 @@ fn thaw_amid(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// A daemon that is stopped after FREEZE has 30 s to thaw. Then the module thaws, and the backup is good.
+/// The daemon is stopped after FREEZE. The module waits 30 s for it, and then thaws. The backup is good.
 fn thaw_unanswered(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -399,12 +399,12 @@ fn thaw_unanswered(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The limit is over: the module thaws, whether there is a daemon or not, and the host's THAW fails. What is written to
-/// the parameter counts from the next FREEZE on.
+/// When `vss_freeze_limit` is over, the module thaws, with and without a daemon. The host's THAW fails. A new limit
+/// takes effect with the next FREEZE.
 fn freeze_limit(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
-    // The program that writes is blocked for longer than the kernel takes for sane.
+    // The writer is blocked for a long time: turn off the kernel's warning.
     t.sh_ok(&format!("echo 0 >{HUNG_TASK}; echo 60 >{LIMIT}"))?;
     freeze(talk, &disk)?;
     t.sh_ok(&format!("echo 120 >{LIMIT}"))?;
@@ -436,7 +436,7 @@ fn freeze_limit(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// Waits for so many seconds.
+/// Sleeps in the guest.
 fn wait(t: &Context<'_>, seconds: u64) -> Result<()> {
     t.sh_within(
         &format!("sleep {seconds}"),
@@ -445,8 +445,8 @@ fn wait(t: &Context<'_>, seconds: u64) -> Result<()> {
     .map(|_| ())
 }
 
-/// Waits until the module has thawed, so many seconds at the most. The program that writes does so as soon as it can,
-/// and with it no time is skipped.
+/// Waits until the module has thawed, for `seconds` at most. Emulated time is not skipped afterwards: the writer is
+/// busy.
 fn wait_for_thaw(t: &Context<'_>, seconds: u64) -> Result<()> {
     let output = t.sh_within(
         &format!("timeout {seconds} sh -c 'until dmesg | grep -q \"{THAWED}\"; do sleep 1; done'"),
@@ -455,7 +455,7 @@ fn wait_for_thaw(t: &Context<'_>, seconds: u64) -> Result<()> {
     t.equal("status of the wait for a thaw", output.status, 0)
 }
 
-/// From 0 to a day.
+/// `vss_freeze_limit` takes values from 0 to a day.
 fn freeze_limit_values(t: &Context<'_>) -> Result<()> {
     t.equal(
         "the default",
@@ -492,7 +492,7 @@ fn freeze_limit_values(t: &Context<'_>) -> Result<()> {
     t.load()
 }
 
-/// The host starts over, and the daemon is stopped, or is dead.
+/// The host negotiates anew while file systems are frozen, and the daemon is stopped or dead. The module thaws.
 fn starts_over(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -513,7 +513,7 @@ fn starts_over(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The host takes the device away, and there is no daemon.
+/// The host rescinds the device while file systems are frozen, and the daemon is dead. The module thaws.
 fn rescinded(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -529,7 +529,7 @@ fn rescinded(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The module is removed, and there is no daemon.
+/// The module is removed while file systems are frozen, and the daemon is dead. The module thaws.
 fn removed(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -544,7 +544,8 @@ fn removed(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// The guest hibernates: all is thawed before user space is frozen, and the host's THAW after it fails.
+/// The guest hibernates while file systems are frozen. The module thaws before user space is frozen. The host's THAW
+/// fails afterwards.
 fn hibernates(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = begin(t)?;
@@ -556,7 +557,7 @@ fn hibernates(t: &Context<'_>) -> Result<()> {
     let frozen = log.find("Freezing user space processes");
     t.check(
         frozen.is_some_and(|at| log[..at].contains(THAWED)),
-        "it is thawed before user space is frozen",
+        "the disk is thawed before user space is frozen",
     )?;
     talk.channel.wait_open()?;
     talk.channel.negotiate_all()?;
@@ -577,14 +578,14 @@ fn two_freezes() -> String {
     )
 }
 
-/// The daemon dies amid FREEZE, between two file systems: FREEZE fails, and nothing stays frozen.
+/// The daemon dies amid FREEZE, between two file systems. FREEZE fails, and nothing stays frozen.
 fn dies_amid(t: &Context<'_>) -> Result<()> {
     let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
     let (daemon, talk) = begin_with(t, &two_freezes())?;
     let request = talk.pend(vss::body(vss::FREEZE))?;
     wait_for(t, "[ -e /tmp/read ]")?;
     disk.is_frozen()?;
-    // With C the wait below is in vain, and takes no time if nothing is written.
+    // With C the wait below is in vain. Without a writer it takes no time, as emulated time is skipped.
     other.stop()?;
     daemon.kill(t)?;
     talk.promptly("FREEZE", &request, E_FAIL)?;
@@ -601,19 +602,19 @@ fn dies_amid(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// What ends a freeze while the daemon is at it.
+/// The event that ends a freeze before the daemon does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     /// The host negotiates.
     StartsOver,
     /// The device is unbound.
     Unbound,
-    /// It is unbound, and the module removed as soon as the daemon lets it.
+    /// The device is unbound, and the module is removed as soon as the daemon has died.
     Removed,
 }
 
-/// The daemon hangs amid FREEZE. What it has frozen is thawed when the host starts over or the device goes, and what it
-/// freezes after that, too. Its late answer is refused.
+/// The daemon hangs amid FREEZE. The host negotiates anew, or the device is unbound. The module thaws the frozen file
+/// systems then, and later those that the daemon still freezes. The daemon's late answer is rejected.
 fn late_freezer(t: &Context<'_>, end: End) -> Result<()> {
     let (disk, other) = (Disk::new(t)?, Disk::numbered(t, 1)?);
     let (daemon, talk) = begin_with(t, &two_freezes())?;

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hosts that send anything: valid messages of all six services, mutated; packets and rings that are none. And programs
-//! in the guest that do anything to the devices while a host sends requests.
+//! Fuzzers. Hosts send mutated messages of all six services, invalid packets, and corrupt rings. Programs in the guest
+//! do random things to the devices while a host sends requests.
 //!
-//! All of it follows from a seed, which is printed: `HV_FUZZ_SEED` repeats a run, and `HV_FUZZ_SECONDS` is how long all
-//! scenarios together go on, with one seed after another. What must hold: a request that can be answered gets one
-//! reply, nothing else gets more than that, and after all of it the service works as ever. `make soak` runs it on a
-//! kernel that looks for faults.
+//! Each run follows from a seed, which is printed. `HV_FUZZ_SEED` repeats a run. `HV_FUZZ_SECONDS` is the time of all
+//! scenarios together, which then use one seed after another. A request that can be answered must get one reply, and any
+//! other packet at most one. The service must work afterwards. `make soak` runs the fuzzers on the debug kernel.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -41,7 +40,7 @@ use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
-/// What the module says of such messages.
+/// The module's log texts about mutated messages.
 const SAYS: &[&str] = &[
     "packet ignored",
     "unexpected message of type",
@@ -56,7 +55,7 @@ const SAYS: &[&str] = &[
     "callbacks suppressed",
 ];
 
-/// What else module and kernel say of such rings, and of daemons that end at any time.
+/// The log texts of module and kernel about corrupt rings, and about daemons that exit at any time.
 const SAYS_OF_OTHERS: &[&str] = &[
     "packet ignored",
     "unexpected message of type",
@@ -78,35 +77,36 @@ const SAYS_OF_OTHERS: &[&str] = &[
 /// The services that answer at once.
 const AT_ONCE: [Service; 3] = [Service::Heartbeat, Service::Shutdown, Service::TimeSync];
 
-/// The services with a daemon, and that.
+/// The services that have daemons, each with its daemon.
 const WITH_DAEMON: [(Service, Daemon); 3] = [
     (Service::Kvp, daemon::KVP),
     (Service::Vss, daemon::VSS),
     (Service::FCopy, daemon::FCOPY),
 ];
 
-/// How many messages each service is sent with a seed, and how many of them at a time: the rest of a ring's content
-/// waits in the host.
+/// Number of messages to each service, for each seed.
 const MESSAGES: u64 = 512;
+/// Number of messages at a time. Those that do not fit into the ring wait in the host.
 const BATCH: u64 = 64;
 
-/// The same where a daemon answers, which takes its time.
+/// As [`MESSAGES`], for services with a daemon, which are slower.
 const MESSAGES_WITH_DAEMON: u64 = 64;
+/// As [`BATCH`], for services with a daemon.
 const BATCH_WITH_DAEMON: u64 = 16;
 
-/// How often each service's rings are spoilt with a seed.
+/// Number of times that each service's rings are corrupted, for each seed.
 const ASSAULTS: u64 = 2;
 
-/// How many requests each service gets with a seed while programs do anything to the devices.
+/// Number of requests to each service while programs do random things to the devices, for each seed.
 const REQUESTS: u64 = 100;
 
 /// The first seed.
 const SEED: u64 = 1;
 
-/// Where the flags of a shutdown request are in its payload.
+/// The offset of the flags in the payload of a shutdown request.
 const SHUTDOWN_FLAGS: usize = BODY + 8;
 
-/// No payload is longer, in bytes: the service's ring has room for one of them, and for any that a host has.
+/// The maximum length of a payload, in bytes. The service's ring has room for it. No host's messages are longer.
 const fn longest(service: Service) -> usize {
     match service {
         Service::Vss => BODY + vss::LONGEST + 1000,
@@ -114,10 +114,10 @@ const fn longest(service: Service) -> usize {
     }
 }
 
-/// How often a run of some time says how far it is.
+/// Interval of progress lines in a run with a time limit.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-/// The scenarios of this file. In C, some of these messages take the guest down.
+/// The scenarios of this file. With C, some of these messages crash the guest.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("fuzz", messages)
         .scripted(&AT_ONCE)
@@ -157,14 +157,14 @@ fn messages(t: &Context<'_>) -> Result<()> {
     t.equal("status of the time", reply.status, 0)
 }
 
-/// With the distribution's daemons, which get whatever is valid enough.
+/// Sends messages to the services with daemons. The distribution's daemons get the messages that the module accepts.
 fn messages_with_daemons(t: &Context<'_>) -> Result<()> {
     let services = removal::services(t);
     for &service in services {
         Daemon::of(service).start(t)?;
     }
     run(0.25, |random, tallies| {
-        // What the daemons keep would become more and more.
+        // Empty the daemons' storage, which would grow with each seed.
         t.sh_ok("rm -rf /tmp/in; mkdir /tmp/in; for pool in /var/lib/hyperv/.kvp_pool_*; do : >$pool; done")?;
         for &service in services {
             let tally = tallies.entry(service).or_default();
@@ -182,8 +182,8 @@ fn messages_with_daemons(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Which newest versions of messages an administrator may have a service agree on: those of the parameter
-/// `SERVICE_protocol`, if there is one.
+/// The values of the parameter `SERVICE_protocol`, which sets the newest message version. 0 if there is no such
+/// parameter.
 fn protocols(service: Service) -> &'static [u16] {
     match service {
         Service::Kvp => &[4, 5],
@@ -204,16 +204,16 @@ fn set_protocol(t: &Context<'_>, service: Service, newest: u16) -> Result<()> {
     }
 }
 
-/// What was sent to a service, and what came back.
+/// Counts of the messages to a service, and of its replies.
 #[derive(Default)]
 struct Tally {
     sent: u64,
     answered: u64,
-    /// How often each kind of change was made.
+    /// Number of changes of each kind.
     changes: BTreeMap<&'static str, u64>,
-    /// How often each status was answered.
+    /// Number of replies with each status.
     statuses: BTreeMap<u32, u64>,
-    /// How often each version of messages was agreed on.
+    /// Number of negotiations of each message version.
     versions: BTreeMap<Version, u64>,
 }
 
@@ -236,7 +236,8 @@ impl Tally {
 
 type Tallies = BTreeMap<Service, Tally>;
 
-/// Does something with one seed, or with as many as there is time for, of which this is a share; says how far it came.
+/// Calls `once` with one seed. With `HV_FUZZ_SECONDS`, calls it with seed after seed for this share of the time. Prints
+/// the progress and the counts.
 fn run(share: f64, mut once: impl FnMut(&mut Random, &mut Tallies) -> Result<()>) -> Result<()> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     let time = number("HV_FUZZ_SECONDS").map(|seconds| Duration::from_secs(seconds).mul_f64(share));
@@ -308,7 +309,7 @@ fn total(tallies: &Tallies, took: Duration) -> String {
     )
 }
 
-/// A packet, on the ways of a valid one or off them.
+/// A random packet: a valid message, mutated up to four times.
 fn packet(
     t: &Context<'_>,
     service: Service,
@@ -334,7 +335,7 @@ fn packet(
         tally.changed(Mutation::apply(&mut payload, random).name());
     }
     payload.truncate(longest(service));
-    // Packets are filled up with zeros, and those would be flags too.
+    // Never ask for a shutdown. The flags may be cut off: the packet's padding would be read as flags.
     if service == Service::Shutdown && payload.len().next_multiple_of(8) > SHUTDOWN_FLAGS {
         payload.resize(payload.len().max(SHUTDOWN_FLAGS + 1), 0);
         payload[SHUTDOWN_FLAGS] |= NO_SHUTDOWN;
@@ -355,7 +356,7 @@ fn packet(
     Ok(packet)
 }
 
-/// How many replies a packet must get at least, and may get at most.
+/// The minimum and the maximum number of replies to a packet.
 fn replies_to(packet: &Packet) -> (u32, u32) {
     let length = packet.payload.len();
     if packet.kind != DATA_INBAND || length.next_multiple_of(8) < BODY {
@@ -366,23 +367,23 @@ fn replies_to(packet: &Packet) -> (u32, u32) {
     (u32::from(is_request), 1)
 }
 
-/// Whether a packet is taken for a negotiation: a host that sends one does not wait for what it asked before.
+/// Whether the module reads a packet as a negotiation. A host that negotiates expects no replies to earlier requests.
 fn negotiates(packet: &Packet) -> bool {
     let mut payload = packet.payload.clone();
     payload.resize(payload.len().max(BODY), 0);
     Message::parse(&payload).is_some_and(|message| message.kind == NEGOTIATE)
 }
 
-/// The packets that replies are due to.
+/// The packets with outstanding replies.
 struct Due<'a> {
     t: &'a Context<'a>,
     service: Service,
-    /// Each one's transaction, with the replies that it must get and may get.
+    /// For each transaction, the minimum and the maximum number of replies.
     due: BTreeMap<u64, (u32, u32)>,
 }
 
 impl Due<'_> {
-    /// Takes replies as long as some must come.
+    /// Receives replies until no further reply must come.
     fn take_all(&mut self, tally: &mut Tally) -> Result<()> {
         while self.due.values().any(|(least, _)| *least > 0) {
             let missing = |error| format!("{}: {:x?}: {error}", self.service, self.due);
@@ -396,7 +397,7 @@ impl Due<'_> {
         Ok(())
     }
 
-    /// Takes a reply, which must be due.
+    /// Counts a reply. Fails if it is not outstanding.
     fn take(&mut self, packet: &Packet, tally: &mut Tally) -> Result<()> {
         let service = self.service;
         let id = packet.transaction_id;
@@ -413,7 +414,7 @@ impl Due<'_> {
     }
 }
 
-/// Sends packets to a service, some at a time, and looks after their replies. Before it and after it the service works.
+/// Sends `count` random packets to a service, `batch` at a time, and checks the replies. Negotiates before and after.
 fn rounds(
     t: &Context<'_>,
     service: Service,
@@ -442,7 +443,7 @@ fn rounds(
         }
         channel.send_packets(packets)?;
         due.take_all(tally)?;
-        // Behind it all something that is answered for sure.
+        // The last message is always answered.
         let last = random.any();
         due.due.insert(last, (1, 1));
         let end = Message::negotiation(service.framework_versions(), service.message_versions(), 0);
@@ -456,7 +457,7 @@ fn rounds(
     channel.negotiate_all().map(|_| ())
 }
 
-/// A request that does no harm is answered as a host wants it, once.
+/// Checks that the service answers a harmless request once, and correctly.
 fn works(t: &Context<'_>, service: Service) -> Result<()> {
     let channel = t.channel(service);
     channel.configure(|device| device.set_tolerant(false))?;
@@ -477,10 +478,10 @@ fn harmless(t: &Context<'_>, service: Service) -> Vec<u8> {
     }
 }
 
-/// Descriptors that lie, and rings whose control words are anything: a service may be of no use then, but the guest
-/// lives, and what an administrator or a host does about it helps.
+/// The host writes invalid descriptors, and random control words of the rings. The service may not work then, but the
+/// guest survives. A rebind or a rescind makes the service work again.
 fn rings(t: &Context<'_>) -> Result<()> {
-    // Bytes of any kind may be a request to shut down.
+    // Random bytes may be a request to shut down: the program does nothing.
     t.sh_ok(
         "printf '#!/bin/sh\\n' >/tmp/stay && chmod 755 /tmp/stay && mount -o bind /tmp/stay /bin/poweroff",
     )?;
@@ -500,7 +501,7 @@ fn rings(t: &Context<'_>) -> Result<()> {
             assault(t, service, random, tally)?;
             recover(t, service, random)?;
         }
-        // They have lost their devices, and what they make of it takes its time.
+        // The daemons have lost their devices, and would take long to exit by themselves.
         daemon::end(t)?;
         for (service, daemon) in WITH_DAEMON {
             daemon.start(t)?;
@@ -508,14 +509,14 @@ fn rings(t: &Context<'_>) -> Result<()> {
         }
         daemon::end(t)
     })?;
-    // What is in a ring that was spoilt is no packet.
+    // Drop the content of the corrupt rings.
     for &service in &t.config().services {
         t.channel(service).forget_surplus();
     }
     t.sh_ok("umount /bin/poweroff").map(|_| ())
 }
 
-/// Does some things to a channel that no host does.
+/// Writes random packets, descriptors and control words to a channel.
 fn assault(
     t: &Context<'_>,
     service: Service,
@@ -548,12 +549,12 @@ fn assault(
         }
         let packet = packet(t, service, random, tally)?;
         if random.one_in(2) {
-            // The host may have spoilt the ring for itself.
+            // The host's own control words may be corrupt: ignore errors.
             let _ = channel.try_send_packet(&packet)?;
         } else {
             let mut bytes = packet.encode();
             let length = bytes.len() as u16 / 8;
-            // Offset and length, in units of 8 bytes.
+            // The fields for offset and length, in units of 8 bytes.
             for at in [2, 4] {
                 if random.one_in(2) {
                     let any = random.any() as u16;
@@ -585,7 +586,7 @@ fn assault(
     Ok(())
 }
 
-/// Binds the device again, or plugs it out and in.
+/// Unbinds and binds the device, or rescinds and offers it.
 fn recover(t: &Context<'_>, service: Service, random: &mut Random) -> Result<()> {
     let channel = t.channel(service);
     if random.one_in(2) {
@@ -600,8 +601,8 @@ fn recover(t: &Context<'_>, service: Service, random: &mut Random) -> Result<()>
     channel.wait_open()
 }
 
-/// Programs in the guest do anything to the devices while the host sends valid requests: each gets one reply, and a
-/// real daemon finds all as ever.
+/// Programs in the guest do random things to the devices while the host sends valid requests. Each request gets one
+/// reply. The distribution's daemons work afterwards.
 fn devices(t: &Context<'_>) -> Result<()> {
     run(0.2, |random, tallies| {
         let seed = random.any();
@@ -634,7 +635,7 @@ fn devices(t: &Context<'_>) -> Result<()> {
             t.channel(service)
                 .expect_silence(Duration::from_millis(50))?;
         }
-        // It is asked to end, and says how it went. Its children may be gone before they are asked.
+        // The signal ends the program, which then prints its result. Ignore errors: its children may be gone.
         t.sh("killall -INT fuzz")?;
         daemon::wait_for(t, "grep -q ^status /tmp/fuzz")?;
         let said = t.sh_ok("cat /tmp/fuzz")?;

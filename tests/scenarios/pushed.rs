@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a host pushes once: no key and no address that it sets is lost, whenever the KVP daemon comes, goes and comes
-//! again.
+//! A host sets keys and addresses once. None is lost, whenever the KVP daemon starts, exits and starts again.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -26,7 +25,7 @@ use crate::scenario::Context;
 use crate::scenario::Scenario;
 use crate::timeouts::at;
 
-/// How many keys a host sets right after the negotiation.
+/// Number of keys that a host sets right after the negotiation.
 const KEYS: usize = 11;
 
 /// The scenarios of this file.
@@ -37,7 +36,7 @@ pub const SCENARIOS: &[Scenario] = &[
     })
     .waits()
     .daemons(),
-    // To skip an hour takes four minutes.
+    // Skipping an hour takes four minutes.
     Scenario::new("kvp_pushed_after_an_hour", |t| late_daemon(t, 3600))
         .daemons()
         .rust_only()
@@ -81,19 +80,20 @@ fn pair(number: usize) -> (String, String) {
     (format!("key{number}"), format!("value of {number}"))
 }
 
-/// A SET of that number.
+/// A SET of the pair of that number.
 fn set(number: usize) -> Vec<u8> {
     let (key, value) = pair(number);
     kvp::set(kvp::AUTO_EXTERNAL, &key, &value)
 }
 
-/// The pool has these keys, and no others.
+/// Checks that the pool has the pairs of these numbers, and no others.
 fn pool_has(t: &Context<'_>, talk: Talk<'_>, numbers: impl Iterator<Item = usize>) -> Result<()> {
     let expected: Vec<_> = numbers.map(pair).collect();
     t.equal("the pool", pairs(talk, kvp::AUTO_EXTERNAL)?, expected)
 }
 
-/// No daemon for so many seconds: the negotiation waits, and all that the host sets right after it arrives.
+/// The daemon starts after `seconds`. The negotiation waits until then. All keys and addresses that the host sets right
+/// after the negotiation arrive.
 fn late_daemon(t: &Context<'_>, seconds: u64) -> Result<()> {
     with_adapter(t, |id| {
         let talk = Talk::with(t, Service::Kvp);
@@ -122,7 +122,7 @@ fn late_daemon(t: &Context<'_>, seconds: u64) -> Result<()> {
     })
 }
 
-/// The daemon ends, and the next one starts 20 s later: a SET in between waits.
+/// The daemon dies, and the next one starts 20 s later. A SET in between waits.
 fn between_two_daemons(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
     talk.expect("SET", set(0), S_OK)?;
@@ -137,7 +137,7 @@ fn between_two_daemons(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon that comes 20 s late has its 30 s to answer.
+/// A daemon that starts 20 s after a request has the full 30 s to answer.
 fn late_and_hanging(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
     daemon::KVP.kill(t)?;
@@ -150,7 +150,7 @@ fn late_and_hanging(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// No next daemon: the SET fails after 30 s, and the host can set again.
+/// The daemon dies, and no other starts. A SET fails after 30 s. With the next daemon a SET succeeds.
 fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
     daemon::KVP.kill(t)?;
@@ -164,12 +164,12 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The daemon dies over a SET, and is started again, as its unit does: each SET succeeds, and is in the pool.
+/// The daemon dies with a SET pending, and is restarted, as its unit does. Each SET succeeds, and is in the pool.
 fn over_a_restart(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
     for number in 0..KEYS / 2 {
         talk.expect("SET", set(2 * number), S_OK)?;
-        // Not while it writes the pool: it empties the file before.
+        // Stop the daemon first. A kill while it writes the pool would lose pairs: it empties the file before.
         daemon::KVP.stop(t)?;
         let request = talk.pend(set(2 * number + 1))?;
         daemon::KVP.kill(t)?;
@@ -180,8 +180,8 @@ fn over_a_restart(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A client as Ignition's comes first, answers each question with zeroes, and goes; the distribution's daemon comes later.
-/// The host's requests to the former succeed, one in between waits, and the daemon serves all later ones.
+/// A client like Ignition's starts first, answers each question with zeroes, and exits. The distribution's daemon
+/// starts later. Requests to the client succeed. A request in between waits. The daemon serves all later ones.
 fn to_ignition(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Kvp);
     let offer = Message::negotiation(&[(3, 0)], &[(4, 0)], 7);
@@ -204,7 +204,7 @@ fn to_ignition(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A request that daemons die of is asked twice, and fails then: the third daemon lives.
+/// Two daemons die with the same request. The request fails then: the third daemon does not get it.
 fn dies_twice(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Kvp);
     let mut daemon = ShellDaemon::registered(t, Service::Kvp, ShellDaemon::ANSWERS_NOTHING)?;
@@ -221,8 +221,8 @@ fn dies_twice(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The daemon has deleted a key, and dies before it says so: the next one does not find the key, which is what the host
-/// wants.
+/// The daemon dies with a DELETE pending, perhaps after it has deleted the key. The next daemon does not find the key.
+/// The DELETE succeeds.
 fn deletes(t: &Context<'_>) -> Result<()> {
     let daemon = ShellDaemon::registered(t, Service::Kvp, ShellDaemon::ANSWERS_NOTHING)?;
     let talk = Talk::with(t, Service::Kvp);
@@ -237,7 +237,7 @@ fn deletes(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The host takes the device away while the negotiation waits: it goes at once, and the next one works.
+/// The host rescinds the device while the negotiation waits for a daemon. The device goes at once. The next one works.
 fn rescinded(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Kvp);
     let offer = Message::negotiation(&[(3, 0)], &[(4, 0)], 7);
@@ -253,7 +253,7 @@ fn rescinded(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The device is unbound while the negotiation waits, and while a SET does.
+/// The device is unbound while the negotiation waits for a daemon, and while a SET does.
 fn unbound(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Kvp);
     for is_negotiated in [false, true] {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the module logs: of each failure that the host sees one line, and of none when all is well.
+//! The module's log. Each failure that the host sees causes one line. Without a failure there is no such line.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::framing;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
-/// Those that answer at once.
+/// The services that answer at once.
 const AT_ONCE: [Service; 3] = [Service::Heartbeat, Service::TimeSync, Service::Shutdown];
 
 /// The scenarios of this file.
@@ -45,7 +45,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .expects_log(&["VSS: no answer from the daemon"]),
 ];
 
-/// Image tests look for these words in the log of a boot.
+/// Checks that no line of the log has a word that image tests look for in the log of a boot.
 fn has_no_bad_word(t: &Context<'_>, when: &str) -> Result<()> {
     let log = t.kernel_log()?;
     let bad = log.lines().find(|line| {
@@ -58,7 +58,7 @@ fn has_no_bad_word(t: &Context<'_>, when: &str) -> Result<()> {
     t.equal(when, bad, None)
 }
 
-/// Insertion, work, rescinds, bindings and removal with daemons and without.
+/// Insertion, requests, rescinds, bindings and removal, with and without daemons.
 fn all_is_well(t: &Context<'_>) -> Result<()> {
     const SERVICES: [Service; 5] = [
         Service::Heartbeat,
@@ -103,14 +103,14 @@ fn all_is_well(t: &Context<'_>) -> Result<()> {
     t.load()
 }
 
-/// The log has the line once more.
+/// Waits until the log has the line, and checks that it has the line once.
 fn says(t: &Context<'_>, line: &str) -> Result<()> {
     wait_for(t, &format!("dmesg | grep -qF '{line}'"))?;
     let times = t.kernel_log()?.matches(line).count();
     t.equal(line, times, 1)
 }
 
-/// A request that is refused has its line, wherever the packet was handled.
+/// A request that fails has its line, whether the packet was handled in the interrupt or in the tasklet.
 fn fails_at_once(t: &Context<'_>) -> Result<()> {
     for (service, line) in [
         (
@@ -139,13 +139,13 @@ fn fails_at_once(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The log says of each request that the host sees fail whose fault that is.
+/// Each request that fails has a line which says whose fault it is.
 fn fails_with_a_daemon(t: &Context<'_>) -> Result<()> {
     let talk = |service| {
         let talk = Talk::with(t, service);
         talk.channel.negotiate_all().map(|_| talk)
     };
-    // Nobody is there.
+    // There is no daemon.
     talk(Service::Vss)?.expect("VSS", vss::body(vss::HOT_BACKUP), E_FAIL)?;
     says(
         t,
@@ -161,7 +161,7 @@ fn fails_with_a_daemon(t: &Context<'_>) -> Result<()> {
         t,
         "FCopy: no daemon that can be asked: START_FILE_COPY fails, status 0x80004005",
     )?;
-    // It does not do what it is asked for.
+    // The daemon fails.
     for (service, body, line) in [
         (
             Service::Vss,
@@ -186,7 +186,7 @@ fn fails_with_a_daemon(t: &Context<'_>) -> Result<()> {
         says(t, line)?;
         its_daemon.kill(t)?;
     }
-    // The host asks for what cannot be.
+    // The host's request is malformed.
     daemon::KVP.start(t)?;
     let kvp = talk(Service::Kvp)?;
     let mut body = kvp::enumerate(kvp::AUTO, 0);
@@ -197,7 +197,7 @@ fn fails_with_a_daemon(t: &Context<'_>) -> Result<()> {
     )
 }
 
-/// A daemon that does not answer is at fault.
+/// A daemon that does not answer in time is at fault: the log says so.
 fn takes_too_long(t: &Context<'_>) -> Result<()> {
     for (service, body, name) in [
         (Service::Kvp, kvp::enumerate(kvp::AUTO, 0), "KVP"),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Daemons that do not come or do not answer, and how long the module waits for them: minutes, of emulated time.
+//! Daemons that do not start or do not answer. The module waits for them for minutes, in emulated time.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -22,7 +22,7 @@ use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
-/// What C says of a daemon that does not answer.
+/// C's log text about a daemon that does not answer.
 const TIMEOUT_IN_C: &str = "VSS: timeout waiting for daemon to reply";
 
 /// The scenarios of this file.
@@ -73,13 +73,13 @@ pub const SCENARIOS: &[Scenario] = &[
         ]),
 ];
 
-/// How much later than it should a reply may come that is due after this time: the kernel's timers are late by up to an
-/// eighth (`kernel/time/timer.c`).
+/// How late a reply may come that is due after `expected`. The kernel's timers are late by up to an eighth
+/// (`kernel/time/timer.c`).
 fn slack(expected: Duration) -> Duration {
     Duration::from_secs(4).max(expected / 8)
 }
 
-/// The request is answered with `status` so many seconds after `start`.
+/// Checks that the reply to `request` comes `seconds` after `start`, and has `status`.
 pub fn at(
     t: &Context<'_>,
     talk: Talk<'_>,
@@ -103,10 +103,10 @@ pub fn at(
     Ok(reply)
 }
 
-/// A daemon that has read a request has 30 s to answer; what it answers later is nobody's.
+/// The daemon has read a request, and does not answer within 30 s. The request fails. The late answer is dropped.
 fn kvp_late_answer(t: &Context<'_>) -> Result<()> {
     let kvp = Talk::begin(t, Service::Kvp, daemon::KVP)?;
-    // It hangs until somebody opens the other end of what it reads.
+    // The daemon hangs until somebody opens the other end of the FIFO that it reads.
     t.sh_ok("rm -f /var/lib/hyperv/.kvp_pool_1; mkfifo /var/lib/hyperv/.kvp_pool_1")?;
     let asked = Instant::now();
     let late = kvp.pend(kvp::enumerate(kvp::GUEST, 0))?;
@@ -119,7 +119,7 @@ fn kvp_late_answer(t: &Context<'_>) -> Result<()> {
     kvp.finish()
 }
 
-/// A daemon that skips the answer to the first question, and answers all others.
+/// Starts a daemon that does not answer its first question, and answers all others.
 fn skipping(t: &Context<'_>, service: Service) -> Result<ShellDaemon> {
     let script = format!(
         "dd bs=8192 count=1 && : >/tmp/read; {}",
@@ -128,7 +128,7 @@ fn skipping(t: &Context<'_>, service: Service) -> Result<ShellDaemon> {
     ShellDaemon::registered(t, service, &script)
 }
 
-/// The host gets the answers to these questions.
+/// Checks that the host gets the answers to the next three questions.
 fn answered(talk: Talk<'_>) -> Result<()> {
     for number in 1..=3 {
         let next = talk
@@ -140,8 +140,8 @@ fn answered(talk: Talk<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon reads a question, and never answers it. The question fails after 30 s. The daemon reads the next one and
-/// answers it: the host gets that answer, and all later ones.
+/// A daemon reads a question, and never answers it. The question fails after 30 s. The daemon answers the next
+/// questions. The host gets these answers.
 fn skips_an_answer(t: &Context<'_>, service: Service) -> Result<()> {
     let daemon = skipping(t, service)?;
     let talk = Talk::with(t, service);
@@ -154,7 +154,7 @@ fn skips_an_answer(t: &Context<'_>, service: Service) -> Result<()> {
     daemon.kill(t)
 }
 
-/// The same without the time-out: the host starts over, for which the module gives the question up.
+/// As [`skips_an_answer`], but the host negotiates anew before the time-out. The module gives up the question then.
 fn skips_an_answer_given_up(t: &Context<'_>, service: Service) -> Result<()> {
     let daemon = skipping(t, service)?;
     let talk = Talk::with(t, service);
@@ -166,8 +166,7 @@ fn skips_an_answer_given_up(t: &Context<'_>, service: Service) -> Result<()> {
     daemon.kill(t)
 }
 
-/// Hibernation has cancelled the job that ends the waiting. A question that comes after it is given up in time all the
-/// same.
+/// Hibernation cancels the job that handles the time-out. After the hibernation a question times out nevertheless.
 fn kvp_after_hibernation(t: &Context<'_>) -> Result<()> {
     let daemon = ShellDaemon::registered(t, Service::Kvp, ShellDaemon::READS_NOTHING)?;
     let kvp = Talk::with(t, Service::Kvp);
@@ -184,7 +183,7 @@ fn kvp_after_hibernation(t: &Context<'_>) -> Result<()> {
     kvp.finish()
 }
 
-/// A daemon that has not read a request has 30 s, too; and it does what it is asked next.
+/// The daemon does not read a request. The request fails after 30 s. The daemon does the next requests.
 fn timeouts(t: &Context<'_>) -> Result<()> {
     let vss = Talk::begin(t, Service::Vss, daemon::VSS)?;
     let fcopy = Talk::begin(t, Service::FCopy, daemon::FCOPY)?;
@@ -205,8 +204,8 @@ fn timeouts(t: &Context<'_>) -> Result<()> {
     vss.finish()
 }
 
-/// A daemon has 15 minutes to freeze. After them the host is told that it failed. Until the daemon is done with that
-/// there is no other freeze. Its late answer is refused.
+/// The daemon does not finish a freeze within 15 minutes. FREEZE fails. Further FREEZE requests fail until the daemon
+/// has finished. The daemon's late answer is rejected.
 fn freeze_times_out(t: &Context<'_>) -> Result<()> {
     let script = format!(
         "dd bs=8192 count=1 && : >/tmp/read; read line </tmp/go; {answer} || : >/tmp/refused; {answers}",
@@ -231,8 +230,7 @@ fn freeze_times_out(t: &Context<'_>) -> Result<()> {
     daemon.kill(t)
 }
 
-/// A host that starts over leaves a freeze behind, whose daemon hangs: the next request takes 30 s, and none stays
-/// unanswered.
+/// The host negotiates anew while file systems are frozen and the daemon hangs. The next request fails after 30 s.
 fn hangs_over_a_restart(t: &Context<'_>, vss: Talk<'_>) -> Result<()> {
     vss.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
     daemon::VSS.stop(t)?;

@@ -170,7 +170,8 @@ fn steps_the_clock(t: &Context<'_>) -> Result<()> {
     wait_clock(t, ((t.moment().wall - UNIX_EPOCH_1601) / 10_000_000) as i64)
 }
 
-/// Waits until the guest's clock is right to two seconds. `target` is the right time at the call: seconds since 1970.
+/// Waits until the guest's clock is right, to two seconds. `target` is the right time at the call, as seconds since
+/// 1970.
 pub fn wait_clock(t: &Context<'_>, target: i64) -> Result<()> {
     let start = Instant::now();
     let mut off = 0;

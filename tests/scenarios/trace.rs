@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's tracepoints, as tracefs shows them.
+//! The module's tracepoints, read from tracefs.
 
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ use crate::scenario::Scenario;
 use crate::vss::freeze;
 use crate::vss::Disk;
 
-/// Those that answer at once.
+/// The services that answer at once.
 const AT_ONCE: [Service; 3] = [Service::Heartbeat, Service::TimeSync, Service::Shutdown];
 
-/// All that the module has.
+/// All tracepoints of the module.
 const EVENTS: [&str; 8] = [
     "hv_utils_answered",
     "hv_utils_asked",
@@ -75,12 +75,12 @@ pub const SCENARIOS: &[Scenario] = &[
         .scripted(&[Service::Heartbeat]),
 ];
 
-/// What is traced until this is dropped. Events are named without their `hv_utils_`.
+/// Traces events until this is dropped. The names of events lack their prefix `hv_utils_`.
 #[must_use]
 struct Tracing<'a>(&'a Guest);
 
 impl<'a> Tracing<'a> {
-    /// Traces the events, `*` for all.
+    /// Enables the events that match `events`: `*` for all.
     fn begin(t: &'a Context<'_>, events: &str) -> Result<Self> {
         t.sh_ok(&format!(
             "cd {TRACING} && echo >trace && for file in events/hv_utils/hv_utils_{events}/enable; do \
@@ -89,7 +89,7 @@ impl<'a> Tracing<'a> {
         Ok(Self(t))
     }
 
-    /// What was traced since the last call: each line from the event's name on.
+    /// The lines traced since the last call, each from the event's name on.
     fn take(&self) -> Result<Vec<String>> {
         let text = self.0.sh_ok(&format!(
             "cd {TRACING} && sed -n 's/^[^#].*[0-9]: hv_utils_\\([a-z]*: \\)/\\1/p' trace && echo >trace"
@@ -97,7 +97,7 @@ impl<'a> Tracing<'a> {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// The same of one service.
+    /// As [`Tracing::take`], but only the lines of one service.
     fn take_of(&self, service: &str) -> Result<Vec<String>> {
         let mut lines = self.take()?;
         lines.retain(|line| line.contains(&format!("service={service} ")));
@@ -107,14 +107,14 @@ impl<'a> Tracing<'a> {
 
 impl Drop for Tracing<'_> {
     fn drop(&mut self) {
-        // The module may be gone, and its events with it.
+        // Ignore errors: the module may be gone, and its events with it.
         drop(self.0.sh(&format!(
             "cd {TRACING} && echo 0 >events/hv_utils/enable; echo >trace"
         )));
     }
 }
 
-/// The number that a line has for a field.
+/// The number in a field of a line.
 fn field(line: &str, name: &str) -> Result<u64> {
     line.split_whitespace()
         .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
@@ -122,7 +122,7 @@ fn field(line: &str, name: &str) -> Result<u64> {
         .ok_or_else(|| format!("{name} in {line:?}").into())
 }
 
-/// Checks the lines, of which those numbers differ each time: without them.
+/// Checks the lines without the fields `transaction` and `latency`, which differ in each run.
 fn are(t: &Context<'_>, lines: &[String], expected: &[&str]) -> Result<()> {
     let stripped: Vec<String> = lines
         .iter()
@@ -136,10 +136,10 @@ fn are(t: &Context<'_>, lines: &[String], expected: &[&str]) -> Result<()> {
     t.equal("traced", stripped.join("\n"), expected.join("\n"))
 }
 
-/// A module that is out of tree and unsigned has them all the same, until it is removed.
+/// The module is out of tree and unsigned. It has its tracepoints nevertheless, until it is removed.
 fn events(t: &Context<'_>) -> Result<()> {
     let taints = t.sh_ok("cat /sys/module/hv_utils/taint")?;
-    t.check(taints.contains('O'), &format!("it taints ({taints})"))?;
+    t.check(taints.contains('O'), &format!("out of tree ({taints})"))?;
     let names = t.sh_ok(&format!(
         "cd {TRACING}/events/hv_utils && for name in */; do echo ${{name%/}}; done"
     ))?;
@@ -151,7 +151,7 @@ fn events(t: &Context<'_>) -> Result<()> {
     t.load()
 }
 
-/// What fails or gets no answer is traced with the status or the reason.
+/// A request that fails is traced with its status. A packet that gets no answer is traced with the reason.
 fn refused(t: &Context<'_>, tracing: &Tracing<'_>, service: Service, name: &str) -> Result<()> {
     let channel = t.channel(service);
     let request = framing::request(t, service)?;
@@ -191,7 +191,7 @@ fn refused(t: &Context<'_>, tracing: &Tracing<'_>, service: Service, name: &str)
     )
 }
 
-/// Each message of the host, and each answer, in their order.
+/// Each message of the host and each answer is traced, in order.
 fn requests(t: &Context<'_>) -> Result<()> {
     let tracing = Tracing::begin(t, "*")?;
     for (service, name, version) in [
@@ -252,7 +252,7 @@ fn requests(t: &Context<'_>) -> Result<()> {
     t.equal("lines while nobody traces", lines.as_str(), "0")
 }
 
-/// Events can be had one by one, and by what they say.
+/// Events can be enabled one by one, and filtered by their fields.
 fn one(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.negotiate_all()?;
@@ -276,7 +276,7 @@ fn one(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What the daemon is asked, and how long the host waits for that.
+/// The questions to a daemon are traced, with the latency of the host's request.
 fn of_a_daemon(t: &Context<'_>) -> Result<()> {
     let tracing = Tracing::begin(t, "*")?;
     let talk = Talk::with(t, Service::Kvp);
@@ -318,7 +318,7 @@ fn of_a_daemon(t: &Context<'_>) -> Result<()> {
     let latency = field(&lines[3], "latency")?;
     t.check(
         (1_000_000_000..20_000_000_000).contains(&latency),
-        &format!("it took a second ({latency} ns)"),
+        &format!("the latency is a second ({latency} ns)"),
     )?;
     daemon::KVP.stop(t)?;
     let gone = talk.pend(kvp::enumerate(kvp::AUTO, 0))?;
@@ -341,7 +341,7 @@ fn of_a_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// A daemon that does not answer in time, and a host that does not wait.
+/// The outcomes of a time-out, and of a host that negotiates anew, are traced.
 fn times_out(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
     daemon::KVP.stop(t)?;
@@ -361,7 +361,7 @@ fn times_out(t: &Context<'_>) -> Result<()> {
     let latency = field(&lines[3], "latency")?;
     t.check(
         (29_000_000_000..40_000_000_000).contains(&latency),
-        &format!("it took 30 s ({latency} ns)"),
+        &format!("the latency is 30 s ({latency} ns)"),
     )?;
     daemon::KVP.resume(t)?;
     talk.expect("the next", kvp::enumerate(kvp::AUTO, 0), S_OK)?;
@@ -380,7 +380,7 @@ fn times_out(t: &Context<'_>) -> Result<()> {
     daemon::KVP.resume(t)
 }
 
-/// What is frozen for a backup, and who thaws it.
+/// The frozen file systems are traced, and who thaws them.
 fn backup(t: &Context<'_>) -> Result<()> {
     let disk = Disk::new(t)?;
     let talk = Talk::begin(t, Service::Vss, daemon::VSS)?;
@@ -409,7 +409,7 @@ fn backup(t: &Context<'_>) -> Result<()> {
     disk.finish()
 }
 
-/// Devices are bound and unbound, and the module is removed, while somebody traces and reads.
+/// Devices are bound and unbound, and the module is removed, while events are enabled and a program reads the trace.
 fn removal(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     t.sh_ok(&format!(
@@ -424,7 +424,7 @@ fn removal(t: &Context<'_>) -> Result<()> {
             daemon::rebind(t, "unbind", Service::Heartbeat)?;
             daemon::rebind(t, "bind", Service::Heartbeat)?;
         }
-        // The events are on still.
+        // The events are still enabled.
         t.unload()?;
         drop(tracing);
         t.load()?;

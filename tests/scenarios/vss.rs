@@ -322,8 +322,8 @@ fn unknown_operations(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The parameter `vss_protocol` sets the newest version of the next negotiation. QUERY_CLUSTER says that the guest is in
-/// no cluster. The longest messages of a host are answered.
+/// The parameter `vss_protocol` sets the newest version of the next negotiation. The answer to QUERY_CLUSTER says that
+/// the guest is in no cluster. The longest messages of a host are answered.
 fn protocols(t: &Context<'_>) -> Result<()> {
     const PROTOCOL: &str = "/sys/module/hv_utils/parameters/vss_protocol";
     let talk = begin(t)?;
