@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What user space reads in `hv_utils/`, in the directory of each device in sysfs.
+//! The attributes in `hv_utils/`, in the sysfs directory of each device.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -90,10 +90,10 @@ pub const SCENARIOS: &[Scenario] = &[
         .versions(),
 ];
 
-/// Those that answer at once.
+/// The services that answer at once.
 const AT_ONCE: [Service; 3] = [Service::Heartbeat, Service::TimeSync, Service::Shutdown];
 
-/// The attribute's file.
+/// The file of an attribute.
 pub fn file(service: Service, name: &str) -> String {
     format!(
         "/sys/bus/vmbus/devices/{}/hv_utils/{name}",
@@ -101,9 +101,9 @@ pub fn file(service: Service, name: &str) -> String {
     )
 }
 
-/// Checks what the attribute says.
+/// Checks that the attribute reads `text`.
 pub fn reads(t: &Context<'_>, service: Service, name: &str, text: &str) -> Result<()> {
-    // What comes last keeps the newline before it.
+    // `sh_ok()` cuts newlines off the end. The last line keeps the attribute's newline.
     let read = t.sh_ok(&format!("cat {}; echo end", file(service, name)))?;
     t.equal(
         &format!("{name} of {service}"),
@@ -112,7 +112,7 @@ pub fn reads(t: &Context<'_>, service: Service, name: &str, text: &str) -> Resul
     )
 }
 
-/// Those that are for reading only.
+/// The attributes that are read-only.
 const NAMES: [&str; 17] = [
     "version",
     "requests",
@@ -133,7 +133,7 @@ const NAMES: [&str; 17] = [
     "samples_ahead",
 ];
 
-/// What was agreed on last. It is for reading only.
+/// `version` is the version that was agreed on last. It is read-only.
 fn version(t: &Context<'_>) -> Result<()> {
     for service in SERVICES {
         let channel = t.channel(service);
@@ -152,7 +152,7 @@ fn version(t: &Context<'_>) -> Result<()> {
     reads(t, Service::Heartbeat, "version", "1.0")
 }
 
-/// As long as an offer waits for a daemon nothing is agreed on, whatever was before.
+/// `version` is `none` while an offer waits for a daemon, whatever was agreed on before.
 fn version_waits(t: &Context<'_>) -> Result<()> {
     let talk = Talk::with(t, Service::Kvp);
     for (version, text) in [((4, 0), "4.0"), ((3, 0), "3.0")] {
@@ -168,7 +168,8 @@ fn version_waits(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What is written is what the host gets with the next beat, and nothing else is taken. It ends with the binding.
+/// The state that is written to `application_state` goes to the host with the next heartbeat. Other texts are rejected.
+/// A new binding starts with `unknown`.
 fn application_state(t: &Context<'_>) -> Result<()> {
     const NAME: &str = "application_state";
     let (heartbeat, file) = (
@@ -189,7 +190,7 @@ fn application_state(t: &Context<'_>) -> Result<()> {
             let wrote = t.sh(&format!("echo {other} >{file}"))?;
             t.check(
                 wrote.status != 0 && wrote.text.contains("Invalid argument"),
-                &format!("{other} is refused (it says {:?})", wrote.text),
+                &format!("{other} is rejected ({:?})", wrote.text),
             )?;
             reads(t, Service::Heartbeat, NAME, "stopped")?;
         }
@@ -200,12 +201,12 @@ fn application_state(t: &Context<'_>) -> Result<()> {
     t.equal("devices that have it", devices.as_str(), "1")
 }
 
-/// What an attribute says, without the newline.
+/// Reads an attribute. Cuts the newline off.
 fn value(t: &Context<'_>, service: Service, name: &str) -> Result<String> {
     t.sh_ok(&format!("cat {}", file(service, name)))
 }
 
-/// What an attribute says, which is a number.
+/// Reads an attribute that is a number.
 fn number(t: &Context<'_>, service: Service, name: &str) -> Result<u64> {
     let text = value(t, service, name)?;
     text.parse()
@@ -228,7 +229,7 @@ fn are(t: &Context<'_>, service: Service, numbers: [u64; 4]) -> Result<()> {
     )
 }
 
-/// Each message of the host counts once, in the host's interrupt or out of it.
+/// Each message of the host counts once, whether it is handled in the host's interrupt or in the tasklet.
 fn numbers(t: &Context<'_>) -> Result<()> {
     for service in AT_ONCE {
         let channel = t.channel(service);
@@ -240,7 +241,7 @@ fn numbers(t: &Context<'_>) -> Result<()> {
         channel.negotiate_all()?;
         let request = framing::request(t, service)?;
         channel.transact(&request)?;
-        // The request to shut down is one that is refused.
+        // The module refuses this shutdown request.
         let refused = if service == Service::Shutdown { 2 } else { 1 };
         are(t, service, [4, 4, refused, 0])?;
         let mut unknown = request.clone();
@@ -269,7 +270,7 @@ fn numbers(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A request counts when it comes, and its reply when that leaves. The end of an enumeration is no refusal.
+/// A request counts when it arrives. Its reply counts when it is sent. The end of an enumeration is no refusal.
 fn numbers_of_a_daemon(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
     are(t, Service::Kvp, [1, 1, 0, 0])?;
@@ -291,7 +292,7 @@ fn numbers_of_a_daemon(t: &Context<'_>) -> Result<()> {
     reads(t, Service::Vss, "late", "0")
 }
 
-/// Who has registered is there, until it goes.
+/// `daemon` is `registered` from the daemon's registration until its exit.
 fn daemon_comes_and_goes(t: &Context<'_>) -> Result<()> {
     for &service in removal::services(t) {
         let its_daemon = Daemon::of(service);
@@ -309,7 +310,7 @@ fn daemon_comes_and_goes(t: &Context<'_>) -> Result<()> {
             let later = number(t, service, "daemon_age")?;
             t.check(
                 later >= age + 1000 && Duration::from_millis(later - age) <= since.elapsed() * 2,
-                &format!("it grows as time does: {age} ms, {later} ms"),
+                &format!("daemon_age grows as time does: {age} ms, {later} ms"),
             )?;
             its_daemon.kill(t)?;
             wait_for(
@@ -321,7 +322,7 @@ fn daemon_comes_and_goes(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What is waited for, and for how long, until it is too late.
+/// `state` says what the module waits for, `state_age` for how long. `late` counts time-outs.
 fn state(t: &Context<'_>) -> Result<()> {
     let is = |service, text| wait_for(t, &format!("grep -q '^{text}$' {}", file(service, "state")));
     let kvp = Talk::with(t, Service::Kvp);
@@ -343,21 +344,21 @@ fn state(t: &Context<'_>) -> Result<()> {
     let age = number(t, Service::Kvp, "state_age")?;
     t.check(
         (9_000..20_000).contains(&age),
-        &format!("it has been waited for for 10 s ({age} ms)"),
+        &format!("state_age is 10 s ({age} ms)"),
     )?;
     kvp.within("too late", &request, E_FAIL, Duration::from_secs(40))?;
     is(Service::Kvp, "host")?;
     reads(t, Service::Kvp, "late", "1")?;
     let age = number(t, Service::Kvp, "state_age")?;
-    t.check(age < 9_000, &format!("it begins anew ({age} ms)"))?;
+    t.check(age < 9_000, &format!("state_age restarts ({age} ms)"))?;
     daemon::KVP.resume(t)?;
-    // The next question is not.
+    // The daemon answers the next question in time.
     kvp.expect("the next", kvp::enumerate(kvp::AUTO, 0), S_OK)?;
     reads(t, Service::Kvp, "late", "1")?;
     kvp.finish()
 }
 
-/// Which file systems are frozen, and since when; until they are thawed, by whomever.
+/// `frozen` names the frozen file systems, and `frozen_age` says for how long, until somebody thaws them.
 fn frozen(t: &Context<'_>) -> Result<()> {
     let is = |text: &str| {
         let read = value(t, Service::Vss, "frozen")?;
@@ -379,13 +380,13 @@ fn frozen(t: &Context<'_>) -> Result<()> {
     let after = since()?;
     t.check(
         after >= before + 1000 && Duration::from_millis(after) <= start.elapsed() * 2,
-        &format!("it grows as time does: {before} ms, {after} ms"),
+        &format!("frozen_age grows as time does: {before} ms, {after} ms"),
     )?;
     talk.expect("THAW", vss::body(vss::THAW), S_OK)?;
     is("none")?;
     reads(t, Service::Vss, "frozen_age", "none")?;
     disk.is_written()?;
-    // One is thawed by hand, the other one by the module.
+    // Somebody thaws one file system, and the module the other one.
     freeze(talk, &disk)?;
     t.sh_ok("fsfreeze --unfreeze /mnt1")?;
     is("ram0")?;
@@ -401,7 +402,7 @@ fn frozen(t: &Context<'_>) -> Result<()> {
     other.finish()
 }
 
-/// All but one are for reading only, for the superuser too; all but one may be read by anybody.
+/// All attributes but `application_state` are read-only, even for root. All but `frozen` are readable by everybody.
 fn for_reading(t: &Context<'_>) -> Result<()> {
     let folder = "/sys/bus/vmbus/devices/*/hv_utils";
     let modes = t.sh_ok(&format!(
@@ -434,7 +435,7 @@ fn for_reading(t: &Context<'_>) -> Result<()> {
     t.equal("refusals", wrote.text.lines().count(), 4 * files)
 }
 
-/// Reads everything while devices are unbound and bound, and while the module is removed and inserted.
+/// Programs read all attributes while devices are unbound and bound, and while the module is removed and inserted.
 fn removal_under_readers(t: &Context<'_>) -> Result<()> {
     t.sh_ok(
         "cd /tmp && rm -f over ended.*; for i in 1 2; do \
@@ -458,7 +459,8 @@ fn removal_under_readers(t: &Context<'_>) -> Result<()> {
     wait_for(t, "cd /tmp && : >over && [ -e ended.1 ] && [ -e ended.2 ]")
 }
 
-/// Reading goes on while the device is unbound and bound: each read gives the version, or that there is no file.
+/// A program reads `version` while the device is unbound and bound. Each read returns the version, or fails as the file
+/// does not exist.
 fn end(t: &Context<'_>) -> Result<()> {
     let version = file(Service::Heartbeat, "version");
     t.sh_ok(&format!(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The distribution's chrony, which keeps the guest's clock by the PTP clock, as
-//! `Documentation/administration.rst` configures it.
+//! The distribution's chrony with the configuration of `Documentation/administration.rst`: chrony sets the guest's clock
+//! from the PTP clock.
 
 use std::time::Duration;
 
@@ -30,12 +30,12 @@ const CHRONY: Machine = Machine {
     },
 };
 
-/// The services that do nothing by themselves here.
+/// The services that the scenarios act for.
 const QUIET: [Service; 2] = [Service::Heartbeat, Service::TimeSync];
 
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[
-    // C goes on with the sample from before a negotiation: chrony selects it before the first one of the new host.
+    // C keeps the sample from before a negotiation: chrony selects the clock before the new host's first sample.
     Scenario::new("chrony_host_was_suspended", host_was_suspended)
         .waits()
         .machine(CHRONY)
@@ -49,13 +49,13 @@ pub const SCENARIOS: &[Scenario] = &[
         .unloaded(),
 ];
 
-/// Hundreds of nanoseconds in a second.
+/// A second, in units of 100 ns.
 const SECOND: i64 = 10_000_000;
 
-/// What chrony's line of the clock has, behind the device.
+/// The options of chrony's `refclock` line, behind the device.
 const LINE: &str = "poll -1 dpoll -2 filter 1 offset 0 stratum 2";
 
-/// Starts chrony with the PTP clock, whose path is followed by these options.
+/// Starts chrony with the PTP clock `device`. `options` follow the path.
 fn start(t: &Context<'_>, device: &str, options: &str) -> Result<()> {
     t.check(
         t.sh("command -v chronyd")?.status == 0,
@@ -70,7 +70,7 @@ fn start(t: &Context<'_>, device: &str, options: &str) -> Result<()> {
     .map(|_| ())
 }
 
-/// Ends it.
+/// Ends chrony.
 fn end(t: &Context<'_>) -> Result<()> {
     t.sh_ok("kill $(pidof chronyd)")?;
     daemon::wait_for(t, "! pidof chronyd")
@@ -106,14 +106,14 @@ fn within(t: &Context<'_>, seconds: u64, what: &str, command: &str) -> Result<()
     Err(format!("not within {seconds} s: {what}; {}", says.text).into())
 }
 
-/// What succeeds where chrony has selected the clock.
+/// A command that succeeds if chrony has selected the clock.
 const IS_SELECTED: &str = "chronyc -n sources | grep -q '^#\\*'";
 
-/// Waits until the system's clock is right to two seconds, on a host whose clock is `ahead` of this machine's.
+/// Waits until the system's clock is right to two seconds. The host's clock is `ahead` of this machine's.
 fn is_stepped(t: &Context<'_>, ahead: i64) -> Result<()> {
     let since_1601 = t.moment().wall.wrapping_add_signed(ahead);
     let now = (since_1601 - UNIX_EPOCH_1601) / SECOND as u64;
-    // The uptime says how long that was ago.
+    // The time since `now` is the difference of the uptime.
     within(
         t,
         30,
@@ -124,8 +124,8 @@ fn is_stepped(t: &Context<'_>, ahead: i64) -> Result<()> {
     )
 }
 
-/// The host was suspended, any number of times, and sends no SYNC. The first sample has chrony step the clock, whether it
-/// reads the clock with cross time stamps or without. It starts before the first sample, when the clock cannot be read.
+/// The host was suspended, several times, and sends no SYNC. After its first sample, chrony steps the clock, with cross
+/// timestamps and without. chrony starts before the first sample, when the PTP clock cannot be read.
 fn host_was_suspended(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     t.load()?;
@@ -139,7 +139,7 @@ fn host_was_suspended(t: &Context<'_>) -> Result<()> {
         let mut ahead = 0;
         sample(t, ahead, timesync::SAMPLE)?;
         within(t, 20, "the source is selected", IS_SELECTED)?;
-        // At any point between two readings.
+        // Send the sample at various points between two readings.
         for number in 0..8 {
             ahead += 9 * 3600 * SECOND;
             sleep(t, 20.0 + f64::from(number) * 0.0625)?;
@@ -147,7 +147,7 @@ fn host_was_suspended(t: &Context<'_>) -> Result<()> {
             is_stepped(t, ahead)?;
         }
         within(t, 20, "the source is selected", IS_SELECTED)?;
-        // No samples, until the last one is too old.
+        // No samples come until the last one is too old.
         sleep(t, 1230.0)?;
         ahead += 1200 * SECOND;
         sample(t, ahead, timesync::SAMPLE)?;
@@ -160,8 +160,8 @@ fn host_was_suspended(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Samples that are up to 2 ms off, either way, for ten minutes: the source stays selected, and no reading, from the first
-/// one on, is further from the system's clock than such samples are from each other.
+/// For ten minutes the host sends samples that are up to 2 ms off, either way. chrony keeps the source selected. The
+/// offsets that it reads never exceed the difference between two samples.
 fn samples_that_jitter(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::TimeSync);
     t.load()?;
@@ -196,8 +196,8 @@ fn samples_that_jitter(t: &Context<'_>) -> Result<()> {
         .iter()
         .fold(0.0, |most: f64, off| most.max(off.abs()));
     println!("# {}: the furthest: {furthest:.6} s", t.module().name());
-    // chrony has followed a sample that was 2 ms off when one comes that is as far off the other way. The samples
-    // themselves, and the readings, are off by a few microseconds in emulated time.
+    // At most, chrony has followed a sample that was 2 ms off one way, and the next is 2 ms off the other way. In
+    // emulated time, samples and readings are a few microseconds off.
     t.check(
         furthest < 0.0041,
         &format!("no reading is further off than two samples differ ({furthest} s)"),

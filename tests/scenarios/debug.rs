@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Checks that need the debug kernel (`rust/kdir/debug-kernel.config`). The debug kernel reports faults as splats in the
-//! log, which fail any scenario.
+//! Checks that need the debug kernel (`rust/kdir/debug-kernel.config`). The debug kernel reports faults as splats in
+//! the log, which fail any scenario.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -115,9 +115,9 @@ fn fail_any(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
-/// Runs a command again and again. Its first allocation fails, then its second, and so on until it makes no further one.
-/// Runs `before` and `after` each time. `after` finds the command's status in `$status`. All commands must be builtins of
-/// the shell: starting programs takes many times as long. Returns how many allocations have failed.
+/// Runs a command again and again. Its first allocation fails, then its second, and so on until it makes no further
+/// one. Runs `before` and `after` each time. `after` finds the command's status in `$status`. All commands must be
+/// builtins of the shell: starting programs takes many times as long. Returns how many allocations have failed.
 fn each_allocation_fails(t: &Context<'_>, before: &str, command: &str, after: &str) -> Result<u32> {
     // The file then has the rest of the number. If it is not zero, the command made fewer allocations.
     let output = t.sh_within(
@@ -194,7 +194,8 @@ fn allocations_fail_at_work(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
-/// The services to test. All take minutes: without `HV_SLOW=1` these are one with a clock and one with a character device.
+/// The services to test. All take minutes: without `HV_SLOW=1` these are one with a clock, and one with a character
+/// device.
 fn services(t: &Context<'_>) -> Vec<Service> {
     match t.is_slow() {
         true => t.config().services.clone(),
@@ -312,7 +313,8 @@ fn unknown_leak(text: &str) -> Option<&str> {
 
 /// kmemleak's report.
 fn found(t: &Context<'_>) -> Result<String> {
-    // kmemleak ignores objects younger than five seconds. The second scan finds leaks that the first took for reachable.
+    // kmemleak ignores objects younger than five seconds. The second scan finds leaks that the first one took for
+    // reachable.
     let scans = t.sh_within(
         "sleep 6; echo scan >/sys/kernel/debug/kmemleak; echo scan >/sys/kernel/debug/kmemleak",
         5 * TIMEOUT,

@@ -4,8 +4,8 @@
 //! do random things to the devices while a host sends requests.
 //!
 //! Each run follows from a seed, which is printed. `HV_FUZZ_SEED` repeats a run. `HV_FUZZ_SECONDS` is the time of all
-//! scenarios together, which then use one seed after another. A request that can be answered must get one reply, and any
-//! other packet at most one. The service must work afterwards. `make soak` runs the fuzzers on the debug kernel.
+//! scenarios together, which then use one seed after another. A request that can be answered must get one reply, and
+//! any other packet at most one. The service must work afterwards. `make soak` runs the fuzzers on the debug kernel.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

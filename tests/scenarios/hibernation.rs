@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hibernation, as far as the kernel's own test levels (`/sys/power/pm_test`) take it: devices are
-//! suspended and resumed, and with them the channels.
+//! Hibernation up to the kernel's test levels (`/sys/power/pm_test`). Devices and channels are suspended and resumed.
 
 use std::time::Duration;
 
@@ -49,16 +48,16 @@ pub const SCENARIOS: &[Scenario] = &[
         .race(),
 ];
 
-/// With interrupts off, `hv_suspend()` updates a static call, for which a kernel that looks for faults has a splat. And
-/// what the module says of a request that was not over.
+/// Log texts during hibernation. `hv_suspend()` updates a static call with interrupts off, which causes a splat on the
+/// debug kernel. The module logs requests that were not finished.
 pub const EXPECTED: &[&str] = &[
     "WARNING: kernel/smp.c",
     "VSS: no answer from the daemon",
     "VSS: the backup is not consistent",
 ];
 
-/// Before a hibernation: it does not wait at its test level, and leaves memory for the threads that the kernel starts when
-/// it resumes. Skipped where there are no test levels.
+/// Prepares hibernation: no delay at the test level, and memory for the threads that the kernel starts on resume. Skips
+/// the scenario if the kernel has no test levels.
 fn prepare(t: &Context<'_>) -> Result<()> {
     if t.sh("[ -e /sys/power/pm_test ]")?.status != 0 {
         return t.skip("this kernel has no pm_test (CONFIG_PM_DEBUG)");
@@ -69,7 +68,7 @@ fn prepare(t: &Context<'_>) -> Result<()> {
     .map(|_| ())
 }
 
-/// Suspends and resumes, channels included.
+/// Hibernates and resumes. Channels are suspended, too.
 pub fn hibernate(t: &Context<'_>) -> Result<()> {
     prepare(t)?;
     t.sh_ok("echo core >/sys/power/pm_test")?;
@@ -77,8 +76,8 @@ pub fn hibernate(t: &Context<'_>) -> Result<()> {
     t.sh_ok("echo none >/sys/power/pm_test").map(|_| ())
 }
 
-/// A service whose daemon comes only after the guest has hibernated waits for it as before, and not for what the host
-/// had asked.
+/// The guest hibernates while a service waits for its daemon. The service waits again afterwards. It has forgotten the
+/// host's earlier messages.
 fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     let kvp = t.channel(Service::Kvp);
     kvp.send(&Message::negotiation(&[(3, 0)], &[(4, 0)], 9))?;
@@ -90,30 +89,31 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
         .try_for_each(|&service| removal::serves(t, service))
 }
 
-/// How often a guest tries to send a message for which the host has no room.
+/// How often the guest tries to send a message that the host has no room for.
 const TRIES: u32 = 100;
 
-/// The host takes a device away while the guest hibernates: after the `freeze` phase of the device, before `freeze_noirq`,
-/// which is when `hv_vmbus` suspends it. The unbinding lasts beyond that, as the host has no room for the guest's message
-/// that closes the channel. The guest hibernates, goes on, and serves the device when it comes back.
+/// The host rescinds a device while the guest hibernates: after the `freeze` phase of the device, and before
+/// `freeze_noirq`, in which `hv_vmbus` suspends the device. The unbinding lasts longer, as the host has no room for the
+/// guest's message that closes the channel. The guest hibernates and resumes, and serves the device when it comes back.
 ///
-/// It is a race, which `make check` runs with this module only; by hand it runs with C.
+/// This is a race, which `make check` runs with this module only. It can be run by hand with C.
 fn rescinded_amid(t: &Context<'_>) -> Result<()> {
     prepare(t)?;
     if t.config().vcpus < 2 {
         return t.skip("it needs two processors");
     }
     if t.sh("uname -v | grep -q PREEMPT_RT")?.status == 0 {
-        return t.skip("with PREEMPT_RT a thread prints to the console: it tells too late how far the guest is");
+        return t.skip("with PREEMPT_RT a thread prints to the console: the host reads the phases too late");
     }
     let kvp = t.channel(Service::Kvp);
-    // Devices are frozen one by one, the newest first: after this one, long before the serial ports.
+    // Devices are frozen one by one, the newest first. This makes the device the newest: it is frozen long before the
+    // serial ports.
     kvp.rescind()?;
     kvp.wait_released()?;
     kvp.reoffer()?;
     kvp.wait_open()?;
-    // The one processor hibernates, the other one has all else to do. The console tells how far it is.
-    // Processors stay on at this level.
+    // One processor hibernates, and the other does all else. The console has the phases of the hibernation. At this
+    // level all processors stay on.
     t.sh_ok(
         "echo platform >/sys/power/pm_test; \
          echo 0 >/sys/power/pm_async; echo 1 >/sys/power/pm_debug_messages; \
@@ -142,7 +142,7 @@ fn rescinded_amid(t: &Context<'_>) -> Result<()> {
     removal::serves(t, Service::Kvp)
 }
 
-/// The host's part in that.
+/// The host's part of [`rescinded_amid`].
 fn rescind_amid(t: &Context<'_>, console: usize) -> Result<()> {
     let kvp = t.channel(Service::Kvp);
     let open = || {
@@ -156,13 +156,13 @@ fn rescind_amid(t: &Context<'_>, console: usize) -> Result<()> {
     let closing = held
         .and_then(|()| kvp.rescind())
         .and_then(|()| t.wait_refused(1));
-    // The processor that hibernates goes on when the guest is about to close the channel.
+    // Let the hibernation go on once the guest tries to close the channel.
     t.let_go();
     let late =
         closing.and_then(|()| t.wait_console("PM: late freeze of devices complete", console));
-    // The guest's pauses double: what follows takes longer than all that came before.
+    // The guest's pauses between its tries double: the next try takes longer than all earlier ones.
     let noirq = late.and_then(|()| t.wait_refused(2));
-    // The newest device is suspended first: that is where this module waits for the unbinding.
+    // The newest device is suspended first. There, this module waits for the end of the unbinding.
     let waits = match t.module() {
         Module::Rust => t
             .equal("other channels that are open", open(), others)
@@ -176,7 +176,7 @@ fn rescind_amid(t: &Context<'_>, console: usize) -> Result<()> {
     noirq.and(waits)
 }
 
-/// At each step of a request the guest can hibernate: the host starts over, the daemon is still there.
+/// The guest hibernates at each step of a request. The host negotiates anew. The daemon is still registered.
 fn at_every_step(t: &Context<'_>) -> Result<()> {
     for &service in removal::services(t) {
         for step in Step::ALL {
@@ -191,8 +191,8 @@ fn at_every_step(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Of a service without a daemon: some requests are answered, and the host has not read that; others lie in the ring,
-/// as there is no room for their replies.
+/// For a service without a daemon. Some requests are answered, but the host has not read the replies. Others are still
+/// in the ring, as there is no room for their replies.
 fn answered_at_once(t: &Context<'_>, service: Service) -> Result<()> {
     let channel = t.channel(service);
     channel.negotiate_all()?;
@@ -212,12 +212,12 @@ fn answered_by_a_daemon(t: &Context<'_>, service: Service, step: Step) -> Result
         talk.expect("FREEZE", vss::body(vss::FREEZE), S_OK)?;
     }
     if !is_over {
-        // The next one waits in the ring.
+        // The next request waits in the ring.
         talk.pend(removal::request(service))?;
     }
     hibernate(t)?;
     talk.channel.wait_open()?;
-    // Before that a request may have been answered.
+    // A request may have been answered before the hibernation.
     talk.channel.forget_surplus();
     talk.channel.negotiate_all()?;
     if is_frozen {
@@ -230,7 +230,7 @@ fn answered_by_a_daemon(t: &Context<'_>, service: Service, step: Step) -> Result
     daemon.kill(t)
 }
 
-/// Each level closes the channels and opens them again; the services negotiate anew and go on.
+/// The guest hibernates up to each level. The services work afterwards. The last levels close and reopen the channels.
 fn levels(t: &Context<'_>, levels: &[&str]) -> Result<()> {
     prepare(t)?;
     for service in SERVICES {
@@ -247,7 +247,7 @@ fn levels(t: &Context<'_>, levels: &[&str]) -> Result<()> {
             output.status,
             0,
         )?;
-        // The VMBus suspends its devices in the last phase, with interrupts off.
+        // hv_vmbus suspends its devices in the `noirq` phase.
         let reopened = match *level {
             "freezer" | "devices" => 0,
             _ => 1,

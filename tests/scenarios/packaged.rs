@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Debian with the packages of `make deb` installed by apt: `make check-packages` makes the image.
+//! Debian with the packages of `make deb`, installed by apt. `make check-packages` creates the image.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -28,7 +28,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario::new("packaged_services", services
     .apart()
     .ends_guest()];
 
-/// It has the image with the packages.
+/// A machine with the image with the packages.
 const PACKAGED: Machine = Machine {
     name: "debian with packages",
     change: |config| systemd::debian(config, "packaged-"),
@@ -37,11 +37,11 @@ const PACKAGED: Machine = Machine {
 /// The daemons of Debian's package.
 const DAEMONS: [&str; 3] = ["hv-kvp-daemon", "hv-vss-daemon", "hv-fcopy-uio-daemon"];
 
-/// Numbers of the applications' states.
+/// The applications' states, as heartbeats have them.
 const UNKNOWN: u32 = 0;
 const HEALTHY: u32 = 1;
 
-/// Waits until the host hears that the applications are in this state.
+/// Waits until heartbeats report this state of the applications.
 fn hears(t: &Context<'_>, state: u32) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     let begin = Instant::now();
@@ -56,7 +56,8 @@ fn hears(t: &Context<'_>, state: u32) -> Result<()> {
     }
 }
 
-/// Nobody starts anything, and all six services work; daemons that die come back; the host hears how the guest is.
+/// All six services work, though nobody starts anything. systemd restarts daemons that die. The host gets the
+/// applications' state.
 fn services(t: &Context<'_>) -> Result<()> {
     systemd::has_driver(t, "uio_hv_generic")?;
     let failed = t.sh_ok("systemctl --failed --plain --no-legend")?;
@@ -92,7 +93,7 @@ fn services(t: &Context<'_>) -> Result<()> {
         )?;
     }
 
-    // The module is removed and inserted: what belongs to it stops, and starts again.
+    // The module is removed and inserted. Its units stop, and start again.
     t.sh_ok(&format!(
         "systemctl stop {} && modprobe -r hv_utils",
         DAEMONS[..2].join(" ")
@@ -116,7 +117,7 @@ fn services(t: &Context<'_>) -> Result<()> {
     )
 }
 
-/// Data exchange, backup and file copy.
+/// Checks that data exchange, backup and file copy work.
 fn works(t: &Context<'_>) -> Result<()> {
     systemd::daemons_work(t)?;
     systemd::copies(t)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module inserted and removed, or its daemons killed and started, over and over while the host never pauses.
+//! The module is inserted and removed, or its daemons are killed and started, over and over, while the host sends
+//! requests without a pause.
 
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ use crate::removal;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
-/// How often; as often as the second number where `HV_SLOW=1` is set.
+/// How often the module is inserted. The second number is for `HV_SLOW=1`.
 const CYCLES: (u64, u64) = (10, 100);
 
-/// How many daemons are killed; as many as the second number where `HV_SLOW=1` is set.
+/// How many daemons are killed. The second number is for `HV_SLOW=1`.
 const KILLED: (u64, u64) = (30, 1000);
 
 /// The scenarios of this file.
@@ -41,7 +42,7 @@ pub const SCENARIOS: &[Scenario] = &[
     .expects_log(&[
         "VSS: no answer from the daemon",
         "callbacks suppressed",
-        // What C says of a daemon that has gone.
+        // C's log texts about a daemon that has exited.
         "VSS: failed to communicate to the daemon",
         "VSS: timeout waiting for daemon to reply",
     ]),
@@ -54,7 +55,7 @@ pub const SCENARIOS: &[Scenario] = &[
     .rust_only(),
 ];
 
-/// No beat is lost but one that was on its way when the guest closed the channel.
+/// At each removal at most one beat is lost: one that was on its way when the guest closed the channel.
 fn reload_under_beats(t: &Context<'_>) -> Result<()> {
     let heartbeat = t.channel(Service::Heartbeat);
     heartbeat.configure(|device| device.set_interval(Duration::from_millis(2)))?;
@@ -83,8 +84,8 @@ fn reload_under_beats(t: &Context<'_>) -> Result<()> {
     )
 }
 
-/// Daemons are killed at any moment while the host asks, before they have registered, too: it gets one reply to each
-/// request, and the last daemon serves.
+/// Daemons are killed at any moment while the host sends requests, even before they have registered. The host gets one
+/// reply to each request. The last daemon works.
 fn daemon_restarted_under_load(t: &Context<'_>, service: Service) -> Result<()> {
     let daemon = Daemon::of(service);
     let talk = Talk::begin(t, service, daemon)?;
@@ -109,10 +110,10 @@ fn daemon_restarted_under_load(t: &Context<'_>, service: Service) -> Result<()> 
     println!(
         "# {service}: of the requests under {daemons} daemons {served} were served, {failed} failed"
     );
-    t.check(served > 0, "some are served")?;
+    t.check(served > 0, "some succeed")?;
     if service != Service::Kvp {
         // Requests of KVP wait for the next daemon.
-        t.check(failed > 0, "some are not")?;
+        t.check(failed > 0, "some fail")?;
     }
     daemon.kill(t)?;
     removal::serves(t, service)

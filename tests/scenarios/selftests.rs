@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kselftests of `tests/selftests/hv_utils`, run in the guest.
+//! Runs the kselftests of `tests/selftests/hv_utils` in the guest.
 
 use host::guest::Result;
 use host::guest::TIMEOUT;
@@ -12,15 +12,15 @@ use crate::scenario::Scenario;
 /// The scenarios of this file.
 pub const SCENARIOS: &[Scenario] = &[Scenario::new("selftests", selftests)];
 
-/// Prints each result of a test as one of its own, for all who count them.
+/// Prints each result of a test program as a result of its own, so that it is counted.
 pub fn tell(test: &str, output: &str) {
     for line in output.lines() {
         println!("{}", retold(test, line));
     }
 }
 
-/// A line of a test's output as the scenarios say it: a result without its number, which is the test's own, and with the
-/// test's name; all else as a comment. A test that is skipped as a whole is one result.
+/// Rewrites a line of a test program's output. A result gets the program's name instead of its number. Other lines become
+/// comments. A program that is skipped as a whole is one result.
 fn retold(test: &str, line: &str) -> String {
     let result = [("ok ", "ok"), ("not ok ", "not ok"), ("1..0 ", "ok")]
         .into_iter()
@@ -34,7 +34,7 @@ fn retold(test: &str, line: &str) -> String {
     }
 }
 
-/// Each test passes; those that need more than a guest skip themselves.
+/// Each test program passes. Tests that need more than a guest are skipped.
 fn selftests(t: &Context<'_>) -> Result<()> {
     t.channel(Service::TimeSync).wait_replies(2)?;
     let tests = t.sh_ok("cd /selftests/hv_utils && ls *.sh | grep -v common.sh")?;
@@ -44,7 +44,7 @@ fn selftests(t: &Context<'_>) -> Result<()> {
         tell(test, &output.text);
         let expected = if test == "shutdown.sh" { 4 } else { 0 };
         t.equal(&format!("status of {test}"), output.status, expected)?;
-        t.check(output.text.starts_with("TAP version 13"), "it speaks KTAP")?;
+        t.check(output.text.starts_with("TAP version 13"), "KTAP output")?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Debian as it is installed: udev finds the devices and has the module loaded, systemd starts the daemons.
+//! Debian as installed: udev loads the module for the devices, and systemd starts the daemons.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::scenario::Machine;
 use crate::scenario::Scenario;
 use crate::vss::HELP;
 
-/// The scenarios of this file. Which of two modules is loaded is depmod's business: one will do.
+/// The scenarios of this file. depmod decides which of the two modules is loaded, so there are none for C.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("systemd", systemd)
         .machine(DEBIAN)
@@ -60,13 +60,13 @@ pub const SCENARIOS: &[Scenario] = &[
         .apart(),
 ];
 
-/// It has the image with systemd instead of the small one.
+/// A machine with the image with systemd instead of the small one.
 const DEBIAN: Machine = Machine {
     name: "debian",
     change: |config| debian(config, IMAGE),
 };
 
-/// The same, and its root is an ext4.
+/// As [`DEBIAN`], with an ext4 as root file system.
 const DEBIAN_ON_A_DISK: Machine = Machine {
     name: "debian on a disk",
     change: |config| {
@@ -76,7 +76,7 @@ const DEBIAN_ON_A_DISK: Machine = Machine {
     },
 };
 
-/// The same, with file copy by the character device.
+/// As [`DEBIAN`], with file copy over the character device.
 const DEBIAN_WITH_FCOPY: Machine = Machine {
     name: "debian with fcopy_chardev",
     change: |config| {
@@ -85,7 +85,7 @@ const DEBIAN_WITH_FCOPY: Machine = Machine {
     },
 };
 
-/// The same, with a time service.
+/// As [`DEBIAN`], with chrony.
 const DEBIAN_WITH_CHRONY: Machine = Machine {
     name: "debian with chrony",
     change: |config| {
@@ -94,10 +94,10 @@ const DEBIAN_WITH_CHRONY: Machine = Machine {
     },
 };
 
-/// What the image's name begins with; the kernel's flavour follows.
+/// The prefix of the image's name. The kernel's flavour follows.
 const IMAGE: &str = "systemd-";
 
-/// Has the machine boot an image with systemd, whose name begins with `image`.
+/// Configures the machine for an image with systemd. `image` is the prefix of the image's name.
 pub fn debian(config: &mut Config, image: &str) {
     let name = |archive: &Path| {
         archive
@@ -106,7 +106,7 @@ pub fn debian(config: &mut Config, image: &str) {
             .to_string_lossy()
             .into_owned()
     };
-    // Debian has its own daemons, and /bin is a link there.
+    // Debian has its own daemons. Its /bin is a link, which the archive with daemons would replace.
     config
         .initrds
         .retain(|archive| !name(archive).starts_with("daemons-"));
@@ -116,11 +116,11 @@ pub fn debian(config: &mut Config, image: &str) {
             *archive = archive.with_file_name(format!("{image}{flavour}"));
         }
     }
-    // For the image, and what it is unpacked to.
+    // Memory for the image and its content.
     config.memory = 1024;
 }
 
-/// How long what systemd and udev do may take, in seconds.
+/// Time limit for systemd and udev, in seconds.
 pub const LONG: u64 = 300;
 
 /// Waits until a command succeeds.
@@ -136,7 +136,7 @@ pub fn wait(t: &Context<'_>, command: &str) -> Result<()> {
     )
 }
 
-/// The daemon dies while the root is frozen: the host's THAW thaws it, and systemd is as before.
+/// The daemon dies while the root file system is frozen. The host's THAW thaws it, and systemd works as before.
 fn frozen_root(t: &Context<'_>) -> Result<()> {
     wait(t, "systemctl is-system-running >/dev/null")?;
     t.equal(
@@ -177,7 +177,7 @@ fn frozen_root(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
-/// sysfs and tracefs show an administrator what the host does, with what Debian has.
+/// The administrator reads sysfs and tracefs with Debian's tools.
 fn shows_what_happens(t: &Context<'_>) -> Result<()> {
     wait(t, "systemctl is-system-running >/dev/null")?;
     wait(t, "systemctl --quiet is-active hv-kvp-daemon hv-vss-daemon")?;
@@ -222,7 +222,7 @@ fn shows_what_happens(t: &Context<'_>) -> Result<()> {
     reads(t, Service::Vss, "daemon", "absent")
 }
 
-/// udev has loaded both modules, and the device of file copy has this driver.
+/// Checks that udev has loaded both modules, and that the device of file copy has this driver.
 pub fn has_driver(t: &Context<'_>, driver: &str) -> Result<()> {
     wait(t, "udevadm settle --timeout=1")?;
     wait(t, "systemctl is-system-running >/dev/null")?;
@@ -232,14 +232,14 @@ pub fn has_driver(t: &Context<'_>, driver: &str) -> Result<()> {
         "basename $(readlink /sys/bus/vmbus/devices/{device}/driver)"
     ))?;
     t.equal("the driver", bound.as_str(), driver)?;
-    // The log since the boot: the agent's has been cleared.
+    // journalctl has the log since the boot. The runner has cleared the kernel's log buffer.
     let said = t.sh_ok(
         "journalctl --dmesg --priority=warning --quiet --output=cat | grep -E 'hv_|uio|probe' | grep -v taints; :",
     )?;
     t.equal("warnings", said.as_str(), "")
 }
 
-/// The host copies a file to the guest, and the daemon that was started last has written it.
+/// The host copies a file to the guest.
 pub fn copies(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::FCopy);
     channel.wait_negotiated()?;
@@ -255,17 +255,17 @@ pub fn copies(t: &Context<'_>) -> Result<()> {
     fcopy::is_there(t, "/tmp/in/file", b"content")
 }
 
-/// Debian as it is has one daemon of file copy, which copies by `uio_hv_generic` as before: whichever module comes first.
+/// Debian has one daemon for file copy, which uses `uio_hv_generic`. The daemon works, whichever module is loaded first.
 fn copies_over_uio(t: &Context<'_>) -> Result<()> {
     has_driver(t, "uio_hv_generic")?;
-    // Its unit looks for the device before udev has made it, with C's module too.
+    // The unit's condition fails if the unit starts before udev has created the device, also with C's module. Start it.
     t.sh_ok("systemctl start hv-fcopy-uio-daemon && systemctl is-active hv-fcopy-uio-daemon")?;
     copies(t)?;
     t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon hv-fcopy-uio-daemon")
         .map(|_| ())
 }
 
-/// The administrator has the other daemon, and the two lines in modprobe.d: that daemon copies.
+/// The administrator has added two lines to modprobe.d, and starts `hv_fcopy_daemon`. This daemon copies.
 fn copies_over_a_device(t: &Context<'_>) -> Result<()> {
     has_driver(t, "hv_utils_fcopy")?;
     t.sh_ok("systemd-run --quiet --unit=hv-fcopy-daemon hv_fcopy_daemon --no-daemon")?;
@@ -278,7 +278,7 @@ fn copies_over_a_device(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
-/// chrony waits for the device, at the boot and later, and then follows the host: its start does not fail.
+/// chrony's start waits for the PTP device, at the boot and later, and does not fail. Then chrony follows the host.
 fn chrony(t: &Context<'_>) -> Result<()> {
     const IS_SELECTED: &str = "chronyc -n sources | grep -q '^#\\*'";
     wait(t, "udevadm settle --timeout=1")?;
@@ -312,7 +312,7 @@ fn chrony(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
-/// Data exchange and backup work.
+/// Checks that data exchange and backup work.
 pub fn daemons_work(t: &Context<'_>) -> Result<()> {
     let kvp = t.channel(Service::Kvp);
     kvp.wait_negotiated()?;
@@ -327,7 +327,7 @@ pub fn daemons_work(t: &Context<'_>) -> Result<()> {
     t.equal("status of HOT_BACKUP", reply.status, S_OK)
 }
 
-/// Nobody inserts the module or starts a daemon, and all of it works.
+/// All services work, though nobody inserts the module or starts a daemon.
 fn systemd(t: &Context<'_>) -> Result<()> {
     let wait = |command: &str| wait(t, command);
     wait("udevadm settle --timeout=1")?;
