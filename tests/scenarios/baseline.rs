@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The figures of a former run, and how much more this module may need than there.
+//! The baseline: the figures of a former run, and the limits that follow from them.
 
 use std::fmt;
 
-/// The file, in the form of [`line`] for each row.
+/// The baseline's file. Each row has the format of [`line`].
 pub const BASELINE: &str = include_str!("baseline.txt");
 
-/// What the file begins with.
+/// The head of the file.
 pub const HEAD: &str = "\
-# make bench made these figures, and build/results/bench.txt has those of its last run.
-# Row: this module's, C's; each the medians of instructions and exits, or the bytes.
+# Figures of make bench. Its last run writes build/results/bench.txt.
+# ROW: this module, C. For each: the medians of instructions and exits, or bytes.
 ";
 
 /// By how much the instructions may grow.
 const TOLERANCE: f64 = 0.01;
 
-/// If C needs so much more or less than before, the kernel has changed; less than that may be chance.
+/// If C's instructions differ from the baseline by this much, the kernel has changed. Smaller differences may be chance.
 const KERNEL: f64 = 0.05;
 
-/// By how much exits may differ by chance: where there are fewer than twenty, and they are no mean, by none.
+/// By how much exits may differ by chance. Below twenty exits this allows none more, unless they are a mean.
 pub const EXITS: f64 = 0.05;
 
-/// What a row needs.
+/// The cost in a row for one module.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {
     /// Instructions, or bytes.
     pub amount: f64,
-    /// How often a processor leaves the guest; none where bytes are meant.
+    /// How often a processor leaves the guest. 0 if the amount is bytes.
     pub exits: f64,
 }
 
@@ -39,12 +39,12 @@ impl Cost {
         words.next().is_none().then_some(Self { amount, exits })
     }
 
-    /// Whether this is no more than a limit.
+    /// Whether the cost is within a limit.
     pub fn within(&self, limit: &Self) -> bool {
         self.amount <= limit.amount && self.exits_within(limit.exits)
     }
 
-    /// Whether there are no more exits than so many.
+    /// Whether the exits are within a limit, up to chance.
     pub fn exits_within(&self, limit: f64) -> bool {
         self.exits <= limit * (1.0 + EXITS)
     }
@@ -56,7 +56,7 @@ impl fmt::Display for Cost {
     }
 }
 
-/// What it needs of this module, and of its peer.
+/// The costs in a row for this module and its peer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pair {
     pub rust: Cost,
@@ -64,7 +64,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// What the text of a baseline has for a row.
+    /// Finds a row in the text of a baseline.
     pub fn find(text: &str, row: &str) -> Option<Self> {
         let line = text
             .lines()
@@ -76,9 +76,9 @@ impl Pair {
         })
     }
 
-    /// The most that this module may need, where the peer needs so much now: where the kernel below has changed, what
-    /// both need has changed with it. Exits cost more than instructions on real hardware: there may be none more, and
-    /// none more than the peer's.
+    /// The limit for this module, if the peer now costs `c`. If the peer's cost has changed, the kernel has changed, and
+    /// the limit changes by the same factor. Exits cost more than instructions on real hardware: there may be no more
+    /// than before, and no more than the peer's.
     pub fn limit(&self, c: Cost) -> Cost {
         let (factor, more) = match c.amount / self.c.amount {
             factor if (factor - 1.0).abs() < KERNEL => (1.0, 0.0),
@@ -90,7 +90,7 @@ impl Pair {
         }
     }
 
-    /// By how much this module's amount has grown since, for a table.
+    /// By how much this module's amount has grown since the baseline, as text for a table.
     pub fn change(before: Option<Self>, now: f64) -> String {
         match before.map(|before| before.rust.amount) {
             None => "new".to_owned(),
@@ -154,7 +154,7 @@ mod tests {
         assert!(cost(3000.0, 6.0).within(&limit));
         assert!(!cost(3031.0, 6.0).within(&limit));
         assert!(!cost(3000.0, 7.0).within(&limit));
-        // And less with one that needs less.
+        // A kernel that needs less allows less.
         assert!(!cost(2000.0, 4.0).within(&BEFORE.limit(cost(2800.0, 5.0))));
     }
 

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `make bench`: what this module and its peers cost the guest, in instructions, side by side.
+//! `make bench`: the cost of this module and of its peers to the guest, in instructions, side by side.
 //!
-//! It runs in a QEMU guest that counts ([`host::nested::ensure_counted`]): the same program executes the same
-//! instructions, however fast or busy the machine is. [`Meter`] counts those of the inner guest only. One measurement
-//! lasts from when the host acts until the guest rests again, after its reply. The host acts right after a tick of the
-//! guest's timer, when the guest rests again: so the next tick comes after the measurement, or at the same place in it.
-//! Where the host acts several times, it waits in the same way in between, and what the guest does then does not count.
+//! The benchmark runs in a QEMU guest that counts instructions ([`host::nested::ensure_counted`]). The same program
+//! executes the same instructions, however fast or busy the machine is. [`Meter`] counts only those of the inner guest.
+//!
+//! A measurement begins when the host acts, and ends when the guest has replied and is idle again. The host acts when
+//! the guest is idle right after a timer tick: so the next tick comes after the measurement, or at the same place in
+//! it. If the host acts several times, it waits for a tick before each. The guest's work during these waits does not
+//! count.
 
 use std::cell::Cell;
 use std::process::ExitCode;
@@ -53,10 +55,10 @@ use crate::statistics::Statistics;
 use crate::timesync::ptp_device;
 use crate::timesync::ptp_offset;
 
-/// How many guests are measured for each module.
+/// Number of guests for each module.
 const BOOTS: u32 = 2;
 
-/// What `make check` looks at: what is measured in little time.
+/// The rows that `make check` measures: the quick ones.
 const GUARDED: &[&str] = &[
     "heartbeat",
     "heartbeat in a flood",
@@ -68,48 +70,48 @@ const GUARDED: &[&str] = &[
     "shutdown",
 ];
 
-/// How often something is measured: more often what differs more from time to time, less often what takes long.
+/// Numbers of measurements. A row has more if its measurements differ more, and fewer if they take long.
 const MANY: usize = 200;
 const SOME: usize = 100;
 const FEW: usize = 9;
 const FILES: usize = 3;
 
-/// How many programs read the PTP clock, and how often each does: to start takes long.
+/// Number of programs that read the PTP clock.
 const READERS: usize = 10;
+/// Number of reads of each program. It is large, as the start of a program takes long.
 const READS: usize = 10_000;
 
-/// How many beats of a flood there are at once: the ring has room for these, and for the replies.
+/// Number of heartbeats of a flood at once. The ring has room for all of them, and for the replies.
 const BURST: usize = 100;
 
-/// How many shutdowns are one measurement: each starts a process, for which the kernel's allocator fetches or returns
-/// pages in some of them.
+/// Number of shutdowns in a measurement. Each starts a process. For some, the kernel's allocator gets or returns pages.
 const SHUTDOWNS: usize = 10;
 
-/// A guest that was not entered for so long rests.
+/// A guest is idle if it was not entered for this time.
 const REST: Duration = Duration::from_micros(300);
 
-/// Within so long a guest's timer ticks.
+/// Maximum time between two timer ticks of a guest.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long a guest is left alone after a thaw, until RCU lets its file systems' locks go: a freeze before that would
-/// find part of its work done.
+/// Pause between a thaw and the next freeze. Until an RCU grace period has passed, the locks of the file system are on
+/// their slow path, and a freeze would take fewer instructions.
 const AFTER_THAW: Duration = Duration::from_millis(200);
 
-/// The file that is copied, in bytes.
+/// Size of the copied file, in bytes.
 const FILE: usize = 10_000_000;
 
-/// What has the bench's guests always execute the same: addresses, that nothing waits for ticks of the timer until
-/// RCU has come round, and that the timer ticks while the guest rests, too: else what it takes to wake up and to rest
-/// depends on for how long it has rested.
+/// Options that let the guests always execute the same instructions. Addresses are fixed. RCU grace periods do not wait
+/// for timer ticks. The timer also ticks in idle: otherwise the instructions to enter and leave idle would depend on how
+/// long the guest was idle.
 const COMMAND_LINE: &str = " nokaslr norandmaps rcupdate.rcu_expedited=1 nohz=off";
 
-/// As many keys as are enumerated.
+/// Number of keys that are enumerated.
 const KEYS: usize = 100;
 
-/// So many commands give the [`Meter`] enough stays to look at for the shortest that there is to be among them.
+/// Number of commands that give the [`Meter`] enough stays in the guest. The shortest possible stay is among them.
 const COMMANDS: usize = 100;
 
-/// What both modules serve in the same way when they are inserted: in C, file copy has moved to a daemon over uio.
+/// The services that both modules serve. C has no file copy: its daemon uses uio.
 pub const SERVICES: [Service; 5] = [
     Service::Heartbeat,
     Service::Shutdown,
@@ -118,8 +120,8 @@ pub const SERVICES: [Service; 5] = [
     Service::Vss,
 ];
 
-/// Measures everything, prints the table, and leaves it and a plot in `build/results`; the exit status says whether all
-/// could be measured.
+/// Measures all rows, prints the tables, and writes the figures and a plot to `build/results`. Fails if a row cannot be
+/// measured.
 pub fn run(options: &Options) -> ExitCode {
     let measured = measure(options, BOOTS, everything)
         .and_then(|figures| Ok((figures, Memory::measure(options)?)));
@@ -150,7 +152,7 @@ pub fn run(options: &Options) -> ExitCode {
         .and_then(|()| std::fs::write(folder.join("bench.svg"), plot));
     match kept {
         Ok(()) => {
-            println!("build/results/bench.svg shows it; if what has changed is meant:");
+            println!("build/results/bench.svg is a plot; if the changes are intended:");
             println!("cp build/results/bench.txt tests/scenarios/baseline.txt");
             ExitCode::SUCCESS
         }
@@ -161,7 +163,7 @@ pub fn run(options: &Options) -> ExitCode {
     }
 }
 
-/// Measures everything, and prints in which functions of its kernel a guest is in one of the [`ROWS`].
+/// Measures all rows. For one of the [`ROWS`], prints the kernel's functions in which the guest spends its time.
 pub fn profile(options: &Options) -> ExitCode {
     if !ROWS.contains(&options.filter.as_str()) {
         println!("FAILED: there is no row \"{}\", but:", options.filter);
@@ -177,7 +179,7 @@ pub fn profile(options: &Options) -> ExitCode {
     }
 }
 
-/// Measures what `make check` looks at, and compares it with the baseline: one line of TAP each.
+/// Measures the [`GUARDED`] rows, and compares them with the baseline. Prints a line of TAP for each.
 pub fn check(options: &Options) -> ExitCode {
     let figures = match measure(options, 1, guarded) {
         Ok(figures) => figures,
@@ -214,7 +216,7 @@ pub fn check(options: &Options) -> ExitCode {
     }
 }
 
-/// Boots guests for each of both modules and takes figures of them.
+/// Boots guests for both modules, and calls `take` to measure each.
 fn measure(
     options: &Options,
     boots: u32,
@@ -248,13 +250,13 @@ fn measure(
     Ok(figures)
 }
 
-/// A module's file, which is of the same kind for both. Debian's own has a signature and types (BTF), which take longer
-/// to read than all else.
+/// The module's file, stripped for both modules. Debian's file has a signature and BTF, which take longer to read than
+/// all else.
 fn file(module: Module) -> String {
     format!("/modules/bare/{}/hv_utils.ko", module.name())
 }
 
-/// Has the host wait for the guest to rest between two of its acts.
+/// Waits until the guest is idle, between two acts of the host.
 type Rest<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Measures one guest.
@@ -262,9 +264,9 @@ struct Bench<'a> {
     guest: &'a Guest,
     module: Module,
     meter: Meter,
-    /// The row of which a profile is wanted, if any.
+    /// The row to profile, or an empty text.
     profiled: &'a str,
-    /// Whether to look what part of the figures is the kernel's: it takes long, so in one guest of several.
+    /// Whether to measure the kernel's share. It takes long, so only the first guest does it.
     shares: bool,
     figures: &'a mut Figures,
 }
@@ -299,8 +301,8 @@ impl<'a> Bench<'a> {
         self.guest.sh_ok(&line).map(|_| ())
     }
 
-    /// Waits until the guest has nothing more to do, and gives what it has executed until then: so it is if it has not
-    /// been entered for a while. It does not run while this does, as the machine below has one processor.
+    /// Waits until the guest is idle, and returns the count so far. The guest is idle if it was not entered for
+    /// [`REST`]. It does not run while this function does: the machine below has one processor.
     fn settle(&self) -> Result<Count> {
         let mut last = self.meter.read()?;
         loop {
@@ -313,7 +315,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Waits until the guest's timer has ticked and it rests again.
+    /// Waits until the guest's timer has ticked, and the guest is idle again.
     fn after_tick(&self) -> Result<Count> {
         let last = self.settle()?;
         let start = Instant::now();
@@ -326,7 +328,7 @@ impl<'a> Bench<'a> {
         Err("the guest's timer does not tick".into())
     }
 
-    /// What the guest executes from now until `act` is over and it rests, without what it does while that waits.
+    /// Counts what the guest executes during `act` and until it is idle. Does not count its work while `act` waits.
     fn once(&self, act: impl FnOnce(Rest<'_>) -> Result<()>) -> Result<Sample> {
         let (sum, before) = (Cell::new(Count::default()), Cell::new(self.after_tick()?));
         let add = || -> Result<()> {
@@ -342,8 +344,8 @@ impl<'a> Bench<'a> {
         Ok(sum.get().into())
     }
 
-    /// Takes a profile of what takes so many `instructions`. To look whether the guest rests takes long meanwhile: the
-    /// host takes that for granted after some time.
+    /// Takes a profile of `act`, which takes about `instructions`. Does not check whether the guest is idle, which takes
+    /// long during a profile: waits for a fixed time instead.
     fn profile(
         &self,
         instructions: u64,
@@ -360,7 +362,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// What the guest executes when the host acts, several times; before each time `prepare`, which does not count.
+    /// Measures `act` of the host `count` times. Calls `prepare` before each, which does not count.
     fn times(
         &self,
         row: &str,
@@ -376,18 +378,18 @@ impl<'a> Bench<'a> {
         }
         if self.profiled == row {
             let profile = self.profile(instructions(&samples), prepare, &mut act)?;
-            // The functions of a module have names while it is there: after the act, or before it.
+            // A module's functions have names only while it is inserted, which may be before or after `act`.
             let mut symbols = Symbols::read(self.guest)?;
             ready()?;
             symbols.extend(self.guest)?;
             profile.print(&symbols);
-            // So all is as it was before.
+            // Restore the state from before.
             act(&|| Ok(()))?;
         }
         Ok(samples)
     }
 
-    /// Adds a row to the table.
+    /// Measures a row of the table.
     fn row(
         &mut self,
         name: &'static str,
@@ -400,14 +402,14 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// The same of what is in each of these so many times.
+    /// Adds a row. Each sample has the measured act `times` times.
     fn add_each(&mut self, name: &'static str, samples: &[Sample], times: usize) {
         let none = Count::default().into();
         let each: Vec<_> = samples.iter().map(|all| all.each(none, times)).collect();
         self.figures.add(name, self.module.name(), &each);
     }
 
-    /// The same of what programs of the guest take part in.
+    /// As [`Bench::row`], for a row in which programs of the guest take part. Measures the kernel's share, too.
     fn row_with_programs(
         &mut self,
         name: &'static str,
@@ -426,12 +428,12 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// How many instructions there are about in each of these.
+/// The median of the instructions.
 fn instructions(samples: &[Sample]) -> u64 {
     Statistics::of(samples).map_or(0, |of| of.median.instructions as u64)
 }
 
-/// What `make check` looks at, in the order of [`everything`].
+/// Measures the [`GUARDED`] rows, in the order of [`everything`].
 fn guarded(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     bench.insmod()?;
     beats(bench)?;
@@ -442,7 +444,7 @@ fn guarded(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     power_off(bench)
 }
 
-/// Everything, in an order in which nothing disturbs what comes later.
+/// Measures all rows, in an order in which no row disturbs a later one.
 fn everything(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     if bench.module == Module::Rust {
         floor(bench)?;
@@ -460,7 +462,7 @@ fn everything(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     power_off(bench)
 }
 
-/// The cheapest that a round trip can be: a driver that sends back what it gets.
+/// The cheapest possible round trip: the driver sends every packet back.
 fn floor(bench: &mut Bench<'_>) -> Result<()> {
     let guest = bench.guest;
     guest.sh_ok("insmod /modules/samples/vmbus_echo.ko")?;
@@ -475,7 +477,8 @@ fn floor(bench: &mut Bench<'_>) -> Result<()> {
     echo.wait_closed()
 }
 
-/// Insertion, until what needs no daemon is negotiated; removal. File copy is left to `uio_hv_generic`, which is not there.
+/// Insertion, until the services without daemons are negotiated. Removal. The device of file copy has no driver: it is
+/// left to `uio_hv_generic`, which is not inserted.
 fn load(bench: &mut Bench<'_>) -> Result<()> {
     let guest = bench.guest;
     let line = format!("insmod {}", file(bench.module));
@@ -496,7 +499,7 @@ fn load(bench: &mut Bench<'_>) -> Result<()> {
     bench.row("rmmod", FEW, Some(&insert), |_| remove())
 }
 
-/// One beat.
+/// One heartbeat.
 fn beats(bench: &mut Bench<'_>) -> Result<()> {
     let guest = bench.guest;
     let channel = guest.channel(Service::Heartbeat);
@@ -508,7 +511,7 @@ fn beats(bench: &mut Bench<'_>) -> Result<()> {
     })
 }
 
-/// As many at once as the ring takes. The host reads the replies between two measurements.
+/// [`BURST`] heartbeats at once. The host reads the replies between two measurements.
 fn flood(bench: &mut Bench<'_>) -> Result<()> {
     let channel = bench.guest.channel(Service::Heartbeat);
     let beat = channel.request(heartbeat::body(0, heartbeat::RESERVED))?;
@@ -531,7 +534,7 @@ fn flood(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Samples of the host's time, and the clock that they feed.
+/// Time samples, and reads of the PTP clock.
 fn clock(bench: &mut Bench<'_>) -> Result<()> {
     let guest = bench.guest;
     let channel = guest.channel(Service::TimeSync);
@@ -548,7 +551,7 @@ fn clock(bench: &mut Bench<'_>) -> Result<()> {
         let line = format!("ptp-reads {device} {times}");
         bench.times(row, READERS, None, |_| guest.sh_ok(&line).map(|_| ()))
     };
-    // Without what it takes to start the program, and its first read.
+    // Subtract the start of the program, and its first read.
     let (one, all) = (read("one PTP read", 1)?, read("PTP read", READS)?);
     let start = Statistics::of(&one).ok_or("nothing was read")?.median;
     let reads: Vec<_> = all.iter().map(|all| all.each(start, READS - 1)).collect();
@@ -556,7 +559,7 @@ fn clock(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-/// One key is set and got, through the daemon, whose instructions are in it.
+/// A key is set and read. The daemon's instructions count.
 fn key_values(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     daemon::prepare(bench.guest)?;
     let talk = Talk::begin(context, Service::Kvp, daemon::KVP)?;
@@ -587,10 +590,10 @@ fn enumeration(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     })
 }
 
-/// The question that comes before a backup of an ext4 that nobody writes to.
+/// HOT_BACKUP, which precedes a backup. Nobody writes to the file system, an ext4.
 fn hot_backup(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     let guest = bench.guest;
-    // For half a minute ext4 would initialize its inodes otherwise, which a freeze has to wait for.
+    // Without noinit_itable, ext4 initializes its inodes for half a minute. A freeze would wait for that.
     guest.sh_ok("mkfs.ext4 -q -F /dev/ram0 4M && mkdir -p /mnt && mount -o noinit_itable -t ext4 /dev/ram0 /mnt")?;
     let talk = Talk::begin(context, Service::Vss, daemon::VSS)?;
     bench.row_with_programs("VSS hot backup", SOME, None, |_| {
@@ -599,7 +602,7 @@ fn hot_backup(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     })
 }
 
-/// A freeze of it, with its thaw.
+/// FREEZE and THAW of that file system.
 fn freeze_and_thaw(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     let talk = Talk::with(context, Service::Vss);
     let wait = || {
@@ -613,7 +616,7 @@ fn freeze_and_thaw(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     })
 }
 
-/// A file, piece by piece; the peer is the kernel's own daemon over uio.
+/// A file is copied. The peer is the kernel's daemon over uio.
 fn copy(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     let guest = bench.guest;
     guest.sh_ok("mkdir -p /tmp/in")?;
@@ -643,7 +646,7 @@ fn copy(bench: &mut Bench<'_>, context: &Context<'_>) -> Result<()> {
     })
 }
 
-/// From the request until the kernel has run the command that powers the guest off; that is another one here.
+/// From the request until the kernel has run its poweroff command, which is `/bin/true` here.
 fn power_off(bench: &mut Bench<'_>) -> Result<()> {
     let guest = bench.guest;
     guest.sh_ok("echo /bin/true >/proc/sys/kernel/poweroff_cmd")?;

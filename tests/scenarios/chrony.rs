@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The distribution's chrony with the configuration of `Documentation/administration.rst`: chrony sets the guest's clock
-//! from the PTP clock.
+//! The distribution's chrony with the configuration of `Documentation/administration.rst`: chrony sets the guest's
+//! clock from the PTP clock.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `make demo`: a stock kernel on the emulated host with this module, one line a fact.
+//! `make demo`: boots a stock kernel with this module on the emulated host, and prints a line for each fact.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,13 +28,13 @@ use crate::scenario::Context;
 use crate::timesync;
 use crate::vss;
 
-/// How large the file is that is copied, in bytes.
+/// Size of the copied file, in bytes.
 const FILE: usize = 10_000_000;
 
-/// How wrong the guest's clock is when it boots.
+/// The error of the guest's clock at boot, in seconds.
 const WRONG_BY: i64 = -3600;
 
-/// Runs it; the exit status says whether all of it worked.
+/// Runs the demo. Returns success if all of it worked.
 pub fn run(options: &Options) -> ExitCode {
     match show(options) {
         Ok(()) => {
@@ -67,7 +67,7 @@ fn negotiated(service: Service, versions: Versions) {
     );
 }
 
-/// Starts a daemon and has the host negotiate with its service.
+/// Starts a daemon, and negotiates with its service.
 fn begin<'a>(t: &'a Context<'_>, service: Service, daemon: daemon::Daemon) -> Result<Talk<'a>> {
     daemon.start(t)?;
     let talk = Talk::with(t, service);
@@ -100,7 +100,7 @@ fn show(options: &Options) -> Result<()> {
     );
     insertion(&guest)?;
     heartbeat(&guest)?;
-    // A sample feeds the PTP clock.
+    // The PTP clock needs a sample.
     guest.channel(Service::TimeSync).wait_replies(2)?;
     fact("ptp", &ptp(&guest)?);
 
@@ -117,7 +117,7 @@ fn show(options: &Options) -> Result<()> {
     power_off(&guest)
 }
 
-/// The module is inserted: services negotiate, and the clock is right.
+/// Inserts the module. Services negotiate, and the clock gets right.
 fn insertion(guest: &Guest) -> Result<()> {
     let before = guest.clock_error()?;
     guest.clear_kernel_log()?;
@@ -141,7 +141,7 @@ fn insertion(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// The guest's heart beats.
+/// The guest answers heartbeats, and reports the state of its applications.
 fn heartbeat(guest: &Guest) -> Result<()> {
     let heartbeat = guest.channel(Service::Heartbeat);
     let statistics = heartbeat.wait_replies(3)?;
@@ -173,10 +173,10 @@ fn heartbeat(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// What the PTP clock says, by a real client.
+/// Reads the PTP clock with `phc_ctl`.
 fn ptp(guest: &Guest) -> Result<String> {
     let device = timesync::ptp_device(guest)?;
-    // The guest's clock less this one, such as "offset from CLOCK_REALTIME is -91015ns".
+    // The guest's clock minus the PTP clock, such as "offset from CLOCK_REALTIME is -91015ns".
     let text = guest.sh_ok(&format!("phc_ctl {device} cmp"))?;
     let behind = text.rsplit("is ").next().unwrap_or(&text).trim();
     let behind: i128 = behind
@@ -193,7 +193,7 @@ fn ptp(guest: &Guest) -> Result<String> {
     ))
 }
 
-/// The host reads what the guest says of itself, and leaves it a value.
+/// The host reads facts about the guest, and sets a value.
 fn data_exchange(t: &Context<'_>) -> Result<()> {
     daemon::prepare(t)?;
     t.sh_ok("ip addr add 10.9.8.7/24 dev dummy0; ip link set dummy0 up")?;
@@ -217,7 +217,7 @@ fn data_exchange(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A backup of a file system that a program writes to all the time.
+/// The host makes a backup of a file system to which a program writes all the time.
 fn backup(t: &Context<'_>) -> Result<()> {
     let disk = vss::Disk::new(t)?;
     let talk = begin(t, Service::Vss, daemon::VSS)?;
@@ -237,7 +237,7 @@ fn backup(t: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A file that the host copies into the guest.
+/// The host copies a file into the guest.
 fn file_copy(t: &Context<'_>) -> Result<()> {
     let talk = begin(t, Service::FCopy, daemon::FCOPY)?;
     let bytes = fcopy::content(FILE);

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a module's file holds.
+//! A module's ELF file.
 
 use std::collections::BTreeSet;
 
 use host::guest::Guest;
 use host::guest::Result;
 
-/// What ends a signed module.
+/// The end of a signed module's file.
 const SIGNED: &[u8] = b"~Module signature appended~\n";
 
-/// A section's flag: the kernel loads it.
+/// Flag of a section that the kernel loads.
 const ALLOC: u64 = 2;
-/// It is executed.
+/// Flag of a section with code.
 const EXECUTED: u64 = 4;
 
 /// A section of the file.
@@ -22,23 +22,23 @@ struct Section {
     size: u64,
 }
 
-/// A module's file, as far as it is looked at.
+/// The parts of a module's file that the benchmark needs.
 pub struct Elf {
     sections: Vec<Section>,
     signed: bool,
 }
 
-/// Bytes of a module's file that stay in memory once it is inserted.
+/// Bytes of a module's file that stay in memory after insertion.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// What is executed.
+    /// Sections with code.
     pub text: u64,
-    /// What is not.
+    /// Other sections.
     pub data: u64,
 }
 
 impl Elf {
-    /// Reads a file of the guest.
+    /// Reads a file in the guest.
     pub fn read(guest: &Guest, path: &str) -> Result<Self> {
         let dump = guest.sh_ok(&format!("od -v -A n -t x1 {path}"))?;
         let file: Vec<u8> = dump
@@ -48,7 +48,7 @@ impl Elf {
         Self::parse(&file).ok_or_else(|| format!("{path} is no module").into())
     }
 
-    /// Reads an ELF file of 64 bits.
+    /// Parses a 64-bit ELF file.
     fn parse(file: &[u8]) -> Option<Self> {
         let number = |at: u64, bytes: u64| {
             let field = file.get(at as usize..(at + bytes) as usize)?;
@@ -73,9 +73,9 @@ impl Elf {
         })
     }
 
-    /// What the kernel's module loader keeps when the module has begun.
+    /// The bytes that the kernel's module loader keeps once the module is initialized.
     pub fn kept(&self) -> Kept {
-        // What the loader itself reads is not kept.
+        // The loader frees these sections, which only the loader and the initialization use.
         const READ: [&str; 3] = [".modinfo", "__version", ".init"];
         let mut kept = Kept::default();
         for Section { name, flags, size } in &self.sections {
@@ -90,8 +90,8 @@ impl Elf {
         kept
     }
 
-    /// What the file has beside what is loaded, such as debug information, types, or a signature: it takes time to
-    /// insert, and depends on who built the file. Relocations are what any module has.
+    /// The parts of the file that are not loaded, such as debug information, BTF or a signature. They cost time at
+    /// insertion, and depend on who built the file. Relocations are left out: every module has them.
     fn extras(&self) -> BTreeSet<&str> {
         let sections = self.sections.iter().filter(|section| {
             section.flags & ALLOC == 0
@@ -104,7 +104,7 @@ impl Elf {
             .collect()
     }
 
-    /// An error if one of two files has anything of that kind which the other has not.
+    /// An error if only one of two files has a part of that kind.
     pub fn same_kind(&self, other: &Self) -> Result<()> {
         let (ours, theirs) = (self.extras(), other.extras());
         let differ: Vec<_> = ours.symmetric_difference(&theirs).copied().collect();

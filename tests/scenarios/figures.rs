@@ -18,7 +18,7 @@ use crate::statistics::Sample;
 use crate::statistics::Statistics;
 use crate::statistics::PERCENTS;
 
-/// The lines of the table.
+/// The rows of the table.
 pub const ROWS: &[&str] = &[
     "insmod",
     "rmmod",
@@ -35,21 +35,21 @@ pub const ROWS: &[&str] = &[
     "shutdown",
 ];
 
-/// A name for whose instructions they are that is no module's.
+/// The sample driver's name, in place of a module's.
 pub const ECHO: &str = "echo";
 
-/// What the cheapest round trip is called.
+/// The name of the cheapest round trip.
 pub const FLOOR: &str = "round trip";
 
-/// What was measured, in all guests.
+/// The measurements in all guests.
 #[derive(Default)]
 pub struct Figures {
-    /// By row and whose they are.
+    /// By row and module.
     samples: BTreeMap<(&'static str, &'static str), Vec<Sample>>,
-    /// The part of the instructions, of 1, that was the kernel's, where it was looked at: by samples, so about.
+    /// The kernel's share of the instructions, from 0 to 1, by row and module. It is estimated by samples, and not
+    /// measured for all rows.
     shares: BTreeMap<(&'static str, &'static str), f64>,
-    /// By whose PTP clock it is, how far that was ahead of the host's in each guest, in nanoseconds: at least, and at
-    /// most.
+    /// How far the PTP clock was ahead of the host's clock, in nanoseconds, as a range for each guest, by module.
     offsets: BTreeMap<&'static str, Vec<RangeInclusive<i128>>>,
 }
 
@@ -69,12 +69,12 @@ impl Figures {
             .extend(samples);
     }
 
-    /// Adds what part of a row was the kernel's.
+    /// Adds the kernel's share of a row.
     pub fn add_share(&mut self, row: &'static str, whose: &'static str, share: f64) {
         self.shares.insert((row, whose), share);
     }
 
-    /// Adds how far a PTP clock was ahead.
+    /// Adds how far a PTP clock was ahead in one guest.
     pub fn add_offset(&mut self, whose: &'static str, offset: RangeInclusive<i128>) {
         self.offsets.entry(whose).or_default().push(offset);
     }
@@ -83,13 +83,13 @@ impl Figures {
         Statistics::of(self.samples.get(&(row, whose))?)
     }
 
-    /// Those of this module and of its peer, if both were measured.
+    /// The statistics of this module and of its peer, if both were measured.
     fn both(&self, row: &'static str) -> Option<(Statistics, Statistics)> {
         let of = |module: Module| self.of(row, module.name());
         Some((of(Module::Rust)?, of(Module::C)?))
     }
 
-    /// What is compared with the baseline.
+    /// The costs of both modules, to be compared with the baseline.
     pub fn pair(&self, row: &'static str) -> Option<Pair> {
         let cost = |of: Statistics| Cost {
             amount: of.median.instructions,
@@ -102,19 +102,19 @@ impl Figures {
         })
     }
 
-    /// All rows that were measured.
+    /// All rows that were measured, with their costs.
     pub fn pairs(&self) -> impl Iterator<Item = (&'static str, Pair)> + '_ {
         ROWS.iter().filter_map(|row| Some((*row, self.pair(row)?)))
     }
 
-    /// The next baseline's lines.
+    /// The lines of the next baseline.
     pub fn text(&self) -> String {
         self.pairs()
             .map(|(row, pair)| baseline::line(row, pair.rust, pair.c))
             .collect()
     }
 
-    /// All tables, and what is said below them.
+    /// All tables, and the lines below them.
     pub fn table(&self) -> String {
         let mut text = self.statistics();
         text.push_str(&self.kernel());
@@ -142,7 +142,7 @@ impl Figures {
         text
     }
 
-    /// The statistics of both modules, side by side, and which rows miss the goal.
+    /// The statistics of both modules, side by side, and the rows that miss the goal.
     fn statistics(&self) -> String {
         let mut text = format!(
             "{:<20}{:<51}C\n{:<20}",
@@ -186,7 +186,7 @@ impl Figures {
         text
     }
 
-    /// What part of the medians is the guest's kernel's, where programs take part.
+    /// The kernel's part of the medians, for rows in which programs take part.
     fn kernel(&self) -> String {
         let mut text = format!(
             "\n{:<24}{:>12}{:>12}{:>8}\n",
@@ -203,7 +203,7 @@ impl Figures {
     }
 }
 
-/// A module's columns.
+/// The columns of one module.
 fn columns(of: &Statistics) -> String {
     let [low, median, high] = of.percentiles;
     format!(
@@ -212,7 +212,7 @@ fn columns(of: &Statistics) -> String {
     )
 }
 
-/// This module's part of what its peer needs, if that needs any.
+/// The ratio of this module's figure to its peer's, unless the peer's is zero.
 fn ratio(rust: f64, c: f64) -> String {
     match c > 0.0 {
         true => format!("{:.3}", rust / c),
@@ -220,7 +220,7 @@ fn ratio(rust: f64, c: f64) -> String {
     }
 }
 
-/// The table of what both modules take of the guest's memory.
+/// The table of the memory of both modules.
 pub fn memory_table(memory: &Memory) -> String {
     let mut text = format!(
         "{:<24}{:>12}{:>12}{:>8}{:>10}\n",

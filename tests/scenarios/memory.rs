@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a module takes of the guest's memory: its own sections, and what it has allocated.
+//! The memory of a module: its sections, and its allocations.
 //!
-//! Sums such as those of `/proc/slabinfo` also have in them what the kernel keeps in store, and what it needs for any
-//! module and for the daemons. So the guest's kernel traces each allocation with the functions that led to it: where
-//! the module's are among them it is the module's, until it is freed. That is exact, and the most that is held at any
-//! time is seen, however short that is.
+//! Sums such as those of `/proc/slabinfo` also have the kernel's reserves, and the memory for the module loader and the
+//! daemons. So the guest's kernel traces each allocation with its call stack. An allocation counts as the module's until
+//! it is freed, if a function of the module is on the stack. This is exact. It also shows the peak, however short.
 
 use std::collections::HashMap;
 
@@ -26,29 +25,28 @@ use crate::elf::Elf;
 use crate::runner::Options;
 use crate::scenario::Context;
 
-/// The lines of the table, in the order of [`Bytes`].
+/// The rows of the table, in the order of [`Bytes`].
 pub const ROWS: [&str; 4] = ["text", "data", "allocated at rest", "allocated at its peak"];
 
-/// What one module takes, by row.
+/// The bytes of one module, by row.
 type Bytes = [u64; ROWS.len()];
 
-/// Which of them is what is allocated at rest.
+/// The index of the row "allocated at rest".
 const AT_REST: usize = 2;
 
-/// Of what a module held at rest, one of so many bytes may seem to be left after it: the kernel keeps some for what
-/// comes next.
+/// One byte of this many may seem to be left after the module's removal: the kernel keeps some memory for later use.
 const MOST_LEFT: u64 = 500;
 
-/// What both modules take.
+/// The memory of both modules.
 pub struct Memory {
     rust: Bytes,
     c: Bytes,
-    /// What file copy adds to what this module allocates at rest, which is not in the rows.
+    /// What file copy adds to this module's allocations at rest. The rows are without it.
     pub file_copy: u64,
 }
 
 impl Memory {
-    /// Boots guests for it. Nothing in them depends on chance, so one of each is enough.
+    /// Boots a guest for each module, and measures. One each is enough: the figures do not depend on chance.
     pub fn measure(options: &Options) -> Result<Self> {
         let rust = bytes(options, Module::Rust, &SERVICES)?;
         let c = bytes(options, Module::C, &SERVICES)?;
@@ -61,7 +59,7 @@ impl Memory {
         Ok(Self { rust, c, file_copy })
     }
 
-    /// By row: its name, what this module takes, and what its peer does.
+    /// For each row: its name, the bytes of this module, and the bytes of its peer.
     pub fn rows(&self) -> impl Iterator<Item = (&'static str, u64, u64)> + '_ {
         let both = self.rust.into_iter().zip(self.c);
         ROWS.into_iter()
@@ -70,7 +68,7 @@ impl Memory {
     }
 }
 
-/// What a module takes that serves these services.
+/// Measures a module that serves these services.
 fn bytes(options: &Options, module: Module, services: &[Service]) -> Result<Bytes> {
     let mut config = options.config();
     config.services = services.to_vec();
@@ -102,7 +100,7 @@ fn bytes(options: &Options, module: Module, services: &[Service]) -> Result<Byte
     let path = format!("/modules/{}/hv_utils.ko", module.name());
     let kept = Elf::read(&guest, &path)?.kept();
 
-    // Whatever a module has allocated is freed with it; if not, not all was traced.
+    // The removal frees all that the module has allocated. If something seems left, the trace is incomplete.
     daemon::end(&guest)?;
     guest.rmmod()?;
     ledger.read(&take(&guest)?)?;
@@ -114,7 +112,7 @@ fn bytes(options: &Options, module: Module, services: &[Service]) -> Result<Byte
     Ok([kept.text, kept.data, rest, most])
 }
 
-/// One of each that both modules serve, and at last two that wait for their daemons at the same time.
+/// One transaction of each kind that both modules serve. At the end, two that wait for their daemons at the same time.
 fn transactions(t: &Context<'_>, kvp: Talk<'_>, vss: Talk<'_>) -> Result<()> {
     let beats = Talk::with(t, Service::Heartbeat);
     beats.ask(heartbeat::body(0, heartbeat::RESERVED))?;
@@ -139,7 +137,7 @@ fn transactions(t: &Context<'_>, kvp: Talk<'_>, vss: Talk<'_>) -> Result<()> {
     vss.promptly("HOT_BACKUP", &backup, S_OK).map(|_| ())
 }
 
-/// Has the kernel trace what is allocated, with the functions that led to it, and what is freed.
+/// A command that lets the kernel trace allocations with their call stacks, and frees.
 const START: &str = "\
     cd /sys/kernel/tracing && echo 32768 >buffer_size_kb && \
     echo nooverwrite >trace_options && echo sym-offset >trace_options && \
@@ -150,19 +148,19 @@ const START: &str = "\
         echo 1 >events/$event/enable || exit; \
     done";
 
-/// When what waits for RCU is freed: leaves what was traced so far in a file, of functions only the module's, forgets
-/// it, and prints how long the file is.
+/// A command that waits until RCU has freed its objects, and moves the trace to a file. The file has only the functions
+/// of the module. Prints the length of the file.
 const TAKE: &str = "\
     echo 1 >/sys/module/rcutree/parameters/do_rcu_barrier && cd /sys/kernel/tracing && echo 0 >tracing_on && \
     grep -E ' [a-z_]+(alloc|free|percpu): |\\[hv_utils\\]' trace >/tmp/trace; \
     grep -h dropped per_cpu/*/stats >>/tmp/trace; : >trace; echo 1 >tracing_on; wc -c </tmp/trace";
 
-/// By what a trace tells the module's functions from others.
+/// The mark of the module's functions in the trace.
 const OWN: &str = "[hv_utils]";
 
-/// What was traced since it was last asked for.
+/// The trace since the last call.
 fn take(guest: &Guest) -> Result<String> {
-    /// As much as the agent can print at once, and some room.
+    /// Less than the agent can print at once.
     const PIECE: usize = 1 << 20;
     let length = guest.sh_ok(TAKE)?;
     let length: usize = length
@@ -171,26 +169,26 @@ fn take(guest: &Guest) -> Result<String> {
         .map_err(|_| format!("wc says {length:?}"))?;
     let mut text = String::new();
     for piece in 0..length.div_ceil(PIECE) {
-        // A last line feed would be taken off, but for the dot.
+        // The agent's output lacks a line feed at the end. The dot keeps it.
         let dd = format!("dd if=/tmp/trace bs={PIECE} skip={piece} count=1 2>/dev/null; echo .");
         text += guest.sh_ok(&dd)?.trim_end_matches('.');
     }
     Ok(text)
 }
 
-/// What a module has allocated and not freed.
+/// The allocations of a module that are not freed.
 #[derive(Default)]
 struct Ledger {
     /// Bytes by address.
     live: HashMap<String, u64>,
-    /// All of these.
+    /// The sum of all bytes.
     held: u64,
-    /// The most that was held.
+    /// The peak of `held`.
     most: u64,
 }
 
 impl Ledger {
-    /// Reads what [`TAKE`] prints. The functions that led to an allocation come after its line.
+    /// Reads a trace of [`TAKE`]. The call stack of an allocation follows its line.
     fn read(&mut self, text: &str) -> Result<()> {
         let mut allocation = None;
         for line in text.lines() {
@@ -200,7 +198,7 @@ impl Ledger {
                 }
             }
             if let Some(Event { address, bytes }) = Event::parse(line) {
-                // Whatever comes to an address, what was there is no more.
+                // Any event at an address means that the former allocation there is gone.
                 self.held -= self.live.remove(address).unwrap_or(0);
                 allocation = bytes.map(|bytes| (address, bytes));
             }
@@ -214,10 +212,10 @@ impl Ledger {
     }
 }
 
-/// A line of the trace: something is allocated, or freed.
+/// A line of the trace: an allocation, or a free.
 struct Event<'a> {
     address: &'a str,
-    /// So many are allocated there, else what is there is freed.
+    /// The size of the allocation. `None` for a free.
     bytes: Option<u64>,
 }
 
@@ -254,7 +252,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.read(text).unwrap();
         assert_eq!((ledger.held, ledger.most), (96, 104));
-        // The same once more: an address has one owner.
+        // The same trace again: each address counts once.
         ledger.read(text).unwrap();
         assert_eq!(ledger.held, 96);
         let text = "a-1 [000] ..... 2.0: percpu_alloc_percpu: call_site=g+0x1/0x2 [hv_utils] ptr=0d bytes_alloc=16\n";

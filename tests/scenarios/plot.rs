@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A plot as SVG, by nothing but `std`.
+//! A plot as SVG, with `std` alone.
 
 use std::fmt::Write;
 
@@ -9,24 +9,24 @@ const LABELS: f64 = 180.0;
 const LINE: f64 = 24.0;
 const HEAD: f64 = 36.0;
 
-/// How far a label is from a bar, and from the line at 1.
+/// Distance of a label from its bar, and from the line at 1.
 const GAP: f64 = 6.0;
-/// As wide as a label is at most: four characters of this font.
+/// Maximum width of a label: four characters of this font.
 const LABEL: f64 = 34.0;
 
-/// What a bar is of: its name, and this module's figure and its peer's.
+/// The data of a bar: its name, this module's figure, and the peer's figure.
 type Row<'a> = (&'a str, f64, f64);
 
-/// Where things are: the length of a ratio of 1.
+/// The scale of the plot: the length of a ratio of 1.
 struct Scale(f64);
 
 impl Scale {
-    /// The longest bar and its label fill the width, and the label of one just below 1 has room beyond the line.
+    /// With this scale the longest bar and its label fill the width. A label that moves beyond the line at 1 has room.
     fn new(largest: f64) -> Self {
         Self((WIDTH - LABELS - LABEL - 3.0 * GAP) / largest.max(1.0))
     }
 
-    /// Where the line at 1 is.
+    /// The place of the line at 1.
     fn one(&self) -> f64 {
         LABELS + self.0
     }
@@ -35,7 +35,7 @@ impl Scale {
         ratio * self.0
     }
 
-    /// Where a bar's label begins: behind it, and behind the line where it would touch that.
+    /// The start of a bar's label: behind the bar. If the label would touch the line at 1, behind the line.
     fn label(&self, ratio: f64) -> f64 {
         let (at, one) = (LABELS + self.length(ratio) + GAP, self.one());
         match at < one + GAP && at + LABEL + GAP > one {
@@ -45,8 +45,8 @@ impl Scale {
     }
 }
 
-/// Under each title one bar for each row, as long as this module's part of its peer's figure, beside a line at 1. What
-/// the peer has none of gets no bar.
+/// Draws a title for each part, a bar for each row, and a line at 1. A bar's length is the ratio of this module's figure
+/// to its peer's. A row in which the peer's figure is zero has no bar.
 pub fn bars(parts: &[(&str, Vec<Row<'_>>)]) -> String {
     let ratio =
         |&(name, ours, theirs): &Row<'_>| (theirs > 0.0).then(|| (name.to_owned(), ours / theirs));
@@ -71,7 +71,7 @@ pub fn bars(parts: &[(&str, Vec<Row<'_>>)]) -> String {
             top + 20.0
         );
         top += HEAD;
-        // The line leaves out the titles.
+        // The line does not cross the titles.
         let (first, last) = (top - 4.0, top + LINE * ratios.len() as f64 - 2.0);
         for (name, ratio) in ratios {
             let colour = if *ratio <= 1.0 { "#2a7f62" } else { "#b5532a" };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where in its kernel a guest spends its instructions, by samples.
+//! A profile of the guest's kernel, by samples.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,27 +15,27 @@ use host::guest::Guest;
 use host::guest::Result;
 use host::meter::Meter;
 
-/// How far samples are apart, in microseconds: it must not go in step with what is sampled.
+/// Interval between two samples, in microseconds. It is random, to stay out of step with the sampled code.
 const INTERVALS: std::ops::Range<usize> = 10..40;
 
-/// So many instructions of the guest show where it is: there are thousands of samples in them.
+/// Number of instructions to sample. It gives thousands of samples.
 const LENGTH: u64 = 100_000_000;
 
-/// As many functions are shown.
+/// Maximum number of functions to print.
 const SHOWN: usize = 40;
 
-/// Where the kernel's half of the addresses begins.
+/// The first address of the kernel's half of the address space.
 const KERNEL: u64 = 1 << 63;
 
-/// What has to be done before each time that something is looked at, if anything.
+/// A preparation before each measurement, if one is needed.
 pub type Prepare<'a> = Option<&'a dyn Fn() -> Result<()>>;
 
-/// Addresses at which the guest was seen, and how often at each.
+/// The sampled addresses, each with its number of samples.
 pub struct Profile(Vec<(u64, u64)>);
 
 impl Profile {
-    /// Runs `act`, which takes about so many `instructions` of the guest, again and again, and looks where the guest is
-    /// meanwhile; before each time `prepare`, which is not looked at.
+    /// Calls `act` again and again, and takes samples of the guest's address meanwhile. `act` takes about `instructions`
+    /// of the guest. Calls `prepare` before each `act`, without taking samples.
     pub fn take(
         meter: &Meter,
         instructions: u64,
@@ -45,8 +45,8 @@ impl Profile {
         let samples = meter.sample()?;
         let (paused, done) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
-            // Each of this thread's timers is an interrupt, and most come while the guest runs. They only take time
-            // where no samples are taken.
+            // Each of this thread's timers causes an interrupt, most of them while the guest runs. Without samples the
+            // timers only take time: pause them.
             let timers = scope.spawn(|| {
                 no_slack()?;
                 let mut random = Random::new(1);
@@ -86,14 +86,14 @@ impl Profile {
         self.0.iter().map(|(_, count)| count).sum()
     }
 
-    /// The part of them, of 1, at which it was in its kernel, not in a program.
+    /// The share of samples in the kernel, from 0 to 1. The others are in programs.
     pub fn kernel_share(&self) -> f64 {
         let kernel = self.0.iter().filter(|(address, _)| *address >= KERNEL);
         let kernel: u64 = kernel.map(|(_, count)| count).sum();
         kernel as f64 / self.total().max(1) as f64
     }
 
-    /// Prints in which functions that was.
+    /// Prints the functions with the most samples.
     pub fn print(&self, symbols: &Symbols) {
         let mut hits: BTreeMap<&str, u64> = BTreeMap::new();
         for (address, count) in &self.0 {
@@ -112,7 +112,7 @@ impl Profile {
     }
 }
 
-/// Has this thread's timers end when they are over: the kernel may be late by 50 microseconds else.
+/// Lets this thread's timers expire in time. By default the kernel may delay them by 50 microseconds.
 fn no_slack() -> io::Result<()> {
     let thread = std::fs::read_link("/proc/thread-self")?;
     let number = thread.file_name().unwrap_or_default();
@@ -123,8 +123,8 @@ fn no_slack() -> io::Result<()> {
 pub struct Symbols(BTreeMap<u64, String>);
 
 impl Symbols {
-    /// Those of the kernel, and of the modules that the guest has now. It needs a guest that has its kernel where the
-    /// outer one has its own, as it is the same: `nokaslr`.
+    /// Reads the functions of the kernel, and of the modules that are inserted in the guest. The kernel's functions are
+    /// those of the outer guest: both guests run the same kernel at the same address (`nokaslr`).
     pub fn read(guest: &Guest) -> Result<Self> {
         let kernel = std::fs::read_to_string("/proc/kallsyms")?;
         let mut symbols = Self(BTreeMap::new());
@@ -133,7 +133,7 @@ impl Symbols {
         Ok(symbols)
     }
 
-    /// Adds those of modules that the guest has now.
+    /// Adds the functions of the modules that are inserted in the guest.
     pub fn extend(&mut self, guest: &Guest) -> Result<()> {
         self.add(guest.sh_ok("sed -n '/]$/p' /proc/kallsyms")?.lines());
         Ok(())

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Drivers other than hv_utils on the same abstractions: the sample (`samples/vmbus_echo.rs`), one that leaks whatever
-//! it registers (`tests/modules/vmbus_leak.rs`), and one with attributes of all kinds (`tests/modules/vmbus_sysfs.rs`).
+//! Drivers other than hv_utils that use the same abstractions: the sample (`samples/vmbus_echo.rs`), a driver that leaks
+//! its registrations (`tests/modules/vmbus_leak.rs`), and a driver with all kinds of attributes
+//! (`tests/modules/vmbus_sysfs.rs`).
 
 use std::time::Duration;
 use std::time::Instant;
@@ -26,7 +27,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .machine(Machine::OTHER)
         .unloaded()
         .rust_only(),
-    // The memory that it leaks must not count as a leak of another scenario.
+    // The guest ends, so that its leaked memory does not count as a leak of a later scenario.
     Scenario::new("leaked_registrations", leaked_registrations)
         .machine(Machine::TWO_PROCESSORS)
         .unloaded()
@@ -34,8 +35,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .ends_guest(),
 ];
 
-/// Packets of all sizes come back as they were, also after the device was unplugged. The driver's attribute counts
-/// them.
+/// Packets of all sizes come back unchanged, also after a rescind. The driver's attribute counts them.
 fn echo(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::Echo);
     not_for_hv_utils(t)?;
@@ -79,8 +79,8 @@ fn device() -> String {
     format!("/sys/bus/vmbus/devices/{}", Service::Echo.instance())
 }
 
-/// A device of another class that is bound to hv_utils by force, in either way, is refused. (C goes on with no
-/// service, and faults.)
+/// Somebody binds a device of another class to hv_utils, with `driver_override` and with `new_id`. The driver refuses
+/// it. (C has no service for the device then, and crashes.)
 fn not_for_hv_utils(t: &Context<'_>) -> Result<()> {
     const DRIVER: &str = "/sys/bus/vmbus/drivers/hv_utils";
     let (class, id) = (Service::Echo.class(), Service::Echo.instance());
@@ -101,7 +101,7 @@ fn not_for_hv_utils(t: &Context<'_>) -> Result<()> {
         t.check(
             bound.status != 0 && bound.text.contains("No such device"),
             &format!(
-                "binding it after {force:?} fails with ENODEV (it says {:?})",
+                "the bind after {force:?} fails with ENODEV ({:?})",
                 bound.text
             ),
         )?;
@@ -113,14 +113,14 @@ fn not_for_hv_utils(t: &Context<'_>) -> Result<()> {
 /// The driver with the attributes.
 const ATTRIBUTES: &str = "/sys/bus/vmbus/drivers/vmbus_sysfs";
 
-/// How long reading or writing its slow one takes.
+/// How long a read or a write of its slow attribute takes.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// How often the device is unbound while its attributes are read and written.
+/// How often the device is unbound while its attributes are in use. The second number is for `HV_SLOW=1`.
 const UNBINDINGS: (u64, u64) = (20, 200);
 
-/// Attributes are read and written as text, and are there while the device is bound. Their removal waits for a reader
-/// and a writer, whatever unbinds the device.
+/// Attributes are read and written as text. They exist while the device is bound. Their removal waits for a reader and
+/// for a writer, whatever unbinds the device.
 fn attributes(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::Echo);
     let id = Service::Echo.instance();
@@ -151,17 +151,17 @@ fn attributes(t: &Context<'_>) -> Result<()> {
     t.sh_ok("rmmod vmbus_sysfs").map(|_| ())
 }
 
-/// Who reads and writes all the time while the device is unbound and bound: a name, a command, and how all lines begin
-/// that it says where there is a device.
+/// Programs that read and write all the time while the device is unbound and bound: a name, a command, and a pattern of
+/// the lines that it prints while the device is bound.
 const USERS: [(&str, &str, &str); 2] = [
     ("reader", "cat level longest", "^[79]$|^x{4094}$"),
     ("writer", "echo 9 | tee level", "^9$"),
 ];
 
-/// What they say where the device, its directory or a file in that has gone; nobody can make one there.
+/// A pattern of their lines while the device, its directory or a file is gone. sysfs does not allow creating files.
 const HAS_GONE: &str = "(No such (file or directory|device)|Permission denied)$";
 
-/// Readers and writers come at any time. What they find, if anything, is theirs.
+/// Programs read and write at any time. They print the device's values, or that the device is gone.
 fn used_at_any_time(t: &Context<'_>, folder: &str) -> Result<()> {
     let id = Service::Echo.instance();
     t.sh_ok("rm -f /tmp/enough")?;
@@ -194,14 +194,14 @@ fn used_at_any_time(t: &Context<'_>, folder: &str) -> Result<()> {
     Ok(())
 }
 
-/// What each attribute says, and takes.
+/// Reads and writes each attribute.
 fn read_and_written(t: &Context<'_>, folder: &str) -> Result<()> {
     let said = t.sh(&format!(
         "cd {folder}; stat -c '%n %a' *; wc -c <longest; cat level; echo 9 >level; cat level; \
          printf 10 >level; cat level; cd /"
     ))?;
     t.equal(
-        "what they say",
+        "modes and values",
         said.text
             .split_whitespace()
             .collect::<Vec<_>>()
@@ -222,7 +222,7 @@ fn read_and_written(t: &Context<'_>, folder: &str) -> Result<()> {
         let said = t.sh(&format!("cd {folder}; {command}; cd /"))?.text;
         t.check(
             said.contains(error) && !said.contains("not to be seen"),
-            &format!("`{command}` fails with {error} (it says {said:?})"),
+            &format!("`{command}` fails with {error} ({said:?})"),
         )?;
     }
     t.equal(
@@ -232,7 +232,7 @@ fn read_and_written(t: &Context<'_>, folder: &str) -> Result<()> {
     )
 }
 
-/// The device is unbound while its slow attribute is read, or written, and another file is open.
+/// The device is unbound while a program reads or writes its slow attribute, and another file is open.
 fn in_use_at(t: &Context<'_>, way: &str, user: &str, folder: &str) -> Result<()> {
     let use_it = match user {
         "reader" => format!("cat {folder}/slow >/tmp/read"),
@@ -255,7 +255,7 @@ fn in_use_at(t: &Context<'_>, way: &str, user: &str, folder: &str) -> Result<()>
         "rmmod" => t.sh_ok("rmmod vmbus_sysfs"),
         _ => {
             t.channel(Service::Echo).rescind()?;
-            // The files cannot be found from the start of their removal on.
+            // The files disappear when their removal begins. Wait until it has ended.
             t.channel(Service::Echo).wait_released()?;
             Ok(String::new())
         }
@@ -265,13 +265,13 @@ fn in_use_at(t: &Context<'_>, way: &str, user: &str, folder: &str) -> Result<()>
         [Ok(began), Ok(now)] => Duration::from_secs_f64(f64::max(now - began, 0.0)),
         _ => return Err(format!("uptimes {uptimes:?}").into()),
     };
-    // The uptime has hundredths.
+    // The uptime is in hundredths of a second.
     t.check(
         took >= SLOW - Duration::from_millis(10),
-        &format!("the removal waits for the {user} (it ends after {took:?})"),
+        &format!("the removal waits for the {user} (it took {took:?})"),
     )?;
     wait_for(t, "[ -s /tmp/used ]")?;
-    // The reader looks for more, and then finds no device.
+    // The reader's read succeeds. Its next read, for the end of the file, finds no device.
     match user {
         "reader" => t.equal("what was read", t.sh_ok("cat /tmp/read")?.as_str(), "3"),
         _ => t.equal("writer's status", t.sh_ok("cat /tmp/used")?.as_str(), "0"),
@@ -281,21 +281,21 @@ fn in_use_at(t: &Context<'_>, way: &str, user: &str, folder: &str) -> Result<()>
     let late = t.sh_ok("cat /tmp/late")?;
     t.check(
         late.contains("No such device"),
-        &format!("what is read afterwards fails with ENODEV (it says {late:?})"),
+        &format!("a later read fails with ENODEV ({late:?})"),
     )
 }
 
-/// The leaking driver's.
+/// The leaking driver's folder in sysfs.
 const LEAK: &str = "/sys/bus/vmbus/drivers/vmbus_leak";
 
-/// How long its job waits.
+/// The delay of the leaking driver's job.
 const DELAY: Duration = Duration::from_secs(2);
 
-/// A driver leaks its channel, character device and PTP clock, with the channel's job pending. Whatever ends the
-/// binding of its device ends them all the same, with a file open or not. Nothing runs once the module is gone.
+/// A driver leaks its channel, character device and PTP clock, with the channel's job pending. The end of the device's
+/// binding removes all of them, whatever causes it, with or without an open file. No code runs once the module is gone.
 fn leaked_registrations(t: &Context<'_>) -> Result<()> {
     t.sh_ok("insmod /modules/samples/vmbus_leak.ko")?;
-    // A leaked registration keeps the device for ever: after the rescind the host cannot offer it again.
+    // The rescind comes last: a leaked registration keeps the device forever, so the host cannot offer it again.
     for way in ["unbind", "rmmod", "rescind"] {
         leaked_at(t, way).map_err(|error| format!("{way}: {error}"))?;
     }
@@ -312,7 +312,7 @@ fn leaked_at(t: &Context<'_>, way: &str) -> Result<()> {
     channel.send_packet(packet.clone())?;
     t.equal("packet", channel.receive_packet()?, packet)?;
     wait_for(t, &format!("[ $({RUNS}) -gt {runs} ]"))?;
-    // An open file keeps the module.
+    // An open file would keep the module from being removed.
     let is_read = way != "rmmod";
     if is_read {
         t.sh_ok(
@@ -322,7 +322,7 @@ fn leaked_at(t: &Context<'_>, way: &str) -> Result<()> {
         )?;
         wait_for(t, "[ -e /tmp/opened ]")?;
     }
-    // An echo has armed the job, which is pending while all ends.
+    // The echoes arm the job. It is pending while the binding ends.
     let runs = runs_of_the_job(t)?;
     let start = Instant::now();
     channel.flood(20, |number| Packet::inband(vec![number as u8; 64]))?;
@@ -335,7 +335,7 @@ fn leaked_at(t: &Context<'_>, way: &str) -> Result<()> {
         "rmmod" => t.sh_ok("rmmod vmbus_leak").map(|_| ())?,
         _ => channel.rescind()?,
     }
-    // The link to the driver goes before the rest does.
+    // The link to the driver is removed first: also wait for the registrations.
     wait_for(t, &format!("[ ! -e {LEAK}/{id} ] && {}", leaked_are(0)))?;
     t.check(!channel.is_open(), "the channel is closed")?;
     let took = start.elapsed();
@@ -352,7 +352,7 @@ fn leaked_at(t: &Context<'_>, way: &str) -> Result<()> {
     let now = runs_of_the_job(t)?;
     t.check(
         now == runs,
-        &format!("the job runs no more ({runs} runs became {now}; the end took {took:?})"),
+        &format!("the job never runs again (runs: {runs}, then {now}; the end took {took:?})"),
     )?;
     match way {
         "unbind" => t.sh_ok(&format!("echo {id} >{LEAK}/bind")).map(|_| ()),
@@ -361,7 +361,7 @@ fn leaked_at(t: &Context<'_>, way: &str) -> Result<()> {
     }
 }
 
-/// A command that tests how many character devices and PTP clocks of the leaking driver there are.
+/// A command that tests whether the leaking driver has `count` character devices and PTP clocks.
 fn leaked_are(count: u32) -> String {
     format!(
         "[ $(ls /dev/vmbus_leak 2>/dev/null | wc -l) -eq {count} ] && \
@@ -369,7 +369,7 @@ fn leaked_are(count: u32) -> String {
     )
 }
 
-/// A command that prints how often the leaking driver's job has run.
+/// A command that prints the number of runs of the leaking driver's job.
 const RUNS: &str = "dmesg | grep -c 'vmbus_leak: the job runs'";
 
 fn runs_of_the_job(t: &Context<'_>) -> Result<u64> {

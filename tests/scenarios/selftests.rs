@@ -19,8 +19,8 @@ pub fn tell(test: &str, output: &str) {
     }
 }
 
-/// Rewrites a line of a test program's output. A result gets the program's name instead of its number. Other lines become
-/// comments. A program that is skipped as a whole is one result.
+/// Rewrites a line of a test program's output. A result gets the program's name instead of its number. Other lines
+/// become comments. A program that is skipped as a whole is one result.
 fn retold(test: &str, line: &str) -> String {
     let result = [("ok ", "ok"), ("not ok ", "not ok"), ("1..0 ", "ok")]
         .into_iter()

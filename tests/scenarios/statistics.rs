@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What many measurements of the same come to.
+//! Statistics of repeated measurements.
 
 use host::meter::Count;
 
-/// The percentiles that a table shows.
+/// The percentiles in the tables.
 pub const PERCENTS: [usize; 3] = [10, 50, 90];
 
 /// One measurement: a [`Count`], or a part of one.
@@ -26,7 +26,7 @@ impl From<Count> for Sample {
 }
 
 impl Sample {
-    /// The part of each where `times` are in this one, apart from a `rest` that is there once.
+    /// The cost of one of the `times` repetitions in this sample. Subtracts `rest` first, which the sample has once.
     pub fn each(self, rest: Self, times: usize) -> Self {
         Self {
             instructions: (self.instructions - rest.instructions) / times as f64,
@@ -35,19 +35,19 @@ impl Sample {
     }
 }
 
-/// The statistics of some.
+/// The statistics of samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Statistics {
-    /// Of the instructions, at [`PERCENTS`].
+    /// The percentiles of the instructions, at [`PERCENTS`].
     pub percentiles: [f64; PERCENTS.len()],
-    /// Of the instructions.
+    /// The mean of the instructions.
     pub mean: f64,
-    /// The medians of instructions and, in hundredths, of exits.
+    /// The medians of instructions and of exits. The latter is rounded to hundredths.
     pub median: Sample,
 }
 
 impl Statistics {
-    /// Those of at least one sample.
+    /// The statistics of the samples, unless there are none.
     pub fn of(samples: &[Sample]) -> Option<Self> {
         let sorted = |of: fn(&Sample) -> f64| {
             let mut numbers: Vec<f64> = samples.iter().map(of).collect();
@@ -71,7 +71,7 @@ impl Statistics {
     }
 }
 
-/// The nearest of these, which are in order.
+/// The percentile of sorted numbers: the nearest of them.
 fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     sorted.get((last * percent + 50) / 100).copied()
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn percentiles_and_the_mean() {
-        // In any order, and one far off: it moves the mean alone.
+        // The order does not matter. One number is far off: it only changes the mean.
         let mut numbers: Vec<u64> = (0..=100).rev().collect();
         numbers[0] = 10_100;
         let statistics = Statistics::of(&samples(&numbers)).unwrap();
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn exits_have_a_median_of_their_own() {
-        // By instructions the one in the middle has 6 exits.
+        // The sample with the median of the instructions has 6 exits.
         let statistics = Statistics::of(&samples(&[70, 76, 78])).unwrap();
         assert_eq!(statistics.median.instructions, 76.0);
         assert_eq!(statistics.median.exits, 1.0);

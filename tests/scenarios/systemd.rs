@@ -258,7 +258,7 @@ pub fn copies(t: &Context<'_>) -> Result<()> {
 /// Debian has one daemon for file copy, which uses `uio_hv_generic`. The daemon works, whichever module is loaded first.
 fn copies_over_uio(t: &Context<'_>) -> Result<()> {
     has_driver(t, "uio_hv_generic")?;
-    // The unit's condition fails if the unit starts before udev has created the device, also with C's module. Start it.
+    // At the boot the unit may start too early, before udev has created the device, also with C's module.
     t.sh_ok("systemctl start hv-fcopy-uio-daemon && systemctl is-active hv-fcopy-uio-daemon")?;
     copies(t)?;
     t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon hv-fcopy-uio-daemon")
