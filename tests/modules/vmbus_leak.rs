@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A VMBus driver that leaks whatever it registers, as safe code may (`mem::forget`).
+//! A VMBus driver that leaks its registrations with `mem::forget()`, which safe code may call.
 //!
-//! The unbinding of its device has to end all of it nevertheless: a callback that was left behind would
-//! run code of a module that is gone. The scenario `leaked_registrations` looks.
+//! Unbinding the device must end the registrations nevertheless. Otherwise a callback could run code
+//! of a removed module. The scenario `leaked_registrations` checks this.
 
 #![forbid(unsafe_code)]
 
@@ -55,7 +55,8 @@ use kernel::{
 
 const RING: RingSize = RingSize::with_data(12 * 1024);
 
-/// How long the channel's job waits: long enough to be pending when the device is unbound. The scenario knows it.
+/// Delay of the channel's job. It is long enough for the job to be pending when the device is unbound.
+/// The scenario has the same constant.
 const DELAY: Delta = Delta::from_secs(2);
 
 hyperv::vmbus_device_table!(
@@ -67,7 +68,7 @@ hyperv::vmbus_device_table!(
     ),]
 );
 
-/// Sends every packet back, and has the job run a moment later.
+/// Sends every packet back, and schedules the job.
 struct Echo;
 
 impl Handler for Echo {
@@ -87,7 +88,7 @@ impl Run for Job {
     }
 }
 
-/// A device whose messages are one byte, until it is revoked.
+/// A character device. Each read returns one byte, and fails once the device is revoked.
 struct Device {
     is_revoked: Atomic<bool>,
 }
@@ -123,7 +124,7 @@ impl miscdevice::Device for Device {
     }
 }
 
-/// A clock that says when it was asked.
+/// A clock that shows the reference time.
 struct Clock;
 
 impl ptp::Clock for Clock {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A VMBus driver whose devices have attributes of all kinds. The scenario `attributes` looks.
+//! A VMBus driver whose devices have all kinds of attributes. The scenario `attributes` tests them.
 
 #![forbid(unsafe_code)]
 
@@ -28,7 +28,7 @@ use kernel::{
     },
 };
 
-/// How long a slow attribute takes. The scenario knows it.
+/// How long a read or a write of a slow attribute takes. The scenario has the same constant.
 const DELAY: Delta = Delta::from_secs(1);
 
 hyperv::vmbus_device_table!(
@@ -47,7 +47,7 @@ hyperv::module_param_bool!(
     "Devices that are bound from now on have no attributes"
 );
 
-/// A device that is bound.
+/// A bound device.
 struct Device {
     is_bare: bool,
     level: Atomic<u32>,
@@ -55,7 +55,7 @@ struct Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Who reads it after this gets the wrong one.
+        // A read after the drop would return this value, which the scenario notices.
         self.level.store(u32::MAX, Relaxed);
     }
 }

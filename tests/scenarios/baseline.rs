@@ -16,7 +16,7 @@ pub const HEAD: &str = "\
 /// By how much the instructions may grow.
 const TOLERANCE: f64 = 0.01;
 
-/// If C's instructions differ from the baseline by this much, the kernel has changed. Smaller differences may be chance.
+/// If C's instructions differ from the baseline by this much, the kernel has changed. Less may be chance.
 const KERNEL: f64 = 0.05;
 
 /// By how much exits may differ by chance. Below twenty exits this allows none more, unless they are a mean.
@@ -76,9 +76,9 @@ impl Pair {
         })
     }
 
-    /// The limit for this module, if the peer now costs `c`. If the peer's cost has changed, the kernel has changed, and
-    /// the limit changes by the same factor. Exits cost more than instructions on real hardware: there may be no more
-    /// than before, and no more than the peer's.
+    /// The limit for this module, if the peer now costs `c`. If the peer's cost has changed, the kernel has changed,
+    /// and the limit changes by the same factor. Exits cost more than instructions on real hardware: there may be no
+    /// more than before, and no more than the peer's.
     pub fn limit(&self, c: Cost) -> Cost {
         let (factor, more) = match c.amount / self.c.amount {
             factor if (factor - 1.0).abs() < KERNEL => (1.0, 0.0),

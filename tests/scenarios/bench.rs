@@ -101,8 +101,8 @@ const AFTER_THAW: Duration = Duration::from_millis(200);
 const FILE: usize = 10_000_000;
 
 /// Options that let the guests always execute the same instructions. Addresses are fixed. RCU grace periods do not wait
-/// for timer ticks. The timer also ticks in idle: otherwise the instructions to enter and leave idle would depend on how
-/// long the guest was idle.
+/// for timer ticks. The timer also ticks in idle: otherwise the instructions to enter and leave idle would depend on
+/// how long the guest was idle.
 const COMMAND_LINE: &str = " nokaslr norandmaps rcupdate.rcu_expedited=1 nohz=off";
 
 /// Number of keys that are enumerated.
@@ -344,8 +344,8 @@ impl<'a> Bench<'a> {
         Ok(sum.get().into())
     }
 
-    /// Takes a profile of `act`, which takes about `instructions`. Does not check whether the guest is idle, which takes
-    /// long during a profile: waits for a fixed time instead.
+    /// Takes a profile of `act`, which takes about `instructions`. Waits for a fixed time instead of checking whether
+    /// the guest is idle: the check takes long during a profile.
     fn profile(
         &self,
         instructions: u64,

@@ -1,48 +1,48 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The table of faults in the documentation: which scenarios show that C has one, and that this module has not.
+//! The table of faults in the documentation. It has the scenarios which show that C has a fault, and this module not.
 
 use std::collections::BTreeMap;
 
 use host::guest::Module;
 
-/// A way in which the C driver fails, by reading it.
+/// A fault of the C driver, found by reading its code.
 pub struct Fault {
-    /// What happens.
+    /// The event.
     what: &'static str,
-    /// What comes of it in C; nothing where that passes.
+    /// C's reaction. Empty if C passes.
     in_c: &'static str,
-    /// The scenarios in which it does.
+    /// The scenarios with the event.
     shown: &'static [Shown],
 }
 
-/// A scenario, and the kernel on which it shows most.
+/// A scenario, and the kernel on which it shows the fault best.
 pub struct Shown {
     scenario: &'static str,
     kernel: Kernel,
-    /// The number of the patch for mainline's C driver with which it passes, if there is one.
+    /// The number of the patch for mainline's C driver which lets C pass, if there is one.
     patch: Option<u32>,
 }
 
 impl Shown {
-    /// C passes with this patch of `Documentation/mainline`, and those before it.
+    /// C passes with this patch of `Documentation/mainline` and all patches before.
     const fn patch(mut self, number: u32) -> Self {
         self.patch = Some(number);
         self
     }
 
-    /// The scenario, and its kernel if that is not the stock one.
+    /// The scenario's name, and its kernel unless that is the stock kernel.
     fn name(&self) -> String {
         cell_of(self.scenario, self.kernel)
     }
 }
 
-/// What the scenarios of the table run on.
+/// The kernel for a scenario of the table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
-    /// The kernel that most guests have, with one processor.
+    /// The stock kernel, with one processor.
     Stock,
-    /// The one that looks for faults, with two.
+    /// The debug kernel, with two processors.
     Debug,
 }
 
@@ -51,7 +51,7 @@ const fn fault(what: &'static str, in_c: &'static str, shown: &'static [Shown]) 
 }
 
 impl Fault {
-    /// What happens, and what comes of it in C.
+    /// The text in the table: the event, and C's reaction.
     fn text(&self) -> String {
         match self.in_c {
             "" => self.what.to_owned(),
@@ -76,14 +76,14 @@ const fn debug(scenario: &'static str) -> Shown {
     }
 }
 
-/// All of them, by what they are about. Their numbers in the document are their places here.
+/// All faults, by topic. Their numbers in the document are their places in this list.
 pub const FAULTS: &[(&str, &[Fault])] = &[
     (
         "Life cycle",
         &[
             fault(
                 "The host refuses to open the channel",
-                "C crashes as it cleans up",
+                "C crashes during its cleanup",
                 &[
                     stock("open_refused").patch(1),
                     stock("open_refused_of_a_former_device").patch(1),
@@ -91,21 +91,21 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
             ),
             fault(
                 "There are two devices of one class",
-                "C takes the second one, too",
+                "C also takes the second one",
                 &[stock("second_device_of_a_class").patch(7)],
             ),
             fault(
-                "The device goes while a daemon has its file open",
-                "C waits until it is closed",
+                "The device is removed while a daemon has its file open",
+                "C waits until the file is closed",
                 &[stock("chardev"), debug("vss_unbound_under_packets")],
             ),
             fault(
-                "The device goes as its file is closed",
-                "C frees what the closing process still uses",
+                "The device is removed while a process closes its file",
+                "C frees memory that the process still uses",
                 &[debug("kvp_unbound_as_a_file_closes").patch(2)],
             ),
             fault(
-                "The device goes under a daemon that hangs",
+                "The device is removed while its daemon hangs",
                 "C waits for the daemon",
                 &[
                     stock("kvp_unbound_under_its_daemon"),
@@ -113,19 +113,19 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             ),
             fault(
-                "A packet comes while the device goes",
+                "Packets come while the device is removed",
                 "",
                 &[debug("vss_unbound_under_packets")],
             ),
             fault(
-                "Work is left over",
-                "with C the guest does not survive that it runs when the module has gone",
-                // A processor that is kept busy takes minutes in emulated time.
+                "Work is pending when the module is removed",
+                "C's work runs after the removal, and the guest crashes",
+                // Not in emulated time: a busy processor takes minutes there.
                 &[debug("work_left_at_removal").patch(3)],
             ),
             fault(
-                "A step of the registration fails",
-                "C leaves freed memory in use",
+                "A step of the probe fails",
+                "C still uses freed memory",
                 &[debug("allocations_fail").patch(4)],
             ),
         ],
@@ -134,26 +134,26 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Negotiation",
         &[
             fault(
-                "The daemon comes 20 s or 90 s after the host",
+                "The daemon starts 20 s or 90 s after the host's negotiation",
                 "",
                 &[stock("kvp_pushed_to_a_late_daemon")],
             ),
             fault(
-                "The daemon is started again while the host sets keys",
-                "C fails the request over which it died",
+                "The daemon restarts while the host sets keys",
+                "C fails the pending request",
                 &[
                     stock("kvp_pushed_between_two_daemons"),
                     stock("kvp_pushed_over_a_restart"),
                 ],
             ),
             fault(
-                "No version is common",
-                "C says that all is well",
+                "There is no common version",
+                "C reports success",
                 &[stock("framing_no_common_version").patch(5)],
             ),
             fault(
-                "Any local user is the daemon",
-                "C takes registrations over netlink. Here there is the device, which root opens",
+                "Any local user can register as the daemon",
+                "C accepts registrations over netlink. This module has a device that only root can open",
                 &[stock("kvp_registration_over_netlink")],
             ),
         ],
@@ -162,7 +162,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Requests",
         &[
             fault(
-                "Packets queue up",
+                "Several packets are in the ring",
                 "C leaves some unanswered",
                 &[
                     stock("framing_queued_requests"),
@@ -170,28 +170,28 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             ),
             fault(
-                "A message is short",
-                "C drops it, and the host waits",
+                "A message is too short",
+                "C drops the message, and the host waits",
                 &[stock("framing_short_bodies"), stock("framing_no_header")],
             ),
             fault(
-                "The ring is full, as the host does not read",
+                "The host does not read, and the ring is full",
                 "C loses replies",
                 &[stock("framing_unread_replies")],
             ),
             fault(
                 "An allocation fails",
-                "C loses the request. Here nothing is allocated once a device is bound",
+                "C loses the request. This module allocates nothing once a device is bound",
                 &[debug("allocations_fail_at_work")],
             ),
             fault(
-                "The daemon answers before the timer runs",
+                "The daemon answers before its time-out is armed",
                 "",
                 &[stock("kvp_quick_answers")],
             ),
             fault(
                 "The daemon answers late",
-                "C takes it for the answer to the next request",
+                "C takes the answer for that of the next request",
                 &[stock("kvp_late_answer")],
             ),
             fault(
@@ -203,7 +203,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             ),
             fault(
-                "The daemon goes while it is asked",
+                "The daemon dies with a request pending",
                 "",
                 &[
                     stock("kvp_daemon_killed"),
@@ -213,17 +213,17 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             ),
             fault(
-                "A second VSS request comes while one is in work",
+                "A second VSS request comes while the daemon works on the first",
                 "",
                 &[stock("vss_queued_requests")],
             ),
             fault(
                 "The guest hibernates without a daemon",
-                "C does not take the daemon that comes then",
+                "C does not register a daemon that starts afterwards",
                 &[stock("hibernation_without_a_daemon")],
             ),
             fault(
-                "The daemon goes, or hangs, while file systems are frozen",
+                "The daemon dies or hangs while file systems are frozen",
                 "C leaves them frozen, or waits for the daemon",
                 &[
                     stock("vss_daemon_killed_while_frozen"),
@@ -238,8 +238,8 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             ),
             fault(
-                "File systems are thawed before the host asks for it",
-                "C says that the backup is good",
+                "Somebody thaws file systems before the host does",
+                "C reports a good backup",
                 &[stock("vss_thawed_by_hand")],
             ),
         ],
@@ -248,53 +248,53 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Data",
         &[
             fault(
-                "Sizes are wrong",
-                "C uses what the host says",
+                "The host sends wrong sizes",
+                "C uses them",
                 &[stock("kvp_sizes"), stock("framing_size_beyond_packet")],
             ),
             fault(
                 "A message is longer than a page",
-                "C takes its middle for further ones",
+                "C takes the middle of the message for further messages",
                 &[stock("heartbeat_longer_than_a_page").patch(8)],
             ),
             fault(
-                "An enumeration's index is beyond 2^31",
-                "C hands the daemon a negative one, and the daemon dies",
+                "The index of an enumeration is 2^31 or more",
+                "C passes a negative index to the daemon, and the daemon dies",
                 &[stock("kvp_index_of_no_entry").patch(9)],
             ),
             fault(
-                "GET of a value",
-                "C answers that it is empty",
+                "The host gets a value",
+                "C returns an empty value",
                 &[stock("kvp_gets_values")],
             ),
             fault(
-                "HOT_BACKUP's flag",
-                "C does not set it",
+                "The answer to HOT_BACKUP has a flag",
+                "C does not set the flag",
                 &[stock("vss_backup_flag")],
             ),
             fault(
-                "A VSS daemon of before 2013",
-                "C fails what the host asks",
+                "The VSS daemon is older than 2013",
+                "C fails the host's requests",
                 &[stock("vss_old_daemon")],
             ),
             fault(
-                "SET of other types",
-                "C stores an empty value; unknown operations succeed",
+                "The host sets values of other types, or sends unknown operations",
+                "C stores an empty value, and reports success",
                 &[stock("kvp_value_types"), stock("kvp_refuses")],
             ),
             fault(
-                "A daemon's text does not end",
-                "C reads on",
+                "A daemon's text has no NUL",
+                "C reads beyond the text",
                 &[debug("kvp_endless_answers").patch(6)],
             ),
             fault(
                 "The host floods the ring",
-                "C leaves programs nothing of the processor",
+                "C leaves no processor time to programs",
                 &[stock("heartbeat_flood_leaves_the_processor")],
             ),
             fault(
-                "Unknown VSS operations",
-                "C says that they succeeded",
+                "The host sends unknown VSS operations",
+                "C reports success",
                 &[stock("vss_unknown_operations")],
             ),
         ],
@@ -303,7 +303,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Hosts",
         &[
             fault(
-                "The host negotiates amid a request",
+                "The host negotiates anew amid a request",
                 "",
                 &[
                     stock("kvp_negotiates_amid_a_request"),
@@ -312,36 +312,36 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             ),
             fault(
-                "It says nothing, or reads nothing, when the module is removed",
+                "The host sends and reads nothing while the module is removed",
                 "",
                 &[stock("silent_host")],
             ),
             fault(
-                "It says everything twice, or answers what it was not asked",
+                "The host sends each request twice, or sends responses",
                 "",
                 &[stock("host_says_it_twice"), stock("framing_responses")],
             ),
             fault(
-                "It has a ring full of what are no packets",
+                "The host fills the ring with invalid packets",
                 "",
                 &[stock("framing_whole_ring"), stock("framing_other_packets")],
             ),
-            fault("Its clock jumps", "", &[stock("clock_jumps")]),
+            fault("The host's clock jumps", "", &[stock("clock_jumps")]),
             fault(
-                "Its reference time runs faster than the guest's",
-                "C's clocks fall behind by as much",
+                "The host's reference time runs faster than the guest's",
+                "C's clocks fall behind by the difference",
                 &[
                     stock("timesync_samples_ahead"),
                     stock("timesync_samples_ahead_for_an_hour"),
                 ],
             ),
             fault(
-                "It was suspended, and sends samples as before",
+                "The host was suspended, and goes on with samples",
                 "",
                 &[stock("timesync_host_was_suspended")],
             ),
             fault(
-                "It sends anything",
+                "The host sends random messages",
                 "",
                 &[stock("fuzz"), stock("fuzz_with_daemons")],
             ),
@@ -351,7 +351,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
         "Guests",
         &[
             fault(
-                "The device, or the module, goes at any step of a request",
+                "The device or the module is removed at any step of a request",
                 "",
                 &[stock("removal_at_every_step"), stock("reload_under_beats")],
             ),
@@ -361,7 +361,7 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 &[stock("hibernation_at_every_step")],
             ),
             fault(
-                "The daemon does not read",
+                "The daemon reads no requests",
                 "",
                 &[
                     stock("vss_daemon_that_does_not_read"),
@@ -369,34 +369,35 @@ pub const FAULTS: &[(&str, &[Fault])] = &[
                 ],
             ),
             fault(
-                "The daemon answers what it was not asked, while the host asks",
+                "The daemon sends unasked answers while the host sends requests",
                 "",
                 &[stock("daemon_and_host_at_once")],
             ),
-            fault("Memory is forgotten", "", &[debug("leaks")]),
+            fault("Memory leaks", "", &[debug("leaks")]),
         ],
     ),
 ];
 
-/// Each row of the table.
+/// All rows of the table.
 fn rows() -> impl Iterator<Item = &'static Shown> {
     let faults = FAULTS.iter().flat_map(|(_, faults)| *faults);
     faults.flat_map(|fault| fault.shown)
 }
 
-/// Whether a fault names the scenario for the kernel.
+/// Whether a fault has the scenario on this kernel.
 pub fn names(scenario: &str, kernel: Kernel) -> bool {
     rows().any(|shown| shown.scenario == scenario && shown.kernel == kernel)
 }
 
-/// The patch for mainline with which C passes the scenario that a fault names for the kernel.
+/// The patch for mainline which lets C pass the scenario on this kernel, if there is one.
 pub fn patch(scenario: &str, kernel: Kernel) -> Option<u32> {
     rows()
         .find(|shown| shown.scenario == scenario && shown.kernel == kernel)
         .and_then(|shown| shown.patch)
 }
 
-/// The table of the patches for mainline, with what `verdict` knows of C's last runs on a kernel, without and with them.
+/// The table of the patches for mainline. `verdict` gives the verdict of C's last run of a scenario on a kernel,
+/// without or with the patches.
 pub fn patches(verdict: impl Fn(&str, Kernel, bool) -> Option<String>) -> String {
     let mut shown: Vec<&Shown> = rows().filter(|shown| shown.patch.is_some()).collect();
     shown.sort_by_key(|shown| shown.patch);
@@ -409,7 +410,7 @@ pub fn patches(verdict: impl Fn(&str, Kernel, bool) -> Option<String>) -> String
             verdict(shown.scenario, kernel, is_patched).unwrap_or_else(|| "not run".to_owned())
         };
         let stock = cell(shown.kernel, false);
-        // What only the kernel that looks for faults shows does not run on the other one.
+        // A scenario for the debug kernel does not run on the stock kernel.
         let patched = match shown.kernel {
             Kernel::Stock => cell(Kernel::Stock, true),
             Kernel::Debug => String::new(),
@@ -420,11 +421,11 @@ pub fn patches(verdict: impl Fn(&str, Kernel, bool) -> Option<String>) -> String
     text
 }
 
-/// A table of the document: some rows of the faults that have any there.
+/// A table of the document. It has some of the rows, with their faults.
 struct Table {
     title: &'static str,
     rows: String,
-    /// The number of the last fault in it.
+    /// The number of the last fault in the table.
     last: usize,
 }
 
@@ -437,7 +438,7 @@ impl Table {
         }
     }
 
-    /// Adds a row; the fault's number and text stand in the first one only.
+    /// Adds a row. Only the first row of a fault has its number and text.
     fn add(&mut self, number: usize, what: &str, [scenario, c, rust]: [&str; 3]) {
         let (number, what) = match std::mem::replace(&mut self.last, number) == number {
             true => (String::new(), ""),
@@ -446,7 +447,7 @@ impl Table {
         self.rows.push_str(&row([&number, what, scenario, c, rust]));
     }
 
-    /// Nothing where it has no rows.
+    /// The table's text. Empty if there are no rows.
     fn text(&self) -> String {
         if self.rows.is_empty() {
             return String::new();
@@ -457,7 +458,7 @@ impl Table {
     }
 }
 
-/// The document, with what `verdict` knows of the scenarios' last runs.
+/// The document. `verdict` gives the verdict of a scenario's last run.
 pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> String {
     let mut text = INTRODUCTION.to_owned();
     let mut survived = Table::new(SURVIVED);
@@ -490,10 +491,10 @@ pub fn document(verdict: impl Fn(&str, Module, Kernel) -> Option<String>) -> Str
     text
 }
 
-/// What follows C's verdict where a patch mends it.
+/// The text behind C's verdict if a patch lets C pass.
 const PATCHED: &str = "; passes with :doc:`patch ";
 
-/// What the column of scenarios has.
+/// The cell of a scenario.
 fn cell_of(scenario: &str, kernel: Kernel) -> String {
     let kernel = match kernel {
         Kernel::Stock => "",
@@ -502,8 +503,8 @@ fn cell_of(scenario: &str, kernel: Kernel) -> String {
     format!("``{scenario}``{kernel}")
 }
 
-/// The document as it would be written with the verdicts that `written` has: the same, unless the faults, scenarios or
-/// texts are others by now.
+/// Writes the document again, with the verdicts from `written`. The result differs only if the faults, scenarios or
+/// texts have changed.
 pub fn rewritten(written: &str) -> String {
     let lines: Vec<_> = written.lines().collect();
     let verdicts: BTreeMap<_, _> = lines
@@ -537,7 +538,7 @@ fn row(cells: [&str; 5]) -> String {
 /// The verdict of a scenario that passes.
 pub const PASSES: &str = "passes";
 
-/// The title of the section for the rows in which C passes.
+/// The title of the section with the rows in which C passes.
 const SURVIVED: &str = "What both survive";
 
 const TABLE: &str = "\
@@ -563,11 +564,11 @@ Faults
 
 .. Made by make faults: the texts are in tests/scenarios/faults.rs.
 
-What the C driver of 7.3 does not survive, or gets wrong, as both drivers ran the scenario. ``make faults`` runs
-the scenarios with both and writes this document. What C is said to fail with is the first thing that the host, or
-the kernel's log, noticed. Both drivers are waited for equally long: a minute, where the scenario says nothing else.
-What C passes is in the last section: the scenario does not meet a fault of C's in the kernel of the run, or there
-is none. *debug* is the kernel of ``make check-debug``, with two processors; the other one is Debian's, with one.
+The faults of the C driver of 7.3. ``make faults`` runs each scenario with both drivers, and writes this document. For
+a failure it has the first problem that the host or the kernel's log noticed. The host waits equally long for both
+drivers: a minute, unless the scenario sets another time. The last section has the scenarios that C passes: the fault
+does not show in the kernel of the run, or C does not have it. *debug* is the kernel of ``make check-debug``, with two
+processors. All other scenarios ran on Debian's kernel, with one processor.
 ";
 
 #[cfg(test)]
@@ -581,7 +582,9 @@ mod tests {
             Some(if passes { PASSES } else { "fails" }.to_owned())
         });
         let (failed, survived) = document.split_once(SURVIVED).unwrap();
-        assert!(survived.contains("- Its clock jumps\n     - ``clock_jumps``\n     - passes\n"));
+        assert!(
+            survived.contains("- The host's clock jumps\n     - ``clock_jumps``\n     - passes\n")
+        );
         assert_eq!(survived.matches("``").count(), 2);
         assert!(!failed.contains("clock_jumps"));
         assert!(failed.contains("``silent_host``\n     - fails\n     - passes\n"));
@@ -597,13 +600,13 @@ mod tests {
         };
         let written = document(verdict);
         assert_eq!(rewritten(&written), written);
-        // A scenario that is not in it has not run.
+        // A scenario without a row in the written document has not run.
         let row = "     - ``silent_host``\n     - not run\n     - passes\n";
         let without = written.replace(row, &row.replace("silent_host", "another"));
         assert_ne!(rewritten(&without), without);
         let never = row.replace("passes", "not run");
         assert_eq!(rewritten(&without), written.replace(row, &never));
-        let other = written.replace("Its clock jumps", "It jumps");
+        let other = written.replace("The host's clock jumps", "It jumps");
         assert_eq!(rewritten(&other), written);
     }
 
@@ -613,7 +616,7 @@ mod tests {
         let table = patches(|_, _, is_patched| verdict(is_patched));
         let row = "   * - 1\n     - ``open_refused``\n     - fails\n     - passes\n     - passes\n";
         assert!(table.contains(row));
-        // The stock kernel does not show it.
+        // A scenario for the debug kernel has no result on the stock kernel.
         assert!(table.contains("(debug)\n     - fails\n     -\n     - passes\n"));
         let document = document(|_, module, _| verdict(module == Module::Rust));
         assert!(document.contains("- fails; passes with :doc:`patch 1 <mainline>`\n"));

@@ -103,7 +103,7 @@ fn rescinded_amid(t: &Context<'_>) -> Result<()> {
         return t.skip("it needs two processors");
     }
     if t.sh("uname -v | grep -q PREEMPT_RT")?.status == 0 {
-        return t.skip("with PREEMPT_RT a thread prints to the console: the host reads the phases too late");
+        return t.skip("with PREEMPT_RT a thread prints to the console: the host reads the phases of the hibernation too late");
     }
     let kvp = t.channel(Service::Kvp);
     // Devices are frozen one by one, the newest first. This makes the device the newest: it is frozen long before the

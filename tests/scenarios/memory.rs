@@ -3,8 +3,8 @@
 //! The memory of a module: its sections, and its allocations.
 //!
 //! Sums such as those of `/proc/slabinfo` also have the kernel's reserves, and the memory for the module loader and the
-//! daemons. So the guest's kernel traces each allocation with its call stack. An allocation counts as the module's until
-//! it is freed, if a function of the module is on the stack. This is exact. It also shows the peak, however short.
+//! daemons. So the guest's kernel traces each allocation with its call stack. If a function of the module is on the
+//! stack, the allocation counts as the module's until it is freed. This is exact, and shows even a short peak.
 
 use std::collections::HashMap;
 

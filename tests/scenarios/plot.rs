@@ -45,8 +45,8 @@ impl Scale {
     }
 }
 
-/// Draws a title for each part, a bar for each row, and a line at 1. A bar's length is the ratio of this module's figure
-/// to its peer's. A row in which the peer's figure is zero has no bar.
+/// Draws a title for each part, a bar for each row, and a line at 1. A bar's length is the ratio of this module's
+/// figure to its peer's. A row in which the peer's figure is zero has no bar.
 pub fn bars(parts: &[(&str, Vec<Row<'_>>)]) -> String {
     let ratio =
         |&(name, ours, theirs): &Row<'_>| (theirs > 0.0).then(|| (name.to_owned(), ours / theirs));

@@ -34,8 +34,8 @@ pub type Prepare<'a> = Option<&'a dyn Fn() -> Result<()>>;
 pub struct Profile(Vec<(u64, u64)>);
 
 impl Profile {
-    /// Calls `act` again and again, and takes samples of the guest's address meanwhile. `act` takes about `instructions`
-    /// of the guest. Calls `prepare` before each `act`, without taking samples.
+    /// Calls `act` again and again, and takes samples of the guest's address meanwhile. `act` takes about
+    /// `instructions` of the guest. Calls `prepare` before each `act`, without taking samples.
     pub fn take(
         meter: &Meter,
         instructions: u64,

@@ -277,7 +277,7 @@ impl Report {
             "# breakdowns of the emulation: {inner} of the inner guest, {outer} of the outer guest"
         );
         if number == 0 {
-            println!("# no scenario ran; some only run if their whole name is given (scenarios list)");
+            println!("# no scenario ran; some scenarios only run if their whole name is given (see scenarios list)");
         }
         failed == 0
     }

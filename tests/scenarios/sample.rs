@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Drivers other than hv_utils that use the same abstractions: the sample (`samples/vmbus_echo.rs`), a driver that leaks
-//! its registrations (`tests/modules/vmbus_leak.rs`), and a driver with all kinds of attributes
+//! Drivers other than hv_utils that use the same abstractions: the sample (`samples/vmbus_echo.rs`), a driver that
+//! leaks its registrations (`tests/modules/vmbus_leak.rs`), and a driver with all kinds of attributes
 //! (`tests/modules/vmbus_sysfs.rs`).
 
 use std::time::Duration;

@@ -255,7 +255,7 @@ pub fn copies(t: &Context<'_>) -> Result<()> {
     fcopy::is_there(t, "/tmp/in/file", b"content")
 }
 
-/// Debian has one daemon for file copy, which uses `uio_hv_generic`. The daemon works, whichever module is loaded first.
+/// Debian's daemon for file copy uses `uio_hv_generic`. The daemon works, whichever module is loaded first.
 fn copies_over_uio(t: &Context<'_>) -> Result<()> {
     has_driver(t, "uio_hv_generic")?;
     // At the boot the unit may start too early, before udev has created the device, also with C's module.

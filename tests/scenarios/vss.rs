@@ -185,7 +185,7 @@ impl<'a> Disk<'a> {
         let took = since.elapsed();
         self.t.check(
             took < SOON,
-            &format!("the writer took {took:?}"),
+            &format!("the writer took {took:?} until its next write"),
         )
     }
 
