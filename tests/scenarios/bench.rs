@@ -477,8 +477,8 @@ fn floor(bench: &mut Bench<'_>) -> Result<()> {
     echo.wait_closed()
 }
 
-/// Insertion, until the services without daemons are negotiated. Removal. The device of file copy has no driver: it is
-/// left to `uio_hv_generic`, which is not inserted.
+/// Insertion, until the services without daemons have negotiated. Removal. The device of file copy has no driver: the
+/// module leaves it to `uio_hv_generic`, which is not inserted.
 fn load(bench: &mut Bench<'_>) -> Result<()> {
     let guest = bench.guest;
     let line = format!("insmod {}", file(bench.module));

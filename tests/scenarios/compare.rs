@@ -2,9 +2,9 @@
 
 //! Compares the messages of both modules to the host in a scenario.
 //!
-//! For a service that the scenario acts for, each line counts, and the order of the lines of a side. For a service that
-//! acts by itself, the number of requests depends on time. There, the same request must have the same reply. The order
-//! of lines of different services does not matter.
+//! For a service that the scenario acts for, all lines of each side must be the same, in the same order. For a service
+//! that acts by itself, the number of requests depends on time: only the replies to the same request must be the same.
+//! The order of lines of different services does not matter.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

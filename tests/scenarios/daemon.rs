@@ -112,7 +112,7 @@ impl Daemon {
         .map(|_| ())
     }
 
-    /// From now on, lets the kernel's allocation number `number` for the daemon fail.
+    /// Lets one of the kernel's allocations on behalf of the daemon fail: number `number` from now on.
     pub fn fail_allocation(self, t: &Guest, number: u32) -> Result<()> {
         let program = self.program;
         t.sh_ok(&format!("echo {number} >/proc/$(pidof {program})/fail-nth"))

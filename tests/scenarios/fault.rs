@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hosts that misbehave, or do what is rare.
+//! Hosts that misbehave, or do rare things.
 
 use std::time::Duration;
 
@@ -219,7 +219,7 @@ fn next_of(t: &Context<'_>, service: Service) -> Result<()> {
     let channel = t.channel(service);
     channel.wait_open()?;
     channel.offer_second(OTHER_INSTANCE);
-    // Wait until the device exists: its probe has begun.
+    // The driver is probed as soon as the device exists.
     let device = format!("/sys/bus/vmbus/devices/{OTHER_INSTANCE}");
     daemon::wait_for(t, &format!("[ -e {device} ]"))?;
     t.equal("times it was opened by then", channel.second_opens()?, 0)?;
@@ -268,7 +268,7 @@ fn silent_host(t: &Context<'_>) -> Result<()> {
     t.unload()
 }
 
-/// The host sends each message twice. Each one gets an answer, even if it comes while a daemon works on the first.
+/// The host sends each message twice. Both get an answer, even if the second comes while a daemon works on the first.
 fn says_it_twice(t: &Context<'_>) -> Result<()> {
     for (service, daemon) in [(Service::Kvp, daemon::KVP), (Service::Vss, daemon::VSS)] {
         let talk = Talk::begin(t, service, daemon)?;

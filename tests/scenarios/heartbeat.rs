@@ -77,8 +77,8 @@ fn versions(t: &Context<'_>) -> Result<()> {
 /// The state of the applications in [`marked`].
 pub const MARK: u32 = 0x5a5a_5a5a;
 
-/// A beat with 0x5a in all bytes behind the number. They are zero in a host's beat. The mark shows which of them a
-/// guest writes.
+/// A beat with 0x5a in all bytes behind the number, which are zero in a host's beat. A changed byte was written by the
+/// guest.
 pub fn marked(sequence: u64) -> Vec<u8> {
     let mut body = heartbeat::body(sequence, heartbeat::RESERVED);
     body[8..].fill(0x5a);

@@ -162,7 +162,7 @@ fn rescind_amid(t: &Context<'_>, console: usize) -> Result<()> {
         closing.and_then(|()| t.wait_console("PM: late freeze of devices complete", console));
     // The guest's pauses between its tries double: the next try takes longer than all earlier ones.
     let noirq = late.and_then(|()| t.wait_refused(2));
-    // The newest device is suspended first. There, this module waits for the end of the unbinding.
+    // The newest device is suspended first. Its suspend function in this module waits for the end of the unbinding.
     let waits = match t.module() {
         Module::Rust => t
             .equal("other channels that are open", open(), others)

@@ -391,7 +391,7 @@ fn sizes(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The daemon answers many requests at once, before the timer of each. No answer is lost.
+/// The daemon answers each of many requests at once. No answer is lost.
 fn quick_answers(t: &Context<'_>) -> Result<()> {
     let talk = begin(t)?;
     let start = Instant::now();

@@ -4,7 +4,7 @@
 //!
 //! # Adding a scenario
 //!
-//! Write one function in the file of the service (or fault) that it is about, and one line in that file's `SCENARIOS`:
+//! Write a function in the file of its service or fault, and a line in that file's `SCENARIOS`:
 //!
 //! ```ignore
 //! Scenario::new("heartbeat_beats", beats),
@@ -81,7 +81,7 @@ use scenario::Scenario;
 const USAGE: &str = "\
 usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T) in their names or configurations
        scenarios [OPTION]... faults [WORD]  runs the scenarios of the table of faults with both modules, and writes it
-       scenarios [OPTION]... mainline [WORD] runs the scenarios that a patch for C fixes, with C, stock or --patched
+       scenarios [OPTION]... mainline [WORD] runs the scenarios that a patch lets C pass, with C, stock or --patched
        scenarios [OPTION]... demo           shows the module at work
        scenarios [OPTION]... bench [check]  measures both modules; check: only the cheap rows, against the baseline
        scenarios [OPTION]... bench profile ROW   prints the functions that a row of the benchmark spends its time in

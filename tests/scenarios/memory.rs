@@ -148,8 +148,8 @@ const START: &str = "\
         echo 1 >events/$event/enable || exit; \
     done";
 
-/// A command that waits until RCU has freed its objects, and moves the trace to a file. The file has only the functions
-/// of the module. Prints the length of the file.
+/// A command that waits until RCU has freed its objects, and moves the trace to a file. Of the call stacks, the file
+/// only has the module's functions. Prints the length of the file.
 const TAKE: &str = "\
     echo 1 >/sys/module/rcutree/parameters/do_rcu_barrier && cd /sys/kernel/tracing && echo 0 >tracing_on && \
     grep -E ' [a-z_]+(alloc|free|percpu): |\\[hv_utils\\]' trace >/tmp/trace; \

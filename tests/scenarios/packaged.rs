@@ -28,7 +28,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario::new("packaged_services", services
     .apart()
     .ends_guest()];
 
-/// A machine with the image with the packages.
+/// A machine that boots the image with the packages.
 const PACKAGED: Machine = Machine {
     name: "debian with packages",
     change: |config| systemd::debian(config, "packaged-"),

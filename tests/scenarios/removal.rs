@@ -201,7 +201,7 @@ fn unbound_under_packets(t: &Context<'_>) -> Result<()> {
 }
 
 /// A request schedules work on a processor that is busy with a real-time task. The module is removed on the other
-/// processor. The removal waits for the work, or cancels it.
+/// processor. No work runs after the removal.
 fn work_left(t: &Context<'_>) -> Result<()> {
     let hog = "until [ -e /tmp/go ]; do :; done";
     for _ in 0..3 {

@@ -64,7 +64,8 @@ pub fn check_faults(scenarios: &[&'static Scenario], mut options: Options) -> Ex
     })
 }
 
-/// Runs the scenarios that a patch for mainline fixes, with C alone, stock or patched. Writes the table of the patches.
+/// Runs the scenarios that a patch for mainline lets C pass, with C alone, stock or patched. Writes the table of the
+/// patches.
 pub fn check_mainline(scenarios: &[&'static Scenario], mut options: Options) -> ExitCode {
     options.mainline = true;
     if let Err(error) = options.set("--module", Module::C.name()) {

@@ -60,7 +60,7 @@ pub const SCENARIOS: &[Scenario] = &[
         .apart(),
 ];
 
-/// A machine with the image with systemd instead of the small one.
+/// A machine that boots the image with systemd instead of the small image.
 const DEBIAN: Machine = Machine {
     name: "debian",
     change: |config| debian(config, IMAGE),

@@ -46,7 +46,7 @@ pub struct Options {
     pub(super) faults: bool,
     /// Runs the scenarios that are not for C, with C.
     control: bool,
-    /// Runs the scenarios that the patches for mainline's C driver fix, with C.
+    /// Runs the scenarios that a patch for mainline lets C pass, with C.
     pub(super) mainline: bool,
     /// The initramfs with C's patched module, which replaces the kernel's module.
     pub(super) patched: Option<PathBuf>,
