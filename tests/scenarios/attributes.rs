@@ -282,7 +282,7 @@ fn numbers_of_a_daemon(t: &Context<'_>) -> Result<()> {
     let request = talk.pend(kvp::enumerate(kvp::AUTO, 1))?;
     are(t, Service::Kvp, [4, 3, 0, 0])?;
     daemon::KVP.resume(t)?;
-    talk.promptly("it goes on", &request, S_OK)?;
+    talk.promptly("the resumed daemon", &request, S_OK)?;
     are(t, Service::Kvp, [4, 4, 0, 0])?;
 
     let talk = Talk::with(t, Service::Vss);
@@ -335,7 +335,7 @@ fn state(t: &Context<'_>) -> Result<()> {
     kvp.promptly("the negotiation", &offer, S_OK)?;
     is(Service::Kvp, "host")?;
     reads(t, Service::Kvp, "late", "0")?;
-    // The daemon does not answer in time.
+    // The daemon does not answer the request in time.
     daemon::KVP.stop(t)?;
     let request = kvp.channel.request(kvp::enumerate(kvp::AUTO, 0))?;
     kvp.channel.send(&request)?;

@@ -227,7 +227,7 @@ pub fn wait_said(t: &Context<'_>, text: &str) -> Result<()> {
 }
 
 /// Prepares the guest for a scenario: removes the pools and log messages, and inserts the kernel modules that the
-/// daemons need. All is one command line, as each command line takes longer than its commands. The network interface
+/// daemons need. One command line does all: each further one would take longer than its commands. The network interface
 /// gets no link-local address: this would be random, and appear some time after the interface is up.
 pub fn prepare(t: &Guest) -> Result<()> {
     t.sh_ok(&format!(

@@ -111,7 +111,7 @@ fn open_refused_later(t: &Context<'_>) -> Result<()> {
         daemon::rebind(t, "unbind", service)?;
         channel.fail_opens(1, STATUS_UNSUCCESSFUL);
         let refused = daemon::rebind(t, "bind", service);
-        t.check(refused.is_err(), "it cannot be bound")?;
+        t.check(refused.is_err(), "the bind fails")?;
         t.check(!channel.is_open(), "the channel is not open")?;
         daemon::rebind(t, "bind", service)?;
         channel.wait_open()?;

@@ -569,8 +569,8 @@ fn unbound_amid_a_copy(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// If the kernel has uio_hv_generic, the module leaves the device to it, in whatever order they are inserted. The uio
-/// daemon copies the same files. With `fcopy_chardev=1` the driver that comes first gets the device.
+/// If the kernel has uio_hv_generic, the module leaves the device to it. The order of insertion does not matter. The
+/// uio daemon copies the same files. With `fcopy_chardev=1` the driver that comes first gets the device.
 fn left_to_uio(t: &Context<'_>) -> Result<()> {
     let channel = t.channel(Service::FCopy);
     let parameter = "/sys/module/hv_utils/parameters/fcopy_chardev";

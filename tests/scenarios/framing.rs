@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Framing and negotiation, which all services share. Each request gets one reply, whatever it contains.
+//! Framing and negotiation, which all services share. Each request gets one reply, even if it is malformed.
 
 use std::time::Duration;
 
@@ -118,7 +118,7 @@ pub fn works(t: &Context<'_>, service: Service) -> Result<()> {
     channel.expect_silence(Duration::from_millis(30))
 }
 
-/// The host offers several versions. The guest takes the best that it knows, whatever their order.
+/// The host offers several versions, in various orders. The guest takes the newest version that it knows.
 fn preference(t: &Context<'_>) -> Result<()> {
     let cases: [(Service, &[(u16, u16)], (u16, u16)); 5] = [
         (Service::Heartbeat, &[(3, 0), (1, 0), (9, 9)], (3, 0)),

@@ -100,7 +100,7 @@ const TRIES: u32 = 100;
 fn rescinded_amid(t: &Context<'_>) -> Result<()> {
     prepare(t)?;
     if t.config().vcpus < 2 {
-        return t.skip("it needs two processors");
+        return t.skip("the race needs two processors");
     }
     if t.sh("uname -v | grep -q PREEMPT_RT")?.status == 0 {
         return t.skip("with PREEMPT_RT a thread prints to the console: the host reads the phases of the hibernation too late");

@@ -164,7 +164,7 @@ fn without_a_daemon(t: &Context<'_>) -> Result<()> {
     talk.finish()
 }
 
-/// The daemon dies with a SET pending, and is restarted, as its unit does. Each SET succeeds, and is in the pool.
+/// The daemon dies with a SET pending, and is restarted, as by systemd. Each SET succeeds, and is in the pool.
 fn over_a_restart(t: &Context<'_>) -> Result<()> {
     let talk = Talk::begin(t, Service::Kvp, daemon::KVP)?;
     for number in 0..KEYS / 2 {

@@ -273,7 +273,7 @@ fn in_use_at(t: &Context<'_>, way: &str, user: &str, folder: &str) -> Result<()>
     wait_for(t, "[ -s /tmp/used ]")?;
     // The reader's read succeeds. Its next read, for the end of the file, finds no device.
     match user {
-        "reader" => t.equal("what was read", t.sh_ok("cat /tmp/read")?.as_str(), "3"),
+        "reader" => t.equal("the text read", t.sh_ok("cat /tmp/read")?.as_str(), "3"),
         _ => t.equal("writer's status", t.sh_ok("cat /tmp/used")?.as_str(), "0"),
     }?;
     t.sh_ok("echo go >/tmp/go")?;

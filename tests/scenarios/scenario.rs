@@ -132,7 +132,7 @@ impl Scenario {
     }
 
     const fn runs(mut self, runs: Runs) -> Self {
-        assert!(matches!(self.runs, Runs::Once), "it runs in one place");
+        assert!(matches!(self.runs, Runs::Once), "a scenario has one place");
         self.runs = runs;
         self
     }

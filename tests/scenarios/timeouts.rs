@@ -98,7 +98,7 @@ pub fn at(
     );
     t.check(
         took + Duration::from_secs(1) > expected && took < expected + slack(expected),
-        &format!("it takes {seconds} s (it took {took:?})"),
+        &format!("the answer takes {seconds} s (it took {took:?})"),
     )?;
     Ok(reply)
 }
@@ -115,7 +115,7 @@ fn kvp_late_answer(t: &Context<'_>) -> Result<()> {
     t.sh_ok(": >/var/lib/hyperv/.kvp_pool_1")?;
     let reply = kvp.promptly("the next request", &next, S_OK)?;
     let pair = kvp::pair(&reply.body).map(|(key, _)| key);
-    t.equal("its key", pair.as_deref(), Some("OSName"))?;
+    t.equal("the reply's key", pair.as_deref(), Some("OSName"))?;
     kvp.finish()
 }
 

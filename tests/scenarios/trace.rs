@@ -302,7 +302,7 @@ fn of_a_daemon(t: &Context<'_>) -> Result<()> {
     let request = talk.pend(kvp::enumerate(kvp::AUTO, 0))?;
     t.sh_ok("sleep 1")?;
     daemon::KVP.resume(t)?;
-    talk.promptly("it goes on", &request, S_OK)?;
+    talk.promptly("the resumed daemon", &request, S_OK)?;
     let lines = tracing.take_of("KVP")?;
     let len = request.encode().len().next_multiple_of(8);
     are(

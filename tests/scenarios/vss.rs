@@ -215,7 +215,7 @@ impl<'a> Disk<'a> {
         let state = format!("wc -l <{name}.written; head -c 4194304 {device} | crc32");
         let before = self.t.sh_ok(&state)?;
         let after = self.t.sh_ok(&format!("sleep 0.3; {state}"))?;
-        self.t.equal("what was written", after, before)
+        self.t.equal("the disk's content", after, before)
     }
 
     /// Checks that nothing written was lost, also after a remount. Unmounts, and checks that nobody keeps the disk.

@@ -101,7 +101,7 @@ fn stopped(
     and_said(result, "the console", splats.find(|line| !expected(line)))
 }
 
-/// Removes the module, and checks for leftovers. Returns `result`, with what is wrong besides.
+/// Removes the module, and checks for leftovers. Returns `result`. If that is no failure, returns the first problem.
 fn clean(
     scenario: &Scenario,
     context: &Context<'_>,

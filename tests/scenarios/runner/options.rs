@@ -79,7 +79,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Sets an option of the command line; an error says what is wrong with it.
+    /// Sets an option of the command line. An error names the option and the value.
     pub fn set(&mut self, name: &str, value: &str) -> std::result::Result<(), String> {
         let wrong = || format!("{name} {value}: not understood");
         match name {
