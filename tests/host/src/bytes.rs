@@ -28,7 +28,7 @@ pub fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     ))
 }
 
-/// Writes `value` at `offset`, lengthening `bytes` with zeroes where it is too short.
+/// Writes `value` at `offset`. Extends `bytes` with zeroes as needed.
 pub fn put(bytes: &mut Vec<u8>, offset: usize, value: &[u8]) {
     let end = offset + value.len();
     if bytes.len() < end {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the guest's CPUID instruction answers: a processor under Microsoft's hypervisor.
+//! The guest's CPUID table: a processor under Microsoft's hypervisor.
 //!
-//! Source: TLFS, "Feature and interface discovery". The bits are those that KVM implements
-//! (`kvm_get_hv_cpuid()`), less the kernel debugger's; the hypervisor's name is Microsoft's, as a Windows host's is,
-//! and KVM's own signature is left out, since Linux would prefer it.
+//! Source: TLFS, "Feature and interface discovery". The feature bits are KVM's (`kvm_get_hv_cpuid()`) without the
+//! kernel debugger's. The hypervisor's name is Microsoft's, as on Hyper-V. The table lacks KVM's own signature: Linux
+//! would prefer it to Hyper-V's.
 
 use crate::kvm::CpuidEntry;
 
@@ -13,35 +13,35 @@ const FEATURES: u32 = 0x4000_0003;
 const HINTS: u32 = 0x4000_0004;
 const LIMITS: u32 = 0x4000_0005;
 const HARDWARE_FEATURES: u32 = 0x4000_0006;
-/// What nested virtualisation can do, on AMD's processors.
+/// Features of nested virtualization on AMD processors.
 const SVM: u32 = 0x8000_000a;
 const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
 
-/// A page that relates the processor's counter to the reference time, in EAX of [`FEATURES`].
+/// EAX of [`FEATURES`]: the guest has a reference TSC page.
 const REFERENCE_TSC: u32 = 1 << 9;
-/// The processor's counter is invariant, in EAX of [`FEATURES`].
+/// EAX of [`FEATURES`]: the TSC is invariant.
 const INVARIANT_TSC: u32 = 1 << 15;
-/// HvDebugging, in EBX of [`FEATURES`].
+/// EBX of [`FEATURES`]: HvDebugging.
 const DEBUGGING: u32 = 1 << 11;
-/// GuestDebugging and the debug MSRs, in EDX of [`FEATURES`].
+/// EDX of [`FEATURES`]: GuestDebugging and the debug MSRs.
 const GUEST_DEBUGGING: u32 = (1 << 1) | (1 << 11);
 
-/// The hint to use enlightened VMCSs, in EAX of [`HINTS`].
+/// EAX of [`HINTS`]: use enlightened VMCSs.
 const ENLIGHTENED_VMCS: u32 = 1 << 14;
 
-/// By what a guest can tell the time, beside the reference time's register, which is slow.
+/// The guest's clocks, beside the slow register of the reference time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
-    /// The processor's counter, and a page that relates that to the reference time: what KVM supports.
+    /// The invariant TSC and the reference TSC page: all that KVM supports.
     Counter,
-    /// That page only. Linux has the clock source `hyperv_clocksource_tsc_page`.
+    /// The reference TSC page only. Linux's clock source is `hyperv_clocksource_tsc_page`.
     Page,
-    /// Neither. Linux has the clock source `hyperv_clocksource_msr`.
+    /// Neither. Linux's clock source is `hyperv_clocksource_msr`.
     Register,
 }
 
 impl Clock {
-    /// The bits of EAX of [`FEATURES`] that the guest doesn't see.
+    /// Bits in EAX of [`FEATURES`] that the guest does not see.
     const fn hidden(self) -> u32 {
         match self {
             Self::Counter => 0,
@@ -51,7 +51,7 @@ impl Clock {
     }
 }
 
-/// The table for processor `index` of `count`, from what KVM supports.
+/// The table of processor `index` of `count`. `supported` and `hyperv` are the leaves that KVM supports.
 pub fn table(
     supported: &[CpuidEntry],
     hyperv: &[CpuidEntry],
@@ -69,13 +69,13 @@ pub fn table(
             1 => {
                 entry.ebx = entry.ebx & 0xffff | (index << 24) | (count << 16);
                 entry.ecx |= 1 << 31; // A hypervisor is present.
-                entry.ecx &= !(1 << 5); // No nested virtualisation: VMX.
-                entry.ecx &= !(1 << 21); // No x2APIC: the hypercall MSRs are used instead.
+                entry.ecx &= !(1 << 5); // No VMX: no nested virtualization.
+                entry.ecx &= !(1 << 21); // No x2APIC: Linux uses the hypercall MSRs instead.
                 if count > 1 {
                     entry.edx |= 1 << 28;
                 }
             }
-            // Extended topology: one thread a core, all cores in one package.
+            // Extended topology: one thread per core, all cores in one package.
             0xb | 0x1f => {
                 entry.edx = index;
                 match entry.index {
@@ -84,7 +84,7 @@ pub fn table(
                     _ => (entry.eax, entry.ebx) = (0, 0),
                 }
             }
-            // No nested virtualisation: SVM.
+            // No SVM: no nested virtualization.
             0x8000_0001 => entry.ecx &= !(1 << 2),
             0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | count.saturating_sub(1),
             0x8000_001e => (entry.eax, entry.ebx) = (index, index),

@@ -9,11 +9,12 @@ use std::fmt;
 pub struct Guid(pub [u8; 16]);
 
 impl Guid {
-    /// Reads the usual text form (`xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`); anything else does not compile in a constant.
+    /// Parses the usual text form (`xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`, lower case). Panics on any other text: in a
+    /// constant, a compile error.
     pub const fn parse(text: &str) -> Self {
         let text = text.as_bytes();
         assert!(text.len() == 36);
-        // Where in the text each of the 16 bytes in memory is written.
+        // For each byte in memory, the position of its first digit in the text.
         const AT: [usize; 16] = [6, 4, 2, 0, 11, 9, 16, 14, 19, 21, 24, 26, 28, 30, 32, 34];
         let mut out = [0; 16];
         let mut index = 0;
@@ -33,10 +34,10 @@ const fn digit(character: u8) -> u8 {
     }
 }
 
-/// Where in memory each byte is, in the order in which they are written.
+/// For each byte in the text, its index in memory.
 const WRITTEN: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
 
-/// As written, so by the numbers that the groups are.
+/// GUIDs sort like their texts.
 impl Ord for Guid {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         let written = |guid: &Self| WRITTEN.map(|at| guid.0[at]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The hypercalls that KVM leaves to its user: decoding and status codes (TLFS, "Hypercall interface" and
-//! "Inter-partition communication").
+//! Hypercalls that KVM leaves to this host: decoding and status codes (TLFS, "Hypercall interface" and "Inter-partition
+//! communication").
 
 use crate::bytes::u32_at;
 use crate::bytes::u64_at;
@@ -28,7 +28,7 @@ pub enum Status {
     InsufficientBuffers = 0x13,
 }
 
-/// Largest message that a hypercall can post, in bytes (`HV_MESSAGE_PAYLOAD_BYTE_COUNT`).
+/// Size of the largest message in bytes (`HV_MESSAGE_PAYLOAD_BYTE_COUNT`).
 pub const MESSAGE_PAYLOAD: usize = 240;
 
 const POST_MESSAGE: u16 = 0x5c;
@@ -45,7 +45,7 @@ pub enum Call {
     PostMessage {
         /// The connection to post to.
         connection: u32,
-        /// The message type, 1 for VMBus.
+        /// The message type: 1 for VMBus.
         kind: u32,
         /// Up to [`MESSAGE_PAYLOAD`] bytes.
         payload: Vec<u8>,
@@ -57,17 +57,17 @@ pub enum Call {
         /// The event flag's number relative to the port's base.
         flag: u16,
     },
-    /// HvExtCallQueryCapabilities: the answer is 64 bits at this guest physical address.
+    /// HvExtCallQueryCapabilities. The answer is 64 bits.
     QueryExtendedCapabilities {
-        /// Where the answer goes.
+        /// The answer's guest physical address.
         output: u64,
     },
 }
 
 /// Decodes a hypercall: its input value and two parameters.
 ///
-/// `original_input` is the guest's first parameter as it stands in its register. KVM replaces the parameter of a slow
-/// HvSignalEvent by the memory's contents before it exits, other calls it leaves alone.
+/// `original_input` reads the first parameter from the guest's register. For a slow HvSignalEvent, KVM replaces that
+/// parameter by the memory's contents before it exits. Other calls keep theirs.
 pub fn decode(
     memory: &GuestMemory,
     input: u64,
@@ -117,7 +117,7 @@ pub fn decode(
     }
 }
 
-/// Checks where an input or output structure lies: 8-byte aligned, not crossing a page (TLFS, "Hypercall inputs").
+/// Checks the address of an input or output structure: 8-byte aligned, within a page (TLFS, "Hypercall inputs").
 fn check_block(address: u64, length: usize) -> Result<(), Status> {
     match address % 8 == 0 && address % PAGE_SIZE + length as u64 <= PAGE_SIZE {
         true => Ok(()),

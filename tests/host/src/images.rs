@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where kernels and initramfs images are: in the project's `build` folder, made by its own targets.
+//! Paths of kernels and initramfs images in the project's `build` folder.
 
 use std::path::PathBuf;
 
-/// The project's `build` folder: `HV_BUILD`, or two levels above this program.
+/// The project's `build` folder: `HV_BUILD`, else two levels above this program.
 pub fn build_folder() -> PathBuf {
     if let Some(path) = std::env::var_os("HV_BUILD") {
         return path.into();
@@ -14,7 +14,7 @@ pub fn build_folder() -> PathBuf {
     build.map(Into::into).unwrap_or_default()
 }
 
-/// The kernel of a flavour: unpacked if it lies there so, which boots faster, else as packaged.
+/// A flavour's kernel: `vmlinux` if the folder has it, as it boots faster, else `vmlinuz`.
 pub fn kernel(flavour: &str) -> PathBuf {
     let folder = build_folder().join("kernel").join(flavour);
     let unpacked = folder.join("vmlinux");
@@ -30,7 +30,7 @@ pub fn daemons(flavour: &str) -> PathBuf {
     guest.join(format!("daemons-{flavour}.cpio"))
 }
 
-/// The initramfs archives for a flavour: the guest's, and the one with this project's module if it was built.
+/// A flavour's initramfs archives: the guest's, and that of this project's module if it was built.
 pub fn initrds(flavour: &str) -> Vec<PathBuf> {
     let guest = build_folder().join("guest");
     let module = guest.join(format!("rust-{flavour}.cpio"));

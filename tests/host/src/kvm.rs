@@ -2,9 +2,8 @@
 
 //! `/dev/kvm`: its ioctls as methods of [`Kvm`], [`Vm`] and [`Vcpu`].
 //!
-//! The structures come from a bindgen run over `<linux/kvm.h>`; the ioctl numbers are computed here because
-//! bindgen does not see function-like macros. What each call does is in the kernel's
-//! `Documentation/virt/kvm/api.rst`.
+//! Structures come from a bindgen run over `<linux/kvm.h>`. Ioctl numbers are computed here, as bindgen does not see
+//! function-like macros. `Documentation/virt/kvm/api.rst` in the kernel describes the calls.
 
 use std::ffi::c_int;
 use std::ffi::c_ulong;
@@ -94,10 +93,10 @@ const GET_SUPPORTED_HV_CPUID: c_ulong = request(READ | WRITE, 0xc1, 8);
 const EFD_CLOEXEC: c_int = 0o2000000;
 const SIGUSR1: c_int = 10;
 
-/// GSIs below this are the pins of the IO-APIC (and of the PICs); ours begin here.
+/// The first GSI behind the pins of IO-APIC and PICs. This host's GSIs begin here.
 pub const FIRST_FREE_GSI: u32 = 24;
 
-/// Turns an ioctl's result into `Ok(value)` or the error of `errno`, prefixed by the call's name.
+/// Returns an ioctl's result, or the error in `errno` with the call's name in front.
 fn check(name: &str, result: c_int) -> io::Result<c_int> {
     if result >= 0 {
         return Ok(result);
@@ -113,13 +112,13 @@ fn ioctl_value(
     number: c_ulong,
     value: c_ulong,
 ) -> io::Result<c_int> {
-    // SAFETY: The requests passed here take a plain number, so the kernel follows no pointer of ours.
+    // SAFETY: The requests passed here take a plain number. The kernel follows no pointer.
     check(name, unsafe { ioctl(fd.as_raw_fd(), number, value) })
 }
 
 /// Calls an ioctl whose argument is a structure, read or written by the kernel.
 ///
-/// For a request with a flexible array, `argument` is the structure's head within a large enough buffer.
+/// If the request has a flexible array, `argument` is the head of a structure with room for that array.
 fn ioctl_struct<T>(
     fd: &impl AsRawFd,
     name: &str,
@@ -132,7 +131,7 @@ fn ioctl_struct<T>(
     })
 }
 
-/// A CPUID table in the layout of `struct kvm_cpuid2`, with room for `N` entries.
+/// A CPUID table in the layout of `struct kvm_cpuid2`, with room for 256 entries.
 #[repr(C)]
 struct CpuidTable {
     nent: u32,
@@ -160,7 +159,7 @@ pub struct Kvm {
 }
 
 impl Kvm {
-    /// Opens `/dev/kvm`; an error if it is absent or speaks another API version than 12.
+    /// Opens `/dev/kvm`. Fails if the file is absent or the API version is not 12.
     pub fn open() -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
         let version = ioctl_value(&file, "KVM_GET_API_VERSION", GET_API_VERSION, 0)?;
@@ -172,7 +171,7 @@ impl Kvm {
         Ok(Self { file })
     }
 
-    /// Whether this KVM can give a guest Hyper-V's synthetic interrupt controller.
+    /// Whether KVM can give a guest a SynIC, Hyper-V's synthetic interrupt controller.
     pub fn has_synic(&self) -> bool {
         ioctl_value(
             &self.file,
@@ -183,7 +182,7 @@ impl Kvm {
         .is_ok_and(|value| value > 0)
     }
 
-    /// The CPUID leaves that KVM can give to a guest.
+    /// The CPUID leaves that KVM supports.
     pub fn supported_cpuid(&self) -> io::Result<Vec<CpuidEntry>> {
         let mut table = CpuidTable::new(256);
         ioctl_struct(
@@ -195,17 +194,17 @@ impl Kvm {
         Ok(table.into_vec())
     }
 
-    /// Creates a virtual machine with in-kernel interrupt controllers and timer.
+    /// Creates a virtual machine with KVM's interrupt controllers and timer.
     pub fn create_vm(&self) -> io::Result<Vm> {
         let fd = ioctl_value(&self.file, "KVM_CREATE_VM", CREATE_VM, 0)?;
-        // SAFETY: KVM_CREATE_VM returned a new descriptor that nothing else owns.
+        // SAFETY: KVM_CREATE_VM returned a new descriptor without another owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let run_size = ioctl_value(&self.file, "KVM_GET_VCPU_MMAP_SIZE", GET_VCPU_MMAP_SIZE, 0)?;
         let vm = Vm {
             fd,
             run_size: run_size as usize,
         };
-        // Three pages below 4 GiB that only Intel's processors need.
+        // Intel's processors need three pages below 4 GiB.
         ioctl_value(&vm.fd, "KVM_SET_TSS_ADDR", SET_TSS_ADDR, 0xfffb_d000)?;
         ioctl_value(&vm.fd, "KVM_CREATE_IRQCHIP", CREATE_IRQCHIP, 0)?;
         let mut pit = bindings::kvm_pit_config {
@@ -223,7 +222,7 @@ pub struct Vm {
     run_size: usize,
 }
 
-/// A SynIC interrupt line: signalled by the host, and signalling the host when the guest acknowledges it.
+/// A processor's SynIC interrupt line. The host raises it, and the guest's acknowledgement signals the host.
 pub struct SintLine {
     set: EventFd,
     acknowledged: EventFd,
@@ -235,12 +234,12 @@ impl SintLine {
         self.set.signal();
     }
 
-    /// Blocks until the guest has written EOM or EOI for this SINT (or [`SintLine::wake`] was called).
+    /// Blocks until the guest writes EOM or EOI for this SINT, or [`SintLine::wake`] is called.
     pub fn wait_acknowledged(&self) {
         self.acknowledged.wait();
     }
 
-    /// Lets [`SintLine::wait_acknowledged`] return.
+    /// Makes [`SintLine::wait_acknowledged`] return.
     pub fn wake(&self) {
         self.acknowledged.signal();
     }
@@ -249,7 +248,7 @@ impl SintLine {
 impl Vm {
     /// Maps `memory` at guest physical address 0.
     ///
-    /// The machine owns the memory for as long as its virtual machine, so it is never unmapped under the guest.
+    /// The machine keeps the memory as long as the virtual machine. So the mapping outlives the guest.
     pub fn map_memory(&self, memory: &GuestMemory) -> io::Result<()> {
         let mut region = bindings::kvm_userspace_memory_region {
             slot: 0,
@@ -267,7 +266,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Creates the virtual processor with index (and APIC id) `index`.
+    /// Creates virtual processor `index`. Its APIC id is the index.
     pub fn create_vcpu(&self, index: u32) -> io::Result<Vcpu> {
         let fd = ioctl_value(
             &self.fd,
@@ -275,7 +274,7 @@ impl Vm {
             CREATE_VCPU,
             c_ulong::from(index),
         )?;
-        // SAFETY: KVM_CREATE_VCPU returned a new descriptor that nothing else owns.
+        // SAFETY: KVM_CREATE_VCPU returned a new descriptor without another owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let area = Mapping::shared(&fd, self.run_size)?;
         Ok(Vcpu {
@@ -294,8 +293,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Routes the ISA lines as a PC does, and one further GSI to SINT `sint` of each of `vcpus` processors; returns
-    /// the processors' SINT lines in order.
+    /// Routes the ISA lines as on a PC, and one GSI per processor to SINT `sint`. Returns the processors' SINT lines in
+    /// order.
     pub fn connect_sint(&self, vcpus: u32, sint: u32) -> io::Result<Vec<SintLine>> {
         #[repr(C)]
         struct Routing {
@@ -327,7 +326,7 @@ impl Vm {
             } else if gsi < 16 {
                 pin(bindings::KVM_IRQCHIP_PIC_SLAVE, gsi - 8);
             }
-            // The timer's line 0 arrives at pin 2, as the MADT says.
+            // The timer's line 0 is pin 2, as in the MADT.
             match gsi {
                 0 => pin(bindings::KVM_IRQCHIP_IOAPIC, 2),
                 2 => {}
@@ -369,7 +368,7 @@ impl Vm {
             .collect()
     }
 
-    /// Nanoseconds since the virtual machine was created; a hundredth of it is `HV_X64_MSR_TIME_REF_COUNT`.
+    /// Nanoseconds since the virtual machine's creation. `HV_X64_MSR_TIME_REF_COUNT` is a hundredth of it.
     pub fn clock(&self) -> io::Result<u64> {
         let mut data = bindings::kvm_clock_data::default();
         ioctl_struct(&self.fd, "KVM_GET_CLOCK", GET_CLOCK, &mut data)?;
@@ -380,17 +379,17 @@ impl Vm {
 /// A virtual processor.
 pub struct Vcpu {
     fd: OwnedFd,
-    /// Where `area` begins.
+    /// The first byte of `area`.
     run: *mut bindings::kvm_run,
     area: Mapping,
 }
 
-// SAFETY: The mapping belongs to the processor and is used only through `&mut self` (one thread at a time), but for
-// `immediate_exit`, which `VcpuKick` accesses as an atomic.
+// SAFETY: The mapping belongs to the processor. All accesses are through `&mut self`, so by one thread at a time.
+// `immediate_exit` is the exception: `VcpuKick` accesses it as an atomic.
 unsafe impl Send for Vcpu {}
 
 impl Vcpu {
-    /// Gives this processor a SynIC whose pages belong to the guest (`KVM_CAP_HYPERV_SYNIC2`).
+    /// Gives this processor a SynIC with pages in the guest's memory (`KVM_CAP_HYPERV_SYNIC2`).
     pub fn enable_synic(&self) -> io::Result<()> {
         let mut cap = bindings::kvm_enable_cap {
             cap: bindings::KVM_CAP_HYPERV_SYNIC2,
@@ -412,7 +411,7 @@ impl Vcpu {
         Ok(table.into_vec())
     }
 
-    /// Sets what the guest's CPUID instruction answers.
+    /// Sets the results of the guest's CPUID instruction.
     pub fn set_cpuid(&self, entries: &[CpuidEntry]) -> io::Result<()> {
         let mut table = CpuidTable::new(entries.len());
         table.entries[..entries.len()].copy_from_slice(entries);
@@ -420,7 +419,7 @@ impl Vcpu {
         Ok(())
     }
 
-    /// General registers.
+    /// Reads the general registers.
     pub fn regs(&self) -> io::Result<Regs> {
         let mut regs = Regs::default();
         ioctl_struct(&self.fd, "KVM_GET_REGS", GET_REGS, &mut regs)?;
@@ -433,7 +432,7 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Segment and control registers.
+    /// Reads the segment and control registers.
     pub fn sregs(&self) -> io::Result<Sregs> {
         let mut sregs = Sregs::default();
         ioctl_struct(&self.fd, "KVM_GET_SREGS", GET_SREGS, &mut sregs)?;
@@ -446,7 +445,7 @@ impl Vcpu {
         Ok(())
     }
 
-    /// A handle by which another thread makes [`Vcpu::run`] return; call it on the thread that runs the processor.
+    /// A handle that makes [`Vcpu::run`] return, for other threads. To be called on the thread that runs the processor.
     pub fn kicker(&self) -> VcpuKick {
         // SAFETY: `pthread_self` has no preconditions.
         let thread = unsafe { pthread_self() };
@@ -455,14 +454,14 @@ impl Vcpu {
         VcpuKick { thread, flag }
     }
 
-    /// Has the next [`Vcpu::run`] return before the guest does anything; only a pending exit is completed.
+    /// Makes the next [`Vcpu::run`] return before the guest runs. It only completes a pending exit.
     fn kick_itself(&self) {
         // SAFETY: As in `VcpuKick::kick`.
         unsafe { AtomicU8::from_ptr(&raw mut (*self.run).immediate_exit) }
             .store(1, Ordering::SeqCst);
     }
 
-    /// Takes back a [`VcpuKick::kick`]: the processor enters the guest again.
+    /// Cancels a [`VcpuKick::kick`]: the processor enters the guest again.
     pub fn clear_kick(&self) {
         // SAFETY: As in `VcpuKick::kick`.
         unsafe { AtomicU8::from_ptr(&raw mut (*self.run).immediate_exit) }
@@ -470,34 +469,34 @@ impl Vcpu {
     }
 }
 
-/// Makes a processor's [`Vcpu::run`] return. To be used only while the processor and its thread live.
+/// Makes a processor's [`Vcpu::run`] return. Not to be used after the processor or its thread has ended.
 #[derive(Clone, Copy)]
 pub struct VcpuKick {
     thread: usize,
     flag: *mut u8,
 }
 
-// SAFETY: The handle's users keep the processor's thread alive (see `Machine`), the flag is accessed as an atomic.
+// SAFETY: The users keep the processor's thread alive (see `Machine`). All accesses to the flag are atomic.
 unsafe impl Send for VcpuKick {}
 // SAFETY: As above.
 unsafe impl Sync for VcpuKick {}
 
 impl VcpuKick {
-    /// Has the processor leave the guest now, or at once when it enters it next.
+    /// Makes the processor leave the guest, or return at once when it next enters the guest.
     pub fn kick(&self) {
-        // SAFETY: The flag lies in the processor's live mapping and is byte-sized, so an atomic access is allowed.
+        // SAFETY: The flag is a byte in the processor's live mapping, so an atomic access is allowed.
         unsafe { AtomicU8::from_ptr(self.flag) }.store(1, Ordering::SeqCst);
         self.nudge();
     }
 
-    /// Has the processor leave the guest if it is in there, and go on.
+    /// Makes a processor in the guest leave it and enter it again.
     pub fn nudge(&self) {
-        // SAFETY: The thread lives, see `VcpuKick`; the signal has a handler, see `install_kick_signal`.
+        // SAFETY: The thread lives, see `VcpuKick`. The signal has a handler, see `install_kick_signal`.
         unsafe { pthread_kill(self.thread, SIGUSR1) };
     }
 }
 
-/// Gives the signal that [`VcpuKick::kick`] sends a handler that does nothing.
+/// Installs a handler that does nothing for the signal of [`VcpuKick::kick`].
 pub fn install_kick_signal() {
     extern "C" fn nothing(_: c_int) {}
     let handler: extern "C" fn(c_int) = nothing;
@@ -510,9 +509,9 @@ struct EventFd(OwnedFd);
 
 impl EventFd {
     fn new() -> io::Result<Self> {
-        // SAFETY: No preconditions.
+        // SAFETY: `eventfd` has no preconditions.
         let fd: RawFd = check("eventfd", unsafe { eventfd(0, EFD_CLOEXEC) })?;
-        // SAFETY: A new descriptor that nothing else owns.
+        // SAFETY: The descriptor is new and has no other owner.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 

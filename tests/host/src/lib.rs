@@ -1,19 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An emulated Hyper-V host: a small virtual machine monitor on KVM's Hyper-V enlightenments that boots a stock Linux
-//! kernel and offers it the integration services over VMBus.
+//! An emulated Hyper-V host: a small virtual machine monitor that uses KVM's Hyper-V enlightenments. It boots a stock
+//! Linux kernel and offers the integration services over VMBus.
 //!
-//! From the bottom up:
+//! The modules, from the bottom up:
 //!
 //! - [`kvm`], [`mapping`] and [`memory`] hold all the `unsafe`;
-//! - [`boot`], [`acpi`], [`serial`], [`rtc`], [`cpuid`] are the machine that the kernel finds, [`ports`] its I/O ports;
-//! - [`hypercall`] and [`synic`] are Hyper-V's own means of communication;
-//! - [`vmbus`] is the bus on top of them, [`ring`] its ring buffers;
-//! - [`ic`] is what the integration services say, [`service`] who they are;
-//! - [`machine`] runs it all, [`snapshot`] is what it can go on from, [`images`] says where its kernel is, [`transcript`] records it;
-//! - [`guest`] is what scenarios use, [`mailbox`] how it hands over commands, [`meter`] counts what the guest executes;
-//! - [`prompt`] is what someone at a terminal uses: the guest's console, and commands to the host;
-//! - [`nested`] runs a program in a QEMU guest where this machine's `/dev/kvm` has no SynIC.
+//! - [`boot`], [`acpi`], [`serial`], [`rtc`] and [`cpuid`] are the machine's parts; [`ports`] connects them to I/O
+//!   ports;
+//! - [`hypercall`] and [`synic`] are the hypervisor's means of communication;
+//! - [`vmbus`] is the bus, [`ring`] a ring buffer;
+//! - [`ic`] is the host's side of the integration services, [`service`] the list of services;
+//! - [`machine`] runs all of these, [`snapshot`] is a saved machine, [`transcript`] records packets;
+//! - [`images`] finds the guest's kernel and initramfs;
+//! - [`guest`] is the interface for scenarios, [`mailbox`] carries their commands to the guest, [`meter`] counts the
+//!   guest's instructions;
+//! - [`prompt`] is the interface for a person at a terminal: the guest's console, and commands to the host;
+//! - [`nested`] runs the program in a QEMU guest if this machine's `/dev/kvm` has no SynIC.
+//!
+//! # Facts and inferences
+//!
+//! Comments mark how a Windows host behaves by the source of that knowledge:
+//!
+//! - `Fact:` was read in the code of Microsoft's open-source VMM. That VMM has devices for KVP, guest shutdown and time
+//!   synchronization.
+//! - `Inference:` was derived from message definitions and from the C driver (`drivers/hv`). That VMM defines the
+//!   messages of heartbeat and VSS but has no device for them. It has nothing for fcopy.
 
 #![warn(missing_docs, unreachable_pub)]
 

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where command lines for the guest's agent and what they print are handed over (`tests/guest/agent.c`): the end of the
-//! guest's memory, which the memory map keeps from its kernel.
+//! The mailbox of the guest's agent (`tests/guest/agent.c`): memory for a command line, and for its output. The mailbox
+//! is the end of the guest's memory. The memory map hides it from the guest's kernel.
 
 use std::io;
 
 use crate::memory::GuestMemory;
 
-/// Bytes of the mailbox; the agent has the same.
+/// Size of the mailbox in bytes. The agent has the same constant.
 pub const SIZE: u64 = 2 << 20;
-/// Bytes before a command line: its length.
+/// Bytes in front of a command line: its length.
 const COMMAND_HEADER: u64 = 4;
-/// Bytes before an output: the status, and the output's length.
+/// Bytes in front of an output: the status and the output's length.
 const ANSWER_HEADER: u64 = 8;
 
-/// The mailbox's address, which is where the memory ends that the guest's kernel knows of.
+/// The mailbox's address: the end of the memory that the guest's kernel knows of.
 pub fn address(memory: &GuestMemory) -> u64 {
     memory.len() - SIZE
 }
 
-/// Leaves a command line for the agent. An error says that it does not fit.
+/// Writes a command line for the agent. Fails if the line does not fit.
 pub fn put_command(memory: &GuestMemory, line: &str) -> io::Result<()> {
     let at = address(memory);
     if line.len() as u64 > SIZE - COMMAND_HEADER {
@@ -31,7 +31,7 @@ pub fn put_command(memory: &GuestMemory, line: &str) -> io::Result<()> {
     Ok(memory.store_u32(at, line.len() as u32)?)
 }
 
-/// Takes the agent's answer: the status, and what was printed. An error says that the agent wrote nonsense.
+/// Reads the agent's answer: status and output. Fails if the answer is malformed.
 pub fn take_answer(memory: &GuestMemory) -> io::Result<(i32, Vec<u8>)> {
     let at = address(memory);
     let (status, length) = (memory.load_u32(at)?, memory.load_u32(at + 4)?);

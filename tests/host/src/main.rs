@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `host`: boots one guest, offers it the integration services, and lets it run until it powers off; or leaves whoever
-//! calls it at the guest's console and the host's prompt.
+//! `host`: boots one guest and offers the integration services. It lets the guest run until the guest powers off, or
+//! connects the caller to the guest's console and the host's prompt.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -129,7 +129,7 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
-/// A number of processors that a machine may have.
+/// Checks a number of processors for a machine.
 fn processors(count: u64) -> Result<u32, String> {
     let count = u32::try_from(count).ok();
     let count = count.filter(|count| (1..=MAX_VCPUS).contains(count));
@@ -137,12 +137,12 @@ fn processors(count: u64) -> Result<u32, String> {
 }
 
 impl Options {
-    /// Whether someone is to be left at the prompt.
+    /// Whether the command line asks for the prompt.
     fn is_prompt(&self) -> bool {
         self.commands.is_empty() && self.run == 0 && self.restore == 0
     }
 
-    /// Fills in what the command line does not say.
+    /// Fills in defaults for absent options.
     fn complete(&mut self) {
         let flavour = self.flavour.clone();
         let is_prompt = self.is_prompt();
@@ -162,7 +162,7 @@ impl Options {
             config.services = Service::INTEGRATION.to_vec();
         }
         if is_prompt && flavour == "debug" {
-            // What looks for faults has notes to take.
+            // The debug kernel's checkers (KASAN and others) need memory of their own.
             config.memory *= 2;
             config.command_line = format!("kunit.autorun=0 {}", config.command_line);
         }
@@ -172,7 +172,7 @@ impl Options {
     }
 }
 
-/// What the command line asks of a guest just booted.
+/// Does in a booted guest what the command line asks for.
 fn work(guest: &Guest, options: &Options) -> Result<(), host::guest::Error> {
     if let Some(module) = options.module {
         guest.insmod(module)?;

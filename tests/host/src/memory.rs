@@ -2,9 +2,9 @@
 
 //! The guest's memory: one region from physical address 0, shared with running processors.
 //!
-//! The guest may change any byte at any moment, and so may another thread here on behalf of another processor. So nothing
-//! here hands out references to bytes, and all accesses are atomic: relaxed where bytes are copied, sequentially
-//! consistent for words that carry a protocol (ring indices, message types, event flags).
+//! The guest may change any byte at any time. So may a thread of this host that acts for another processor. So this
+//! module hands out no references to bytes, and all accesses are atomic: relaxed for copies, sequentially consistent
+//! for words of a protocol (ring indices, message types, event flags).
 
 use std::io;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use crate::mapping::Mapping;
 /// Bytes of a Hyper-V (and x86) page.
 pub const PAGE_SIZE: u64 = 4096;
 
-/// An access that does not lie in the guest's memory (or is not aligned, for words).
+/// An access outside the guest's memory, or a misaligned access to a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadAddress {
     /// The guest physical address.
@@ -73,18 +73,18 @@ impl GuestMemory {
         self.mapping.length() as u64
     }
 
-    /// Whether there is no memory; never so.
+    /// Whether there is no memory: never.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Where KVM finds the memory in this process.
+    /// The memory's address in this process, for KVM.
     pub fn host_address(&self) -> u64 {
         self.mapping.address() as u64
     }
 
-    /// Copies all pages that are not zero: runs of pages with the address of each. What a running processor writes
-    /// meanwhile may be in or not.
+    /// Copies all nonzero pages: runs of pages, each with its address. A running processor's writes may or may not be
+    /// included.
     pub fn nonzero_pages(&self) -> Vec<(u64, Vec<u8>)> {
         let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut page = vec![0; PAGE_SIZE as usize];
@@ -108,23 +108,23 @@ impl GuestMemory {
             .all(|at| matches!(self.atomic_u64(at), Ok(word) if word.load(Ordering::Relaxed) == 0))
     }
 
-    /// Makes all of it zero again.
+    /// Zeroes all memory.
     pub fn clear(&self) {
         self.mapping.clear();
     }
 
-    /// Checks a range and returns where it begins in this process.
+    /// Checks a range and returns its address in this process.
     fn at(&self, address: u64, length: u64, align: u64) -> Result<*mut u8, BadAddress> {
         let bad = BadAddress { address, length };
         let end = address.checked_add(length).ok_or(bad)?;
         if end > self.len() || address % align != 0 {
             return Err(bad);
         }
-        // SAFETY: `address` was checked to lie in the mapping (or one past its end for an empty range).
+        // SAFETY: `address` was checked: in the mapping, or at its end for an empty range.
         Ok(unsafe { self.mapping.address().add(address as usize) })
     }
 
-    /// Copies bytes out of the guest, in words where they are aligned in the guest.
+    /// Copies bytes out of the guest: aligned words where possible, single bytes elsewhere.
     pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), BadAddress> {
         self.at(address, out.len() as u64, 1)?;
         let (head, words, tail) = split(address, out.len());
@@ -149,7 +149,7 @@ impl GuestMemory {
         Ok(out)
     }
 
-    /// Copies bytes into the guest, in words where they are aligned there.
+    /// Copies bytes into the guest: aligned words where possible, single bytes elsewhere.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), BadAddress> {
         self.at(address, data.len() as u64, 1)?;
         let (head, words, tail) = split(address, data.len());
@@ -171,19 +171,19 @@ impl GuestMemory {
 
     fn atomic_u8(&self, address: u64) -> Result<&AtomicU8, BadAddress> {
         let at = self.at(address, 1, 1)?;
-        // SAFETY: In bounds, alive as long as `self`, and everyone accesses the memory atomically.
+        // SAFETY: The byte is in bounds and lives as long as `self`. All accesses are atomic.
         Ok(unsafe { AtomicU8::from_ptr(at) })
     }
 
     fn atomic_u64(&self, address: u64) -> Result<&AtomicU64, BadAddress> {
         let at = self.at(address, 8, 8)?;
-        // SAFETY: As in `atomic_u8`, and aligned.
+        // SAFETY: As in `atomic_u8`. `at()` has checked the alignment.
         Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
     }
 
     fn atomic_u32(&self, address: u64) -> Result<&AtomicU32, BadAddress> {
         let at = self.at(address, 4, 4)?;
-        // SAFETY: As in `atomic_u8`, and aligned.
+        // SAFETY: As in `atomic_u8`. `at()` has checked the alignment.
         Ok(unsafe { AtomicU32::from_ptr(at.cast()) })
     }
 
@@ -192,24 +192,24 @@ impl GuestMemory {
         Ok(self.atomic_u32(address)?.load(Ordering::SeqCst))
     }
 
-    /// Writes an aligned word after everything written before.
+    /// Writes an aligned word. All earlier writes become visible before it.
     pub fn store_u32(&self, address: u64, value: u32) -> Result<(), BadAddress> {
         self.atomic_u32(address)?.store(value, Ordering::SeqCst);
         Ok(())
     }
 
-    /// Sets bits of an aligned word and returns what it was.
+    /// Sets bits of an aligned word. Returns the word's old value.
     pub fn fetch_or_u32(&self, address: u64, bits: u32) -> Result<u32, BadAddress> {
         Ok(self.atomic_u32(address)?.fetch_or(bits, Ordering::SeqCst))
     }
 
-    /// Sets bits of an aligned 64-bit word and returns what it was.
+    /// Sets bits of an aligned 64-bit word. Returns the word's old value.
     pub fn fetch_or_u64(&self, address: u64, bits: u64) -> Result<u64, BadAddress> {
         Ok(self.atomic_u64(address)?.fetch_or(bits, Ordering::SeqCst))
     }
 }
 
-/// Splits `length` bytes from `address` on: those before the first aligned word, the words, and those after the last.
+/// Splits `length` bytes at `address`: bytes before the first aligned word, whole words, bytes after the last word.
 fn split(address: u64, length: usize) -> (Range<usize>, Range<usize>, Range<usize>) {
     let head = length.min((address.wrapping_neg() % 8) as usize);
     let tail = length - (length - head) % 8;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The real-time clock of a PC (MC146818), read-only: what the kernel sets its clock from when it boots.
+//! A PC's real-time clock (MC146818), read-only. The kernel sets its clock from it at boot.
 
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -24,7 +24,7 @@ impl Rtc {
         self.index = index & 0x7f;
     }
 
-    /// Port 0x71: reads it.
+    /// Port 0x71: reads the selected register.
     pub fn read(&self) -> u8 {
         let unix = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -33,7 +33,7 @@ impl Rtc {
     }
 }
 
-/// Register `index` at `unix` seconds since 1970.
+/// The value of register `index` at `unix` seconds since 1970.
 fn register(index: u8, unix: i64) -> u8 {
     let bcd = |value: i64| (((value / 10) << 4) | (value % 10)) as u8;
     let (year, month, day) = date(unix.div_euclid(86400));
@@ -54,9 +54,9 @@ fn register(index: u8, unix: i64) -> u8 {
     }
 }
 
-/// The Gregorian date of a day since 1970.
+/// The Gregorian date of a day, counted from 1970-01-01.
 fn date(days: i64) -> (i64, i64, i64) {
-    // Years begin in March here, so that the leap day is the last.
+    // Years begin in March here, so the leap day is a year's last.
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
     let day = days.rem_euclid(146_097);

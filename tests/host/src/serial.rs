@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A 16550A serial port, as far as Linux's 8250 driver uses one (PC16550D data sheet).
+//! A 16550A serial port, as far as Linux's 8250 driver uses it (PC16550D data sheet).
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ const IER_TRANSMIT: u8 = 2;
 const LCR_DIVISOR: u8 = 0x80;
 const MCR_LOOPBACK: u8 = 0x10;
 
-/// A serial port. Sending takes no time; what is received waits until the guest takes it.
+/// A serial port. Sending takes no time. Received bytes wait until the guest reads them.
 #[derive(Clone, Default)]
 pub struct Serial {
     interrupt_enable: u8,
@@ -20,24 +20,24 @@ pub struct Serial {
     modem_control: u8,
     scratch: u8,
     divisor: u16,
-    /// The transmitter became empty and the guest has not been told yet.
+    /// The transmitter has become empty, and the guest has not read that cause yet.
     transmit_event: bool,
     input: VecDeque<u8>,
     output: Vec<u8>,
 }
 
 impl Serial {
-    /// Bytes for the guest.
+    /// Queues bytes for the guest.
     pub fn receive(&mut self, bytes: &[u8]) {
         self.input.extend(bytes);
     }
 
-    /// What the guest has sent since the last call.
+    /// Takes the bytes that the guest has sent since the last call.
     pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)
     }
 
-    /// Whether the port's interrupt line is active.
+    /// Whether the port's interrupt line is high.
     pub fn interrupt(&self) -> bool {
         self.cause() != 1
     }
@@ -45,7 +45,7 @@ impl Serial {
     /// The interrupt identification register without the FIFO bits.
     fn cause(&self) -> u8 {
         if self.interrupt_enable & IER_RECEIVE != 0 && !self.input.is_empty() {
-            // Character time-out while less than a FIFO waits, as it does for a port fed slowly.
+            // Less than a full FIFO waits: the cause is a character time-out.
             if self.input.len() >= FIFO {
                 4
             } else {
@@ -93,7 +93,7 @@ impl Serial {
             1 if divisor => self.divisor = self.divisor & 0x00ff | (u16::from(value) << 8),
             0 => {
                 if self.modem_control & MCR_LOOPBACK != 0 {
-                    // What the guest sends to itself is lost when the FIFO is full.
+                    // In loopback a full FIFO drops the byte.
                     if self.input.len() < FIFO {
                         self.input.push_back(value);
                     }

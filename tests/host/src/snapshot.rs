@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A machine between two instructions: what [`crate::machine::Machine::save`] takes and
-//! [`crate::machine::Machine::restore`] goes on from, as often as wanted.
+//! A machine between two instructions. [`crate::machine::Machine::save`] takes a snapshot.
+//! [`crate::machine::Machine::restore`] continues from a snapshot, any number of times.
 //!
-//! A boot takes an emulated guest many seconds, going on from a snapshot one. The guest's clocks go on from where they
-//! were, so that its wall clock is then as wrong as the snapshot is old, as after a real host's restore.
+//! An emulated guest takes many seconds to boot, but one second to continue from a snapshot. The guest's clocks
+//! continue where the snapshot stopped them. So the guest's wall clock lags by the snapshot's age. Inference: the same
+//! happens after a restore on Hyper-V.
 
 use crate::kvm::state::VcpuState;
 use crate::kvm::state::VmState;
@@ -23,7 +24,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Bytes of memory that it holds.
+    /// Bytes of guest memory in the snapshot.
     pub fn size(&self) -> usize {
         self.memory.iter().map(|(_, bytes)| bytes.len()).sum()
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a processor needs of the host when it comes back from the guest: `struct kvm_run`.
+//! Exits of a processor from the guest to the host: `struct kvm_run`.
 
 use std::io;
 
@@ -9,16 +9,16 @@ use super::ioctl_value;
 use super::Vcpu;
 use super::RUN;
 
-/// Why a virtual processor came back to the host.
+/// Why a virtual processor left the guest.
 #[derive(Debug)]
 pub enum VmExit<'a> {
-    /// The guest reads `data.len()` bytes (1, 2 or 4, perhaps repeated) from an I/O port.
+    /// The guest reads from an I/O port: one or more accesses of 1, 2 or 4 bytes.
     PortIn {
         /// The port.
         port: u16,
         /// Bytes of one access.
         size: usize,
-        /// Where the answer belongs, `size` bytes for each repetition.
+        /// The buffer for the answer, `size` bytes per access.
         data: &'a mut [u8],
     },
     /// The guest writes to an I/O port.
@@ -27,31 +27,31 @@ pub enum VmExit<'a> {
         port: u16,
         /// Bytes of one access.
         size: usize,
-        /// What it writes, `size` bytes for each repetition.
+        /// The written bytes, `size` per access.
         data: &'a [u8],
     },
-    /// The guest reads where there is no memory.
+    /// The guest reads an address without memory.
     MmioRead {
         /// Guest physical address.
         address: u64,
-        /// Where the answer belongs.
+        /// The buffer for the answer.
         data: &'a mut [u8],
     },
-    /// The guest writes where there is no memory.
+    /// The guest writes to an address without memory.
     MmioWrite {
         /// Guest physical address.
         address: u64,
     },
-    /// The guest has written SCONTROL, SIEFP or SIMP: all three values.
+    /// The guest has written SCONTROL, SIEFP or SIMP. The exit has all three.
     Synic {
         /// SCONTROL: bit 0 enables the controller.
         control: u64,
-        /// SIEFP: the event flags page's address, bit 0 enables it.
+        /// SIEFP: the address of the event flags page. Bit 0 enables the page.
         event_page: u64,
-        /// SIMP: the message page's address, bit 0 enables it.
+        /// SIMP: the address of the message page. Bit 0 enables the page.
         message_page: u64,
     },
-    /// A hypercall that KVM leaves to the host: see [`Vcpu::hypercall_exit`].
+    /// A hypercall for the host: see [`Vcpu::hypercall_exit`].
     Hypercall,
     /// Triple fault.
     Shutdown,
@@ -59,14 +59,14 @@ pub enum VmExit<'a> {
     Reset,
     /// The guest reported a crash through `HV_X64_MSR_CRASH_CTL`.
     Crash,
-    /// HLT outside the kernel's control, or a signal: nothing to do.
+    /// A signal, or HLT where KVM has no interrupt controller. The host does nothing.
     Interrupted,
-    /// An exit that this host does not know.
+    /// Any other exit.
     Unknown(String),
 }
 
 impl Vcpu {
-    /// Runs the guest until it needs the host. The exit's answers must be in place before the next call.
+    /// Runs the guest until its next exit. The answer to an exit must be in place before the next call.
     pub fn run(&mut self) -> io::Result<VmExit<'_>> {
         if let Err(error) = ioctl_value(&self.fd, "KVM_RUN", RUN, 0) {
             return match error.kind() {
@@ -74,8 +74,8 @@ impl Vcpu {
                 _ => Err(error),
             };
         }
-        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others.
-        // References are made to single members only, as others have one to `immediate_exit`.
+        // SAFETY: The mapping is live, KVM does not access it outside KVM_RUN, and `&mut self` excludes others.
+        // References are made to single members only: other threads have a reference to `immediate_exit`.
         let reason = unsafe { (*self.run).exit_reason };
         // SAFETY: Each function is called for its `exit_reason`.
         Ok(unsafe {

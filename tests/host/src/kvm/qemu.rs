@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Works around a fault in QEMU's emulation of SVM, for machines that run in it.
+//! Works around a bug in QEMU's emulation of SVM, for machines in QEMU.
 //!
-//! Where VMRUN injects an interrupt, QEMU 10 leaves its vector as the exception to be raised next, until the processor
-//! leaves the guest or takes another exception. Whatever stops the emulation in between (another processor that wants
-//! the translations flushed, the end of a time slice under `-icount`) raises it once more, interrupts disabled or not:
-//! the guest's handler deadlocks with itself. So each such entry gets an exit at once, before any instruction: a perf
-//! event on the entry has a buffer to wake readers of, and the kernel does that with an interrupt to itself.
+//! When VMRUN injects an interrupt, QEMU 10 records the vector as the next exception to raise. The record stays until
+//! the processor leaves the guest or takes another exception. If the emulation stops in between, QEMU raises that
+//! vector again, even with interrupts disabled, and the guest's handler deadlocks with itself. (The emulation stops
+//! when another processor needs the translations flushed, or at the end of a time slice under `-icount`.)
+//!
+//! The workaround forces an exit right after each injection, before any instruction. A perf event on the entry wakes
+//! the readers of its buffer, and the kernel does so by an interrupt to itself.
 
 use std::ffi::c_int;
 use std::ffi::c_long;
@@ -33,24 +35,23 @@ const PERF_EVENT_OPEN: c_long = 298;
 /// `PERF_EVENT_IOC_SET_FILTER`
 const SET_FILTER: c_ulong = 0x4008_2406;
 
-/// `EVENTINJ.V` of what KVM is about to inject.
+/// `EVENTINJ.V` of the event that KVM is about to inject.
 const FILTER: &[u8] = b"intr_info & 0x80000000\0";
 
-/// The event's number.
+/// The file with the tracepoint's number.
 const ID: &str = "/sys/kernel/tracing/events/kvm/kvm_entry/id";
 
-/// A page for the event's state, and one to be written over and over: nobody reads.
+/// A page for the event's state, and a page of data that nobody reads and the kernel overwrites.
 const BUFFER: usize = 2 * 4096;
 
-/// Has the calling thread, which runs a virtual processor, leave the guest right after each injection, for as long as
-/// this lives.
+/// Makes the calling thread's virtual processor leave the guest right after each injection, as long as the value lives.
 pub struct ExitAfterInjection {
     _event: OwnedFd,
     _buffer: Mapping,
 }
 
 impl ExitAfterInjection {
-    /// An error if the kernel has no such event.
+    /// Applies to the calling thread. Fails if the kernel lacks the tracepoint.
     pub fn of_this_thread() -> io::Result<Self> {
         let explain = |error: io::Error| io::Error::new(error.kind(), format!("{ID}: {error}"));
         let id = fs::read_to_string(ID).map_err(explain)?;
@@ -65,9 +66,9 @@ impl ExitAfterInjection {
         // SAFETY: The kernel reads `size` bytes of the structure, which lives until the call returns.
         let fd = unsafe { syscall(PERF_EVENT_OPEN, &mut attributes, 0, -1, -1, 0) };
         let fd = check("perf_event_open", fd as c_int)?;
-        // SAFETY: perf_event_open returned a new descriptor that nothing else owns.
+        // SAFETY: perf_event_open returned a new descriptor without another owner.
         let event = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: The filter is a string that ends with a zero, and is copied.
+        // SAFETY: The filter is a zero-terminated string, and the kernel copies it.
         let set = unsafe { ioctl(event.as_raw_fd(), SET_FILTER, FILTER.as_ptr()) };
         check("PERF_EVENT_IOC_SET_FILTER", set)?;
         let buffer = Mapping::shared_read_only(&event, BUFFER)?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All that KVM knows of a machine, read and written: what a snapshot is made of.
+//! A machine's state in KVM, read and written: a part of each snapshot.
 //!
-//! The order of writing is QEMU's (`kvm_arch_put_registers()`). MSRs are those that KVM lists, and the SynIC's and the
-//! synthetic timers', of which it lists only one each.
+//! The order of writes is QEMU's (`kvm_arch_put_registers()`). The MSRs are those of KVM's list, and all of the SynIC
+//! and the synthetic timers: KVM's list has only one of each group.
 
 use std::ffi::c_ulong;
 use std::io;
@@ -44,13 +44,13 @@ const SET_XSAVE: c_ulong = request(WRITE, 0xa5, size_of::<Xsave>());
 const GET_XCRS: c_ulong = request(READ, 0xa6, size_of::<bindings::kvm_xcrs>());
 const SET_XCRS: c_ulong = request(WRITE, 0xa7, size_of::<bindings::kvm_xcrs>());
 
-/// MSRs that belong to a snapshot but not to KVM's list: SIEFP, SIMP, the SINTs, the synthetic timers.
+/// MSRs that a snapshot needs and KVM's list lacks: SIEFP, SIMP, the SINTs, the synthetic timers.
 const HYPERV_MSRS: [std::ops::RangeInclusive<u32>; 3] = [
     0x4000_0082..=0x4000_0083,
     0x4000_0090..=0x4000_009f,
     0x4000_00b0..=0x4000_00b7,
 ];
-/// MSRs whose values are clocks, or do something when written: reset, run time, reference time, frequencies.
+/// MSRs that are clocks, or whose writes have side effects: reset, run time, reference time, frequencies.
 const NOT_STATE: [u32; 5] = [
     0x4000_0003,
     0x4000_0010,
@@ -59,7 +59,7 @@ const NOT_STATE: [u32; 5] = [
     0x4000_0023,
 ];
 
-/// `struct kvm_xsave` without its flexible end, which this host's processors do not need.
+/// `struct kvm_xsave` without its flexible end: this host's processors do not need it.
 #[repr(C)]
 #[derive(Clone)]
 struct Xsave([u32; 1024]);
@@ -95,7 +95,7 @@ pub struct VmState {
 }
 
 impl Kvm {
-    /// The MSRs that make up a processor's state.
+    /// The MSRs of a processor's state.
     pub fn state_msrs(&self) -> io::Result<Vec<u32>> {
         #[repr(C)]
         struct List {
@@ -122,7 +122,7 @@ impl Kvm {
 }
 
 impl Vcpu {
-    /// Reads an MSR, `None` where this processor has none of that number.
+    /// Reads an MSR. `None` if the processor lacks it.
     pub fn msr(&self, index: u32) -> Option<u64> {
         let entry = bindings::kvm_msr_entry {
             index,
@@ -137,7 +137,7 @@ impl Vcpu {
         read.is_ok_and(|count| count == 1).then_some(msr.entry.data)
     }
 
-    /// Writes an MSR; an error names it if KVM refuses.
+    /// Writes an MSR. The error names an MSR that KVM refuses.
     fn set_msr(&self, index: u32, data: u64) -> io::Result<()> {
         let entry = bindings::kvm_msr_entry {
             index,
@@ -157,14 +157,14 @@ impl Vcpu {
         }
     }
 
-    /// Whether it executes instructions, rather than waits for an interrupt or to be started.
+    /// Whether the processor executes instructions. It does not while it waits for an interrupt or for its start.
     pub fn is_running(&self) -> bool {
         let mut state = bindings::kvm_mp_state::default();
         let read = ioctl_struct(&self.fd, "KVM_GET_MP_STATE", GET_MP_STATE, &mut state);
         read.is_ok() && state.mp_state == bindings::KVM_MP_STATE_RUNNABLE
     }
 
-    /// Whether an NMI is on its way to it.
+    /// Whether an NMI is pending for the processor.
     pub fn has_nmi_pending(&self) -> bool {
         let mut events = bindings::kvm_vcpu_events::default();
         let read = ioctl_struct(
@@ -176,12 +176,12 @@ impl Vcpu {
         read.is_ok() && (events.nmi.pending != 0 || events.nmi.injected != 0)
     }
 
-    /// Sends it an NMI.
+    /// Sends the processor an NMI.
     pub fn send_nmi(&self) -> io::Result<()> {
         ioctl_value(&self.fd, "KVM_NMI", NMI, 0).map(|_| ())
     }
 
-    /// The physical address of what is at a virtual one; `None` if there's nothing.
+    /// Translates a virtual address to a physical one. `None` if the address is not mapped.
     pub fn translate(&self, address: u64) -> Option<u64> {
         let mut translation = bindings::kvm_translation {
             linear_address: address,
@@ -191,7 +191,7 @@ impl Vcpu {
         (translation.valid != 0).then_some(translation.physical_address)
     }
 
-    /// Reads the state; the processor must not be running. An exit whose answer KVM has not taken yet is completed.
+    /// Reads the state. The processor must not run. A pending exit is completed first.
     pub fn state(&mut self, msrs: &[u32]) -> io::Result<VcpuState> {
         self.kick_itself();
         self.run()?;
@@ -249,7 +249,7 @@ impl Vcpu {
         ioctl_struct(&self.fd, "KVM_SET_XSAVE", SET_XSAVE, &mut *state.xsave)?;
         ioctl_struct(&self.fd, "KVM_SET_LAPIC", SET_LAPIC, &mut state.lapic)?;
         for (index, data) in state.msrs {
-            // Many cannot be written, or only with what they hold anyway.
+            // Many MSRs are read-only, or accept only the value they already have.
             if self.msr(index) != Some(data) {
                 self.set_msr(index, data)?;
             }
@@ -271,7 +271,7 @@ impl Vcpu {
 }
 
 impl Vm {
-    /// Reads the state; no processor may be running.
+    /// Reads the state. No processor may run.
     pub fn state(&self) -> io::Result<VmState> {
         let mut state = VmState {
             chips: Default::default(),
@@ -286,7 +286,8 @@ impl Vm {
         Ok(state)
     }
 
-    /// Writes the state into a new machine, after its processors' and before they run: the clock goes on from here.
+    /// Writes the state into a new machine: after the processors' states, before they run. The clock continues from
+    /// there.
     pub fn set_state(&self, state: &VmState) -> io::Result<()> {
         let mut state = state.clone();
         for chip in &mut state.chips {
@@ -296,7 +297,7 @@ impl Vm {
         self.set_clock(state.clock)
     }
 
-    /// Sets the clock that the guest's reference time follows, in nanoseconds.
+    /// Sets the clock behind the guest's reference time, in nanoseconds.
     pub fn set_clock(&self, clock: u64) -> io::Result<()> {
         let mut data = bindings::kvm_clock_data {
             clock,
