@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The firmware's ACPI tables (ACPI specification 6.5, chapters 5 and 20) and the fixed hardware's registers.
+//! The firmware's ACPI tables (ACPI specification 6.5, chapters 5 and 20) and the registers of the fixed hardware.
 //!
-//! The DSDT holds what `hv_vmbus` looks for: a device `_HID "VMBus"` below one whose `_CRS` is the range of addresses
-//! for VMBus devices, as on a generation 2 virtual machine (`\_SB.VMOD.VMBS`), whose firmware's source is public. Its
-//! interrupt line is there for guests that want one, and never used.
+//! The DSDT has the devices that `hv_vmbus` looks for: `_HID "VMBus"`, and a parent whose `_CRS` is the address range
+//! for VMBus devices. The names are those of a generation 2 virtual machine (`\_SB.VMOD.VMBS`), whose firmware's source
+//! is public. The bus' interrupt line is for guests that ask for one. This host never raises it.
 
 use std::io;
 use std::time::Instant;
 
 use crate::memory::GuestMemory;
 
-/// Where the tables begin: the root pointer.
+/// The address of the first table, the root pointer.
 pub const RSDP: u64 = 0xe_0000;
 const FACS: u64 = RSDP + 0x40;
 const TABLES: u64 = RSDP + 0x80;
@@ -24,19 +24,19 @@ pub const PM1_CONTROL: u16 = 0x404;
 pub const PM_TIMER: u16 = 0x408;
 /// I/O port of the reset register.
 pub const RESET: u16 = 0xcf9;
-/// What is written to [`RESET`].
+/// The value that a guest writes to [`RESET`].
 pub const RESET_VALUE: u8 = 6;
 
 const SCI_IRQ: u16 = 9;
 const VMBUS_IRQ: u8 = 5;
 const SLP_TYPE_S4: u8 = 4;
 const SLP_TYPE_S5: u8 = 5;
-/// The MMIO range below 4 GiB that a host gives to VMBus devices.
+/// The MMIO range for VMBus devices, below 4 GiB.
 const MMIO: std::ops::RangeInclusive<u32> = 0xf800_0000..=0xfebf_ffff;
 
-/// AML: each function gives the encoding of one term.
+/// AML: each function encodes one term.
 mod aml {
-    /// Prefixes `body` by its PkgLength (which counts itself).
+    /// Puts PkgLength in front of `body`. The length includes its own bytes.
     fn package_length(body: &[u8]) -> Vec<u8> {
         let with = |extra: usize| body.len() + extra;
         let mut out = if with(1) < 0x40 {
@@ -58,7 +58,7 @@ mod aml {
         [opcode, &package_length(&body)].concat()
     }
 
-    /// A name of four characters, with `\` before it for the root.
+    /// A name of four characters. A `\` in front stands for the root.
     pub(super) fn path(name: &str) -> Vec<u8> {
         name.as_bytes().to_vec()
     }
@@ -94,21 +94,21 @@ mod aml {
         term(&[0x5b, 0x82], [path(name), terms.concat()].concat())
     }
 
-    /// A resource template: the descriptors and the end tag.
+    /// A resource template: the descriptors and an end tag.
     pub(super) fn resources(descriptors: &[Vec<u8>]) -> Vec<u8> {
         buffer(&[descriptors.concat(), vec![0x79, 0]].concat())
     }
 
-    /// IRQ: one of the ISA lines, edge triggered, active high, exclusive.
+    /// IRQ: an ISA line, edge triggered, active high, exclusive.
     pub(super) fn irq(line: u8) -> Vec<u8> {
         let [low, high] = (1u16 << line).to_le_bytes();
         vec![0x23, low, high, 0x01]
     }
 
-    /// DWordMemory: a window that this device hands on to its children.
+    /// DWordMemory: an address range that the device provides to its children.
     pub(super) fn memory_window(range: std::ops::RangeInclusive<u32>) -> Vec<u8> {
         let mut out = vec![0x87, 23, 0];
-        // Memory; producer, positive decode, both ends fixed; cacheable, writable.
+        // Memory. Producer, positive decode, both ends fixed. Cacheable, writable.
         out.extend([0x00, 0x0c, 0x03]);
         for value in [
             0,
@@ -138,7 +138,7 @@ fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What must be added for the bytes' sum to be 0.
+/// The byte that makes the sum of all bytes 0.
 fn checksum(bytes: &[u8]) -> u8 {
     0u8.wrapping_sub(
         bytes
@@ -185,7 +185,7 @@ fn dsdt(s4: bool) -> Vec<u8> {
 fn madt(vcpus: u32) -> Vec<u8> {
     let mut body = Vec::new();
     body.extend(0xfee0_0000u32.to_le_bytes());
-    body.extend(1u32.to_le_bytes()); // The 8259s are there.
+    body.extend(1u32.to_le_bytes()); // The machine has 8259s.
     for vcpu in 0..vcpus as u8 {
         body.extend([0, 8, vcpu, vcpu]);
         body.extend(1u32.to_le_bytes());
@@ -193,7 +193,7 @@ fn madt(vcpus: u32) -> Vec<u8> {
     body.extend([1, 12, vcpus as u8, 0]);
     body.extend(0xfec0_0000u32.to_le_bytes());
     body.extend(0u32.to_le_bytes());
-    // ISA line 0 (timer) is pin 2; the SCI is level triggered, active high.
+    // ISA line 0 (timer) is pin 2. The SCI is level triggered, active high.
     for (irq, gsi, flags) in [(0u8, 2u32, 0u16), (SCI_IRQ as u8, u32::from(SCI_IRQ), 0xd)] {
         body.extend([2, 10, 0, irq]);
         body.extend(gsi.to_le_bytes());
@@ -203,8 +203,8 @@ fn madt(vcpus: u32) -> Vec<u8> {
 }
 
 fn fadt(dsdt: u64) -> Vec<u8> {
-    // WBINVD works; C1 on all processors; no fixed power or sleep button; the timer has 32 bits; there is a reset
-    // register; headless.
+    // WBINVD works; C1 on all processors; no fixed power button or sleep button; a 32-bit timer; a reset register;
+    // headless.
     const FLAGS: u32 = 1 | (1 << 2) | (1 << 4) | (1 << 5) | (1 << 8) | (1 << 10) | (1 << 12);
     let mut body = vec![0u8; 276 - 36];
     let mut put = |offset: usize, bytes: &[u8]| {
@@ -221,7 +221,7 @@ fn fadt(dsdt: u64) -> Vec<u8> {
     put(56, &u32::from(PM1_EVENT).to_le_bytes());
     put(64, &u32::from(PM1_CONTROL).to_le_bytes());
     put(76, &u32::from(PM_TIMER).to_le_bytes());
-    put(88, &[4, 2, 0, 4]); // Lengths of those blocks.
+    put(88, &[4, 2, 0, 4]); // Lengths of these register blocks.
     put(96, &0xffffu16.to_le_bytes()); // No C2 or C3.
     put(98, &0xffffu16.to_le_bytes());
     put(109, &(1u16 | (1 << 2)).to_le_bytes()); // Legacy devices, no VGA.
@@ -235,7 +235,7 @@ fn fadt(dsdt: u64) -> Vec<u8> {
     table(b"FACP", 6, &body)
 }
 
-/// Writes the tables for `vcpus` processors; `s4` says whether the machine can hibernate.
+/// Writes the tables for `vcpus` processors. `s4` adds hibernation.
 pub fn load(memory: &GuestMemory, vcpus: u32, s4: bool) -> io::Result<()> {
     let mut next = TABLES;
     let mut place = |bytes: Vec<u8>| -> io::Result<u64> {
@@ -271,7 +271,7 @@ pub fn load(memory: &GuestMemory, vcpus: u32, s4: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// What the guest has asked of the machine through [`PM1_CONTROL`].
+/// A sleep state that the guest has requested by [`PM1_CONTROL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sleep {
     /// S4: suspend to disk.
@@ -280,7 +280,7 @@ pub enum Sleep {
     S5,
 }
 
-/// The fixed hardware's registers.
+/// The registers of the fixed hardware.
 #[derive(Clone)]
 pub struct PowerManagement {
     enable: u16,
@@ -296,7 +296,7 @@ impl PowerManagement {
         }
     }
 
-    /// Reads the register at `port`, one of this module's.
+    /// Reads the register at `port`, a port of this module.
     pub fn read(&self, port: u16) -> u32 {
         match port {
             PM1_EVENT => u32::from(self.enable) << 16,
@@ -307,7 +307,7 @@ impl PowerManagement {
         }
     }
 
-    /// Writes the register at `port`; tells if that puts the machine to sleep.
+    /// Writes the register at `port`. Returns the sleep state that the guest requests by it, if any.
     pub fn write(&mut self, port: u16, value: u32) -> Option<Sleep> {
         const SLP_EN: u32 = 1 << 13;
         match port {

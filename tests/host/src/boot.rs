@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Puts a kernel, its initramfs and its command line into memory as the 64-bit boot protocol wants them.
+//! Loads a kernel, its initramfs and its command line into memory, as in the 64-bit boot protocol.
 //!
 //! Source: `Documentation/arch/x86/boot.rst` and `zero-page.rst` in the kernel tree.
 
@@ -19,28 +19,28 @@ const STACK_TOP: u64 = 0x8ff0;
 const PAGE_TABLES: u64 = 0x9000;
 const COMMAND_LINE: u64 = 0x2_0000;
 const COMMAND_LINE_SIZE: usize = 2048;
-/// End of the memory below the hole at 640 KiB.
+/// The end of the memory below the hole at 640 KiB.
 const LOW_MEMORY_END: u64 = 0x9_fc00;
-/// Where the firmware's tables are, 128 KiB up to 1 MiB.
+/// The start of the firmware's tables: 128 KiB below 1 MiB.
 const FIRMWARE: u64 = 0xe_0000;
 const HIGH_MEMORY: u64 = 0x10_0000;
-/// The 64-bit entry point lies this far behind the start of the loaded kernel.
+/// Offset of the 64-bit entry point in the loaded kernel.
 const ENTRY_64: u64 = 0x200;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
-/// Persistent memory as it was before ACPI's NFIT (`E820_TYPE_PRAM`): the kernel makes `/dev/pmem0` of it.
+/// The type of persistent memory from before ACPI's NFIT (`E820_TYPE_PRAM`). The kernel makes `/dev/pmem0` of it.
 const E820_PERSISTENT: u32 = 12;
 
-/// What is loaded.
+/// The images to load.
 pub struct Image<'a> {
-    /// A bzImage, or the vmlinux that it holds.
+    /// A bzImage, or the vmlinux inside it.
     pub kernel: &'a [u8],
-    /// cpio archives, unpacked one over the other by the kernel.
+    /// cpio archives. The kernel unpacks them in this order into one file system.
     pub initrds: &'a [Vec<u8>],
     /// The kernel's command line.
     pub command_line: &'a str,
-    /// Where the memory ends that the kernel may use. From there to the mailbox it is persistent.
+    /// The end of the memory for the kernel. Persistent memory begins here and ends at the mailbox.
     pub memory_end: u64,
     /// Guest physical address of the ACPI root pointer.
     pub rsdp: u64,
@@ -63,21 +63,21 @@ fn field(image: &[u8], offset: usize, length: usize) -> io::Result<u64> {
         .fold(0, |value, byte| (value << 8) | u64::from(*byte)))
 }
 
-/// What there is to know of a kernel image, whichever format it has.
+/// A kernel image of either format, parsed.
 struct Kernel<'a> {
-    /// Pieces of the image and where they go.
+    /// Parts of the image with their addresses.
     segments: Vec<(u64, &'a [u8])>,
-    /// The end of the memory that the kernel uses before it knows the memory map.
+    /// The end of the memory that the kernel uses before it reads the memory map.
     end: u64,
-    /// Where processor 0 starts.
+    /// The entry point of processor 0.
     entry: u64,
-    /// The highest address that an initramfs may have.
+    /// The highest address of an initramfs.
     initrd_max: u64,
     /// The setup header, from offset 0x1f1 of the zero page.
     header: Vec<u8>,
 }
 
-/// Reads a bzImage, which unpacks itself.
+/// Parses a bzImage, a kernel that unpacks itself.
 fn bzimage(kernel: &[u8]) -> io::Result<Kernel<'_>> {
     if field(kernel, 0x202, 4)? != u64::from(u32::from_le_bytes(*b"HdrS"))
         || field(kernel, 0x206, 2)? < 0x20c
@@ -106,8 +106,8 @@ fn bzimage(kernel: &[u8]) -> io::Result<Kernel<'_>> {
     })
 }
 
-/// Reads a vmlinux: the ELF file that a bzImage holds. Its entry point obeys the same protocol, and unpacking it on the
-/// host saves an emulated guest seconds.
+/// Parses a vmlinux, the ELF file inside a bzImage. Its entry point follows the same protocol. The host unpacks it,
+/// which saves an emulated guest seconds.
 fn vmlinux(kernel: &[u8]) -> io::Result<Kernel<'_>> {
     const PT_LOAD: u64 = 1;
     let table = field(kernel, 0x20, 8)? as usize;
@@ -137,7 +137,7 @@ fn vmlinux(kernel: &[u8]) -> io::Result<Kernel<'_>> {
     put(0x1fe, &0xaa55u16.to_le_bytes());
     put(0x202, b"HdrS");
     put(0x206, &0x20cu16.to_le_bytes());
-    put(0x211, &[1]); // Loaded high.
+    put(0x211, &[1]); // The kernel is loaded high.
     put(0x230, &0x20_0000u32.to_le_bytes());
     Ok(Kernel {
         segments,
@@ -148,9 +148,9 @@ fn vmlinux(kernel: &[u8]) -> io::Result<Kernel<'_>> {
     })
 }
 
-/// Loads everything and returns the address at which processor 0 starts.
+/// Loads the images. Returns the entry point of processor 0.
 ///
-/// An error names what is wrong with an image, or that the memory is too small.
+/// An error names the fault of an image, or says that the memory is too small.
 pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
     let kernel = match image.kernel.starts_with(b"\x7fELF") {
         true => vmlinux(image.kernel)?,
@@ -187,7 +187,7 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
         zero_page[offset..offset + bytes.len()].copy_from_slice(bytes)
     };
     put(0x70, &image.rsdp.to_le_bytes());
-    put(0x210, &[0xff]); // A boot loader without a number.
+    put(0x210, &[0xff]); // A boot loader without an assigned number.
     put(0x218, &(initrd_start as u32).to_le_bytes());
     put(0x21c, &(initrd.len() as u32).to_le_bytes());
     put(0x228, &(COMMAND_LINE as u32).to_le_bytes());
@@ -219,7 +219,7 @@ pub fn load(memory: &GuestMemory, image: &Image<'_>) -> io::Result<u64> {
     Ok(kernel.entry)
 }
 
-/// Maps the first 4 GiB to themselves in pages of 2 MiB.
+/// Identity-maps the first 4 GiB in pages of 2 MiB.
 fn load_page_tables(memory: &GuestMemory) -> io::Result<()> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 0x80;
@@ -242,7 +242,7 @@ fn load_page_tables(memory: &GuestMemory) -> io::Result<()> {
     Ok(())
 }
 
-/// General registers of processor 0 at `entry`.
+/// The general registers of processor 0 at `entry`.
 pub fn registers(entry: u64) -> Regs {
     Regs {
         rip: entry,
@@ -253,7 +253,7 @@ pub fn registers(entry: u64) -> Regs {
     }
 }
 
-/// Turns the state after reset into 64-bit mode with the page tables and segments of [`load`].
+/// Switches the state after reset to 64-bit mode, with the page tables and segments of [`load`].
 pub fn enter_long_mode(sregs: &mut Sregs) {
     let segment = |selector: u16, code: bool| Segment {
         base: 0,

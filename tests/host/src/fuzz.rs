@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What fuzzers have in common: numbers that look random, valid messages, and what becomes of them.
+//! Tools for fuzzers: random numbers, valid messages, mutations.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -15,16 +15,16 @@ use crate::ic::Moment;
 use crate::service::Service;
 use crate::service::Version;
 
-/// A flag of shutdown requests that none has: with it, the guest stays on.
+/// A flag that no shutdown request has. A guest refuses a request with it, and stays on.
 pub const NO_SHUTDOWN: u8 = 0x80;
 
-/// Numbers that look random and follow from a seed (xorshift64*).
+/// Pseudo-random numbers from a seed (xorshift64*).
 pub struct Random(u64);
 
 impl Random {
-    /// Those of a seed.
+    /// Starts from a seed.
     pub fn new(seed: u64) -> Self {
-        // Zero is the one state that it would never leave.
+        // Zero would yield zeroes for ever.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1))
     }
 
@@ -59,7 +59,7 @@ impl Random {
     }
 }
 
-/// Text that has characters of all sizes.
+/// A text with characters of one to four UTF-8 bytes.
 pub fn text(random: &mut Random) -> String {
     let length = random.of(&[0, 1, 7, 31, 127]);
     (0..length)
@@ -67,7 +67,7 @@ pub fn text(random: &mut Random) -> String {
         .collect()
 }
 
-/// The body of a valid message, any of those that the service's hosts send.
+/// The body of a valid message of the service: any kind, any version.
 pub fn body(service: Service, moment: &Moment, random: &mut Random) -> Vec<u8> {
     let pool = random.below(6) as u8;
     match service {
@@ -106,12 +106,12 @@ pub fn body(service: Service, moment: &Moment, random: &mut Random) -> Vec<u8> {
     }
 }
 
-/// The body of a request of VSS', in any layout from 5.0 to 7.0, with disks or without.
+/// The body of a VSS request: any layout from 5.0 to 7.0, empty or filled.
 fn backup(random: &mut Random) -> Vec<u8> {
     let operation = random.below(12) as u8;
     let mut body = vss::body(operation);
     let length = match operation {
-        // 7.0 has a time behind it.
+        // 7.0 appends a time.
         vss::QUERY_CLUSTER => body.len() + random.of(&[0, 8]),
         vss::FREEZE | vss::THAW | vss::AUTO_RECOVER => random.of(&[body.len(), vss::LONGEST]),
         _ => body.len(),
@@ -123,19 +123,19 @@ fn backup(random: &mut Random) -> Vec<u8> {
     body
 }
 
-/// The body of a request of KVP's about addresses in this version; a guest takes it for one of the version that was
-/// agreed on.
+/// The body of a KVP request about addresses, in the layout of `version`. A guest reads it in the layout that was
+/// negotiated.
 pub fn addresses(version: Version, random: &mut Random) -> Vec<u8> {
     let adapter: String = text(random).chars().take(100).collect();
     if random.one_in(3) {
         return kvp::get_ip_info(version, &adapter);
     }
     let list = |room: usize, random: &mut Random| -> Vec<IpAddr> {
-        // About 52 IPv6 addresses fill the longest text that there is.
+        // About 52 IPv6 addresses fill the longest text.
         let count = random.of(&[0, 1, 2, 5, room / 2, 52, room]).min(room);
-        // All of IPv4, all of IPv6, or both.
+        // IPv4 only, IPv6 only, or both.
         let families = random.of(&[&[4][..], &[6], &[4, 6]]);
-        // Some have a long run of zeros, as addresses do.
+        // Some addresses have a long run of zeroes, as real ones do.
         let zeros = random.of(&[0, 0, 32, 60]);
         let mut address = || match random.of(families) {
             4 => IpAddr::V4((random.any() as u32).into()),
@@ -169,23 +169,23 @@ pub fn addresses(version: Version, random: &mut Random) -> Vec<u8> {
     kvp::set_ip_info(version, &info).unwrap_or_else(|| kvp::get_ip_info(version, &adapter))
 }
 
-/// Ways in which a message is changed.
+/// Ways to change a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mutation {
-    /// A bit is another.
+    /// One bit flips.
     Bit,
-    /// A field has one of the values that are special.
+    /// A field gets a special value.
     Field,
-    /// The end is missing.
+    /// The end is cut off.
     Short,
-    /// There is more behind the end.
+    /// Bytes are appended.
     Long,
-    /// Some bytes in the middle are others.
+    /// Bytes in the middle change.
     Bytes,
 }
 
 impl Mutation {
-    /// What most depends on is twice in it.
+    /// The mutations with their weights: fields matter most.
     const ALL: [Self; 6] = [
         Self::Bit,
         Self::Field,
@@ -195,7 +195,7 @@ impl Mutation {
         Self::Bytes,
     ];
 
-    /// What it is called.
+    /// The mutation's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bit => "bit",
@@ -206,7 +206,7 @@ impl Mutation {
         }
     }
 
-    /// Changes a message in one of these ways, and says in which.
+    /// Changes a message, and returns how.
     pub fn apply(message: &mut Vec<u8>, random: &mut Random) -> Self {
         let length = message.len();
         let mutation = random.of(&Self::ALL);
@@ -241,7 +241,7 @@ impl Mutation {
                 let to = from + random.below((length - from).min(64));
                 random.fill(&mut message[from..to]);
             }
-            // There is nothing to be changed.
+            // The message is too short for this mutation.
             Self::Bit | Self::Field => {}
         }
         mutation

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GUIDs as they lie in VMBus messages: the first three groups little-endian, the rest as written.
+//! GUIDs in the layout of VMBus messages: the first three groups little-endian, the rest in the order of the text.
 
 use std::fmt;
 

@@ -20,12 +20,12 @@
 //!
 //! # Facts and inferences
 //!
-//! Comments mark how a Windows host behaves by the source of that knowledge:
+//! Two marks in comments tell how the behaviour of a Windows host is known:
 //!
-//! - `Fact:` was read in the code of Microsoft's open-source VMM. That VMM has devices for KVP, guest shutdown and time
-//!   synchronization.
-//! - `Inference:` was derived from message definitions and from the C driver (`drivers/hv`). That VMM defines the
-//!   messages of heartbeat and VSS but has no device for them. It has nothing for fcopy.
+//! - Fact: read in the code of Microsoft's open-source VMM. That VMM has VMBus, and the services KVP, guest shutdown
+//!   and time synchronization.
+//! - Inference: derived from message definitions and from the C driver (`drivers/hv`). For heartbeat and VSS that VMM
+//!   has definitions only, for fcopy nothing.
 
 #![warn(missing_docs, unreachable_pub)]
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The machine: memory, processors, devices and bus put together, its threads, and how its run ends.
+//! The machine: memory, processors, devices and bus, its threads, and how its run ends.
 //!
-//! Threads: one per processor; one per processor that waits for the guest's EOM; one that makes processors leave the
-//! guest now and then; one for timers. A panic in any of them ends the run. Locks: the bus (with all services) before
-//! the SynIC; the ports on their own; the exit within any.
+//! Each processor has a thread, and another thread that waits for the guest's EOM. One thread nudges all processors,
+//! and one runs timers. A panic in any thread ends the run.
+//!
+//! Locks: the bus (with all services) before the SynIC; the ports alone; the exit within any other.
 
 mod platform;
 mod processor;
@@ -42,36 +43,36 @@ use crate::vmbus::bus;
 
 pub use self::shared::Shared;
 
-/// The most virtual processors that a machine has.
+/// The largest number of virtual processors.
 pub const MAX_VCPUS: u32 = 32;
 
-/// What a machine is made of.
+/// A machine's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// A bzImage.
+    /// The kernel: a bzImage or a vmlinux.
     pub kernel: PathBuf,
-    /// cpio archives, unpacked one over the other.
+    /// cpio archives. The kernel unpacks them in this order into one file system.
     pub initrds: Vec<PathBuf>,
-    /// Added to the kernel's command line.
+    /// Appended to the kernel's command line.
     pub command_line: String,
-    /// Virtual processors, 1 to [`MAX_VCPUS`].
+    /// Number of virtual processors, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
     /// Memory in MiB, a multiple of 2.
     pub memory: u64,
-    /// The newest VMBus version that the host speaks.
+    /// The newest VMBus version of the host.
     pub vmbus_max: Version,
-    /// The services that it offers.
+    /// The services that the host offers.
     pub services: Vec<Service>,
     /// Whether the machine can hibernate (S4).
     pub s4: bool,
-    /// Seconds that the machine's clock is ahead of the host's when it boots.
+    /// How many seconds the machine's clock is ahead of the host's at boot.
     pub rtc_offset: i64,
-    /// By what it can tell the time.
+    /// The guest's clocks.
     pub clock: Clock,
-    /// A file's content is persistent memory, `/dev/pmem0` to the guest. What the guest writes outlives its resets, but is
-    /// not written to the file.
+    /// A file whose content is in the guest's persistent memory, `/dev/pmem0`. The guest's writes outlive its resets,
+    /// but never reach the file.
     pub persistent: Option<PathBuf>,
-    /// The guest is not one of this project's: its kernel gets `command_line` and nothing else, and no agent is in it.
+    /// The guest is foreign: `command_line` is its kernel's whole command line, and it has no agent.
     pub foreign: bool,
 }
 
@@ -103,28 +104,28 @@ pub enum Exit {
     Reset,
     /// S4.
     S4,
-    /// The guest's processor gave up.
+    /// Triple fault.
     TripleFault,
     /// The emulation of a processor broke down.
     Breakdown(String),
-    /// The host cannot go on.
+    /// The host failed.
     Failed(String),
-    /// The host stopped it.
+    /// The host stopped the machine.
     Stopped,
 }
 
-/// The command line that every guest of this project's gets: a serial console that prints what matters only (each byte of it is an exit),
-/// no search for hardware that is not there, and fixed addresses.
+/// The command line of this project's guests: a serial console with important messages only (each byte is an exit), no
+/// search for absent hardware, and fixed addresses.
 const COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=5 panic=-1 nokaslr pci=off mitigations=off";
 
-/// A machine: it keeps its memory, bus and record from one power cycle to the next.
+/// A machine. Memory, bus and transcript last from one power cycle to the next.
 pub struct Machine {
     config: Config,
     kvm: Kvm,
     kernel: Vec<u8>,
     initrds: Vec<Vec<u8>>,
-    /// What is in persistent memory while the machine is off.
+    /// The content of persistent memory while the machine is off.
     persistent: Vec<u8>,
     shared: Arc<Shared>,
     run: Option<Run>,
@@ -132,8 +133,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes a machine, switched off. Errors name the file that cannot be read, what KVM refuses, or what no machine
-    /// can have.
+    /// Creates a machine, switched off. An error names an unreadable file, KVM's refusal, or an impossible
+    /// configuration.
     pub fn new(config: Config) -> io::Result<Self> {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             let text = format!("{} processors, not 1 to {MAX_VCPUS}", config.vcpus);
@@ -173,28 +174,28 @@ impl Machine {
         })
     }
 
-    /// What the machine is made of.
+    /// The machine's configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// What its threads share.
+    /// The state that the machine's threads share.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
-    /// Switches the machine off (if it is on) and on again: everything is as after a reset.
+    /// Switches the machine on after a reset. A running machine is switched off first.
     pub fn power_on(&mut self) -> io::Result<()> {
         self.start(None)
     }
 
-    /// Goes on from a snapshot of this machine, or of one with the same configuration.
+    /// Continues from a snapshot of this machine, or of a machine with the same configuration.
     pub fn restore(&mut self, snapshot: &Snapshot) -> io::Result<()> {
         self.start(Some(snapshot))
     }
 
-    /// Takes a snapshot, and goes on from it. An error if a channel is in use, or the machine is off; where one came
-    /// into use while the processors were stopped, the machine is off then.
+    /// Takes a snapshot and continues from it. Fails if the machine is off or a channel is in use. If a channel comes
+    /// into use while the processors stop, the machine is off afterwards.
     pub fn save(&mut self) -> io::Result<Snapshot> {
         let off = || io::Error::other("the machine is off");
         let run = self.run.as_ref().ok_or_else(off)?;
@@ -207,7 +208,7 @@ impl Machine {
             .end()
             .into_iter()
             .collect::<io::Result<Option<Vec<_>>>>()?;
-        // What the processors did last counts.
+        // Look again: the processors may have used the bus before they stopped.
         let bus = self.quiet_bus(&synic)?;
         let snapshot = Snapshot {
             memory: self.shared.memory.nonzero_pages(),
@@ -222,7 +223,7 @@ impl Machine {
         Ok(snapshot)
     }
 
-    /// The bus' state; an error if it cannot be in a snapshot.
+    /// The bus' state. Fails if the state cannot be in a snapshot.
     fn quiet_bus(&self, synic: &Mutex<Synic>) -> io::Result<bus::State> {
         let bus = self.shared.bus();
         if lock(synic).has_waiting_messages() {
@@ -231,7 +232,7 @@ impl Machine {
         bus.state().map_err(io::Error::other)
     }
 
-    /// Makes a new KVM machine and starts it, from a snapshot or as after a reset.
+    /// Creates a new KVM machine and starts it, from a snapshot or after a reset.
     fn start(&mut self, from: Option<&Snapshot>) -> io::Result<()> {
         self.power_off();
         let shared = &self.shared;
@@ -293,12 +294,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Where the memory ends that the guest's kernel may use.
+    /// The end of the memory for the guest's kernel.
     fn memory_end(&self) -> u64 {
         mailbox::address(&self.shared.memory) - self.persistent.len() as u64
     }
 
-    /// Loads firmware and kernel, and points processor 0 at it.
+    /// Loads firmware tables and kernel, and sets processor 0 to the kernel's entry point.
     fn load(&self, processor: &Vcpu) -> io::Result<()> {
         let (shared, vcpus) = (&self.shared, self.config.vcpus);
         shared.memory.write(self.memory_end(), &self.persistent)?;
@@ -327,8 +328,7 @@ impl Machine {
         processor.set_regs(&boot::registers(entry))
     }
 
-    /// Stops the machine where it is: its processors, its clock, and what the host sends by itself. An error if it is
-    /// off or stopped.
+    /// Pauses the processors, the clock and the bus' timers. Fails if the machine is off or paused.
     pub fn pause(&mut self) -> io::Result<()> {
         let run = match &mut self.run {
             Some(run) if run.paused_at.is_none() => run,
@@ -340,7 +340,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Has it go on from there. An error if it is not stopped.
+    /// Resumes a paused machine. Fails if the machine is not paused.
     pub fn resume(&mut self) -> io::Result<()> {
         let stopped = self.run.as_mut().and_then(|run| {
             let clock = run.paused_at.take()?;
@@ -352,19 +352,19 @@ impl Machine {
         Ok(())
     }
 
-    /// Switches the machine off, whatever it is doing.
+    /// Switches the machine off, in any state.
     pub fn power_off(&mut self) {
         if let Some(run) = self.run.take() {
             self.shared.end(Exit::Stopped);
             run.end();
             let end = self.memory_end();
-            // It lies in the machine's memory.
+            // The range was checked when the machine was created.
             let _ = self.shared.memory.read(end, &mut self.persistent);
             self.shared.bus().set_hypervisor(Box::new(Nobody));
         }
     }
 
-    /// Where each processor is, one line each: to be told when a guest hangs.
+    /// The place of each processor, a line each, for a report on a guest that hangs.
     pub fn describe_processors(&self) -> String {
         let Some(run) = &self.run else {
             return "the machine is off".to_owned();
@@ -382,7 +382,7 @@ impl Machine {
         lines.join("\n")
     }
 
-    /// Updates the serial ports' interrupt lines after the host has used them.
+    /// Updates the serial ports' interrupt lines. To be called after the host has used the ports.
     pub fn update_lines(&self) {
         if let Some(run) = &self.run {
             let mut ports = self.shared.ports();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The machine's I/O ports: two serial ports, the clock, the ways to switch the machine off, and one at which
-//! the guest has the host look at its clock.
+//! The machine's I/O ports: two serial ports, the real-time clock, power management, and a port that records the host's
+//! time.
 
 use std::time::SystemTime;
 
@@ -14,27 +14,27 @@ use crate::serial::Serial;
 
 const COM1: u16 = 0x3f8;
 const COM2: u16 = 0x2f8;
-/// The modem control register of the agent's port. The guest's kernel writes 0 there when it suspends the port.
+/// The modem control register of the agent's port. The guest's kernel writes 0 to it when it suspends the port.
 pub const AGENT_MODEM_CONTROL: u16 = COM2 + 4;
-/// Whatever is written there, as by `tests/guest/ptp-now.c`, has the host look at its clock. No other machine has it.
+/// A write of any value records the host's time. For `tests/guest/ptp-now.c`. No real machine has this port.
 const LOOK: u16 = 0x560;
-/// The address of PCI's configuration space, which is empty. A kernel that is told that it is there (`pci=conf1`) takes
-/// note of persistent memory: that comes with its survey of PCI's resources.
+/// The address register of PCI's configuration space. The space is empty. A kernel with `pci=conf1` surveys PCI's
+/// resources if the register is there, and finds persistent memory with them.
 const PCI_ADDRESS: u16 = 0xcf8;
-/// So many bytes of each port's output are kept at least, and twice as many at most.
+/// At least as many bytes of each port's output are kept, at most twice as many.
 const KEPT: usize = 4 << 20;
 /// Interrupt lines of the serial ports.
 const LINES: [u32; 2] = [4, 3];
 
-/// Whether a processor that writes to a port goes on after that.
+/// Whether a processor waits in a write to a port, see [`Ports::hold_at`].
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Hold {
-    /// It does.
+    /// No processor waits, and none will.
     #[default]
     No,
-    /// Not the one that writes this byte to this port.
+    /// The next processor that writes this byte to this port will wait.
     At(u16, u8),
-    /// That one has come, and waits.
+    /// A processor waits.
     Holds,
 }
 
@@ -42,12 +42,12 @@ enum Hold {
 #[derive(Clone)]
 pub struct Ports {
     serial: [Serial; 2],
-    /// The interrupt lines' levels as KVM knows them.
+    /// The interrupt lines' levels that KVM was told last.
     levels: [bool; 2],
     rtc: Rtc,
     power: PowerManagement,
     console: Vec<u8>,
-    /// Bytes of the console that are kept no more.
+    /// Number of bytes dropped from the start of `console`.
     console_forgotten: usize,
     agent: Vec<u8>,
     looks: [SystemTime; 2],
@@ -56,7 +56,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The devices after reset; the clock is `rtc_offset` seconds ahead of the host's.
+    /// The devices after reset. The real-time clock is `rtc_offset` seconds ahead of the host's clock.
     pub fn new(rtc_offset: i64) -> Self {
         Self {
             serial: Default::default(),
@@ -72,41 +72,41 @@ impl Ports {
         }
     }
 
-    /// What came out of the console (ttyS0) since reset; of very much, the end.
+    /// The console's (ttyS0) output since reset. Of a long output, the end.
     pub fn console(&self) -> &[u8] {
         &self.console
     }
 
-    /// What came out of it behind its first `from` bytes, as far as it is kept, and how many bytes came in all.
+    /// The console's output after the first `from` bytes, as far as it is kept, and the number of bytes since reset.
     pub fn console_since(&self, from: usize) -> (&[u8], usize) {
         let end = self.console_forgotten + self.console.len();
-        // After a reset it begins anew.
+        // After a reset the count starts over.
         let from = if from > end { 0 } else { from };
         let start = from.saturating_sub(self.console_forgotten);
         (self.console.get(start..).unwrap_or_default(), end)
     }
 
-    /// What came out of the agent's port (ttyS1), for the reader to take from.
+    /// The output of the agent's port (ttyS1). The reader removes what it has read.
     pub fn agent(&mut self) -> &mut Vec<u8> {
         &mut self.agent
     }
 
-    /// When the guest last had the host look at its clock, and when the time before that: that one first.
+    /// The host's times at the guest's last two writes to the recording port, the older first.
     pub fn looks(&self) -> [SystemTime; 2] {
         self.looks
     }
 
-    /// Has the next processor that writes this byte to this port stay in that write, until [`Ports::let_go`].
+    /// Makes the next processor that writes `byte` to `port` wait in that write, until [`Ports::let_go`].
     pub fn hold_at(&mut self, port: u16, byte: u8) {
         self.hold = Hold::At(port, byte);
     }
 
-    /// Whether a processor is held.
+    /// Whether a processor waits in a write.
     pub fn holds(&self) -> bool {
         self.hold == Hold::Holds
     }
 
-    /// Has the processor that is held go on, and none be held.
+    /// Releases the waiting processor, if any, and cancels [`Ports::hold_at`].
     pub fn let_go(&mut self) {
         self.hold = Hold::No;
     }
@@ -121,7 +121,7 @@ impl Ports {
         self.serial[0].receive(bytes);
     }
 
-    /// Interrupt lines whose level has changed since the last call: line and level.
+    /// Interrupt lines that changed since the last call: line and level.
     pub fn changed_lines(&mut self) -> Vec<(u32, bool)> {
         let mut changed = Vec::new();
         for (index, port) in self.serial.iter().enumerate() {
@@ -134,7 +134,7 @@ impl Ports {
         changed
     }
 
-    /// The guest reads a port; absent devices read as all ones.
+    /// The guest reads a port. Absent devices read as all ones.
     pub fn read(&mut self, port: u16, data: &mut [u8]) {
         let value = match port {
             COM1..=0x3ff => u32::from(self.serial[0].read(port - COM1)),
@@ -149,7 +149,7 @@ impl Ports {
         }
     }
 
-    /// The guest writes a port; tells if that ends the machine's run.
+    /// The guest writes a port. Returns how the machine's run ends, if the write ends it.
     pub fn write(&mut self, port: u16, data: &[u8]) -> Option<Exit> {
         let mut bytes = [0; 4];
         let length = data.len().min(4);
@@ -171,7 +171,7 @@ impl Ports {
             LOOK => self.looks = [self.looks[1], SystemTime::now()],
             PCI_ADDRESS if length == 4 => self.pci_address = value,
             0x70 => self.rtc.select(bytes[0]),
-            // The keyboard controller's pulse on the reset line.
+            // The keyboard controller pulses the reset line.
             0x64 if bytes[0] == 0xfe => return Some(Exit::Reset),
             acpi::RESET if bytes[0] & 4 != 0 => return Some(Exit::Reset),
             acpi::PM1_EVENT..=0x40b => {
@@ -186,7 +186,7 @@ impl Ports {
     }
 }
 
-/// Adds to what is kept, and forgets the oldest of too much; gives how many bytes those are.
+/// Appends `bytes` to `kept`. Drops the oldest bytes of a long output, and returns their number.
 fn keep(kept: &mut Vec<u8>, bytes: Vec<u8>) -> usize {
     let forgotten = match kept.len() >= 2 * KEPT {
         true => kept.drain(..KEPT).count(),

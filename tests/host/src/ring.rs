@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A VMBus ring buffer in guest memory, seen by the host: as the writer of one, the reader of the other.
+//! A VMBus ring buffer in the guest's memory, from the host's side. The host writes one ring of a channel and reads the
+//! other.
 //!
-//! Source: `struct hv_ring_buffer` in `include/linux/hyperv.h`. The first page holds the control words, the others the
-//! data. A packet is followed by 8 bytes: its start's offset in the upper half. The writer signals when the ring was
-//! empty and the reader's interrupt mask is 0; the reader signals when it makes room that a writer waits for.
+//! Source: `struct hv_ring_buffer` in `include/linux/hyperv.h`. The first page holds the control words, the other pages
+//! hold data. An 8-byte trailer follows each packet, with the offset of the packet's start in the upper half. The
+//! writer signals if the ring was empty and the reader's interrupt mask is 0. The reader signals when it frees the
+//! space that the writer waits for.
 //!
-//! The guest may change any word at any time: each is read once, checked, and then used. Its own index the host reads
-//! once, when the channel is opened; from then on it knows better.
+//! The guest may change any word at any time. So the host reads a word once, checks the value, and then uses it. The
+//! host reads its own index only when the channel opens. From then on the host keeps its own index.
 
 use std::cell::Cell;
 use std::sync::atomic::fence;
@@ -24,11 +26,11 @@ const INTERRUPT_MASK: u64 = 8;
 const PENDING_SEND_SIZE: u64 = 12;
 const FEATURE_BITS: u64 = 64;
 const FEATURE_PENDING_SEND_SIZE: u32 = 1;
-/// Bytes behind each packet.
+/// Size of a packet's trailer in bytes.
 const TRAILER: u32 = 8;
-/// Bytes of a packet's descriptor.
+/// Size of a packet's descriptor in bytes.
 const DESCRIPTOR: u32 = 16;
-/// Bytes that stay free, so that a full ring does not look like an empty one.
+/// Bytes that stay free: a full ring must not look like an empty ring.
 const GAP: u32 = 8;
 
 /// A word of a ring's control page.
@@ -40,9 +42,9 @@ pub enum Word {
     ReadIndex,
     /// Whether the reader wants no interrupts.
     InterruptMask,
-    /// How much room the writer waits for.
+    /// How much space the writer waits for.
     PendingSendSize,
-    /// What the two know of.
+    /// Features of writer and reader.
     FeatureBits,
 }
 
@@ -67,22 +69,22 @@ impl Word {
     }
 }
 
-/// Why a ring could not be used. All but `Full` and `Empty` are the guest's faults.
+/// Why an access to a ring failed. All but `Full` and `Empty` are the guest's faults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RingError {
-    /// No room for the packet now.
+    /// The packet does not fit now.
     Full,
     /// No packet waits.
     Empty,
-    /// The packet can never fit.
+    /// The packet does not fit into an empty ring.
     TooLarge,
-    /// The guest's index lies outside of the ring or is not a multiple of 8.
+    /// The guest's index is outside the ring, or not a multiple of 8.
     BadIndex(u32),
-    /// The packet's length in its descriptor is impossible.
+    /// The length in the packet's descriptor is impossible.
     BadLength(u32),
     /// The guest has masked the interrupts that the host waits for.
     Masked,
-    /// The ring's pages are not memory.
+    /// A page of the ring is not memory.
     BadAddress(BadAddress),
 }
 
@@ -122,15 +124,15 @@ pub struct Ring {
     memory: Arc<GuestMemory>,
     control: u64,
     data: Vec<u64>,
-    /// Where the host writes next, if it is the writer.
+    /// The offset of the host's next write, if the host is the writer.
     write: Cell<u32>,
-    /// Where the host reads next, if it is the reader.
+    /// The offset of the host's next read, if the host is the reader.
     read: Cell<u32>,
 }
 
 impl Ring {
-    /// The ring in the pages with these numbers, the control page first; `None` without at least one page of data, or
-    /// where a page is not memory.
+    /// The ring in these page frames, the control page first. `None` if there is no page of data, or a page is not
+    /// memory.
     pub fn new(memory: Arc<GuestMemory>, pages: &[u64]) -> Option<Self> {
         let mut addresses = Vec::with_capacity(pages.len());
         for page in pages {
@@ -149,7 +151,7 @@ impl Ring {
         })
     }
 
-    /// Bytes of data that the ring has.
+    /// Bytes of data in the ring, with the free bytes.
     pub fn size(&self) -> u32 {
         self.data.len() as u32 * PAGE_SIZE as u32
     }
@@ -158,12 +160,12 @@ impl Ring {
         Ok(self.memory.load_u32(self.control + offset)?)
     }
 
-    /// The most packets that it can hold.
+    /// The largest number of packets in the ring.
     pub fn most_packets(&self) -> u32 {
         self.size() / (DESCRIPTOR + TRAILER)
     }
 
-    /// Whether interrupts for this ring are masked.
+    /// Whether the reader has masked this ring's interrupts.
     pub fn is_masked(&self) -> Result<bool, RingError> {
         Ok(self.word(INTERRUPT_MASK)? != 0)
     }
@@ -172,22 +174,21 @@ impl Ring {
         Ok(self.memory.store_u32(self.control + offset, value)?)
     }
 
-    /// Checks the indices of a ring and prepares it for this host to write where it was left: it uses the pending-send
-    /// size, and waits for nothing yet.
+    /// Checks the indices and prepares the host to write from the current write index. Sets the feature bit of the
+    /// pending-send size, and clears the size.
     pub fn begin_writing(&self) -> Result<(), RingError> {
         self.write.set(self.checked_indices()?.write);
         self.set_word(FEATURE_BITS, FEATURE_PENDING_SEND_SIZE)?;
         self.set_word(PENDING_SEND_SIZE, 0)
     }
 
-    /// Checks the indices of a ring and prepares it for this host to read where it was left: nobody waits for a packet
-    /// yet.
+    /// Checks the indices and prepares the host to read from the current read index. Masks the guest's signals.
     pub fn begin_reading(&self) -> Result<(), RingError> {
         self.read.set(self.checked_indices()?.read);
         self.set_interrupt_mask(true)
     }
 
-    /// The indices as they are, unchecked.
+    /// Reads the indices unchecked.
     pub fn indices(&self) -> Result<Indices, RingError> {
         Ok(Indices {
             write: self.word(WRITE_INDEX)?,
@@ -195,21 +196,21 @@ impl Ring {
         })
     }
 
-    /// Writes the write index raw, for a host that misbehaves. There it writes next, if that is in the ring.
+    /// Writes any write index, for a host that misbehaves. If the index is valid, the host's next write is there.
     pub fn set_write_index(&self, value: u32) -> Result<(), RingError> {
         self.write
             .set(self.checked(value).unwrap_or(self.write.get()));
         self.set_word(WRITE_INDEX, value)
     }
 
-    /// Writes the read index raw, for a host that misbehaves. There it reads next, if that is in the ring.
+    /// Writes any read index, for a host that misbehaves. If the index is valid, the host's next read is there.
     pub fn set_read_index(&self, value: u32) -> Result<(), RingError> {
         self.read
             .set(self.checked(value).unwrap_or(self.read.get()));
         self.set_word(READ_INDEX, value)
     }
 
-    /// Writes any control word raw, for a host that misbehaves.
+    /// Writes any value to a control word, for a host that misbehaves.
     pub fn set_control(&self, word: Word, value: u32) -> Result<(), RingError> {
         self.set_word(word.offset(), value)
     }
@@ -237,7 +238,7 @@ impl Ring {
         self.size() - GAP - self.used_between(indices)
     }
 
-    /// Bytes that wait to be read.
+    /// Number of unread bytes.
     pub fn used(&self) -> Result<u32, RingError> {
         Ok(self.used_between(self.checked_indices()?))
     }
@@ -277,10 +278,11 @@ impl Ring {
         })
     }
 
-    /// Writes a packet (descriptor and payload, a multiple of 8 bytes); tells whether the reader must be signalled.
+    /// Writes a packet: descriptor and payload, a multiple of 8 bytes. Returns whether the host must signal the reader.
     ///
-    /// Where there is no room the pending-send size asks the guest to signal when there is (and a quarter of the ring
-    /// is free, as a host asks for, lest the two wake each other for every packet), and `Full` comes back.
+    /// If the packet does not fit, returns `Full`. The pending-send size then asks the guest to signal when the packet
+    /// fits. The size is at least a quarter of the ring. With less, host and guest could wake each other for every
+    /// packet.
     pub fn write(&self, packet: &[u8]) -> Result<bool, RingError> {
         let length = packet.len() as u32 + TRAILER;
         if length >= self.size() - GAP {
@@ -297,7 +299,7 @@ impl Ring {
         if self.free_between(indices) < length {
             let quarter = (self.size() - GAP) / 4;
             self.set_word(PENDING_SEND_SIZE, length.max(quarter).next_multiple_of(8))?;
-            // The guest may have made room before it could see that someone waits.
+            // The guest may have freed space before it could see the pending-send size. Look again.
             indices = peer(self.word(READ_INDEX)?)?;
             if self.free_between(indices) < length {
                 return Err(RingError::Full);
@@ -308,12 +310,12 @@ impl Ring {
         let at = self.write_at(at, &(u64::from(start) << 32).to_le_bytes())?;
         self.write.set(at);
         self.set_word(WRITE_INDEX, at)?;
-        // Whatever is read now must not have been read before the guest could see the packet.
+        // Order the write index before the reads of mask and read index: the guest must see the packet first.
         fence(Ordering::SeqCst);
         Ok(!self.is_masked()? && self.word(READ_INDEX)? == start)
     }
 
-    /// Reads the next packet (descriptor and payload); tells whether the writer waited for the room that this makes.
+    /// Reads the next packet: descriptor and payload. Returns the packet, and whether the host must signal the writer.
     pub fn read(&self) -> Result<(Vec<u8>, bool), RingError> {
         let before = Indices {
             write: self.checked(self.word(WRITE_INDEX)?)?,
@@ -342,17 +344,19 @@ impl Ring {
         Ok((packet, self.made_room(before.read, read)?))
     }
 
-    /// Whether the writer waits for room, and the read index's step from `old` to `new` made what it waits for.
+    /// Whether the step of the read index from `old` to `new` frees the space that the writer waits for.
     fn made_room(&self, old: u32, new: u32) -> Result<bool, RingError> {
-        // A guest that finds the ring full stores its pending size and looks at the read index again. Only if that has
-        // been stored before the pending size is read does one of the two see the other.
+        // A guest that finds the ring full writes the pending-send size, then reads the read index again. The host
+        // wrote the read index, and now reads the pending-send size. With this order at least one of the two sees the
+        // other's write.
         fence(Ordering::SeqCst);
-        // The size asked for need not be a multiple of 8: some guests ask for all but one byte.
+        // The pending-send size need not be a multiple of 8: some guests ask for all but one byte.
         let pending = self.word(PENDING_SEND_SIZE)? & !7;
         if pending == 0 {
             return Ok(false);
         }
-        // One write index for both: what the guest writes meanwhile must not look as if there had been room before.
+        // Use one write index for both comparisons. With a new one, the guest's later writes would fill the space that
+        // `old` lacked.
         let Ok(write) = self.checked(self.word(WRITE_INDEX)?) else {
             return Ok(false);
         };
@@ -360,20 +364,20 @@ impl Ring {
         Ok(free(old) < pending && free(new) >= pending)
     }
 
-    /// Whether the reader should have heard of a packet: one is there, and interrupts are not masked.
+    /// Whether the reader must be signalled: a packet is in the ring, and interrupts are not masked.
     pub fn reader_waits(&self) -> bool {
         let packet = self.indices().is_ok_and(|at| at.write != at.read);
         packet && self.is_masked() == Ok(false)
     }
 
-    /// Whether the writer should have heard of room: it waits for some, and that is there.
+    /// Whether the writer must be signalled: the ring has the space that the writer waits for.
     pub fn writer_waits(&self) -> bool {
         let pending = self.word(PENDING_SEND_SIZE).unwrap_or(0);
         let room = self.checked_indices().map(|at| self.free_between(at));
         pending != 0 && room.is_ok_and(|room| room >= pending)
     }
 
-    /// Masks (or not) the interrupts that the guest sends for this ring, as a host does while it reads.
+    /// Masks or unmasks the guest's signals for this ring, as a reader does while it reads.
     pub fn set_interrupt_mask(&self, masked: bool) -> Result<(), RingError> {
         self.set_word(INTERRUPT_MASK, u32::from(masked))
     }
@@ -438,7 +442,7 @@ mod tests {
     fn a_full_ring_asks_for_room_and_one_word_stays_free() {
         let (memory, ring) = ring();
         let pending = || memory.load_u32(4096 + PENDING_SEND_SIZE).unwrap();
-        // 8 packets of 1016 bytes and their trailers fill 8192 bytes; the last would leave nothing free.
+        // 8 packets of 1016 bytes and their trailers fill 8192 bytes. The last packet would leave no free byte.
         for _ in 0..7 {
             ring.write(&packet(1016, 1)).unwrap();
         }
@@ -456,7 +460,7 @@ mod tests {
     #[test]
     fn a_waiting_guest_is_signalled_when_room_appears() {
         let (memory, ring) = ring();
-        // Whether a guest says that it uses the pending size is all the same: a size is a wish.
+        // The host honours the pending-send size whether or not the guest sets the feature bit.
         for feature in [0, 1] {
             for _ in 0..7 {
                 ring.write(&packet(1016, 1)).unwrap();
@@ -475,7 +479,8 @@ mod tests {
         for _ in 0..7 {
             ring.write(&packet(1016, 1)).unwrap();
         }
-        // The host looked when there was one packet, and room enough; the guest wrote six more, and now waits.
+        // At the host's last look the ring held one packet and had enough space. The guest has since written six more,
+        // and waits.
         memory.store_u32(4096 + PENDING_SEND_SIZE, 2000).unwrap();
         assert_eq!(ring.made_room(0, 1024), Ok(true));
         assert_eq!(ring.made_room(1024, 2048), Ok(false), "it was told before");
@@ -503,14 +508,14 @@ mod tests {
     fn the_hosts_own_index_is_its_own() {
         let (memory, ring) = ring();
         let set = |index, value| memory.store_u32(4096 + index, value).unwrap();
-        // The ring is used where it was left, as the guest has it when the channel is opened.
+        // The host starts at the indices that the guest has set before it opens the channel.
         set(WRITE_INDEX, 64);
         set(READ_INDEX, 64);
         ring.begin_writing().unwrap();
         ring.begin_reading().unwrap();
         ring.write(&packet(16, 1)).unwrap();
         assert_eq!(memory.read_vec(5 * 4096 + 64, 1).unwrap(), [1]);
-        // Whatever the guest makes of the words then.
+        // Then the host ignores the guest's changes of these words.
         set(WRITE_INDEX, 4096);
         ring.write(&packet(16, 2)).unwrap();
         assert_eq!(ring.indices().unwrap().write, 112);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The host's side of the synthetic interrupt controller: messages and event flags for one SINT of each processor.
+//! The host's side of the synthetic interrupt controller (SynIC): messages and event flags for one SINT per processor.
 //!
-//! Source: TLFS, "Inter-partition communication": a message slot is free while its type is 0; the host sets
-//! MessagePending in an occupied slot when it has more, and the guest then writes EOM after freeing it. The SINT is
-//! injected and EOM is reported through KVM's irqfd with a resample descriptor, as QEMU does.
+//! Source: TLFS, "Inter-partition communication". A message slot is free if its message type is 0. If the slot is
+//! occupied and the host has another message, the host sets MessagePending in the slot. The guest then writes EOM after
+//! it has freed the slot. KVM's irqfd injects the SINT, and its resample descriptor reports EOM, as in QEMU.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,52 +16,52 @@ use crate::memory::PAGE_SIZE;
 
 /// The SINT that VMBus uses (`VMBUS_MESSAGE_SINT`).
 pub const VMBUS_SINT: u32 = 2;
-/// Interrupt sources of a controller.
+/// Number of a controller's SINTs.
 const SINTS: u32 = 16;
-/// So many messages wait for a processor at most, more or less.
+/// If as many messages wait for a processor, the bus should send no more.
 const CONGESTED: usize = 64;
-/// Event flags of one SINT.
+/// Number of a SINT's event flags.
 const EVENT_FLAGS: u32 = 2048;
 const ENABLE: u64 = 1;
 const ADDRESS: u64 = !0xfff;
-/// Bytes of a message slot and of a SINT's event flags.
+/// Size in bytes of a message slot, and of a SINT's event flags.
 const SLOT: u64 = 256;
-/// HvMessageTypeVmbus... the only type that VMBus messages have.
+/// The message type of all VMBus messages.
 const MESSAGE_TYPE: u32 = 1;
-/// MessagePending, in the word with the payload's size.
+/// MessagePending, a bit of the word with the payload's size.
 const PENDING: u32 = 1 << 8;
 
-/// What the VMBus host needs of the hypervisor below it.
+/// The hypervisor, as the VMBus host uses it.
 pub trait Hypervisor: Send {
     /// Queues a message of up to 240 bytes for `sint` of processor `vp`.
     fn post_message(&mut self, vp: u32, sint: u32, payload: &[u8]);
-    /// Whether so many messages wait that the guest had better take some before it has more of them sent.
+    /// Whether many messages wait. Then the guest should read some before the host sends more.
     fn is_congested(&self) -> bool;
-    /// Sets event flag `flag` of processor `vp` and interrupts it if the flag was clear.
+    /// Sets event flag `flag` of processor `vp`. Interrupts the processor if the flag was clear.
     fn signal_event(&mut self, vp: u32, flag: u32);
     /// The number of virtual processors.
     fn processors(&self) -> u32;
     /// The guest's reference time in units of 100 ns.
     fn reference_time(&self) -> u64;
-    /// Forgets all messages that wait for a free slot.
+    /// Drops all messages that wait for a free slot.
     fn forget_messages(&mut self);
 }
 
-/// A page of the guest's for the controller: where it is, and whether it is in use.
+/// A SynIC page in the guest's memory.
 #[derive(Clone, Copy, Default)]
 struct Page {
-    /// Where, if the guest has enabled it.
+    /// The page's address, if the guest has enabled the page.
     address: Option<u64>,
-    /// The controller as a whole is enabled too.
+    /// Whether the guest has enabled the controller as a whole.
     enabled: bool,
 }
 
 impl Page {
-    /// Takes the register's new value. A page that comes into use is cleared.
+    /// Takes the registers' new values. Clears a page whose address is new.
     fn update(&mut self, memory: &GuestMemory, enabled: bool, register: u64) {
         let address = (register & ENABLE != 0).then_some(register & ADDRESS);
         if let (Some(new), true) = (address, address != self.address) {
-            // Where there is no memory there is nothing to clear.
+            // An address without memory needs no clearing.
             let _ = memory.write(new, &[0; PAGE_SIZE as usize]);
         }
         *self = Self { address, enabled };
@@ -91,7 +91,7 @@ pub struct Synic {
 }
 
 impl Synic {
-    /// Controllers as they are after reset; `raise` injects the SINT into a processor.
+    /// Controllers after reset. `raise` injects the SINT into a processor.
     pub fn new(memory: Arc<GuestMemory>, processors: u32, raise: Box<dyn Fn(u32) + Send>) -> Self {
         Self {
             memory,
@@ -100,17 +100,17 @@ impl Synic {
         }
     }
 
-    /// What a snapshot needs.
+    /// The state for a snapshot.
     pub fn state(&self) -> State {
         State(self.processors.clone())
     }
 
-    /// Goes on from a snapshot.
+    /// Continues from a snapshot's state.
     pub fn set_state(&mut self, state: &State) {
         self.processors.clone_from(&state.0);
     }
 
-    /// The guest has written SCONTROL, SIEFP or SIMP of processor `vp`; these are the three values.
+    /// The guest has written SCONTROL, SIEFP or SIMP of processor `vp`. The arguments are all three values.
     pub fn update(&mut self, vp: u32, control: u64, event_page: u64, message_page: u64) {
         let Some(processor) = self.processors.get_mut(vp as usize) else {
             return;
@@ -122,7 +122,7 @@ impl Synic {
         self.deliver(vp);
     }
 
-    /// The guest has acknowledged the SINT of processor `vp`, or written EOM: a slot may be free.
+    /// The guest has acknowledged the SINT of processor `vp`, or written EOM: its slot may be free.
     pub fn acknowledged(&mut self, vp: u32) {
         self.deliver(vp);
     }
@@ -134,14 +134,14 @@ impl Synic {
             .any(|processor| !processor.queue.is_empty())
     }
 
-    /// Whether [`CONGESTED`] messages or more wait for a processor.
+    /// Whether at least [`CONGESTED`] messages wait for a processor.
     pub fn is_congested(&self) -> bool {
         let mut queues = self.processors.iter().map(|processor| &processor.queue);
         queues.any(|queue| queue.len() >= CONGESTED)
     }
 
-    /// Queues a message for processor `vp` (ignored if there is none). Only VMBus' SINT has a queue and an interrupt: a
-    /// message for another is there for who looks, if its slot is free.
+    /// Queues a message for processor `vp`. Ignores an absent processor. Only VMBus' SINT has a queue and an interrupt.
+    /// A message for another SINT goes into its slot if that is free, without an interrupt.
     pub fn post(&mut self, vp: u32, sint: u32, payload: &[u8]) {
         assert!(
             payload.len() <= MESSAGE_PAYLOAD,
@@ -159,7 +159,8 @@ impl Synic {
         }
     }
 
-    /// Sets an event flag; interrupts the processor if it was clear. Without an event page there is no one to tell.
+    /// Sets an event flag. Interrupts the processor if the flag was clear. Does nothing if the guest has enabled no
+    /// event page.
     pub fn signal(&mut self, vp: u32, flag: u32) {
         let Some(page) = self
             .processors
@@ -182,7 +183,7 @@ impl Synic {
         }
     }
 
-    /// Forgets all messages that wait.
+    /// Drops all messages that wait.
     pub fn forget(&mut self) {
         for processor in &mut self.processors {
             processor.queue.clear();
@@ -203,18 +204,19 @@ impl Synic {
                     (self.raise)(vp);
                 }
                 Ok(false) => {}
-                // The guest has put its page where there is no memory: nothing can ever arrive there.
+                // The guest's message page is not memory: no message can ever arrive.
                 Err(BadAddress { .. }) => processor.queue.clear(),
             }
         }
     }
 }
 
-/// Puts a message into a slot if it is free; tells whether it was. If not, MessagePending is set in it.
+/// Fills a free slot with a message and returns true. Sets MessagePending in an occupied slot and returns false.
 fn fill(memory: &GuestMemory, slot: u64, payload: &[u8], more: bool) -> Result<bool, BadAddress> {
     if memory.load_u32(slot)? != 0 {
         memory.fetch_or_u32(slot + 4, PENDING)?;
-        // The guest may have freed the slot before it could see the flag; then it does not write EOM.
+        // The guest may have freed the slot before it could see MessagePending. Then the guest writes no EOM: fill the
+        // slot now.
         if memory.load_u32(slot)? != 0 {
             return Ok(false);
         }
@@ -300,7 +302,7 @@ mod tests {
         dirty(MESSAGES);
         synic.update(0, 1, EVENTS | 1, MESSAGES | 1);
         assert_eq!((clean(MESSAGES), clean(EVENTS)), (false, true));
-        // The controller as a whole changes nothing, another address does.
+        // Enabling the controller clears nothing. A new address does.
         synic.update(0, 0, EVENTS | 1, MESSAGES | 1);
         synic.update(0, 1, EVENTS | 1, MESSAGES | 1);
         assert!(!clean(MESSAGES));

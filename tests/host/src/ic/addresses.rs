@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Data exchange's messages about an adapter's addresses.
+//! KVP messages about an adapter's addresses.
 //!
-//! Up to message version 4.0 they are text, from offset 2 of the body on; from 5.0 on they are binary, from offset 4 on:
+//! Up to version 4.0 addresses are text, from offset 2 of the body. From 5.0 on they are binary, from offset 4:
 //!
 //! | offset | field                                                                       |
 //! | ------ | --------------------------------------------------------------------------- |
-//! | 4      | how many there are: IPv4 and IPv6 addresses, gateways, name servers; u32 each |
+//!  4      | counts of IPv4 and IPv6 addresses, gateways, name servers; u32 each         |
 //! | 28     | adapter id u16\[128\]                                                       |
 //! | 284    | family u8, DHCP u8                                                          |
 //! | 288    | addresses: 64 of IPv4, 64 of IPv6                                           |
@@ -15,9 +15,9 @@
 //! | 2180   | name servers: 64 of IPv4, 64 of IPv6                                        |
 //! | 3460   | origins u16\[128\] of the IPv4 and then the IPv6 addresses                  |
 //!
-//! Source: `struct hv_kvp_ip_msg` of `include/uapi/linux/hyperv.h`; for the binary layout, which that has not, Microsoft's
-//! open-source VMM, and the symbols of Windows 10's `icsvc.dll` (`_IC_KVP_EXCHANGE_IP_ADDRESS_VALUE_BINARY`), by which
-//! origins have 16 bits. A host names pool [`GUEST`] in both.
+//! Sources: for text, `struct hv_kvp_ip_msg` of `include/uapi/linux/hyperv.h`. Fact: the binary layout, and pool
+//! [`GUEST`] in both operations. An origin has 16 bits also by the symbols of Windows 10's `icsvc.dll`
+//! (`_IC_KVP_EXCHANGE_IP_ADDRESS_VALUE_BINARY`).
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -34,45 +34,45 @@ use crate::bytes::u32_at;
 use crate::bytes::u8_at;
 use crate::service::Version;
 
-/// Bytes of a body, whatever the layout.
+/// Size of a body in bytes, in either layout.
 pub const LENGTH: usize = 7428;
 
-/// An adapter's addresses; the lists are separated by `;`.
+/// An adapter's addresses. `;` separates the entries of a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Addresses {
-    /// Which adapter: its GUID in a SET_IP_INFO, its MAC address in a GET_IP_INFO.
+    /// The adapter: its GUID in a SET_IP_INFO, its MAC address in a GET_IP_INFO.
     pub adapter: String,
     /// 1: IPv4, 2: IPv6, 3: both.
     pub family: u8,
-    /// Whether it has its IPv4 address from DHCP.
+    /// Whether the adapter has its IPv4 address from DHCP.
     pub dhcp: bool,
     /// The addresses.
     pub addresses: String,
-    /// Each one's mask (IPv4) or prefix length (IPv6).
+    /// The mask (IPv4) or prefix length (IPv6) of each address.
     pub subnets: String,
     /// The gateways.
     pub gateways: String,
     /// The name servers.
     pub name_servers: String,
-    /// Where each address is from, those of IPv4 first: see [`origin`]. Text has none.
+    /// The origin of each address, IPv4 first: see [`origin`]. The text layout has no origins.
     pub origins: Vec<u16>,
 }
 
 /// Origins of addresses.
 pub mod origin {
-    /// Nobody says.
+    /// Unknown.
     pub const UNKNOWN: u16 = 0;
-    /// Not a static one, such as from DHCP.
+    /// Not static, for example from DHCP.
     pub const OTHER: u16 = 1;
-    /// A static one.
+    /// Static.
     pub const STATIC: u16 = 2;
 }
 
-/// Where the binary layout has numbers that scenarios spoil.
+/// Offsets of numbers in the binary layout, for scenarios that corrupt them.
 pub use binary::COUNTS;
 pub use binary::PREFIXES;
 
-/// A body in the layout of message version `version`; `None` if that cannot hold the addresses.
+/// A body in the layout of `version`. `None` if the layout cannot hold the addresses.
 pub fn body(version: Version, operation: u8, addresses: &Addresses) -> Option<Vec<u8>> {
     match version >= (5, 0) {
         true => binary::body(operation, addresses),
@@ -80,7 +80,7 @@ pub fn body(version: Version, operation: u8, addresses: &Addresses) -> Option<Ve
     }
 }
 
-/// The addresses in a body in the layout of message version `version`; `None` if a host would not read them.
+/// Reads a body in the layout of `version`. `None` if a host rejects the addresses.
 pub fn read(version: Version, body: &[u8]) -> Option<Addresses> {
     match version >= (5, 0) {
         true => binary::read(body),
@@ -88,7 +88,7 @@ pub fn read(version: Version, body: &[u8]) -> Option<Addresses> {
     }
 }
 
-/// Asks for the addresses of the adapter with this MAC address (written `00:15:5D:...`).
+/// Asks for the addresses of the adapter with this MAC address (`00:15:5D:...`).
 pub fn get_ip_info(version: Version, mac: &str) -> Vec<u8> {
     match version >= (5, 0) {
         true => binary::get(mac),
@@ -102,7 +102,7 @@ pub fn get_ip_info(version: Version, mac: &str) -> Vec<u8> {
     }
 }
 
-/// Gives addresses to an adapter; `None` if the layout cannot hold them.
+/// Sets an adapter's addresses. `None` if the layout cannot hold them.
 pub fn set_ip_info(version: Version, addresses: &Addresses) -> Option<Vec<u8>> {
     body(version, SET_IP_INFO, addresses)
 }
@@ -117,7 +117,7 @@ fn text_at(body: &[u8], at: usize, length: usize) -> Option<String> {
     Some(utf16_text(body.get(at..at + length)?))
 }
 
-/// The layout up to 4.0.
+/// The text layout, up to 4.0.
 mod text {
     use super::*;
 
@@ -160,7 +160,7 @@ mod text {
     }
 }
 
-/// The layout from 5.0 on.
+/// The binary layout, from 5.0 on.
 mod binary {
     use super::*;
 
@@ -168,16 +168,16 @@ mod binary {
     const FAMILY: usize = 284;
     const DHCP: usize = 285;
     const MASKS: usize = 1568;
-    /// Prefix lengths.
+    /// Offset of the prefix lengths.
     pub const PREFIXES: usize = 1824;
     const ORIGINS: usize = 3460;
-    /// Where the origins end.
+    /// The end of the origins.
     const END: usize = 3716;
 
-    /// Numbers of IPv4 and IPv6 addresses, gateways and name servers.
+    /// Offsets of the counts of IPv4 and IPv6 addresses, gateways, name servers.
     pub const COUNTS: [usize; 6] = [4, 8, 12, 16, 20, 24];
 
-    /// Two lists, of IPv4 and of IPv6: where they are, and how many each has room for.
+    /// A pair of arrays, for IPv4 and for IPv6: their counts, offsets and capacity.
     struct List {
         counts: [usize; 2],
         at: [usize; 2],
@@ -201,7 +201,7 @@ mod binary {
     };
 
     impl List {
-        /// Writes addresses; gives for each which of the two lists it is in, and where there.
+        /// Writes addresses. Returns for each address its array (0 or 1) and its index there.
         fn write(&self, body: &mut Vec<u8>, text: &str) -> Option<Vec<(usize, usize)>> {
             let mut counts = [0; 2];
             let places = entries(text).map(|entry| {
@@ -221,7 +221,7 @@ mod binary {
             Some(places)
         }
 
-        /// How many addresses of IPv4 and of IPv6 there are.
+        /// The numbers of IPv4 and of IPv6 addresses. `None` if a number exceeds the capacity.
         fn counts(&self, body: &[u8]) -> Option<[usize; 2]> {
             let count = |at| {
                 let count = u32_at(body, at)? as usize;
@@ -319,7 +319,7 @@ mod tests {
         }
     }
 
-    /// The same, where it has origins.
+    /// The same addresses with origins.
     fn binary() -> Addresses {
         Addresses {
             origins: vec![origin::OTHER, origin::STATIC, origin::UNKNOWN],

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The host's side of one service: by itself as on Windows (see `device/auto.rs`), or led by a scenario.
+//! The host's side of one service. The device acts by itself as on Windows (see `device/auto.rs`), or a scenario leads
+//! it.
 //!
-//! Nothing here touches rings or clocks: packets go in by [`Device::received`], come out by [`Device::take_output`],
-//! and time is an argument.
+//! The device touches neither rings nor clocks. Packets go in by [`Device::received`] and come out by
+//! [`Device::take_output`]. Time is an argument.
 //!
-//! Packets that are not a pipe's end a service also when a scenario leads it.
+//! A packet without a pipe's framing ends the service, also when a scenario leads.
 
 mod auto;
 
@@ -24,7 +25,7 @@ use crate::service::Service;
 use crate::service::Version;
 use crate::vmbus::packet::Packet;
 
-/// The versions agreed on.
+/// The negotiated versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Versions {
     /// Framework version.
@@ -36,67 +37,67 @@ pub struct Versions {
 /// Who leads the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// It behaves as on Windows.
+    /// The device acts by itself, as on Windows.
     Auto,
     /// A scenario sends and receives.
     Script,
 }
 
-/// What a device in [`Mode::Auto`] does when its machine goes on after it was saved.
+/// The reaction of a device in [`Mode::Auto`] to a restore of its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restore {
-    /// It negotiates again on the open channel, unless it is about to anyway.
+    /// The device negotiates again on the open channel, unless a negotiation is pending.
     Renegotiate,
-    /// It goes on with the versions it has; time sync sends a new SYNC.
+    /// The device keeps its versions. Time sync sends a new SYNC.
     Resume,
 }
 
-/// How many packets wait for a scenario at most; then it is as if it stopped reading.
+/// The largest number of packets that wait for a scenario. With more, the device stops reading.
 const INBOX: usize = 4096;
 
-/// What a device in [`Mode::Auto`] is about.
+/// The state of a device in [`Mode::Auto`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// The channel is not open.
     Closed,
-    /// It waits for the reply to its negotiation.
+    /// The device waits for the reply to its negotiation.
     Negotiating,
-    /// It has nothing to wait for but its timer or a request of the administrator's.
+    /// The device waits for its timer or for a request of the administrator.
     Ready,
-    /// It waits for the reply to a request.
+    /// The device waits for the reply to a request.
     Waiting {
-        /// When it was sent.
+        /// When the request was sent.
         since: Instant,
     },
-    /// It has rejected a packet, for this reason, and reads no more before the channel is opened again.
+    /// The device has rejected a packet, for this reason. It reads nothing until the channel opens again.
     Dead(String),
 }
 
-/// What a device in [`Mode::Auto`] has done since its channel was opened first.
+/// Counts of a device in [`Mode::Auto`] since its channel first opened.
 #[derive(Debug, Clone, Default)]
 pub struct Statistics {
     /// Negotiations that succeeded.
     pub negotiations: u64,
-    /// Requests sent (beats, samples, shutdowns), negotiations not counted.
+    /// Requests sent: beats, samples, shutdowns and others, without negotiations.
     pub requests: u64,
-    /// Replies to them that were accepted.
+    /// Accepted replies to these requests.
     pub replies: u64,
-    /// The status of the last one.
+    /// The status of the last reply.
     pub last_status: Option<u32>,
-    /// The application state of the last heartbeat.
+    /// The application state in the last heartbeat reply.
     pub application_state: Option<u32>,
-    /// Heartbeats that answered another number than the beat's plus one.
+    /// Heartbeat replies whose number is not the beat's plus one.
     pub wrong_sequence: u64,
-    /// From each request to its reply, of the first million.
+    /// Times from request to reply, of the first million requests.
     pub latencies: Vec<Duration>,
 }
 
-/// Something that belongs into the transcript.
+/// A remark for the transcript.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remark {
-    /// Worth knowing.
+    /// An event.
     Note(String),
-    /// A fault of the guest's.
+    /// A fault of the guest.
     Error(String),
 }
 
@@ -105,32 +106,32 @@ pub struct Device {
     service: Service,
     mode: Mode,
     state: State,
-    /// Whether a scenario wants packets read from the ring.
+    /// Whether a scenario wants packets to be read from the ring.
     reading: bool,
     /// See [`Device::set_tolerant`].
     tolerant: bool,
-    /// What a restore does.
+    /// The reaction to a restore.
     restore: Restore,
-    /// The next IC transaction id that a scenario gets.
+    /// The next IC transaction id for a scenario.
     next_transaction_id: u8,
-    /// What the last request's body begins with.
+    /// The first byte of the last request's body.
     operation: Option<u8>,
-    /// The reply to it.
+    /// The reply to the last request.
     reply: Option<Message>,
     offered: Option<(Vec<Version>, Vec<Version>)>,
     versions: Option<Versions>,
     due: Option<Instant>,
     sequence: u64,
-    /// The time-sync device has sent its SYNC.
+    /// Whether time sync has sent its SYNC.
     synced: bool,
-    /// Wall clock offset in 100 ns units, for a host whose clock differs from this machine's.
+    /// Offset of the host's wall clock from this machine's, in 100 ns units.
     wall_offset: i64,
     interval: Duration,
-    /// The flags of requests.
+    /// The flags of requests in the IC header.
     flags: u8,
     output: VecDeque<Packet>,
     inbox: VecDeque<Packet>,
-    /// Packets that a scenario had not taken when the channel was opened again, or another took the lead.
+    /// Packets that no scenario took before the channel opened again or the lead changed.
     forgotten: usize,
     statistics: Statistics,
 }
@@ -177,58 +178,58 @@ impl Device {
         self.service
     }
 
-    /// Who leads.
+    /// Who leads the device.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// What it is about.
+    /// The device's state.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// The versions agreed on, by the device itself or (see [`Device::set_versions`]) by a scenario.
+    /// The versions negotiated by the device, or by a scenario (see [`Device::set_versions`]).
     pub fn versions(&self) -> Option<Versions> {
         self.versions
     }
 
-    /// Tells the device what a scenario has negotiated.
+    /// Sets the versions that a scenario has negotiated.
     pub fn set_versions(&mut self, versions: Versions) {
         self.versions = Some(versions);
     }
 
-    /// What it has done.
+    /// The device's counts.
     pub fn statistics(&self) -> &Statistics {
         &self.statistics
     }
 
-    /// Offers these versions from the next negotiation on instead of a host's.
+    /// Offers these versions instead of a host's, from the next negotiation on.
     pub fn set_offered(&mut self, framework: &[Version], message: &[Version]) {
         self.offered = Some((framework.to_vec(), message.to_vec()));
     }
 
-    /// Has the host's wall clock differ from this machine's by so many 100 ns units.
+    /// Sets the host's wall clock off this machine's, in 100 ns units.
     pub fn set_wall_offset(&mut self, offset: i64) {
         self.wall_offset = offset;
     }
 
-    /// Has a restore do this instead of what it does with a host.
+    /// Sets the reaction to a restore. The default is a host's.
     pub fn set_restore(&mut self, restore: Restore) {
         self.restore = restore;
     }
 
-    /// Has time sync ask for no replies, as some hosts do: it reads none, and sends the next sample an interval after the
-    /// last.
+    /// Makes time sync ask for no replies: it reads none, and sends the next sample an interval after the last one.
+    /// Fact: a host does so. Inference: others ask for replies, as this device does by default.
     pub fn set_unanswered(&mut self) {
         self.flags = 0;
     }
 
-    /// Whether it asks for replies.
+    /// Whether the device asks for replies.
     pub fn is_answered(&self) -> bool {
         self.flags & REQUEST != 0
     }
 
-    /// Sends beats or samples in this interval instead of a host's. The next is due as if it had always been so.
+    /// Sends beats or samples in this interval. The next one is due an interval after the last.
     pub fn set_interval(&mut self, interval: Duration) {
         let last = self.due.and_then(|due| due.checked_sub(self.interval));
         self.due = last.map(|last| last + interval).or(self.due);
@@ -243,14 +244,14 @@ impl Device {
         }
     }
 
-    /// Gives a scenario a fresh IC transaction id.
+    /// Returns a fresh IC transaction id for a scenario.
     pub fn new_transaction_id(&mut self) -> u8 {
         let id = self.next_transaction_id;
         self.next_transaction_id = id.wrapping_add(1);
         id
     }
 
-    /// Hands the lead to a scenario; what the device waited for is forgotten.
+    /// Gives the lead to a scenario. The device forgets what it waited for.
     pub fn script(&mut self) {
         self.mode = Mode::Script;
         self.reading = true;
@@ -259,7 +260,7 @@ impl Device {
         self.forgotten += self.inbox.drain(..).count();
     }
 
-    /// Takes the lead back. On an open channel it begins with a negotiation.
+    /// Returns the lead to the device. On an open channel the device negotiates first.
     pub fn auto(&mut self, open: bool) {
         self.mode = Mode::Auto;
         self.forgotten += self.inbox.drain(..).count();
@@ -270,23 +271,23 @@ impl Device {
         }
     }
 
-    /// Whether a scenario's packets are to be read from the ring.
+    /// Sets whether packets for a scenario are read from the ring.
     pub fn set_reading(&mut self, reading: bool) {
         self.reading = reading;
     }
 
-    /// Whether a scenario has packets read from the ring.
+    /// Whether packets for a scenario are read from the ring.
     pub fn is_reading(&self) -> bool {
         self.reading
     }
 
-    /// Whether a scenario gets every packet, also after one that a host gives up the service for: the answer to a message
-    /// that no host sends echoes what is wrong with it.
+    /// Sets whether a scenario gets all packets, also after one that ends the service. For messages that no host sends:
+    /// their answers echo the faults.
     pub fn set_tolerant(&mut self, tolerant: bool) {
         self.tolerant = tolerant;
     }
 
-    /// The channel was opened.
+    /// The channel has opened.
     pub fn opened(&mut self) {
         self.output.clear();
         self.forgotten += self.inbox.drain(..).count();
@@ -297,21 +298,21 @@ impl Device {
         }
     }
 
-    /// Lets a dead service serve again, as far as a scenario has it do so.
+    /// Revives a dead service, for a scenario.
     fn revive(&mut self) {
         if matches!(self.state, State::Dead(_)) {
             self.state = State::Ready;
         }
     }
 
-    /// The channel was closed.
+    /// The channel has closed.
     pub fn closed(&mut self) {
         self.state = State::Closed;
         self.due = None;
         self.output.clear();
     }
 
-    /// Whether the device would read a packet now.
+    /// Whether the device reads a packet now.
     pub fn wants_packet(&self) -> bool {
         match self.mode {
             Mode::Auto => self.waits(),
@@ -322,12 +323,12 @@ impl Device {
         }
     }
 
-    /// Takes the packets that the device wants to send.
+    /// Takes the packets that the device sends.
     pub fn take_output(&mut self) -> VecDeque<Packet> {
         std::mem::take(&mut self.output)
     }
 
-    /// A packet came. Call only while [`Device::wants_packet`].
+    /// A packet has arrived. To be called only while [`Device::wants_packet`].
     pub fn received(&mut self, packet: Packet, moment: &Moment) -> Option<Remark> {
         if self.service != Service::Echo && !self.tolerant {
             if let Err(rejection) = frame::check_packet(&packet) {
@@ -341,23 +342,23 @@ impl Device {
         self.replied(&packet, moment)
     }
 
-    /// Takes the next packet that came for a scenario.
+    /// Takes the next packet for a scenario.
     pub fn take_received(&mut self) -> Option<Packet> {
         self.inbox.pop_front()
     }
 
-    /// How many packets came for a scenario that it has not taken.
+    /// The number of packets for a scenario that none has taken.
     pub fn untaken(&self) -> usize {
         self.forgotten + self.inbox.len()
     }
 
-    /// Forgets them.
+    /// Forgets the packets that no scenario has taken.
     pub fn forget_untaken(&mut self) {
         self.inbox.clear();
         self.forgotten = 0;
     }
 
-    /// How many packets wait for a scenario.
+    /// The number of packets that wait for a scenario.
     pub fn received_count(&self) -> usize {
         self.inbox.len()
     }
@@ -370,14 +371,14 @@ impl Device {
         )))
     }
 
-    /// A scenario has got a reply that a host rejects.
+    /// A scenario has received a reply that a host rejects.
     pub fn rejected(&mut self, reason: String) {
         if !self.tolerant {
             self.reject(reason);
         }
     }
 
-    /// A ring can be used no more.
+    /// A ring is unusable from now on.
     pub fn broken(&mut self, reason: String) -> Option<Remark> {
         self.reject(reason)
     }

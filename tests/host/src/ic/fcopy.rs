@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Guest service interface's messages: a file is started, written piece by piece, and completed or cancelled.
+//! Messages of the guest service interface: a file is started, written in pieces, and completed or cancelled.
 //!
 //! Source: `struct hv_fcopy_hdr`, `hv_start_fcopy` and `hv_do_fcopy` of `include/uapi/linux/hyperv.h`.
 
@@ -10,21 +10,21 @@ use crate::bytes::put;
 use crate::bytes::u32_at;
 use crate::bytes::u64_at;
 
-/// Operation: a file begins.
+/// Operation: starts a file.
 pub const START: u32 = 0;
-/// Operation: a piece of it.
+/// Operation: writes a piece of the file.
 pub const WRITE: u32 = 1;
-/// Operation: it is complete.
+/// Operation: completes the file.
 pub const COMPLETE: u32 = 2;
-/// Operation: it is not wanted any more.
+/// Operation: cancels the file.
 pub const CANCEL: u32 = 3;
 
-/// Flag of START: a file that exists is replaced.
+/// Flag of START: replace an existing file.
 pub const OVERWRITE: u32 = 1;
-/// Flag of START: folders that are missing are created.
+/// Flag of START: create missing folders.
 pub const CREATE_PATH: u32 = 2;
 
-/// Bytes in a piece at most.
+/// Size of the largest piece in bytes.
 pub const PIECE: usize = 6144;
 
 const HEADER: usize = 36;
@@ -39,7 +39,8 @@ const DATA_SIZE: usize = 48;
 const DATA: usize = 52;
 const WRITE_LENGTH: usize = DATA + PIECE;
 
-/// Begins a file in a folder, whose path ends in a slash: the daemons create the folders in front of one.
+/// Starts the file `name` in `folder`. The path of the folder ends in a slash: the daemons create the folders before
+/// each slash.
 pub fn start(folder: &str, name: &str, flags: u32, size: u64) -> Vec<u8> {
     let mut body = vec![0; START_LENGTH];
     put(&mut body, 0, &START.to_le_bytes());
@@ -53,7 +54,7 @@ pub fn start(folder: &str, name: &str, flags: u32, size: u64) -> Vec<u8> {
     body
 }
 
-/// A piece of the file; a host sends the whole structure, however short the piece.
+/// Writes a piece of the file. Inference: a host sends the whole structure, even with a short piece.
 pub fn write(offset: u64, piece: &[u8]) -> Vec<u8> {
     let mut body = vec![0; WRITE_LENGTH];
     put(&mut body, 0, &WRITE.to_le_bytes());
@@ -63,7 +64,7 @@ pub fn write(offset: u64, piece: &[u8]) -> Vec<u8> {
     body
 }
 
-/// An operation without arguments: [`COMPLETE`], [`CANCEL`], or one that does not exist.
+/// An operation without arguments: [`COMPLETE`], [`CANCEL`], or an unknown one.
 pub fn end(operation: u32) -> Vec<u8> {
     let mut body = vec![0; HEADER];
     put(&mut body, 0, &operation.to_le_bytes());

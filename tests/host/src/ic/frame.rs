@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The framing of integration services: pipe header, IC header, body, and the negotiation's body.
+//! The framing of the integration services: pipe header, IC header, body, and the body of a negotiation.
 //!
-//! Source: `struct vmbuspipe_hdr`, `icmsg_hdr` and `icmsg_negotiate` of `include/linux/hyperv.h`. What a host accepts
-//! as a packet and as a reply, and that it gives up a service otherwise, was seen in a Microsoft host implementation.
+//! Source: `struct vmbuspipe_hdr`, `icmsg_hdr` and `icmsg_negotiate` of `include/linux/hyperv.h`.
+//!
+//! Fact: the checks of packets and replies, and that a failed check ends the service.
 
 use crate::bytes::put;
 use crate::bytes::u16_at;
@@ -15,11 +16,11 @@ use crate::vmbus::packet::Packet;
 use crate::vmbus::packet::COMPLETION_REQUESTED;
 use crate::vmbus::packet::DATA_INBAND;
 
-/// Where the body begins, in bytes from the start of the payload.
+/// Offset of the body from the start of the payload.
 pub const BODY: usize = 28;
-/// Bytes of the pipe header.
+/// Size of the pipe header in bytes.
 pub const PIPE: usize = 8;
-/// The most bytes behind the pipe header, in either direction.
+/// The largest number of bytes after the pipe header, in either direction. Fact.
 pub const MAX_MESSAGE: usize = 13312;
 /// The message type of negotiations.
 pub const NEGOTIATE: u16 = 0;
@@ -29,15 +30,15 @@ pub const TRANSACTION: u8 = 1;
 pub const REQUEST: u8 = 2;
 /// Flag: a response.
 pub const RESPONSE: u8 = 4;
-/// Pipe packet type of data.
+/// The pipe packet type of data.
 const PIPE_DATA: u32 = 1;
 
-/// A message, request or reply. All fields are free, so that a scenario can send what no host would.
+/// A message: request or reply. A scenario can set all fields, also to values that no host sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// Pipe packet type, 1 for data.
     pub pipe_type: u32,
-    /// Bytes behind the pipe header; `None` for the right number.
+    /// Bytes after the pipe header. `None` stands for the correct number.
     pub pipe_length: Option<u32>,
     /// Framework version.
     pub framework: Version,
@@ -45,7 +46,7 @@ pub struct Message {
     pub kind: u16,
     /// Message version.
     pub version: Version,
-    /// Bytes of the body; `None` for the right number.
+    /// Size of the body in bytes. `None` stands for the correct number.
     pub size: Option<u16>,
     /// HRESULT.
     pub status: u32,
@@ -53,12 +54,12 @@ pub struct Message {
     pub transaction_id: u8,
     /// [`TRANSACTION`], [`REQUEST`], [`RESPONSE`].
     pub flags: u8,
-    /// What follows the header.
+    /// The bytes after the header.
     pub body: Vec<u8>,
 }
 
 impl Message {
-    /// A request as a host sends it.
+    /// A request of a host.
     pub fn request(
         kind: u16,
         framework: Version,
@@ -80,7 +81,7 @@ impl Message {
         }
     }
 
-    /// A negotiation request offering these versions; its own header's versions are 0.0.
+    /// A negotiation request with these versions. Fact: the versions in its own header are 0.0.
     pub fn negotiation(framework: &[Version], message: &[Version], transaction_id: u8) -> Self {
         let mut body = Vec::new();
         body.extend((framework.len() as u16).to_le_bytes());
@@ -93,7 +94,7 @@ impl Message {
         Self::request(NEGOTIATE, (0, 0), (0, 0), transaction_id, body)
     }
 
-    /// The payload's bytes.
+    /// Encodes the message into a payload.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; BODY];
         let length = (BODY - PIPE + self.body.len()) as u32;
@@ -119,7 +120,7 @@ impl Message {
         out
     }
 
-    /// Reads a payload; `None` if it is shorter than the headers. The body is all that follows them.
+    /// Decodes a payload. `None` if the payload is shorter than the headers. The body is the whole rest.
     pub fn parse(payload: &[u8]) -> Option<Self> {
         Some(Self {
             pipe_type: u32_at(payload, 0)?,
@@ -135,7 +136,7 @@ impl Message {
         })
     }
 
-    /// The reply that the peer of a scenario would get by the book: the request with status and flags changed.
+    /// The reply of a correct guest: the request with another status and a reply's flags.
     pub fn reply(&self, status: u32) -> Self {
         Self {
             status,
@@ -145,20 +146,20 @@ impl Message {
     }
 }
 
-/// Why a host rejects a packet or a reply (and with it the service, until the channel is opened again).
+/// Why a host rejects a packet or a reply. The rejection ends the service until the channel opens again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rejection {
-    /// Another packet type than in-band data.
+    /// The packet is not in-band data.
     PacketType(u16),
-    /// Packet flags that do not exist.
+    /// The packet has unknown flags.
     PacketFlags(u16),
-    /// Shorter than the headers.
+    /// The message is shorter than its headers.
     Short(usize),
-    /// Another pipe packet type than 1.
+    /// The pipe packet type is not 1.
     PipeType(u32),
-    /// The pipe header claims more bytes than were sent, or than a message may have.
+    /// The pipe header claims more bytes than were sent, or more than [`MAX_MESSAGE`].
     PipeLength(u32),
-    /// Another transaction's id.
+    /// The IC transaction id is not the request's.
     TransactionId {
         /// The request's.
         expected: u8,
@@ -167,9 +168,9 @@ pub enum Rejection {
     },
     /// TRANSACTION or RESPONSE is missing.
     Flags(u8),
-    /// The header claims more bytes than were sent.
+    /// The IC header claims more bytes than were sent.
     Size(u16),
-    /// Other counts than 1/1: the guest knows none of the versions.
+    /// A negotiation reply's counts are not 1/1: the guest supports no offered version.
     Counts(u16, u16),
 }
 
@@ -193,8 +194,8 @@ impl std::fmt::Display for Rejection {
     }
 }
 
-/// Checks a packet as a host does before it looks at the message: in-band data, whether it asks for a completion (which
-/// no host sends) or not, in a pipe's framing.
+/// Checks a packet before its message: in-band data with the framing of a pipe. Fact: a host accepts the completion
+/// flag, and sends no completion.
 pub fn check_packet(packet: &Packet) -> Result<(), Rejection> {
     if packet.kind != DATA_INBAND {
         return Err(Rejection::PacketType(packet.kind));
@@ -205,7 +206,7 @@ pub fn check_packet(packet: &Packet) -> Result<(), Rejection> {
     pipe_message(&packet.payload).map(|_| ())
 }
 
-/// What follows a pipe header, as much as it says.
+/// The bytes after the pipe header, as many as the header claims.
 fn pipe_message(payload: &[u8]) -> Result<&[u8], Rejection> {
     let short = Rejection::Short(payload.len());
     let (Some(kind), Some(length)) = (u32_at(payload, 0), u32_at(payload, 4)) else {
@@ -220,8 +221,8 @@ fn pipe_message(payload: &[u8]) -> Result<&[u8], Rejection> {
         .ok_or(Rejection::PipeLength(length))
 }
 
-/// Checks a reply as a host does; its body is what the header claims. A host does not look at the message type, but while
-/// it negotiates.
+/// Checks a reply. The body is cut to the size in the header. Fact: a host checks the message type only while it
+/// negotiates.
 pub fn check_reply(payload: &[u8], transaction_id: u8) -> Result<Message, Rejection> {
     let length = pipe_message(payload)?.len();
     if length < BODY - PIPE {
@@ -245,7 +246,7 @@ pub fn check_reply(payload: &[u8], transaction_id: u8) -> Result<Message, Reject
     Ok(reply)
 }
 
-/// The versions that a negotiation's reply chose: framework, message.
+/// The versions that a negotiation reply selects: framework, message.
 pub fn negotiated(reply: &Message) -> Result<(Version, Version), Rejection> {
     let half = |offset| u16_at(&reply.body, offset).unwrap_or(0);
     if (half(0), half(2)) != (1, 1) || reply.body.len() < 16 {

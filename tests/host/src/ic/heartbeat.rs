@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Heartbeat's messages: the host counts, the guest answers the number plus one and (3.0) its applications' state.
+//! Heartbeat messages. The host sends a sequence number. The guest answers with the next number and, from 3.0 on, the
+//! state of its applications.
 
 use std::time::Duration;
 
 use crate::bytes::u32_at;
 use crate::bytes::u64_at;
 
-/// How often a host sends one.
+/// The interval between beats. Inference.
 pub const INTERVAL: Duration = Duration::from_secs(2);
-/// Bytes of the reserved area that a host sends; the C structure has 28.
+/// Size of the reserved area in a host's beat, in bytes. Inference: from the definition of the message. The C structure
+/// has 28 bytes.
 pub const RESERVED: usize = 4;
 
-/// A beat's body: sequence number, application state 0, and `reserved` bytes.
+/// The body of a beat: sequence number, application state 0, and `reserved` bytes.
 pub fn body(sequence: u64, reserved: usize) -> Vec<u8> {
     let mut body = sequence.to_le_bytes().to_vec();
     body.resize(8 + 4 + reserved, 0);

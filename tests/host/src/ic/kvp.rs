@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Data exchange's messages.
+//! KVP messages.
 //!
-//! A body begins with operation and pool; all else lies at offset 4. A host sends it in its full size, whatever the
-//! operation uses of it (observed). The operations about addresses are in [`super::addresses`].
+//! A body begins with operation and pool. All other fields begin at offset 4. Fact: a host sends bodies in full size,
+//! also where an operation uses a part only. [`super::addresses`] has the operations on addresses.
 //!
 //! Source: `struct hv_kvp_msg` of `include/uapi/linux/hyperv.h`.
 
@@ -22,62 +22,62 @@ use crate::bytes::u64_at;
 use crate::bytes::u8_at;
 use crate::service::Version;
 
-/// Operation: the value of a key.
+/// Operation: get the value of a key.
 pub const GET: u8 = 0;
-/// Operation: a key is to have a value.
+/// Operation: set the value of a key.
 pub const SET: u8 = 1;
-/// Operation: a key is to be gone.
+/// Operation: delete a key.
 pub const DELETE: u8 = 2;
-/// Operation: key and value at an index.
+/// Operation: get key and value at an index.
 pub const ENUMERATE: u8 = 3;
-/// Operation: an adapter's addresses.
+/// Operation: get an adapter's addresses.
 pub const GET_IP_INFO: u8 = 4;
-/// Operation: an adapter is to have addresses.
+/// Operation: set an adapter's addresses.
 pub const SET_IP_INFO: u8 = 5;
 
-/// Pool: what the host tells the guest.
+/// Pool: from the host to the guest.
 pub const EXTERNAL: u8 = 0;
-/// Pool: what the guest tells the host.
+/// Pool: from the guest to the host.
 pub const GUEST: u8 = 1;
-/// Pool: what the guest is, generated.
+/// Pool: facts about the guest, generated.
 pub const AUTO: u8 = 2;
-/// Pool: what the host is, generated.
+/// Pool: facts about the host, generated.
 pub const AUTO_EXTERNAL: u8 = 3;
-/// Pool: as [`AUTO`], of the guest's own.
+/// Pool: like [`AUTO`], but internal to the guest.
 pub const AUTO_INTERNAL: u8 = 4;
 
 /// Value type REG_SZ.
 pub const SZ: u32 = 1;
 /// Value type REG_EXPAND_SZ.
 pub const EXPAND_SZ: u32 = 2;
-/// Value type REG_BINARY, which no host sends.
+/// Value type REG_BINARY. Fact: no host sends it.
 pub const BINARY: u32 = 3;
 /// Value type REG_DWORD.
 pub const DWORD: u32 = 4;
 /// Value type REG_QWORD.
 pub const QWORD: u32 = 11;
 
-/// Bytes of a body that is not about addresses.
+/// Size of a body in bytes, except for operations on addresses.
 pub const LENGTH: usize = 2580;
 
-/// Where a body begins, except about addresses.
+/// Offset of the fields behind operation and pool, except for operations on addresses.
 pub const BODY: usize = 4;
 
-/// Offsets in a value, from its start: type, sizes, key, value.
+/// Offsets within a value structure.
 pub mod value {
     /// Type (u32).
     pub const TYPE: usize = 0;
-    /// Size of the key in bytes, its NUL included (u32).
+    /// Size of the key in bytes (u32). The NUL counts.
     pub const KEY_SIZE: usize = 4;
-    /// Size of the value in bytes, a string's NUL included (u32).
+    /// Size of the value in bytes (u32). A string's NUL counts.
     pub const VALUE_SIZE: usize = 8;
     /// The key.
     pub const KEY: usize = 12;
-    /// Bytes of room for the key.
+    /// Bytes reserved for the key.
     pub const KEY_MAX: usize = 512;
     /// The value.
     pub const VALUE: usize = 524;
-    /// Bytes of room for the value.
+    /// Bytes reserved for the value.
     pub const VALUE_MAX: usize = 2048;
 }
 
@@ -88,7 +88,7 @@ fn body(operation: u8, pool: u8) -> Vec<u8> {
     body
 }
 
-/// Asks for the value of a key.
+/// Gets the value of a key.
 pub fn get(pool: u8, key: &str) -> Vec<u8> {
     let key = utf16(key);
     set_raw(GET, pool, key.len() as u32, &key, 0, 0, &[])
@@ -113,7 +113,7 @@ pub fn set_value(pool: u8, key: &str, kind: u32, bytes: &[u8]) -> Vec<u8> {
     )
 }
 
-/// A GET or SET with all fields free, so that a scenario can send what no host would.
+/// A GET or SET with any fields, also with those that no host sends.
 pub fn set_raw(
     operation: u8,
     pool: u8,
@@ -141,19 +141,19 @@ pub fn delete(pool: u8, key: &str) -> Vec<u8> {
     out
 }
 
-/// Asks for key and value at an index.
+/// Gets key and value at an index.
 pub fn enumerate(pool: u8, index: u32) -> Vec<u8> {
     let mut out = body(ENUMERATE, pool);
     put(&mut out, BODY, &index.to_le_bytes());
     out
 }
 
-/// The value in the reply to a GET, as text; `None` if a host would not read it.
+/// The value in a GET's reply, as text. `None` if a host rejects the value.
 pub fn value_of(body: &[u8]) -> Option<String> {
     value_text(body.get(BODY..)?)
 }
 
-/// Key and value in the reply to an ENUMERATE; `None` if a host would not read them.
+/// Key and value in an ENUMERATE's reply. `None` if a host rejects them.
 pub fn pair(body: &[u8]) -> Option<(String, String)> {
     let at = body.get(BODY + 4..)?;
     let key = at.get(value::KEY..value::KEY + value::KEY_MAX)?;

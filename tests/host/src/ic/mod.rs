@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The integration services as a Windows host speaks them.
+//! The integration services, from the side of a Windows host.
 //!
-//! [`frame`] is the framing common to all, [`device`] the host's side of one service (negotiation, accounting of
-//! replies, timers), the others are the services' own messages.
+//! [`frame`] is the framing of all services, [`device`] the host's side of one service: negotiation, replies, timers.
+//! Each other module has the messages of one service.
 
 pub mod addresses;
 pub mod device;
@@ -24,7 +24,7 @@ pub const E_FAIL: u32 = 0x8000_4005;
 pub const E_NOT_SUPPORTED: u32 = 0x8007_0032;
 /// E_INVALIDARG
 pub const E_INVALID_ARGUMENT: u32 = 0x8007_0057;
-/// ERROR_NO_MORE_ITEMS as an HRESULT: where an enumeration ends, or a key that is not there.
+/// ERROR_NO_MORE_ITEMS as an HRESULT: the end of an enumeration, or an absent key.
 pub const E_NO_MORE_ITEMS: u32 = 0x8007_0103;
 /// ERROR_FILE_EXISTS as an HRESULT.
 pub const E_FILE_EXISTS: u32 = 0x8007_0050;
@@ -33,7 +33,7 @@ pub const E_NAME_TOO_LONG: u32 = 0x8007_00ce;
 /// ERROR_DISK_FULL as an HRESULT.
 pub const E_DISK_FULL: u32 = 0x8007_0070;
 
-/// One moment on all clocks that a host has.
+/// The same moment on all clocks of a host.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
     /// The monotonic clock.
@@ -44,11 +44,11 @@ pub struct Moment {
     pub wall: u64,
 }
 
-/// 1970-01-01 in 100 ns units since 1601-01-01.
+/// 1970-01-01, in 100 ns units since 1601-01-01.
 pub const UNIX_EPOCH_1601: u64 = 116_444_736_000_000_000;
 
 impl Moment {
-    /// Now, with this reference time.
+    /// The current moment, at the guest's `reference` time.
     pub fn now(reference: u64) -> Self {
         let unix = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Shutdown's messages.
+//! Guest shutdown messages.
 
 use crate::bytes::put;
 use crate::bytes::u32_at;
 
-/// Flag: do not ask the applications.
+/// Flag: force the shutdown.
 pub const FORCE: u32 = 1;
 /// Flag: restart.
 pub const RESTART: u32 = 2;
 /// Flag: hibernate.
 pub const HIBERNATE: u32 = 4;
-/// Bytes of the text area.
+/// Size of the text area in bytes.
 pub const TEXT: usize = 2048;
-/// The reason that a host gives (SHTDN_REASON_FLAG_PLANNED).
+/// The reason code of a host (SHTDN_REASON_FLAG_PLANNED). Fact.
 pub const REASON: u32 = 0x8000_0000;
 
-/// A request's body with a host's reason and time-out; `text` is stored as UTF-16.
+/// A request's body with a host's reason code and time-out. `text` is stored as UTF-16. Fact: a host's time-out is 0.
 pub fn body(flags: u32, text: &str) -> Vec<u8> {
     body_with(REASON, 0, flags, text)
 }

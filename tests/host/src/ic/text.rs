@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Text as hosts write it: UTF-16, little-endian, ended by a NUL.
+//! Text in a host's encoding: UTF-16, little-endian, terminated by a NUL.
 
-/// The text with its NUL, in bytes.
+/// Encodes a text and its NUL.
 pub fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16()
         .chain([0])
@@ -10,7 +10,7 @@ pub fn utf16(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// The text up to its NUL or the end of `bytes`. What is no valid UTF-16 becomes U+FFFD.
+/// Decodes a text up to a NUL or the end of `bytes`. Invalid UTF-16 becomes U+FFFD.
 pub fn utf16_text(bytes: &[u8]) -> String {
     let units = bytes
         .chunks_exact(2)
@@ -20,8 +20,8 @@ pub fn utf16_text(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// The text of exactly `size` bytes, as a host reads it: `None` if the size is odd or beyond `bytes`, if the last unit
-/// is no NUL, or if it is no valid UTF-16.
+/// Decodes a text of exactly `size` bytes. Fact: a host rejects (here `None`) an odd size, a size beyond `bytes`, a
+/// text without a NUL at the end, and invalid UTF-16.
 pub fn utf16_sized(bytes: &[u8], size: u32) -> Option<String> {
     let bytes = bytes.get(..usize::try_from(size).ok()?)?;
     if bytes.len() % 2 != 0 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Time synchronisation's messages.
+//! Time synchronization messages.
 
 use std::time::Duration;
 
@@ -9,28 +9,29 @@ use crate::bytes::u64_at;
 use crate::bytes::u8_at;
 use crate::service::Version;
 
-/// How long after a reply the host sends the next sample.
+/// The interval between samples. Fact.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 /// Flag: step the clock.
 pub const SYNC: u8 = 1;
 /// Flag: a sample.
 pub const SAMPLE: u8 = 2;
 
-/// The host's time at `moment`, in the layout of message version `version`; hosts fill both up to words, beyond what the
-/// C structures have.
+/// The host's time at `moment`, in the layout of `version`. Fact: a 4.0 message ends with padding to a multiple of 8
+/// bytes, unlike the C structure. Inference: older ones are padded, too.
 pub fn body(version: Version, moment: &Moment, flags: u8) -> Vec<u8> {
     let mut body = moment.wall.to_le_bytes().to_vec();
     if version >= (4, 0) {
         body.extend(moment.reference.to_le_bytes());
         body.extend([flags, 0, 0, 0, 0, 0, 0, 0]); // Leap indicator, stratum, reserved.
     } else {
-        body.extend([0; 16]); // The child's time and the round trip.
+        body.extend([0; 16]); // The child's time and the round trip time.
         body.extend([flags, 0, 0, 0]); // Reserved.
     }
     body
 }
 
-/// A body of version 4 that says how good the host's clock is: NTP's leap indicator and stratum.
+/// Sets the quality of the host's clock in a body of version 4: NTP's leap indicator and stratum. Fact: a host sends 0
+/// and 0.
 pub fn with_quality(mut body: Vec<u8>, leap: u8, stratum: u8) -> Vec<u8> {
     body[17..19].copy_from_slice(&[leap, stratum]);
     body

@@ -1,49 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Volume shadow copy's messages.
+//! Volume shadow copy messages.
 //!
 //! Source: `struct hv_vss_msg` of `include/uapi/linux/hyperv.h`.
 
 use crate::bytes::u32_at;
 use crate::bytes::u8_at;
 
-/// Operation: a snapshot set begins.
+/// Operation: begins a snapshot set.
 pub const CREATE: u8 = 0;
-/// Operation: a snapshot set is dropped.
+/// Operation: deletes a snapshot set.
 pub const DELETE: u8 = 1;
-/// Operation: can the guest be backed up while it runs?
+/// Operation: asks whether the guest supports backup while it runs.
 pub const HOT_BACKUP: u8 = 2;
-/// Operation: what is to be done after a backup?
+/// Operation: asks what to do after a backup.
 pub const GET_DM_INFO: u8 = 3;
-/// Operation: the backup is complete.
+/// Operation: reports that the backup is complete.
 pub const BU_COMPLETE: u8 = 4;
-/// Operation: file systems are to be frozen.
+/// Operation: freezes file systems.
 pub const FREEZE: u8 = 5;
-/// Operation: file systems are to be thawed.
+/// Operation: thaws file systems.
 pub const THAW: u8 = 6;
-/// Operation: recovery of a snapshot, which Windows guests know.
+/// Operation: recovers a snapshot. For Windows guests.
 pub const AUTO_RECOVER: u8 = 7;
-/// Operation: which cluster is the guest in? From version 6.0 on.
+/// Operation: asks for the guest's cluster. From version 6.0 on.
 pub const QUERY_CLUSTER: u8 = 8;
 
 /// The flags of a guest that needs no recovery after a backup.
 pub const NO_AUTO_RECOVERY: u32 = 5;
 
-/// Bytes of the bodies of most operations.
+/// Size of most bodies in bytes.
 const LENGTH: usize = 12;
 /// Disks in a list.
 const DISKS: usize = 260;
-/// Bytes that say which disk it is: bus, controller, port, target, number.
+/// Size of a disk's address in bytes: bus, controller, port, target, number.
 const DISK: usize = 24;
-/// Bytes of a list of disks with the operation, the kind of backup and flags in front of it.
+/// Size of a body with a list of disks: operation, backup type, flags, disks.
 const DISKS_LENGTH: usize = 20 + DISKS * DISK;
-/// Bytes of the same with the disks of the shadow copy behind it: no body is longer.
+/// Size of the longest body: a second list, of the shadow copy's disks, follows the first.
 pub const LONGEST: usize = DISKS_LENGTH + DISKS * DISK;
-/// Bytes of a query of the cluster: identity, sizes, a list of disks and one of their states. Version 7.0 has the time
-/// of the last move behind it.
+/// Size of a cluster query: identity, sizes, a list of disks, a list of the disks' states. Version 7.0 appends the time
+/// of the last move.
 const CLUSTER_LENGTH: usize = 8 + 16 + 8 + DISKS * DISK + DISKS * 4;
 
-/// The body of a request of version 5.0 or, where it has one of its own, 6.0.
+/// The body of a request of version 5.0, or of 6.0 for an operation that 5.0 lacks.
 pub fn body(operation: u8) -> Vec<u8> {
     let length = match operation {
         FREEZE | AUTO_RECOVER => DISKS_LENGTH,
@@ -55,7 +55,7 @@ pub fn body(operation: u8) -> Vec<u8> {
     body
 }
 
-/// The flags in a reply.
+/// The flags in a reply's body.
 pub fn flags(body: &[u8]) -> Option<u32> {
     u32_at(body, 8)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The hypervisor as the bus uses it: of a machine that runs, and of one that does not.
+//! Implementations of the bus' hypervisor: for a running machine, and for a machine that is off.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use crate::kvm;
 use crate::synic::Hypervisor;
 use crate::synic::Synic;
 
-/// The SynIC and the clock, as the bus uses them.
+/// The hypervisor of a running machine: SynIC and clock.
 pub(super) struct Platform {
     pub(super) synic: Arc<Mutex<Synic>>,
     pub(super) vm: Arc<kvm::Vm>,
@@ -43,7 +43,7 @@ impl Hypervisor for Platform {
     }
 }
 
-/// A hypervisor that reaches nobody, for a bus without a running machine.
+/// The hypervisor of a machine that is off. It does nothing.
 pub(super) struct Nobody;
 
 impl Hypervisor for Nobody {

@@ -23,10 +23,10 @@ use crate::kvm::VmExit;
 use crate::ports::Ports;
 use crate::synic::Synic;
 
-/// A processor that is held looks so often whether someone wants to know where it is.
+/// How often a held processor looks for a request to report its place.
 const HELD_FOR: Duration = Duration::from_millis(20);
 
-/// A processor and what its exits need.
+/// A processor, and the parts of the machine that handle its exits.
 pub(super) struct Processor {
     pub(super) index: u32,
     pub(super) vcpu: Vcpu,
@@ -40,7 +40,7 @@ impl Processor {
     /// Runs until the machine's run ends.
     pub(super) fn run(&mut self) {
         loop {
-            // Before the check: it takes back a kick, which may have been that of the run's end.
+            // This comes before the check: it clears a kick, and that kick may announce the run's end.
             self.answer_watch();
             if self.stop.load(Ordering::SeqCst) || self.shared.exit().is_some() {
                 return;
@@ -59,12 +59,12 @@ impl Processor {
         }
     }
 
-    /// Has others see what the processor is doing.
+    /// Records the processor's current work, for other threads.
     fn doing(&self, what: &'static str) {
         *lock(&self.shared.watches[self.index as usize].doing) = what;
     }
 
-    /// Tells where the processor is, if someone asked.
+    /// Reports the processor's place, if a thread has asked.
     fn answer_watch(&self) {
         let watch = &self.shared.watches[self.index as usize];
         if watch.wanted.swap(false, Ordering::SeqCst) {
@@ -94,14 +94,14 @@ impl Processor {
         }
     }
 
-    /// What is executed at an address, as bytes in hexadecimal.
+    /// The eight bytes at an address of the guest, in hexadecimal.
     fn code_at(&self, rip: u64) -> String {
         let read = |physical| self.shared.memory.read_vec(physical, 8).ok();
         let code = self.vcpu.translate(rip).and_then(read);
         code.map_or_else(|| "unreadable".to_owned(), |code| bytes::hex(&code))
     }
 
-    /// Runs until the next exit and handles it.
+    /// Runs the guest until its next exit, and handles the exit.
     fn step(&mut self) -> io::Result<Option<Exit>> {
         let shared = self.shared.clone();
         self.doing("running the guest");
@@ -159,7 +159,7 @@ impl Processor {
             VmExit::Hypercall => return self.hypercall(),
             VmExit::Shutdown => Some(Exit::TripleFault),
             VmExit::Reset => Some(Exit::Reset),
-            // The guest goes on: to its crash kernel, a reset, or nowhere.
+            // The guest runs on: it starts its crash kernel, resets, or hangs.
             VmExit::Crash => {
                 self.report_crash();
                 None
@@ -169,7 +169,7 @@ impl Processor {
         Ok(exit)
     }
 
-    /// Records what the guest tells of its crash (`HV_X64_MSR_CRASH_P0` to `P4`).
+    /// Records the crash parameters of the guest (`HV_X64_MSR_CRASH_P0` to `P4`).
     fn report_crash(&self) {
         let parameters = (0x4000_0100..=0x4000_0104)
             .map(|msr| format!("{:#x}", self.vcpu.msr(msr).unwrap_or(0)))
@@ -184,7 +184,7 @@ impl Processor {
         self.shared.set_crash(text);
     }
 
-    /// Stays where it is until it is let go, see [`Ports::hold_at`], or the machine's run ends.
+    /// Waits until [`Ports::let_go`] or the end of the machine's run, see [`Ports::hold_at`].
     fn stay(&self) {
         self.doing("being held");
         while !self.stop.load(Ordering::SeqCst) && self.shared.exit().is_none() {
@@ -196,7 +196,7 @@ impl Processor {
         }
     }
 
-    /// Stands still until the machine goes on, or its run ends.
+    /// Waits until the machine resumes or its run ends.
     fn stand_still(&self) {
         self.doing("standing still");
         self.shared.stand_still(|| {
@@ -207,7 +207,7 @@ impl Processor {
 
     /// Handles a hypercall.
     fn hypercall(&mut self) -> io::Result<Option<Exit>> {
-        // A slow HvSignalEvent's parameter must be read from its register; see `hypercall::decode`.
+        // The parameter of a slow HvSignalEvent is in its register only, see `hypercall::decode`.
         let rdx = self.vcpu.regs()?.rdx;
         let Some((input, parameters, result)) = self.vcpu.hypercall_exit() else {
             return Ok(None);
@@ -227,7 +227,7 @@ impl Processor {
                 self.shared.announce();
                 status
             }
-            // This host has no extended hypercalls beyond the question itself.
+            // This host has no other extended hypercalls.
             Ok(Call::QueryExtendedCapabilities { output }) => {
                 match self.shared.memory.write(output, &[0; 8]) {
                     Ok(()) => Status::Success,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A machine's run, from one power-on to the next power-off: its threads.
+//! A machine's run, from power-on to power-off: its threads.
 
 use std::io;
 use std::sync::atomic::AtomicBool;
@@ -25,19 +25,19 @@ use crate::kvm::VcpuKick;
 use crate::nested;
 use crate::synic::Synic;
 
-/// How often processors are made to leave the guest. Under emulation one at times stays in it, at one instruction, and
-/// takes no interrupt until it has left the guest for any reason.
+/// How often processors are made to leave the guest. An emulated processor at times stays at one instruction and takes
+/// no interrupt. Any exit from the guest helps.
 const NUDGE_INTERVAL: Duration = Duration::from_millis(100);
-/// How many times, until it is looked where they are.
+/// Nudges between two checks of where the processors are.
 const NUDGES: u32 = 10;
 
 /// One power cycle: the KVM machine and its threads.
 pub(super) struct Run {
     pub(super) vm: Arc<kvm::Vm>,
     pub(super) synic: Arc<Mutex<Synic>>,
-    /// The processors' threads are to hand over the processors' states when they end.
+    /// Whether the processors' threads return the processors' states when they end.
     pub(super) saving: Arc<AtomicBool>,
-    /// The machine stands still, since its clock was at so many nanoseconds.
+    /// The clock's value in nanoseconds while the machine is paused.
     pub(super) paused_at: Option<u64>,
     stop: Arc<AtomicBool>,
     pub(super) kicks: Vec<VcpuKick>,
@@ -49,7 +49,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Starts the threads of a machine that is ready to go on; `msrs` are those that a snapshot has of a processor.
+    /// Starts the threads. The machine must be ready to run. `msrs` are the MSRs of a processor's saved state.
     pub(super) fn start(
         shared: &Arc<Shared>,
         vm: Arc<kvm::Vm>,
@@ -122,7 +122,7 @@ impl Run {
                     .then(|| ExitAfterInjection::of_this_thread().expect("perf events"));
                 processor.run();
             });
-            // The kick's flag and thread must outlive `Run::end`'s kicks.
+            // Wait here: `Run::end` kicks this thread until it sets `stop`.
             while !processor.stop.load(Ordering::SeqCst) {
                 std::thread::park_timeout(Duration::from_millis(50));
             }
@@ -135,7 +135,7 @@ impl Run {
         Ok(())
     }
 
-    /// Starts the thread that makes processors leave the guest, and notices one that does not get on.
+    /// Starts the thread that nudges processors and detects a stuck one.
     fn start_nudger(&mut self, shared: &Arc<Shared>) {
         let (kicks, nudging, shared) = (self.kicks.clone(), self.nudging.clone(), shared.clone());
         self.nudger = Some(std::thread::spawn(move || {
@@ -158,15 +158,15 @@ impl Run {
         }));
     }
 
-    /// Ends all threads; gives what those of the processors hand over.
+    /// Ends all threads. Returns the results of the processors' threads.
     pub(super) fn end(self) -> Vec<io::Result<Option<VcpuState>>> {
         self.nudging.store(false, Ordering::SeqCst);
         if let Some(nudger) = self.nudger {
             nudger.thread().unpark();
             let _ = nudger.join();
         }
-        // A processor's thread sees either the kick or, entering the guest afterwards, its flag; it ends only once
-        // `stop` is set, so that all kicks find their threads.
+        // A processor in the guest sees the kick, a processor outside sees the flag before it enters. The threads end
+        // only after `stop` is set, so no kick misses its thread.
         for kick in &self.kicks {
             kick.kick();
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the machine's threads share, and how they wait for each other.
+//! State that the machine's threads share, and waits for its changes.
 
 use std::panic::catch_unwind;
 use std::panic::AssertUnwindSafe;
@@ -22,21 +22,21 @@ use crate::memory::GuestMemory;
 use crate::ports::Ports;
 use crate::vmbus::bus::Bus;
 
-/// Locks, whatever happened to a thread that held the lock: the data is only ever changed as a whole.
+/// Locks even if a thread panicked while it held the lock: data changes only as a whole.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whoever waits looks again so often without being woken: where processors are emulated, a wake-up at times gets lost.
+/// Waits look again after this time: emulated processors at times lose a wake-up.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// How long a processor may take to leave the guest.
 const LONGEST_STEP: Duration = Duration::from_secs(10);
 
-/// One that stands still looks so often whether someone wants something else of it.
+/// How often a paused processor looks for a request or for the end.
 const STAND_STILL: Duration = Duration::from_millis(20);
 
-/// What the machine's threads share.
+/// State that the machine's threads share.
 pub struct Shared {
     pub(super) memory: Arc<GuestMemory>,
     bus: Mutex<Bus>,
@@ -45,18 +45,18 @@ pub struct Shared {
     ports_changed: Condvar,
     exit: Mutex<Option<Exit>>,
     exited: Condvar,
-    /// What the guest has told the hypervisor of its crash.
+    /// The guest's report of its crash.
     crash: Mutex<Option<String>>,
     ending: AtomicBool,
-    /// Whether the machine is to stand still, and how many processors do.
+    /// Whether processors are to pause, and how many have paused.
     pause: Mutex<(bool, usize)>,
     pause_changed: Condvar,
-    /// One for each processor.
+    /// A watch for each processor.
     pub(super) watches: Vec<Watch>,
 }
 
 impl Shared {
-    /// As when the machine is off.
+    /// The state of a machine that is off.
     pub(super) fn new(memory: Arc<GuestMemory>, config: &Config) -> Self {
         let bus = Bus::new(
             memory.clone(),
@@ -80,18 +80,18 @@ impl Shared {
         }
     }
 
-    /// The bus, locked; changes are announced when the guard is dropped by [`Shared::announce`].
+    /// Locks the bus. A caller that changes the bus calls [`Shared::announce`] after it drops the guard.
     pub fn bus(&self) -> MutexGuard<'_, Bus> {
         lock(&self.bus)
     }
 
-    /// Wakes everyone who waits for a change of the bus.
+    /// Wakes all threads that wait for a change of the bus.
     pub fn announce(&self) {
         self.bus_changed.notify_all();
     }
 
-    /// Waits until `done` gives a value (also after the machine's run has ended, unless the host failed); `None` when
-    /// `timeout` has passed.
+    /// Waits until `done` returns a value. Returns `None` after `timeout`, or if the host has failed. The end of the
+    /// machine's run does not end the wait.
     pub fn wait_bus<R>(
         &self,
         timeout: Duration,
@@ -120,23 +120,23 @@ impl Shared {
         &self.memory
     }
 
-    /// The ports, locked.
+    /// Locks the ports.
     pub fn ports(&self) -> MutexGuard<'_, Ports> {
         lock(&self.ports)
     }
 
-    /// Wakes everyone who waits for a change of the ports.
+    /// Wakes all threads that wait for a change of the ports.
     pub(super) fn announce_ports(&self) {
         self.ports_changed.notify_all();
     }
 
-    /// Has the processor that is held at a port go on, see [`Ports::hold_at`].
+    /// Releases the processor that waits in a write to a port, see [`Ports::hold_at`].
     pub fn let_go(&self) {
         self.ports().let_go();
         self.announce_ports();
     }
 
-    /// Waits until `done` gives a value; `None` when `timeout` has passed.
+    /// Waits until `done` returns a value. Returns `None` after `timeout`.
     pub fn wait_ports<R>(
         &self,
         timeout: Duration,
@@ -157,12 +157,12 @@ impl Shared {
         }
     }
 
-    /// How the run ended, if it has.
+    /// How the run ended. `None` while it lasts.
     pub fn exit(&self) -> Option<Exit> {
         lock(&self.exit).clone()
     }
 
-    /// Waits for the run's end.
+    /// Waits for the run's end. Returns `None` after `timeout`.
     pub fn wait_exit(&self, timeout: Duration) -> Option<Exit> {
         let end = Instant::now() + timeout;
         let mut exit = lock(&self.exit);
@@ -177,29 +177,29 @@ impl Shared {
         exit.clone()
     }
 
-    /// What the guest has told of its crash since the last power-on, if it has.
+    /// The guest's crash report since the last power-on, if there is one.
     pub fn crash(&self) -> Option<String> {
         lock(&self.crash).clone()
     }
 
-    /// Keeps what the guest tells of its crash.
+    /// Stores the guest's crash report.
     pub(super) fn set_crash(&self, text: String) {
         *lock(&self.crash) = Some(text);
     }
 
-    /// A run begins, which has not ended, and in which the guest has not crashed.
+    /// Marks the beginning of a run: not ended, no crash, not paused.
     pub(super) fn begin(&self) {
         *lock(&self.exit) = None;
         *lock(&self.crash) = None;
         *lock(&self.pause) = (false, 0);
     }
 
-    /// Whether the machine is to stand still.
+    /// Whether processors are to pause.
     pub(super) fn is_paused(&self) -> bool {
         lock(&self.pause).0
     }
 
-    /// Has all processors stand still; an error, after which they go on, if one does not come to it.
+    /// Pauses all processors. If one does not pause, all resume and the call fails.
     pub(super) fn pause(&self) -> std::io::Result<()> {
         let end = Instant::now() + LONGEST_STEP;
         let mut pause = lock(&self.pause);
@@ -215,14 +215,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Has all processors go on.
+    /// Resumes all processors.
     pub(super) fn resume(&self) {
         lock(&self.pause).0 = false;
         self.pause_changed.notify_all();
         self.announce();
     }
 
-    /// A processor stands still while it is to, looking at `is_over` now and then.
+    /// Pauses the calling processor until the machine resumes. Calls `is_over` now and then, and returns early if it
+    /// says so.
     pub(super) fn stand_still(&self, is_over: impl Fn() -> bool) {
         let mut pause = lock(&self.pause);
         pause.1 += 1;
@@ -252,18 +253,19 @@ impl Shared {
             .0
     }
 
-    /// Ends the run, if it has not ended, and wakes everyone who waits. The caller holds no lock.
+    /// Ends the run, if it has not ended, and wakes all waiting threads. The caller must hold no lock.
     pub(super) fn end(&self, exit: Exit) {
         lock(&self.exit).get_or_insert(exit);
         self.exited.notify_all();
-        // Who waits for bus or ports has looked at the exit under their locks, and must not miss it after that.
+        // Threads that wait for bus or ports check the exit under these locks. Take each lock once: then no thread
+        // misses the wake-up.
         drop(self.ports());
         self.announce_ports();
         drop(self.bus());
         self.announce();
     }
 
-    /// Runs a thread's work; a panic in it ends the run with an error that says so.
+    /// Runs a thread's work. A panic ends the run with an error.
     pub(super) fn guard(&self, thread: &str, work: impl FnOnce()) {
         let Err(panic) = catch_unwind(AssertUnwindSafe(work)) else {
             return;
@@ -276,7 +278,7 @@ impl Shared {
         self.end(Exit::Failed(format!("{thread} panicked: {text}")));
     }
 
-    /// Does what is due on the bus, until [`Shared::end_timers`].
+    /// Runs the bus' timers, until [`Shared::end_timers`].
     pub(super) fn run_timers(&self) {
         let mut bus = self.bus();
         while !self.ending.load(Ordering::SeqCst) {
@@ -300,7 +302,7 @@ impl Shared {
         }
     }
 
-    /// Has [`Shared::run_timers`] return.
+    /// Makes [`Shared::run_timers`] return.
     pub(super) fn end_timers(&self) {
         {
             let _bus = self.bus();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where a processor is, as seen from outside, and whether it still gets on.
+//! Reports where a processor is, and detects a stuck one.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -11,23 +11,24 @@ use std::time::Instant;
 use super::shared::lock;
 use crate::kvm::VcpuKick;
 
-/// What can be seen of a processor from outside.
+/// A processor's place, as other threads see it.
 #[derive(Default)]
 pub(super) struct Watch {
-    /// Someone wants to know where it is.
+    /// A thread asks for the processor's place.
     pub(super) wanted: AtomicBool,
-    /// And that it gets an NMI then.
+    /// The processor is to get an NMI, too.
     pub(super) nmi: AtomicBool,
-    /// The answer.
+    /// The processor's answer.
     pub(super) seen: Mutex<Option<Seen>>,
-    /// Held by the one who wants to know.
+    /// Held by the thread that asks.
     looking: Mutex<()>,
-    /// What it is doing.
+    /// The processor's current work.
     pub(super) doing: Mutex<&'static str>,
 }
 
 impl Watch {
-    /// Has the processor that `kick` reaches say where it is; `None` if it doesn't. It may get an NMI then.
+    /// Asks the processor behind `kick` for its place. Sends an NMI if `nmi` is set. `None` if the processor does not
+    /// answer.
     pub(super) fn look(&self, kick: &VcpuKick, nmi: bool) -> Option<Seen> {
         let _one = lock(&self.looking);
         *lock(&self.seen) = None;
@@ -46,13 +47,13 @@ impl Watch {
     }
 }
 
-/// Where a processor was when someone wanted to know.
+/// A processor's answer.
 #[derive(Clone)]
 pub(super) struct Seen {
     pub(super) place: String,
-    /// All its registers, if it isn't idle.
+    /// All registers, unless the processor is idle.
     pub(super) busy_with: Option<String>,
-    /// An NMI is on its way to it.
+    /// Whether an NMI is pending for the processor.
     pub(super) waits_for_nmi: bool,
 }
 
@@ -62,20 +63,21 @@ impl PartialEq for Seen {
     }
 }
 
-/// Where nested paging is emulated for several processors, one at times stays at an instruction for good, takes neither
-/// interrupts nor NMIs there, and changes no register. Elsewhere that is the guest's own doing.
+/// Detects a processor that does not get on. If nested paging is emulated for several processors, one at times stays at
+/// an instruction for good: it takes neither interrupts nor NMIs and changes no register. Elsewhere a stuck processor
+/// is the guest's own fault.
 #[derive(Clone, Default)]
 pub(super) struct Suspicion {
     last: Option<Seen>,
-    /// For how many looks it has been the same.
+    /// How many looks have found the same place.
     looks: u32,
 }
 
 impl Suspicion {
-    /// After so many looks it gets an NMI, which any software takes.
+    /// The processor gets an NMI after so many looks. Any software takes an NMI.
     const NMI_AFTER: u32 = 4;
 
-    /// Looks where a processor is; once it's certain that it does not get on, says so.
+    /// Looks at a processor. Returns a description if the processor is surely stuck.
     pub(super) fn look(&mut self, watch: &Watch, kick: &VcpuKick) -> Option<String> {
         let seen = watch.look(kick, self.looks == Self::NMI_AFTER);
         let same = seen.is_some() && seen == self.last;
@@ -85,7 +87,7 @@ impl Suspicion {
         };
         self.last = seen;
         let last = self.last.as_ref()?;
-        // The NMI was sent with the look before the last.
+        // The NMI was sent two looks ago.
         (self.looks > Self::NMI_AFTER + 1 && last.waits_for_nmi)
             .then(|| format!("stays at {}, and takes no NMI there", last.place))
     }

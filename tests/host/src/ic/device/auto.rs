@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device that acts by itself: it negotiates, sends what is due or asked for, and judges the replies.
+//! A device that acts by itself: it negotiates, sends requests, and checks replies.
 //!
-//! It behaves as a Microsoft host was seen to: it negotiates when the channel opens; it reads the ring only while it
-//! waits for a reply, and all its requests have the IC transaction id 0, so that a surplus reply is taken for the
-//! answer to its next request; a reply that it must reject ends the service until the channel is opened again; a reply
-//! that never comes stops it. While it negotiates, it drops replies of any other type: they are to requests from before
-//! a restore.
+//! Fact for KVP and guest shutdown, Inference for the other services:
+//!
+//! - The device negotiates when the channel opens.
+//! - The device reads the ring only while it waits for a reply.
+//! - All requests have the IC transaction id 0. So a surplus reply counts as the reply to the next request.
+//! - A rejected reply ends the service until the channel opens again. A missing reply stops the service.
+//! - While the device negotiates, it drops replies of other types: they answer requests from before a restore.
+//!
+//! Fact: time synchronization negotiates likewise, but then reads no replies: see [`Device::set_unanswered`].
 
 use std::time::Instant;
 
@@ -28,14 +32,15 @@ use crate::ic::S_OK;
 use crate::service::Service;
 use crate::vmbus::packet::Packet;
 
-/// How many round trips are timed at most.
+/// The largest number of recorded round trips.
 const LATENCIES: usize = 1 << 20;
 
-/// The IC transaction id of all that a device in [`Mode::Auto`] sends.
+/// The IC transaction id of all messages in [`Mode::Auto`].
 const TRANSACTION_ID: u8 = 0;
 
 impl Device {
-    /// The machine was saved and goes on. What is dead stays so, and what the device waits for may still come.
+    /// The machine was restored. A dead service stays dead, and a pending reply may still arrive. Fact: KVP and time
+    /// synchronization negotiate again. (Newer versions of that VMM keep KVP's state.)
     pub fn restored(&mut self, now: Instant) {
         let serves = !matches!(self.state, State::Closed | State::Dead(_));
         match self.restore {
@@ -50,8 +55,8 @@ impl Device {
         }
     }
 
-    /// Starts over on the open channel. A reply to an earlier request may still come and is not taken for the
-    /// negotiation's; that to an earlier negotiation is all that it waits for.
+    /// Negotiates again on the open channel. A late reply to an earlier request does not count as the negotiation's
+    /// reply. If a negotiation is pending, the device only waits for its reply.
     pub fn renegotiate(&mut self) {
         let negotiates = self.state == State::Negotiating;
         if self.mode == Mode::Auto && self.state != State::Closed && !negotiates {
@@ -76,18 +81,18 @@ impl Device {
         self.output.push_back(Packet::inband(request.encode()));
     }
 
-    /// Whether a reply is to come.
+    /// Whether the device waits for a reply.
     pub(super) fn waits(&self) -> bool {
         matches!(self.state, State::Negotiating | State::Waiting { .. })
     }
 
-    /// When [`Device::tick`] has something to do.
+    /// When to call [`Device::tick`] next.
     pub fn due(&self) -> Option<Instant> {
         self.due
             .filter(|_| self.mode == Mode::Auto && self.state == State::Ready)
     }
 
-    /// Sends what is due.
+    /// Sends the beat or sample that is due.
     pub fn tick(&mut self, moment: &Moment) {
         if self.mode != Mode::Auto
             || self.state != State::Ready
@@ -102,7 +107,7 @@ impl Device {
         let body = match self.service {
             Service::Heartbeat => {
                 self.sequence += 1;
-                // Beats keep their rhythm, whenever the replies come.
+                // The interval counts from beat to beat, not from the replies. Inference.
                 self.due = Some(moment.instant + self.interval);
                 heartbeat::body(self.sequence, heartbeat::RESERVED)
             }
@@ -121,7 +126,7 @@ impl Device {
         self.send(body, moment);
     }
 
-    /// Sends a request of the administrator's; an error if the service is not ready for one.
+    /// Sends a request of the administrator. Fails if the service is not ready.
     pub fn request(&mut self, body: Vec<u8>, moment: &Moment) -> Result<(), String> {
         if self.mode != Mode::Auto || self.state != State::Ready {
             return Err(format!(
@@ -139,7 +144,7 @@ impl Device {
         Ok(())
     }
 
-    /// Takes the reply to the last request, once it has come.
+    /// Takes the reply to the last request, if it has arrived.
     pub fn take_reply(&mut self) -> Option<Message> {
         self.reply.take()
     }
@@ -162,7 +167,7 @@ impl Device {
         self.output.push_back(Packet::inband(request.encode()));
     }
 
-    /// A reply came, or what the guest sends instead of one.
+    /// A reply has arrived, or another packet in its place.
     pub(super) fn replied(&mut self, packet: &Packet, moment: &Moment) -> Option<Remark> {
         let since = match self.state {
             State::Negotiating => None,
@@ -280,7 +285,7 @@ mod tests {
 
     const ZERO: Duration = Duration::ZERO;
 
-    /// A device whose channel was opened, with these versions agreed on.
+    /// A device with an open channel and these negotiated versions.
     fn ready(service: Service, message: Version) -> Device {
         let mut device = Device::new(service);
         device.opened();
@@ -288,7 +293,7 @@ mod tests {
         device
     }
 
-    /// Has a heartbeat device send its first beat, and answers it; gives the answer.
+    /// Makes a heartbeat device send its first beat, and answers. Returns the answer.
     fn first_beat(device: &mut Device) -> Message {
         device.tick(&moment(ZERO));
         let mut reply = sent(device).reply(0);
@@ -336,7 +341,7 @@ mod tests {
     fn a_surplus_reply_answers_the_next_request() {
         let mut device = ready(Service::Heartbeat, (3, 0));
         let reply = first_beat(&mut device);
-        // It came twice.
+        // The reply arrives twice.
         device.tick(&moment(heartbeat::INTERVAL));
         assert_eq!(heartbeat::sequence(&sent(&mut device).body), Some(2));
         assert!(matches!(
@@ -487,7 +492,7 @@ mod tests {
         device.tick(&moment(ZERO));
         let old = sent(&mut device).reply(0);
         device.renegotiate();
-        // Also one that was surplus already.
+        // This includes a reply that was surplus before.
         for _ in 0..2 {
             assert!(matches!(
                 answer(&mut device, &old, ZERO),
@@ -542,7 +547,7 @@ mod tests {
         let request = ask(&mut device);
         let end = request.reply(E_NO_MORE_ITEMS);
         assert_eq!(answer(&mut device, &end, ZERO), None);
-        // A host gives up a service whose pairs it cannot read.
+        // Fact: a pair that a host cannot read ends the service.
         let empty = ask(&mut device).reply(S_OK);
         answer(&mut device, &empty, ZERO);
         assert!(matches!(device.state(), State::Dead(_)));
@@ -559,7 +564,7 @@ mod tests {
         let body = addresses::get_ip_info((5, 0), "00:15");
         device.request(body, &moment(ZERO)).unwrap();
         let mut reply = sent(&mut device).reply(S_OK);
-        // More gateways than there is room for.
+        // The number of gateways exceeds the capacity.
         reply.body[12] = 6;
         answer(&mut device, &reply, ZERO);
         assert!(matches!(device.state(), State::Dead(_)));
