@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A running guest, as scenarios use it: commands by its agent, and a handle for each service's channel.
+//! A running guest, for scenarios: commands by its agent, and a handle for each service's channel.
 //!
-//! Every wait has a time-out and fails with an error that names what it waited for; the time-outs only protect against
-//! hangs, so they are generous (the guest may be emulated twice over).
+//! Each wait has a time-out. Its error names the event that did not come. Time-outs only protect against hangs, so they
+//! are long: the guest may be emulated twice over.
 
 mod agent;
 mod bus;
@@ -31,21 +31,21 @@ pub use self::console::ConsoleReader;
 pub use self::error::Error;
 pub use self::error::Result;
 
-/// How long anything may take before it counts as hanging.
+/// The time-out of most waits.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a guest may take to boot.
+/// The time-out of a boot.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// A guest that has booted up to its agent.
+/// A guest that has booted, with a running agent.
 pub struct Guest {
     machine: Machine,
     boot_time: Duration,
-    /// A command line runs, and has not ended: the agent takes no other.
+    /// A command line runs. The agent accepts no other until it ends.
     busy: AtomicBool,
 }
 
 impl Guest {
-    /// Boots a machine and waits for the guest's agent, if it has one.
+    /// Boots a machine. Waits for the guest's agent, if it has one.
     pub fn boot(config: &Config) -> Result<Self> {
         let mut guest = Self {
             machine: Machine::new(config.clone())?,
@@ -56,7 +56,7 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Switches the machine off and on and waits for the agent, if there is one, as after [`Exit::Reset`].
+    /// Switches the machine off and on, also after [`Exit::Reset`]. Waits for the agent, if there is one.
     pub fn restart(&mut self) -> Result<()> {
         let start = Instant::now();
         self.busy.store(false, Ordering::Relaxed);
@@ -68,13 +68,12 @@ impl Guest {
         Ok(())
     }
 
-    /// Takes a snapshot of the machine, and goes on. An error if a channel is in use.
+    /// Takes a snapshot of the machine, and continues. Fails if a channel is in use.
     pub fn save(&mut self) -> Result<Snapshot> {
         Ok(self.machine.save()?)
     }
 
-    /// Goes on from a snapshot instead of booting, whatever became of the guest meanwhile. Its wall clock is set to the
-    /// host's, as the agent of a real guest would do at once.
+    /// Continues from a snapshot, in any state of the guest. Sets the guest's wall clock to the host's.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         self.machine.restore(snapshot)?;
         self.busy.store(false, Ordering::Relaxed);
@@ -83,34 +82,34 @@ impl Guest {
             .map(|_| ())
     }
 
-    /// Switches the machine off, whatever the guest is doing.
+    /// Switches the machine off, in any state.
     pub fn power_off(&mut self) {
         self.machine.power_off();
     }
 
-    /// Stops the machine where it is; its reference time stands still, too.
+    /// Pauses the machine. Its reference time stops, too.
     pub fn pause(&mut self) -> Result<()> {
         Ok(self.machine.pause()?)
     }
 
-    /// Has it go on from there, after which services do what they do with a host that has restored a machine.
+    /// Resumes the machine. Services then behave as after a restore on a host.
     pub fn resume(&mut self) -> Result<()> {
         self.machine.resume()?;
         self.save_restore();
         Ok(())
     }
 
-    /// How long the last boot took, from power-on to the agent.
+    /// The duration of the last boot, from power-on to the agent.
     pub fn boot_time(&self) -> Duration {
         self.boot_time
     }
 
-    /// What the machine is made of.
+    /// The machine's configuration.
     pub fn config(&self) -> &Config {
         self.machine.config()
     }
 
-    /// An error with the processors' whereabouts and the console's last lines.
+    /// An error with each processor's place and the console's last lines.
     fn error(&self, text: &str) -> Error {
         let crash = self.machine.shared().crash();
         let crash = crash.map(|crash| format!("\n{crash}")).unwrap_or_default();
@@ -134,12 +133,12 @@ impl Guest {
         })
     }
 
-    /// How the run ended, if it has.
+    /// How the run ended. `None` while it lasts.
     pub fn exit(&self) -> Option<Exit> {
         self.machine.shared().exit()
     }
 
-    /// What the guest has told the hypervisor of its crash since the last boot, if it has.
+    /// The guest's crash report since the last boot, if there is one.
     pub fn crash(&self) -> Option<String> {
         self.machine.shared().crash()
     }
@@ -162,18 +161,18 @@ impl Guest {
         Moment::now(self.reference_time())
     }
 
-    /// When the guest last had the host look at its clock by [`Ports`](crate::ports::Ports), and when the time before
-    /// that: that one first.
+    /// The host's times at the guest's last two writes to the recording port of [`Ports`](crate::ports::Ports), the
+    /// older first.
     pub fn looks(&self) -> [SystemTime; 2] {
         self.machine.shared().ports().looks()
     }
 
-    /// Has the next processor that writes this byte to this port stay in that write, until [`Guest::let_go`].
+    /// Makes the next processor that writes `byte` to `port` wait in that write, until [`Guest::let_go`].
     pub fn hold_at(&self, port: u16, byte: u8) {
         self.machine.shared().ports().hold_at(port, byte);
     }
 
-    /// Waits until a processor is held.
+    /// Waits until a processor is held in a write.
     pub fn wait_held(&self) -> Result<()> {
         let shared = self.machine.shared();
         let held = shared.wait_ports(TIMEOUT, |ports| match ports.holds() {
@@ -187,7 +186,7 @@ impl Guest {
         }
     }
 
-    /// Has the processor that is held go on, and none be held.
+    /// Releases the held processor, if any, and cancels [`Guest::hold_at`].
     pub fn let_go(&self) {
         self.machine.shared().let_go();
     }

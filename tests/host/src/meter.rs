@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counts what a guest executes. The kernel under the host times each stay in the guest by its own tracing of KVM and
-//! sums the times up; where the machine is emulated with QEMU's `-icount shift=0`, its time stamp counter counts
-//! instructions, and so do these sums. What host and KVM do in between is not in them.
+//! Counts the instructions that a guest executes. The kernel under the host traces KVM: it measures each stay in the
+//! guest and sums up the times. Under QEMU's `-icount shift=0` the TSC counts instructions, and so do these sums. They
+//! exclude the host and KVM.
 
 use std::fs;
 use std::io;
@@ -11,16 +11,16 @@ use std::ops::Add;
 use std::ops::Sub;
 use std::path::Path;
 
-/// Where the kernel's tracing is.
+/// The kernel's tracing directory.
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// What has been counted since the [`Meter`] was made.
+/// Counts since the [`Meter`] was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
-    /// What the guest's processors have executed: instructions, under `-icount`; else ticks of the time stamp counter.
+    /// Instructions of the guest's processors under `-icount`, else ticks of the TSC.
     pub instructions: u64,
-    /// How often a processor left the guest, for the host or for KVM. Not for an interrupt of the machine below, which
-    /// the guest has no part in.
+    /// Exits of the guest's processors to the host or to KVM. Exits for interrupts of the machine below do not count:
+    /// the guest does not cause them.
     pub exits: u64,
 }
 
@@ -46,8 +46,7 @@ impl Sub for Count {
     }
 }
 
-/// What [`Meter`] has the kernel trace: which file, and what is written there. In an order in which each can refer to
-/// those before.
+/// The tracing of [`Meter`]: each file, and the text to write to it. A line may refer to the lines before.
 const TRIGGERS: [(&str, &str); 4] = [
     (
         "synthetic_events",
@@ -65,36 +64,35 @@ const TRIGGERS: [(&str, &str); 4] = [
     (STAY, "hist:keys=reason:vals=ticks"),
 ];
 
-/// Where what is made of the stays is said.
+/// The trigger file of the stays.
 const STAY: &str = "events/synthetic/stay/trigger";
 
-/// What AMD calls it when an interrupt of the machine below ends a stay (`SVM_EXIT_INTR`).
+/// The reason of a stay's end when an interrupt of the machine below ends it (AMD's `SVM_EXIT_INTR`).
 const INTERRUPT: u64 = 0x60;
 
-/// Lists how long stays were that an interrupt ended.
+/// Lists the lengths of the stays that an interrupt ended.
 const LENGTHS: &str = "hist:keys=ticks:size=65536 if reason == 0x60";
 
-/// In how many instructions a stay is over that an interrupt ends that was there before it.
+/// A stay of fewer instructions was ended by an interrupt that was pending at its start.
 const AT_ONCE: u64 = 64;
 
-/// Counts from when it is made until it is dropped.
+/// Counts from its creation until it is dropped.
 pub struct Meter {
-    /// What each stay seems to take beyond what the guest executes: KVM's own instructions between the events and the
-    /// guest.
+    /// Instructions in each measured stay that are KVM's own, between the trace events and the guest.
     overhead: u64,
 }
 
 impl Meter {
-    /// Starts; `act` has the guest do something, so that there are some stays to look at. An error if the kernel's
-    /// tracing is not there, or in use for this already.
+    /// Starts to count. `act` makes the guest do something, which yields stays for the calibration. Fails if the kernel
+    /// has no tracing, or another meter uses it.
     pub fn new<E: From<io::Error>>(act: impl FnOnce() -> Result<(), E>) -> Result<Self, E> {
         write("trace_clock", "x86-tsc")?;
-        // From here on, drop() takes away what is there.
+        // From here on, drop() removes what was written.
         let mut meter = Self { overhead: 0 };
         for (file, text) in TRIGGERS {
             write(file, text)?;
         }
-        // An interrupt that is injected ends its stay before the first instruction: see `kvm::qemu`.
+        // An injected interrupt ends its stay before the first instruction: see `kvm::qemu`.
         write(STAY, LENGTHS)?;
         act()?;
         let tables = fs::read_to_string(path("events/synthetic/stay/hist"))?;
@@ -107,12 +105,12 @@ impl Meter {
         Ok(meter)
     }
 
-    /// What each stay in the guest takes beyond what the guest executes, in instructions.
+    /// KVM's own instructions in each measured stay.
     pub fn overhead(&self) -> u64 {
         self.overhead
     }
 
-    /// What has been counted so far, of all processors.
+    /// The counts so far, of all processors.
     pub fn read(&self) -> io::Result<Count> {
         let tables = fs::read_to_string(path("events/synthetic/stay/hist"))?;
         parse(&tables, self.overhead)
@@ -125,8 +123,8 @@ impl Meter {
         Ok(Samples(self))
     }
 
-    /// An interrupt that came before the entry ends the stay at once, or nearly so: that is no sample.
-    /// The size is no part of what tells one such list from another.
+    /// An interrupt that was pending at the entry ends the stay (nearly) at once, and yields no sample. The kernel
+    /// identifies the list by its other attributes, not by its size.
     fn sampling(&self, attribute: &str) -> String {
         let least = self.overhead + AT_ONCE;
         format!("hist:keys=rip.hex{attribute} if reason == 0x60 && ticks > {least}")
@@ -135,7 +133,8 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        // The last ones refer to the first. What was never there cannot be taken away.
+        // Later triggers refer to earlier ones, so the last go first. The removal of an absent trigger fails
+        // harmlessly.
         for (file, text) in TRIGGERS.iter().rev() {
             let name = text.split_once(' ').map_or(*text, |(name, _)| name);
             let text = if *file == TRIGGERS[0].0 { name } else { text };
@@ -144,22 +143,22 @@ impl Drop for Meter {
     }
 }
 
-/// Samples where the guest is, for as long as it lives: at each interrupt of the machine below that comes while the
-/// guest executes.
+/// Samples the guest's instruction pointer, as long as the value lives. Each interrupt of the machine below that ends a
+/// stay in the guest yields a sample.
 pub struct Samples<'a>(&'a Meter);
 
 impl Samples<'_> {
-    /// Takes none until [`Samples::go_on`].
+    /// Stops sampling until [`Samples::go_on`].
     pub fn pause(&self) -> io::Result<()> {
         write(STAY, &self.0.sampling(":pause"))
     }
 
-    /// Takes samples again.
+    /// Continues to sample.
     pub fn go_on(&self) -> io::Result<()> {
         write(STAY, &self.0.sampling(":continue"))
     }
 
-    /// The addresses so far, with the number of samples at each.
+    /// The sampled addresses, with the number of samples at each.
     pub fn read(&self) -> io::Result<Vec<(u64, u64)>> {
         let tables = fs::read_to_string(path("events/synthetic/stay/hist"))?;
         Ok(tables
@@ -171,12 +170,12 @@ impl Samples<'_> {
 
 impl Drop for Samples<'_> {
     fn drop(&mut self) {
-        // There is nothing to do about one that stays.
+        // If the removal fails, the trigger stays. Nothing can be done about that.
         let _ = write(STAY, &format!("!{}", self.0.sampling("")));
     }
 }
 
-/// Takes the key and the hits from a line such as `{ rip: ffffffff810a2b3c } hitcount:         12`.
+/// Parses key and hits of a line such as `{ rip: ffffffff810a2b3c } hitcount:         12`.
 fn entry(line: &str, key: &str, radix: u32) -> Option<(u64, u64)> {
     let (value, hits) = line
         .strip_prefix("{ ")?
@@ -202,8 +201,8 @@ fn write(file: &str, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes()).map_err(explain)
 }
 
-/// Sums up lines such as `{ reason:        114 } hitcount:        120  ticks:     483200`, where each stay has so much
-/// `overhead`.
+/// Sums up lines such as `{ reason:        114 } hitcount:        120  ticks:     483200`. Subtracts `overhead` for
+/// each stay.
 fn parse(tables: &str, overhead: u64) -> Option<Count> {
     let mut count = Count::default();
     for line in tables.lines() {

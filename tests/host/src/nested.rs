@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where `/dev/kvm` has no SynIC (or is not there), a program runs itself in a QEMU guest that has: the same binary
-//! with the same arguments, the same output and exit status.
+//! If `/dev/kvm` is absent or has no SynIC, a program runs itself in a QEMU guest that has a SynIC: the same binary,
+//! arguments, output and exit status.
 
 use std::io;
 use std::io::IsTerminal;
@@ -18,48 +18,50 @@ use std::time::Duration;
 use crate::images::build_folder;
 use crate::kvm::Kvm;
 
-/// Set in the QEMU guest, so that a program that finds no SynIC there either gives up.
+/// Set in the QEMU guest. A program that finds no SynIC there gives up.
 const NESTED: &str = "HV_HOST_NESTED";
 
-/// Names the file in which the program in the QEMU guest keeps how far it is.
+/// Names a file with the progress of the program in the QEMU guest.
 const PROGRESS: &str = "HV_PROGRESS";
 
-/// How many QEMU guests a program gets to go on in: its emulation of SVM is not beyond doubt.
+/// How many QEMU guests in a row may break down without progress: QEMU's emulation of SVM has bugs.
 const GUESTS: u32 = 3;
 
-/// What `outer-run.sh` ends with where the guest did not survive.
+/// Exit status of `outer-run.sh` if the QEMU guest broke down.
 const DIED: i32 = 125;
 
-/// Has QEMU count: each instruction takes a nanosecond of guest time, and nothing else does but idling. Nothing that
-/// differs from run to run is let in.
+/// QEMU's options for counting: each instruction takes a nanosecond of guest time. Besides, only idling takes time. The
+/// options exclude all input that differs between runs.
 const COUNTING: &str = "-icount shift=0,sleep=off -seed 1 -rtc base=2026-01-01,clock=vm";
 
-/// Stands for the end of standard input in the QEMU guest, where that is a serial port: no text has this byte.
+/// Marks the end of standard input in the QEMU guest, where standard input is a serial port. No text contains this
+/// byte.
 pub const END: u8 = 0xff;
 
-/// Names the file that says that the program in the QEMU guest reads its standard input; set only if it is to.
+/// Names a file whose existence says that the program in the QEMU guest reads its standard input. Unset if the program
+/// does not read it.
 const READING: &str = "HV_READING";
 
-/// Says in the QEMU guest whether standard input is a terminal.
+/// Tells the program in the QEMU guest whether standard input is a terminal.
 const TERMINAL: &str = "HV_TERMINAL";
 
-/// What becomes of a program's standard input in the QEMU guest.
+/// The standard input of a program in the QEMU guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Input {
-    /// It is empty.
+    /// Empty.
     Empty,
-    /// It is this program's, byte by byte; [`END`] ends it.
+    /// This program's input, byte by byte. [`END`] ends it.
     Live,
 }
 
-/// Returns where this machine's `/dev/kvm` serves; else runs this program in the QEMU guest and exits with its status.
-/// Prints which of the two it is.
+/// Returns if this machine's `/dev/kvm` has a SynIC. Else runs this program in a QEMU guest and exits with its status.
+/// Prints which of the two happens.
 pub fn ensure_synic() {
     ensure_with(Input::Empty);
 }
 
-/// [`ensure_synic`] for a program that reads its standard input: that is there in the QEMU guest, too. A terminal is raw
-/// from here on, until [`tidy_up`].
+/// Like [`ensure_synic`], for a program that reads its standard input: the QEMU guest gets the input. A terminal is in
+/// raw mode from here on, until [`tidy_up`].
 pub fn ensure_synic_live() {
     ensure_with(Input::Live);
     match std::env::var_os(READING) {
@@ -70,7 +72,7 @@ pub fn ensure_synic_live() {
     }
 }
 
-/// Whether standard input is a terminal, here or where the QEMU guest was started.
+/// Whether standard input is a terminal: here, or outside of the QEMU guest.
 pub fn is_terminal() -> bool {
     match std::env::var_os(TERMINAL) {
         Some(value) => value == "1",
@@ -78,10 +80,10 @@ pub fn is_terminal() -> bool {
     }
 }
 
-/// What the terminal was like before it was made raw.
+/// The terminal's settings before raw mode, in the format of `stty -g`.
 static BEFORE: OnceLock<String> = OnceLock::new();
 
-/// Runs `stty` on the terminal; what it prints.
+/// Runs `stty` on the terminal. Returns its output.
 fn stty(arguments: &[&str]) -> Option<String> {
     let ran = Command::new("stty")
         .args(arguments)
@@ -91,7 +93,7 @@ fn stty(arguments: &[&str]) -> Option<String> {
     Some(text.trim().to_owned())
 }
 
-/// Has each key come at once, if standard input is a terminal.
+/// Sets a terminal on standard input to raw mode.
 fn make_raw() {
     if std::io::stdin().is_terminal() {
         if let Some(before) = stty(&["-g"]) {
@@ -101,7 +103,7 @@ fn make_raw() {
     }
 }
 
-/// Leaves the terminal as it was.
+/// Restores the terminal's settings.
 pub fn tidy_up() {
     if let Some(before) = BEFORE.get() {
         let _ = stty(&[before]);
@@ -127,19 +129,19 @@ fn ensure_with(input: Input) {
     run_nested(&[], input)
 }
 
-/// Returns in a QEMU guest in which guest time counts instructions; elsewhere runs this program in one, whatever
-/// `/dev/kvm` there is, and exits with its status.
+/// Returns in a QEMU guest whose time counts instructions. Elsewhere runs this program in such a guest, even if
+/// `/dev/kvm` has a SynIC, and exits with its status.
 pub fn ensure_counted() {
     if !is_nested() {
         println!("# host: running in a QEMU guest that counts instructions");
-        // Timers that come late, all at once, are in the figures.
+        // Late timers expire together, and distort the figures. High resolution avoids that.
         let settings = [("OUTER_ARGS", COUNTING), ("OUTER_APPEND", "highres=on")];
         run_nested(&settings, Input::Empty);
     }
 }
 
-/// Runs this program in the QEMU guest and exits with its status. Where that guest breaks down, another one runs it again:
-/// it goes on from where it was if it keeps that in its [`progress_file`].
+/// Runs this program in the QEMU guest and exits with its status. If the guest breaks down, another guest runs the
+/// program again. The program resumes its work if it keeps its progress in [`progress_file`].
 fn run_nested(settings: &[(&str, &str)], input: Input) -> ! {
     let script = std::env::var_os("HV_OUTER_RUN").map_or_else(
         || build_folder().join("../tests/guest/outer-run.sh"),
@@ -163,7 +165,7 @@ fn run_nested(settings: &[(&str, &str)], input: Input) -> ! {
     }
     let reading = progress.with_extension("reading");
     if input == Input::Live {
-        // The terminal that TERMINAL tells of may be a program's that stands in for someone.
+        // Inherits TERMINAL if it is set: a program may stand in for the person at the terminal.
         let terminal = u8::from(is_terminal());
         line.insert_str(
             0,
@@ -183,11 +185,11 @@ fn run_nested(settings: &[(&str, &str)], input: Input) -> ! {
         };
         status.map(|status| status.code().unwrap_or(1))
     };
-    // Of another program that had this number.
+    // Remove a file that another program with the same process id has left.
     let _ = std::fs::remove_file(&progress);
     let mut result = run();
     let (mut left, mut reached) = (GUESTS - 1, None);
-    // What was typed cannot be typed again.
+    // Typed input is lost with the guest: do not run the program again.
     while left > 0 && matches!(result, Ok(DIED)) && input == Input::Empty {
         println!("# host: the QEMU guest broke down: another one goes on");
         result = run();
@@ -205,7 +207,7 @@ fn run_nested(settings: &[(&str, &str)], input: Input) -> ! {
     }
 }
 
-/// Runs a command with this program's standard input, once the file says that it is read.
+/// Runs a command with this program's standard input. Sends the input once the file says that it is read.
 fn run_live(command: &mut Command, reading: &Path) -> io::Result<ExitStatus> {
     let _ = std::fs::remove_file(reading);
     let mut child = command
@@ -230,7 +232,7 @@ fn run_live(command: &mut Command, reading: &Path) -> io::Result<ExitStatus> {
             }
         }
         let _ = pipe.write_all(&[END]);
-        // QEMU takes the pipe's end for a lost line.
+        // Keep the pipe open: QEMU would take its end for a lost line.
         loop {
             std::thread::park();
         }
@@ -241,7 +243,7 @@ fn run_live(command: &mut Command, reading: &Path) -> io::Result<ExitStatus> {
     status
 }
 
-/// A file that is there only if this program has run before and written it, in a QEMU guest that broke down; none
+/// The file for a program's progress. It exists if the program has written it in a QEMU guest that broke down. `None`
 /// outside of QEMU guests.
 pub fn progress_file() -> Option<PathBuf> {
     std::env::var_os(PROGRESS).map(PathBuf::from)

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The integration services: their identities and the versions that a Windows host offers.
+//! The integration services: their ids, and the versions that a Windows host offers.
 //!
-//! Source: the class ids in `include/linux/hyperv.h`; the instance ids are the same on every Windows host.
+//! Sources: class ids from `include/linux/hyperv.h`. Instance ids are the same on all Windows hosts. Fact for KVP,
+//! guest shutdown and time synchronization. The others are in public logs of guests.
 
 use crate::guid::Guid;
 
 /// A version: major, minor.
 pub type Version = (u16, u16);
 
-/// An integration service, or the device of a sample.
+/// An integration service, or the device of a sample driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Service {
     /// vmicheartbeat
@@ -24,7 +25,7 @@ pub enum Service {
     Vss,
     /// vmicguestinterface
     FCopy,
-    /// No service: what the driver in `samples/vmbus_echo.rs` is for; only scripted
+    /// Not a service: the device of the driver in `samples/vmbus_echo.rs`. Scenarios lead it.
     Echo,
 }
 
@@ -39,7 +40,7 @@ impl Service {
         Self::FCopy,
     ];
 
-    /// All that the host can offer.
+    /// All devices that the host can offer.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::INTEGRATION.into_iter().chain([Self::Echo])
     }
@@ -57,7 +58,7 @@ impl Service {
         }
     }
 
-    /// The class: what kind of device it is.
+    /// The class id: the kind of device.
     pub const fn class(self) -> Guid {
         match self {
             Self::Heartbeat => Guid::parse("57164f39-9115-4e78-ab55-382f3bd5422d"),
@@ -70,7 +71,7 @@ impl Service {
         }
     }
 
-    /// The instance: which device it is.
+    /// The instance id: the device itself.
     pub const fn instance(self) -> Guid {
         match self {
             Self::Heartbeat => Guid::parse("fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"),
@@ -83,7 +84,7 @@ impl Service {
         }
     }
 
-    /// The IC message type of its requests.
+    /// The IC message type of the service's requests.
     pub const fn message_type(self) -> u16 {
         match self {
             Self::Heartbeat => 1,
@@ -96,7 +97,8 @@ impl Service {
         }
     }
 
-    /// The framework versions that a host offers, oldest first.
+    /// The framework versions of a host's offer, oldest first. Fact for KVP, guest shutdown and time synchronization,
+    /// Inference for the others.
     pub const fn framework_versions(self) -> &'static [Version] {
         match self {
             Self::Vss | Self::FCopy => &[(3, 0)],
@@ -104,7 +106,8 @@ impl Service {
         }
     }
 
-    /// The message versions that a host offers, oldest first.
+    /// The message versions of a host's offer, oldest first. Fact: all of guest shutdown, KVP from 3.0 on, time
+    /// synchronization 4.0. The rest is inference.
     pub const fn message_versions(self) -> &'static [Version] {
         match self {
             Self::Heartbeat => &[(1, 0), (3, 0)],

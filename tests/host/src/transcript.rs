@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The record of everything that host and guest said to each other, with time stamps.
+//! The transcript: all messages and packets between host and guest, with time stamps.
 //!
-//! One line an entry: host time in seconds since the machine was made, guest reference time in 100 ns units, who
-//! spoke, what (decoded), and the bytes in hexadecimal, of which only the beginning where there are many. The
-//! normalised form leaves out times and bytes (and with them all ids that differ between two runs), so that two runs
-//! can be compared with diff.
+//! Each entry is a line: host time in seconds since the machine was created, guest reference time in 100 ns units,
+//! speaker, decoded text, and bytes in hexadecimal. Of a long message only the beginning is kept. The normalised form
+//! omits times and bytes, and with them all ids that differ between runs. So diff can compare two runs.
 
 use std::fmt::Write;
 use std::io;
@@ -14,13 +13,13 @@ use std::time::Instant;
 
 use crate::bytes::hex;
 
-/// What is longer than so many bytes, as the pieces of a copied file are, is not kept whole.
+/// Messages with more bytes than this are cut, such as pieces of a copied file.
 const WHOLE: usize = 4096;
 
-/// So many entries are kept at least, and twice as many at most.
+/// The least number of entries that are kept. At most twice as many are kept.
 const KEPT: usize = 1 << 16;
 
-/// What is kept of it, in bytes.
+/// The number of bytes that are kept of a cut message.
 const BEGINNING: usize = 256;
 
 /// Who spoke.
@@ -30,28 +29,28 @@ pub enum Speaker {
     Host,
     /// The guest, to the host.
     Guest,
-    /// Nobody: a remark, such as a timer that ran out or an error that the host saw.
+    /// Nobody: a remark, such as an expired timer or an error of the host's.
     Note,
-    /// A remark about something that the guest must not do.
+    /// A remark about a fault of the guest.
     Error,
 }
 
 /// One entry.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Nanoseconds of the host's monotonic clock since the transcript began.
+    /// Nanoseconds of the host's monotonic clock since the transcript's start.
     pub host_ns: u64,
     /// The guest's reference time in 100 ns units.
     pub reference: u64,
     /// Who spoke.
     pub speaker: Speaker,
-    /// "vmbus" or the service's name.
+    /// "vmbus", or the service's name.
     pub topic: &'static str,
-    /// What was said, without ids that differ between runs.
+    /// The decoded text, without ids that differ between runs.
     pub text: String,
-    /// The message or the packet's payload, or the [`BEGINNING`] of it.
+    /// The bytes of the message or payload. If they were cut, the first [`BEGINNING`] bytes.
     pub bytes: Vec<u8>,
-    /// The bytes that it had beyond these.
+    /// The number of bytes that were cut off.
     pub left_out: usize,
 }
 
@@ -65,7 +64,7 @@ impl Entry {
         }
     }
 
-    /// The line of the normalised form.
+    /// The entry's line in the normalised form.
     pub fn normalised(&self) -> String {
         format!("{} {} {}", self.topic, self.direction(), self.text)
     }
@@ -88,16 +87,16 @@ impl std::fmt::Display for Entry {
     }
 }
 
-/// The record of one machine's life.
+/// The transcript of a machine.
 pub struct Transcript {
     start: Instant,
     entries: Vec<Entry>,
-    /// Older ones, which have been forgotten.
+    /// The number of older entries that were dropped.
     forgotten: usize,
 }
 
 impl Transcript {
-    /// An empty one that begins now.
+    /// An empty transcript that starts now.
     pub fn new() -> Self {
         Self {
             start: Instant::now(),
@@ -140,23 +139,23 @@ impl Transcript {
         &self.entries
     }
 
-    /// How many entries there have been.
+    /// The number of entries, including dropped ones.
     pub fn length(&self) -> usize {
         self.forgotten + self.entries.len()
     }
 
-    /// Those from number `from` on, as far as they are kept.
+    /// The entries from number `from` on, as far as they are kept.
     fn since(&self, from: usize) -> &[Entry] {
         let first = from.saturating_sub(self.forgotten);
         self.entries.get(first..).unwrap_or_default()
     }
 
-    /// Nanoseconds since the beginning.
+    /// Nanoseconds since the transcript's start.
     pub fn elapsed_ns(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64
     }
 
-    /// The normalised form of the entries from number `from` on, one a line.
+    /// The normalised form of the entries from number `from` on, a line each.
     pub fn normalised(&self, from: usize) -> String {
         let entries = self.since(from).iter();
         entries.fold(String::new(), |mut text, entry| {
@@ -165,7 +164,7 @@ impl Transcript {
         })
     }
 
-    /// Writes the entries from number `from` on into a file.
+    /// Writes the entries from number `from` on to a file.
     pub fn save(&self, path: &Path, from: usize) -> io::Result<()> {
         let text = self
             .since(from)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Commands in the guest, by its agent (`tests/guest/agent.c`), and what is done with them: the module, the log.
+//! Commands in the guest, run by its agent (`tests/guest/agent.c`): shell lines, the module, the kernel's log.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,27 +11,27 @@ use super::TIMEOUT;
 use crate::ic::UNIX_EPOCH_1601;
 use crate::mailbox;
 
-/// What the guest's agent sends as it starts.
+/// The agent sends this byte when it starts.
 const AGENT_READY: u8 = 2;
 
-/// What it sends when a command line has run.
+/// The agent sends this byte when a command line has ended.
 const AGENT_DONE: u8 = 1;
 
-/// What a command in the guest gave.
+/// The result of a command in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// Its exit status.
+    /// The exit status.
     pub status: i32,
-    /// What it printed, without the last line feed.
+    /// The output, without the last line feed.
     pub text: String,
 }
 
-/// Which module answers for the services.
+/// The module that serves in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Module {
-    /// The project's.
+    /// This project's module.
     Rust,
-    /// The kernel's own.
+    /// The kernel's own module.
     C,
 }
 
@@ -44,7 +44,8 @@ impl Module {
         }
     }
 
-    /// The parameters with which it serves all that it can. The guest's kernel has `uio_hv_generic` for file copy, too.
+    /// The parameters that make the module offer all its services. (For file copy the guest's kernel also has
+    /// `uio_hv_generic`.)
     pub const fn parameters(self) -> &'static str {
         match self {
             Self::Rust => "fcopy_chardev=1",
@@ -64,7 +65,7 @@ impl Guest {
         self.sh_within(command, TIMEOUT)
     }
 
-    /// Runs a shell command line that may take long.
+    /// Runs a shell command line with another time-out.
     pub fn sh_within(&self, command: &str, timeout: Duration) -> Result<Output> {
         self.sh_start(command)?;
         let what = format!("`{command}` in the guest");
@@ -78,7 +79,7 @@ impl Guest {
         })
     }
 
-    /// Starts a command line without waiting for it; for commands that end the guest.
+    /// Starts a command line without waiting for its end. For commands that end the guest.
     pub fn sh_start(&self, command: &str) -> Result<()> {
         let shared = self.machine.shared();
         if self.busy.swap(true, Ordering::Relaxed) {
@@ -90,7 +91,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Runs a command that must succeed; gives what it printed.
+    /// Runs a command that must succeed. Returns its output.
     pub fn sh_ok(&self, command: &str) -> Result<String> {
         let output = self.sh(command)?;
         match output.status {
@@ -101,7 +102,7 @@ impl Guest {
         }
     }
 
-    /// Waits until the agent has sent this byte; `what` names in the error what that would mean.
+    /// Waits until the agent has sent `byte`. `what` describes the event for the error.
     fn wait_agent_byte(&self, byte: u8, what: &str, timeout: Duration) -> Result<()> {
         let shared = self.machine.shared();
         let sent = shared.wait_ports(timeout, |ports| {
@@ -124,8 +125,8 @@ impl Guest {
         }
     }
 
-    /// The guest's wall clock less the host's, in seconds: of some questions, the one that was answered fastest, as if
-    /// the guest had looked halfway.
+    /// The guest's wall clock minus the host's, in seconds. Asks several times and uses the fastest answer. Assumes
+    /// that the guest read its clock in the middle of that time.
     pub fn clock_error(&self) -> Result<f64> {
         let mut best = (u64::MAX, 0.0);
         for _ in 0..5 {
@@ -144,12 +145,12 @@ impl Guest {
         Ok(best.1)
     }
 
-    /// The kernel's log, without time stamps' surroundings: as dmesg prints it.
+    /// The kernel's log, as dmesg prints it.
     pub fn kernel_log(&self) -> Result<String> {
         self.sh_ok("dmesg")
     }
 
-    /// Forgets the kernel's log, so that the next [`Guest::kernel_log`] is about what comes now.
+    /// Clears the kernel's log. The next [`Guest::kernel_log`] has only later lines.
     pub fn clear_kernel_log(&self) -> Result<()> {
         self.sh_ok("dmesg -c >/dev/null").map(|_| ())
     }
@@ -161,7 +162,7 @@ impl Guest {
             .map(|_| ())
     }
 
-    /// Inserts a module from the initramfs, with all of its services.
+    /// Inserts a module from the initramfs, with all its services.
     pub fn insmod(&self, module: Module) -> Result<()> {
         self.insmod_with(module, module.parameters())
     }

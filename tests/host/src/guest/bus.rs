@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The bus and its record, as scenarios look at them.
+//! The bus and its transcript, for scenarios.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::vmbus::bus::Bus;
 use crate::vmbus::bus::Connection;
 
 impl Guest {
-    /// Whether host and guest have agreed on a version, and on which.
+    /// The VMBus version of the connection. `None` without a connection.
     pub fn vmbus_version(&self) -> Option<Version> {
         match self.machine.shared().bus().connection() {
             Connection::Connected { version, .. } => Some(version),
@@ -23,14 +23,14 @@ impl Guest {
         }
     }
 
-    /// Looks at (or changes) the bus directly.
+    /// Reads or changes the bus directly.
     pub fn with_bus<R>(&self, act: impl FnOnce(&mut Bus) -> R) -> R {
         let result = act(&mut self.machine.shared().bus());
         self.machine.shared().announce();
         result
     }
 
-    /// Waits until something is so on the bus; `what` names it in the error.
+    /// Waits until `done` returns a value. `what` describes the event for the error.
     pub fn wait_bus<R>(&self, what: &str, done: impl FnMut(&mut Bus) -> Option<R>) -> Result<R> {
         self.wait_bus_within(what, TIMEOUT, done)
     }
@@ -51,8 +51,7 @@ impl Guest {
         })
     }
 
-    /// Waits until so many more of the messages of [`refuse_closes`](super::ChannelHandle::refuse_closes) have been
-    /// refused.
+    /// Waits until `more` further messages of [`refuse_closes`](super::ChannelHandle::refuse_closes) were refused.
     pub fn wait_refused(&self, more: u32) -> Result<()> {
         let before = self.with_bus(|bus| bus.refused_closes());
         self.wait_bus("messages of the guest's to refuse", |bus| {
@@ -60,8 +59,8 @@ impl Guest {
         })
     }
 
-    /// Saves and restores the machine, as far as the services see it: each does what it does with a host, or what
-    /// [`set_restore`](crate::ic::device::Device::set_restore) says.
+    /// Makes services behave as after a save and restore of the machine: as on a host, or as set by
+    /// [`set_restore`](crate::ic::device::Device::set_restore). The machine itself runs on.
     pub fn save_restore(&self) {
         self.note("saved and restored");
         let now = Instant::now();
@@ -70,22 +69,22 @@ impl Guest {
         }
     }
 
-    /// The transcript's length, to be passed to the following two.
+    /// The transcript's length, an argument for the functions below.
     pub fn transcript_length(&self) -> usize {
         self.with_bus(|bus| bus.transcript().length())
     }
 
-    /// Puts a remark into the transcript.
+    /// Adds a remark to the transcript.
     pub fn note(&self, text: &str) {
         self.with_bus(|bus| bus.note(text.to_owned()));
     }
 
-    /// The transcript from entry `from` on, without what differs between runs.
+    /// The transcript from entry `from` on, without parts that differ between runs.
     pub fn normalised_transcript(&self, from: usize) -> String {
         self.with_bus(|bus| bus.transcript().normalised(from))
     }
 
-    /// Writes the transcript from entry `from` on into a file.
+    /// Writes the transcript from entry `from` on to a file.
     pub fn save_transcript(&self, path: &Path, from: usize) -> Result<()> {
         self.with_bus(|bus| bus.transcript().save(path, from))
             .map_err(Error::from)

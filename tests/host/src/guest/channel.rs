@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A service's channel, seen from the host: its life, from the offer to the release.
+//! A service's channel from the host's side, from offer to release.
 
 mod auto;
 mod ring;
@@ -13,9 +13,9 @@ use crate::guid::Guid;
 use crate::ic::device::Device;
 use crate::service::Service;
 
-/// A service's channel, seen from the host.
+/// A service's channel, from the host's side.
 ///
-/// It begins as Windows' (see [`crate::ic::device`]). After [`ChannelHandle::script`] nothing happens by itself: the
+/// At first the device acts by itself, as on Windows (see [`crate::ic::device`]). After [`ChannelHandle::script`] the
 /// scenario sends and receives, until [`ChannelHandle::auto`].
 #[derive(Clone, Copy)]
 pub struct ChannelHandle<'a> {
@@ -29,14 +29,14 @@ impl ChannelHandle<'_> {
         self.service
     }
 
-    /// Looks at the device (or changes it), and at whether its channel is open.
+    /// Reads or changes the device. The second argument of `act` is whether its channel is open.
     fn device<R>(&self, act: impl FnOnce(&mut Device, bool) -> R) -> Result<R> {
         self.guest
             .with_bus(|bus| bus.with_device(self.service, act))
             .ok_or_else(|| format!("the machine has no {}", self.service).into())
     }
 
-    /// Waits until something is so of the device; the second argument of `done` is whether its channel is open.
+    /// Waits until `done` returns a value. Its second argument is whether the channel is open.
     fn wait<R>(&self, what: &str, mut done: impl FnMut(&Device, bool) -> Option<R>) -> Result<R> {
         let service = self.service;
         let what = format!("{service}: {what}");
@@ -46,12 +46,12 @@ impl ChannelHandle<'_> {
         })
     }
 
-    /// The error where the channel is not open.
+    /// The error for a channel that is not open.
     fn not_open(&self) -> Error {
         format!("{}: the channel is not open", self.service).into()
     }
 
-    /// Whether the guest has it open.
+    /// Whether the guest has opened the channel.
     pub fn is_open(&self) -> bool {
         self.guest.with_bus(|bus| {
             bus.channel(self.service)
@@ -67,12 +67,12 @@ impl ChannelHandle<'_> {
         })
     }
 
-    /// Waits until the guest has it open.
+    /// Waits until the guest has opened the channel.
     pub fn wait_open(&self) -> Result<()> {
         self.wait("open channel", |_, open| open.then_some(()))
     }
 
-    /// Waits until the guest has closed it.
+    /// Waits until the guest has closed the channel.
     pub fn wait_closed(&self) -> Result<()> {
         self.wait("closed channel", |_, open| (!open).then_some(()))
     }
@@ -82,18 +82,18 @@ impl ChannelHandle<'_> {
         Ok(self.guest.with_bus(|bus| bus.rescind(self.service))?)
     }
 
-    /// Plugs it in again.
+    /// Plugs the device in again.
     pub fn reoffer(&self) -> Result<()> {
         Ok(self.guest.with_bus(|bus| bus.reoffer(self.service))?)
     }
 
-    /// Has it offered as another instance of its class from the next offer on, until [`ChannelHandle::reset`].
+    /// Changes the instance id of the device, from its next offer until [`ChannelHandle::reset`].
     pub fn set_instance(&self, instance: Guid) {
         self.guest
             .with_bus(|bus| bus.set_instance(self.service, instance));
     }
 
-    /// Plugs in a second device of the class, as this instance. All else here is about the first.
+    /// Plugs in a second device of the class, with this instance id. The other functions here concern the first device.
     pub fn offer_second(&self, instance: Guid) {
         self.guest
             .with_bus(|bus| bus.offer_second(self.service, instance));
@@ -106,12 +106,12 @@ impl ChannelHandle<'_> {
             .with_bus(|bus| bus.rescind_second(self.service))?)
     }
 
-    /// Has the second device be the first from now on: what all else here is about.
+    /// Makes the second device the first one. The other functions here then concern it.
     pub fn swap_second(&self) -> Result<()> {
         Ok(self.guest.with_bus(|bus| bus.swap_second(self.service))?)
     }
 
-    /// How often the second device was opened.
+    /// How often the guest has opened the second device's channel.
     pub fn second_opens(&self) -> Result<u64> {
         let opens = self.guest.with_bus(|bus| bus.second_opens(self.service));
         opens.ok_or_else(|| format!("there is no second {}", self.service).into())
@@ -125,19 +125,19 @@ impl ChannelHandle<'_> {
             })
     }
 
-    /// Has the host take none of the guest's next `count` messages that close the channel, for want of buffers.
+    /// Makes the host refuse the guest's next `count` messages that close the channel, for lack of buffers.
     pub fn refuse_closes(&self, count: u32) {
         self.guest
             .with_bus(|bus| bus.refuse_closes(self.service, count));
     }
 
-    /// Answers the next `count` open requests with an NTSTATUS.
+    /// Answers the next `count` open requests with `status`, an NTSTATUS.
     pub fn fail_opens(&self, count: u32, status: u32) {
         self.guest
             .with_bus(|bus| bus.fail_opens(self.service, count, status));
     }
 
-    /// How often it was opened since the last [`ChannelHandle::reset`].
+    /// How often the guest has opened the channel since the last [`ChannelHandle::reset`].
     pub fn opens(&self) -> Result<u64> {
         let opens = self
             .guest
@@ -145,7 +145,8 @@ impl ChannelHandle<'_> {
         opens.ok_or_else(|| format!("the machine has no {}", self.service).into())
     }
 
-    /// Makes the device as new: acting as on Windows, with a host's settings and versions, plugged in, nothing counted.
+    /// Resets the device: it acts by itself as on Windows, with default settings and versions, plugged in, with counts
+    /// of zero.
     pub fn reset(&self) -> Result<()> {
         self.guest.with_bus(|bus| bus.renew(self.service));
         Ok(())

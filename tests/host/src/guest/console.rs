@@ -11,12 +11,12 @@ use super::TIMEOUT;
 use crate::machine::Shared;
 
 impl Guest {
-    /// What came out of the console since the last power-on.
+    /// The console's output since the last power-on.
     pub fn console(&self) -> String {
         String::from_utf8_lossy(self.machine.shared().ports().console()).replace('\r', "")
     }
 
-    /// How many bytes came out of it.
+    /// The length of the console's output in bytes.
     pub fn console_length(&self) -> usize {
         self.machine.shared().ports().console().len()
     }
@@ -27,7 +27,7 @@ impl Guest {
         self.machine.update_lines();
     }
 
-    /// Reads the console from here on.
+    /// A reader of the console's output, from the start.
     pub fn console_reader(&self) -> ConsoleReader {
         ConsoleReader {
             shared: self.machine.shared().clone(),
@@ -35,12 +35,12 @@ impl Guest {
         }
     }
 
-    /// Whether the console says this, behind its first `from` bytes.
+    /// Whether the console's output has `text` after its first `from` bytes.
     pub fn console_says(&self, text: &str, from: usize) -> bool {
         says(self.machine.shared().ports().console(), text, from)
     }
 
-    /// Waits until the console says this, behind its first `from` bytes.
+    /// Waits until the console's output has `text` after its first `from` bytes.
     pub fn wait_console(&self, text: &str, from: usize) -> Result<()> {
         let shared = self.machine.shared();
         let said = shared.wait_ports(TIMEOUT, |ports| match says(ports.console(), text, from) {
@@ -54,15 +54,15 @@ impl Guest {
     }
 }
 
-/// Reads the console as it says something, in a thread of its own.
+/// Reads the console's output as it comes. For a thread of its own.
 pub struct ConsoleReader {
     shared: Arc<Shared>,
-    /// So many bytes have been read.
+    /// The number of bytes read.
     read: usize,
 }
 
 impl ConsoleReader {
-    /// What the console has said since the last call, waiting for it; nothing when `timeout` has passed.
+    /// Waits for output since the last call and returns it. Empty after `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> Vec<u8> {
         let read = self.read;
         let fresh = self.shared.wait_ports(timeout, |ports| {
@@ -75,7 +75,7 @@ impl ConsoleReader {
     }
 }
 
-/// Whether `console` has `text` behind its first `from` bytes.
+/// Whether `console` has `text` after its first `from` bytes.
 fn says(console: &[u8], text: &str, from: usize) -> bool {
     let mut texts = console.get(from..).unwrap_or_default().windows(text.len());
     texts.any(|it| it == text.as_bytes())

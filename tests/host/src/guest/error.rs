@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What goes wrong with a guest, as text for whoever reads a scenario's result.
+//! Errors of scenarios, as text for their reader.
 
 use std::fmt;
 
 use crate::ring::RingError;
 
-/// What went wrong, in one line (and perhaps what the console said).
+/// An error in one line, perhaps with the console's last lines.
 #[derive(Debug, Clone)]
 pub struct Error(pub String);
 
@@ -42,5 +42,5 @@ impl From<RingError> for Error {
     }
 }
 
-/// The result of everything here.
+/// The result of most functions here.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -18,17 +18,17 @@ use crate::ic::S_OK;
 use crate::service::Version;
 
 impl ChannelHandle<'_> {
-    /// What the device has done by itself.
+    /// The device's counts.
     pub fn statistics(&self) -> Result<Statistics> {
         self.device(|device, _| device.statistics().clone())
     }
 
-    /// What it is about.
+    /// The device's state.
     pub fn state(&self) -> Result<State> {
         self.device(|device, _| device.state().clone())
     }
 
-    /// Waits until the service has negotiated (by itself); gives the versions.
+    /// Waits until the device has negotiated. Returns the versions.
     pub fn wait_negotiated(&self) -> Result<Versions> {
         self.wait("negotiation", |device, _| match device.state() {
             State::Dead(reason) => Some(Err(Error(format!("the negotiation failed: {reason}")))),
@@ -36,12 +36,12 @@ impl ChannelHandle<'_> {
         })?
     }
 
-    /// The versions agreed on, if they are.
+    /// The negotiated versions. `None` before the negotiation.
     pub fn versions(&self) -> Result<Option<Versions>> {
         self.device(|device, _| device.versions())
     }
 
-    /// Waits until the device can send a request. An error says what it is about instead.
+    /// Waits until the device can send a request. If it cannot, the error tells the device's state.
     pub fn wait_ready(&self, timeout: Duration) -> Result<()> {
         let service = self.service;
         let ready = self
@@ -71,7 +71,7 @@ impl ChannelHandle<'_> {
         }
     }
 
-    /// Waits until `count` requests in all have been answered.
+    /// Waits until the guest has answered `count` requests in all.
     pub fn wait_replies(&self, count: u64) -> Result<Statistics> {
         self.wait(&format!("{count} replies"), |device, _| {
             match device.state() {
@@ -83,19 +83,19 @@ impl ChannelHandle<'_> {
         })?
     }
 
-    /// Waits until `count` requests in all have been sent.
+    /// Waits until the device has sent `count` requests in all.
     pub fn wait_requests(&self, count: u64) -> Result<()> {
         self.wait(&format!("{count} requests"), |device, _| {
             (device.statistics().requests >= count).then_some(())
         })
     }
 
-    /// Offers these versions in negotiations instead of a host's.
+    /// Offers these versions instead of a host's.
     pub fn offer_versions(&self, framework: &[Version], message: &[Version]) -> Result<()> {
         self.device(|device, _| device.set_offered(framework, message))
     }
 
-    /// Changes the device's settings (interval, clock, ...).
+    /// Changes the device's settings, such as interval and clock.
     pub fn configure(&self, change: impl FnOnce(&mut Device)) -> Result<()> {
         self.device(|device, _| change(device))
     }
@@ -105,14 +105,13 @@ impl ChannelHandle<'_> {
         self.device(|device, _| device.renegotiate())
     }
 
-    /// Has the service send a request, as the administrator's tools do (Stop-VM, Get-VM, ...), without waiting for the
-    /// reply. It must have negotiated, and have none outstanding.
+    /// Sends a request, as Stop-VM, Get-VM and the like do, without waiting for the reply. The device must be ready.
     pub fn start_request(&self, body: Vec<u8>) -> Result<()> {
         let moment = self.guest.moment();
         Ok(self.device(|device, _| device.request(body, &moment))??)
     }
 
-    /// The reply to what [`ChannelHandle::start_request`] sent, waiting for it.
+    /// Waits for the reply to the request of [`ChannelHandle::start_request`].
     pub fn wait_reply(&self) -> Result<Message> {
         let service = self.service;
         let what = format!("{service}: reply");
@@ -128,13 +127,13 @@ impl ChannelHandle<'_> {
         })?
     }
 
-    /// Has the service send a request, and gives its reply.
+    /// Sends a request and waits for the reply.
     pub fn ask(&self, body: Vec<u8>) -> Result<Message> {
         self.start_request(body)?;
         self.wait_reply()
     }
 
-    /// What KVP's host reads of an adapter's addresses, `None` if the guest does not tell them.
+    /// Asks for an adapter's addresses. `None` if the guest answers with an error, or a host rejects the addresses.
     pub fn addresses(&self, mac: &str) -> Result<Option<kvp::Addresses>> {
         let version = self.wait_negotiated()?.message;
         let reply = self.ask(kvp::get_ip_info(version, mac))?;
@@ -144,7 +143,7 @@ impl ChannelHandle<'_> {
         }
     }
 
-    /// What KVP's host reads from a pool: all its pairs, one by one, until the guest has no more.
+    /// Enumerates all pairs of a pool, until the guest has no more.
     pub fn enumerate(&self, pool: u8) -> Result<Vec<(String, String)>> {
         let mut pairs = Vec::new();
         for index in 0..1000 {

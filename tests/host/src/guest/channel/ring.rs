@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A channel's rings themselves: their signals, indices and other control words.
+//! A channel's rings: signals, indices and other control words.
 
 use super::ChannelHandle;
 use crate::guest::Error;
@@ -10,14 +10,14 @@ use crate::ring::RingError;
 use crate::ring::Word;
 
 impl ChannelHandle<'_> {
-    /// Signals the guest without a reason.
+    /// Signals the guest without need.
     pub fn signal(&self) -> Result<()> {
         self.guest
             .with_bus(|bus| bus.with_open(self.service, |open, link| open.signal(link)))
             .ok_or_else(|| self.not_open())
     }
 
-    /// The indices of the host-to-guest and the guest-to-host ring.
+    /// The indices of both rings: host-to-guest, guest-to-host.
     pub fn indices(&self) -> Result<(Indices, Indices)> {
         let indices = self
             .guest
@@ -30,7 +30,7 @@ impl ChannelHandle<'_> {
         indices.map_err(|error: RingError| error.into())
     }
 
-    /// Waits until the guest has read all that is in the ring, and says so.
+    /// Waits until the guest has read all packets and stored its read index.
     pub fn wait_read(&self) -> Result<()> {
         let service = self.service;
         self.guest
@@ -47,7 +47,7 @@ impl ChannelHandle<'_> {
             .ok_or_else(|| self.not_open())
     }
 
-    /// Writes a control word of the guest-to-host ring, or else of the other one, raw.
+    /// Writes any value to a control word: of the guest-to-host ring if `to_host`, else of the host-to-guest ring.
     pub fn set_control(&self, to_host: bool, word: Word, value: u32) -> Result<()> {
         self.guest
             .with_bus(|bus| {
@@ -60,7 +60,7 @@ impl ChannelHandle<'_> {
             .map_err(Error::from)
     }
 
-    /// Writes the host-to-guest ring's write index raw.
+    /// Writes any write index to the host-to-guest ring.
     pub fn set_write_index(&self, value: u32) -> Result<()> {
         self.guest
             .with_bus(|bus| {
@@ -72,7 +72,7 @@ impl ChannelHandle<'_> {
             .map_err(Error::from)
     }
 
-    /// Writes the guest-to-host ring's read index raw.
+    /// Writes any read index to the guest-to-host ring.
     pub fn set_read_index(&self, value: u32) -> Result<()> {
         self.guest
             .with_bus(|bus| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A channel that a scenario leads, step by step: packets and messages in both directions.
+//! A channel that a scenario leads step by step: packets and messages in both directions.
 
 use std::time::Duration;
 
@@ -18,17 +18,17 @@ use crate::service::Version;
 use crate::vmbus::packet::Packet;
 
 impl ChannelHandle<'_> {
-    /// Takes the lead: from now on nothing happens by itself.
+    /// Takes the lead. The device no longer acts by itself.
     pub fn script(&self) -> Result<()> {
         self.device(|device, _| device.script())
     }
 
-    /// Gives it back: on an open channel the device negotiates and goes on as on Windows.
+    /// Returns the lead to the device. On an open channel the device negotiates, and then acts as on Windows.
     pub fn auto(&self) -> Result<()> {
         self.device(|device, open| device.auto(open))
     }
 
-    /// Sends a packet now, or when the guest makes room.
+    /// Sends a packet, now or when the guest frees space.
     pub fn send_packet(&self, packet: Packet) -> Result<()> {
         self.guest
             .with_bus(|bus| bus.with_open(self.service, |open, link| open.send(link, packet)))
@@ -36,14 +36,14 @@ impl ChannelHandle<'_> {
             .map_err(Error::from)
     }
 
-    /// Sends a packet if there is room now; `Err(RingError::Full)` inside if not.
+    /// Sends a packet if it fits now. The inner result is `Err(RingError::Full)` if it does not.
     pub fn try_send_packet(&self, packet: &Packet) -> Result<std::result::Result<(), RingError>> {
         self.guest
             .with_bus(|bus| bus.with_open(self.service, |open, link| open.try_send(link, packet)))
             .ok_or_else(|| self.not_open())
     }
 
-    /// Sends packets, the first of which the guest hears of when all are there that have room.
+    /// Sends packets. The guest is signalled only when all packets that fit are in the ring.
     pub fn send_packets(&self, packets: Vec<Packet>) -> Result<()> {
         self.guest
             .with_bus(|bus| bus.with_open(self.service, |open, link| open.send_all(link, packets)))
@@ -51,7 +51,7 @@ impl ChannelHandle<'_> {
             .map_err(Error::from)
     }
 
-    /// Writes any bytes, a multiple of 8 long, where a packet would be; gives whether there was room.
+    /// Writes any bytes in place of a packet, a multiple of 8. Returns whether they fit.
     pub fn send_raw(&self, bytes: &[u8]) -> Result<bool> {
         self.guest
             .with_bus(|bus| bus.with_open(self.service, |open, link| open.send_raw(link, bytes)))
@@ -69,7 +69,7 @@ impl ChannelHandle<'_> {
         self.send_bytes(&message.encode())
     }
 
-    /// Sends messages so that the guest finds all of them when it looks for the first.
+    /// Sends messages such that the guest finds all of them in the ring when it reads the first.
     pub fn send_together(&self, messages: &[&Message]) -> Result<()> {
         let packets = messages
             .iter()
@@ -78,7 +78,7 @@ impl ChannelHandle<'_> {
         self.send_packets(packets)
     }
 
-    /// Sends `count` packets as fast as the ring takes them; `make` gives each, numbered from 0.
+    /// Sends `count` packets as fast as the ring takes them. `make` builds each from its number, from 0.
     pub fn flood(&self, count: usize, mut make: impl FnMut(usize) -> Packet) -> Result<()> {
         for number in 0..count {
             self.send_packet(make(number))?;
@@ -86,14 +86,14 @@ impl ChannelHandle<'_> {
         Ok(())
     }
 
-    /// How many packets wait for room in the ring.
+    /// The number of packets that wait for space in the ring.
     pub fn unsent(&self) -> Result<usize> {
         self.guest
             .with_bus(|bus| bus.with_open(self.service, |open, _| open.waiting()))
             .ok_or_else(|| self.not_open())
     }
 
-    /// Takes the next packet that the guest sent, waiting for it.
+    /// Waits for the next packet of the guest.
     pub fn receive_packet(&self) -> Result<Packet> {
         self.receive_packet_within(TIMEOUT)
     }
@@ -119,7 +119,7 @@ impl ChannelHandle<'_> {
         )?
     }
 
-    /// Takes the next message, waiting for it; an error if the packet is shorter than the headers.
+    /// Waits for the next message of the guest. Fails if the packet is shorter than the headers.
     pub fn receive(&self) -> Result<Message> {
         self.receive_within(TIMEOUT)
     }
@@ -137,7 +137,7 @@ impl ChannelHandle<'_> {
         Message::parse(&packet.payload).ok_or_else(short)
     }
 
-    /// Gives what a host accepts. What it does not ends the service.
+    /// Unwraps what a host accepts. A rejection ends the service.
     fn accept<R>(&self, what: std::result::Result<R, Rejection>) -> Result<R> {
         let rejection = match what {
             Ok(accepted) => return Ok(accepted),
@@ -147,7 +147,7 @@ impl ChannelHandle<'_> {
         Err(format!("{}: {rejection}", self.service).into())
     }
 
-    /// Sends a request and takes the reply, which must be one that a host accepts, and of the request's type.
+    /// Sends a request and waits for the reply. Fails if a host rejects the reply, or its type is not the request's.
     pub fn transact(&self, request: &Message) -> Result<Message> {
         self.send(request)?;
         let packet = self.receive_packet()?;
@@ -158,13 +158,13 @@ impl ChannelHandle<'_> {
         }
     }
 
-    /// Offers versions; the reply.
+    /// Sends a negotiation request with these versions. Returns the reply.
     fn offer(&self, framework: &[Version], message: &[Version]) -> Result<Message> {
         let id = self.device(|device, _| device.new_transaction_id())?;
         self.transact(&Message::negotiation(framework, message, id))
     }
 
-    /// Negotiates with these offers, of which the guest knows none, and goes on as no host does.
+    /// Negotiates with versions that the guest does not support. Keeps the service alive, unlike a host.
     pub fn negotiate_in_vain(&self, framework: &[Version], message: &[Version]) -> Result<()> {
         let answer = frame::negotiated(&self.offer(framework, message)?);
         match answer {
@@ -173,7 +173,7 @@ impl ChannelHandle<'_> {
         }
     }
 
-    /// Negotiates with these offers; the versions that the guest chose.
+    /// Negotiates with these versions. Returns the guest's choice.
     pub fn negotiate(&self, framework: &[Version], message: &[Version]) -> Result<Versions> {
         let answer = frame::negotiated(&self.offer(framework, message)?);
         let (framework, message) = self.accept(answer)?;
@@ -182,7 +182,7 @@ impl ChannelHandle<'_> {
         Ok(versions)
     }
 
-    /// Negotiates with the offers of a Windows host.
+    /// Negotiates with the versions of a Windows host.
     pub fn negotiate_all(&self) -> Result<Versions> {
         self.negotiate(
             self.service.framework_versions(),
@@ -190,7 +190,7 @@ impl ChannelHandle<'_> {
         )
     }
 
-    /// A request of this service with the versions last negotiated, to be changed at will and sent.
+    /// A request of this service with the negotiated versions, for the scenario to change and send.
     pub fn request(&self, body: Vec<u8>) -> Result<Message> {
         self.device(|device, _| {
             let versions = device.versions().unwrap_or(Versions {
@@ -208,12 +208,12 @@ impl ChannelHandle<'_> {
         })
     }
 
-    /// Stops (or resumes) reading what the guest sends.
+    /// Stops or resumes reading from the ring.
     pub fn set_reading(&self, reading: bool) -> Result<()> {
         self.device(|device, _| device.set_reading(reading))
     }
 
-    /// An error if the guest has sent anything that was not taken: surplus replies. `pause` is how long to wait for one.
+    /// Fails if the guest has sent surplus packets within `pause`: in the ring, or received and not taken.
     pub fn expect_silence(&self, pause: Duration) -> Result<()> {
         std::thread::sleep(pause);
         let in_ring = self
@@ -231,8 +231,8 @@ impl ChannelHandle<'_> {
         }
     }
 
-    /// An error if the guest has sent anything that nobody took before the channel was closed: a surplus reply, or one that
-    /// a scenario did not look at.
+    /// Fails if the guest has sent packets that nobody took before the channel was closed: surplus replies, or replies
+    /// that a scenario ignored.
     pub fn expect_nothing_left(&self) -> Result<()> {
         let service = self.service;
         let surplus = self
@@ -248,7 +248,8 @@ impl ChannelHandle<'_> {
         }
     }
 
-    /// Forgets what the guest has sent so far and nobody took: for scenarios in which that is chance.
+    /// Forgets packets that the guest has sent and nobody took. For scenarios whose number of replies is left to
+    /// chance.
     pub fn forget_surplus(&self) {
         self.guest.with_bus(|bus| bus.forget_surplus(self.service));
     }
