@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The bus: the connection, and a state machine of messages in and messages out.
+//! The bus: a connection, and a state machine for messages. The modules below handle each kind of message.
 //!
-//! What belongs to a kind of message is in the modules below.
-//!
-//! Sources: `drivers/hv/{connection,channel,channel_mgmt}.c` for what a guest expects, Microsoft's open-source VMM for
-//! what a host does with what it does not expect. Whatever the guest sends, the worst that happens is an error in the
-//! transcript and, where the protocol has one, a failing answer.
+//! Sources: `drivers/hv/{connection,channel,channel_mgmt}.c` for what a guest expects. Fact: how the host reacts to
+//! unexpected messages, here and in the modules below. Any fault of the guest yields an error in the transcript and, if
+//! the protocol has one, an answer with a failure.
 
 mod channels;
 mod contact;
@@ -38,13 +36,13 @@ use crate::synic::VMBUS_SINT;
 use crate::transcript::Speaker;
 use crate::transcript::Transcript;
 
-/// The connection for messages of every version (`VMBUS_MESSAGE_CONNECTION_ID`).
+/// The connection id for messages of all versions (`VMBUS_MESSAGE_CONNECTION_ID`).
 const MESSAGES: u32 = 1;
 
-/// The connection for messages from 5.0 on (`VMBUS_MESSAGE_CONNECTION_ID_4`).
+/// The connection id for messages from 5.0 on (`VMBUS_MESSAGE_CONNECTION_ID_4`).
 const MESSAGES_4: u32 = 4;
 
-/// Added to a channel's number to get its connection.
+/// A channel's connection id is its number plus this.
 const CHANNEL_CONNECTIONS: u32 = 0x1_0000;
 
 const STATUS_SUCCESS: u32 = 0;
@@ -52,24 +50,24 @@ const STATUS_SUCCESS: u32 = 0;
 pub const STATUS_UNSUCCESSFUL: u32 = 0x8000_ffff;
 const STATUS_CONNECTION_REFUSED: u32 = 0xc000_0236;
 
-/// Whether guest and host are talking.
+/// The connection between guest and host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connection {
-    /// Not (yet, or any more).
+    /// No connection.
     Disconnected,
-    /// They have agreed on a version.
+    /// Guest and host have negotiated a version.
     Connected {
         /// The version.
         version: Version,
         /// The processor that gets the host's messages.
         target_vp: u32,
-        /// The guest has asked for the offers.
+        /// Whether the guest has requested the offers.
         offered: bool,
     },
 }
 
-/// What a snapshot holds of the bus: the connection, and for each device the number under which it is offered, and
-/// whether it is plugged in.
+/// The bus' state in a snapshot: the connection and, for each device, the number of its offer and whether it is plugged
+/// in.
 #[derive(Clone)]
 pub struct State {
     connection: Connection,
@@ -83,13 +81,13 @@ pub struct Bus {
     max_version: Version,
     connection: Connection,
     channels: Vec<Channel>,
-    /// So many messages that close this device's channel are refused before the next is taken.
+    /// A service, and how many messages that close its channel are still to be refused.
     refused_closes: (Service, u32),
 }
 
 impl Bus {
-    /// A bus that speaks up to `max_version` and has these services' devices. It numbers and offers them by class and
-    /// instance, so that they have the same numbers whenever a guest asks.
+    /// A bus with these services' devices and versions up to `max_version`. The bus offers and numbers devices in the
+    /// order of class and instance, so all guests see the same numbers.
     pub fn new(
         memory: Arc<GuestMemory>,
         hypervisor: Box<dyn Hypervisor>,
@@ -111,18 +109,18 @@ impl Bus {
         }
     }
 
-    /// Replaces the hypervisor by that of a new machine, which begins with a reset.
+    /// Sets the hypervisor of a new machine, after a reset.
     pub fn set_hypervisor(&mut self, hypervisor: Box<dyn Hypervisor>) {
         self.link.hypervisor = hypervisor;
         self.reset();
     }
 
-    /// The record.
+    /// The transcript.
     pub fn transcript(&self) -> &Transcript {
         &self.link.transcript
     }
 
-    /// Whether guest and host are talking.
+    /// The connection.
     pub fn connection(&self) -> Connection {
         self.connection
     }
@@ -139,7 +137,7 @@ impl Bus {
             .find(|channel| channel.service == service)
     }
 
-    /// Changes a device, and lets it act on the change.
+    /// Changes a device. The device then acts on the change.
     pub fn with_device<R>(
         &mut self,
         service: Service,
@@ -155,7 +153,7 @@ impl Bus {
         Some(result)
     }
 
-    /// Uses an open channel directly; `None` if it is not open.
+    /// Uses an open channel directly. `None` if the channel is not open.
     pub fn with_open<R>(
         &mut self,
         service: Service,
@@ -169,8 +167,8 @@ impl Bus {
         Some(act(open, &mut self.link))
     }
 
-    /// Makes the device of `service` as new and plugs it in, as the only one of its class; an open channel starts over
-    /// with a negotiation.
+    /// Resets the device of `service` and plugs it in, as the only device of its class. On an open channel the device
+    /// negotiates again.
     pub fn renew(&mut self, service: Service) {
         if let Some(index) = self.second(service) {
             if self.channels[index].present {
@@ -194,7 +192,7 @@ impl Bus {
         if channel.open().is_some() {
             channel.device.opened();
             if negotiates {
-                // The reply is on its way; another request would have a surplus one.
+                // A reply to an earlier negotiation is pending: a second request would yield a surplus reply.
                 channel.device.take_output();
             }
             channel.pump(&mut self.link);
@@ -204,7 +202,7 @@ impl Bus {
         }
     }
 
-    /// Forgets what the guest has sent on the service's channel and nobody took.
+    /// Forgets packets that the guest has sent on the service's channel and nobody took.
     pub fn forget_surplus(&mut self, service: Service) {
         let mut channels = self.channels.iter_mut();
         if let Some(channel) = channels.find(|channel| channel.service == service) {
@@ -212,7 +210,7 @@ impl Bus {
         }
     }
 
-    /// The machine was reset: nobody is connected, nothing is open.
+    /// The machine was reset: drops the connection and all channels.
     pub fn reset(&mut self) {
         self.disconnect();
         self.link.hypervisor.forget_messages();
@@ -229,7 +227,7 @@ impl Bus {
         self.connection = Connection::Disconnected;
     }
 
-    /// What a snapshot needs; an error if a channel is in use, as rings and services are not part of it.
+    /// The state for a snapshot. Fails if a channel is in use: rings and services are not part of the state.
     pub fn state(&self) -> Result<State, String> {
         let in_use = |channel: &&Channel| {
             channel
@@ -254,7 +252,7 @@ impl Bus {
         })
     }
 
-    /// Goes on from a snapshot with the hypervisor of a new machine. The devices stay as they are.
+    /// Continues from a snapshot, with the hypervisor of a new machine. The devices keep their state.
     pub fn set_state(&mut self, state: &State, hypervisor: Box<dyn Hypervisor>) {
         self.set_hypervisor(hypervisor);
         self.connection = state.connection;
@@ -266,12 +264,12 @@ impl Bus {
         self.note("goes on from a snapshot".to_owned());
     }
 
-    /// When [`Bus::tick`] has something to do.
+    /// When to call [`Bus::tick`] next.
     pub fn due(&self) -> Option<Instant> {
         self.channels.iter().filter_map(Channel::due).min()
     }
 
-    /// Does what is due.
+    /// Runs the timers that are due.
     pub fn tick(&mut self) {
         let now = Instant::now();
         for channel in &mut self.channels {
@@ -297,7 +295,7 @@ impl Bus {
 
     /// HvPostMessage from the guest.
     pub fn post(&mut self, connection: u32, kind: u32, payload: &[u8]) -> Status {
-        // A host that does not know version 5.0 has not got its connection either.
+        // A host that does not speak 5.0 lacks this connection.
         if connection != MESSAGES && !(connection == MESSAGES_4 && self.max_version >= (5, 0)) {
             return Status::InvalidConnectionId;
         }
@@ -310,7 +308,8 @@ impl Bus {
             if !matches!(message, Ok(FromGuest::InitiateContact { .. })) {
                 return Status::InsufficientBuffers;
             }
-            // A crashed guest's successor does not have to take what that one has left; and no guest makes it more.
+            // The contact may come from a new kernel after a crash, which need not read old messages: drop them. Then
+            // answers to repeated contacts do not pile up either.
             self.link.hypervisor.forget_messages();
         }
         if kind != 1 {
@@ -333,7 +332,7 @@ impl Bus {
         Status::Success
     }
 
-    /// Acts on a message: one that makes contact, or one of a connection's.
+    /// Handles a message: a contact, or a message of a connection.
     fn handle(&mut self, connection: u32, message: FromGuest) {
         if let FromGuest::InitiateContact {
             version,
@@ -364,7 +363,7 @@ impl Bus {
         self.handle_connected(version, target_vp, message);
     }
 
-    /// Acts on a message of a connection's; `target_vp` is the processor that gets the answers.
+    /// Handles a message of a connection. `target_vp` is the processor for the answers.
     fn handle_connected(&mut self, version: Version, target_vp: u32, message: FromGuest) {
         match message {
             FromGuest::InitiateContact { .. } => unreachable!("it needs no connection"),
@@ -400,7 +399,7 @@ impl Bus {
                 relid,
                 target_vp: vp,
             } => self.modify_channel(version, target_vp, relid, vp),
-            // Older guests have to wait for an offer that never comes.
+            // Before 4.1 there is no refusal. The guest waits for an offer that never comes.
             FromGuest::TlConnect { .. } if version < (4, 1) => {}
             FromGuest::TlConnect { endpoint, service } => {
                 let refused = ToGuest::TlConnectResult {
@@ -413,12 +412,12 @@ impl Bus {
         }
     }
 
-    /// Sends a message to the processor that the guest named.
+    /// Sends a message to `target_vp`, the guest's choice.
     fn send(&mut self, target_vp: u32, message: &ToGuest) {
         self.send_to(target_vp, VMBUS_SINT, message);
     }
 
-    /// Sends a message by a SINT of the processor.
+    /// Sends a message to a SINT of a processor.
     fn send_to(&mut self, target_vp: u32, sint: u32, message: &ToGuest) {
         let bytes = message.encode();
         let details = self.details_to_guest(message);
@@ -428,7 +427,7 @@ impl Bus {
         self.link.hypervisor.post_message(target_vp, sint, &bytes);
     }
 
-    /// The channel that the guest knows by this number.
+    /// The channel with this number.
     fn by_relid(&mut self, relid: u32) -> Option<&mut Channel> {
         self.channels
             .iter_mut()
@@ -452,12 +451,12 @@ mod tests {
         assert_eq!(guest.bus.post(1, 1, &offers), Status::InsufficientBuffers);
         guest.seen.lock().unwrap().congested = false;
         assert_eq!(guest.post(3, &[]), [1, 1, 4]);
-        // Nor did one that has crashed.
+        // The same holds for a guest that has crashed.
         guest.seen.lock().unwrap().congested = true;
         assert!(guest.contact(4, 0));
         assert_eq!(guest.seen.lock().unwrap().messages.len(), 1);
         assert_eq!(guest.post(3, &[]), [1, 1, 4]);
-        // What is refused leaves no more than one answer either.
+        // A refused contact leaves no second answer either.
         for _ in 0..2 {
             guest.seen.lock().unwrap().congested = true;
             assert!(!guest.contact(9, 0));
@@ -484,7 +483,8 @@ mod tests {
 
     #[test]
     fn whatever_comes_is_survived() {
-        // All types, with words that are often valid, in every state; a plain generator, so that a failure comes again.
+        // All message types, in every state, with words that are often valid. The generator's seed is fixed, so a
+        // failure repeats.
         let mut random = 1u64;
         let mut next = move || {
             random = random

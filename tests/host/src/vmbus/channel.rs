@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device on the bus: its offer, its channel while the guest has it open, and how the two work together.
+//! A device on the bus: its offer, its channel, and how the two work together.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -15,13 +15,13 @@ use crate::ic::Moment;
 use crate::service::Service;
 use crate::transcript::Speaker;
 
-/// A device's offer that the guest has seen and not released.
+/// An offer that the guest has not released.
 pub(super) struct Offered {
     pub(super) relid: u32,
-    /// By handle, which the guest chooses; channels may have the same handles.
+    /// GPADLs by handle. The guest chooses handles. Channels may have equal ones.
     pub(super) gpadls: BTreeMap<u32, Gpadl>,
     pub(super) open: Option<OpenChannel>,
-    /// The host has taken the offer back, but the guest still holds the number.
+    /// Whether the host has rescinded the offer. The guest still holds the number.
     pub(super) rescinded: bool,
 }
 
@@ -35,7 +35,7 @@ impl Offered {
         }
     }
 
-    /// Takes the GPADLs whose teardown waited for the channel to be closed.
+    /// Removes the GPADLs whose teardown waited for the channel's close. Returns their handles.
     pub(super) fn take_torn_down(&mut self) -> Vec<u32> {
         let down = self.gpadls.iter().filter(|(_, gpadl)| gpadl.tearing_down);
         let handles: Vec<u32> = down.map(|(handle, _)| *handle).collect();
@@ -44,28 +44,29 @@ impl Offered {
     }
 }
 
-/// A device on the bus, offered or not.
+/// A device on the bus, with or without an offer.
 pub struct Channel {
     pub(super) service: Service,
-    /// Which device of its class it is.
+    /// The instance id of the device.
     pub(super) instance: Guid,
-    /// It came beside another device of its class, see [`Bus::offer_second`](super::bus::Bus::offer_second).
+    /// Whether the device is the second of its class, see [`Bus::offer_second`](super::bus::Bus::offer_second).
     pub(super) is_second: bool,
     pub(super) device: Device,
-    /// Whether the device is plugged in: offered to a guest that asks, and after the release of a rescinded offer.
+    /// Whether the device is plugged in. Then it is offered on request, and again after the release of a rescinded
+    /// offer.
     pub(super) present: bool,
     pub(super) offered: Option<Offered>,
-    /// What the next open requests are answered: this many more times with this status.
+    /// How many of the next open requests fail, and with which status.
     pub(super) fail_opens: (u32, u32),
     pub(super) opens: u64,
-    /// Bytes in the ring to the host that nobody had read when the channel was closed.
+    /// Unread bytes in the guest-to-host ring at the channel's last closes.
     pub(super) left: u32,
-    /// The ring was not read to its end, and since when.
+    /// Since when the ring has unread packets because the host stopped early.
     unfinished: Option<Instant>,
 }
 
 impl Channel {
-    /// A device that is plugged in but not offered yet.
+    /// A device that is plugged in, without an offer.
     pub(super) fn new(service: Service) -> Self {
         Self {
             service,
@@ -81,7 +82,7 @@ impl Channel {
         }
     }
 
-    /// The device behind it.
+    /// The device.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -91,7 +92,7 @@ impl Channel {
         self.offered.as_ref().map(|offered| offered.relid)
     }
 
-    /// Whether the offer was taken back, and the guest has not released it.
+    /// Whether the offer is rescinded and not released.
     pub(super) fn is_rescinded(&self) -> bool {
         let offered = self.offered.as_ref();
         offered.is_some_and(|offered| offered.rescinded)
@@ -107,24 +108,23 @@ impl Channel {
         self.present
     }
 
-    /// How often it was opened.
+    /// How often the guest has opened the channel.
     pub fn opens(&self) -> u64 {
         self.opens
     }
 
-    /// What the guest sent and nobody took: packets that wait for a scenario, or did when the channel was opened again, and
-    /// bytes that were in the ring when it was closed.
+    /// Surplus from the guest that nobody took: packets for a scenario, and bytes left in the ring at closes.
     pub fn surplus(&self) -> (usize, u32) {
         (self.device.untaken(), self.left)
     }
 
-    /// Forgets that.
+    /// Forgets the surplus.
     pub fn forget_surplus(&mut self) {
         self.left = 0;
         self.device.forget_untaken();
     }
 
-    /// Lets the device do what it can: send, read, act on what was read.
+    /// Makes the device act: send, read, handle packets.
     pub(super) fn pump(&mut self, link: &mut Link) {
         let Some(open) = self
             .offered
@@ -136,7 +136,7 @@ impl Channel {
         self.unfinished = None;
         let moment = Moment::now(link.hypervisor.reference_time());
         self.device.tick(&moment);
-        // A guest that writes all the time must not keep the host here.
+        // Limit the number of packets: a guest that writes all the time must not keep the host here.
         let mut left = open.to_host().most_packets();
         loop {
             let sent = self.device.take_output().into_iter();
@@ -177,7 +177,7 @@ impl Channel {
         }
     }
 
-    /// When [`Channel::tick`] has something to do.
+    /// When to call [`Channel::tick`] next.
     pub(super) fn due(&self) -> Option<Instant> {
         let open = self.open()?;
         [open.due(), self.device.due(), self.unfinished]
@@ -186,7 +186,7 @@ impl Channel {
             .min()
     }
 
-    /// Does what is due at `now`.
+    /// Runs the timers that are due at `now`.
     pub(super) fn tick(&mut self, link: &mut Link, now: Instant) {
         if self.due().is_none_or(|due| due > now) {
             return;
@@ -201,12 +201,13 @@ impl Channel {
         self.pump(link);
     }
 
-    /// Closes the channel, if it is open.
+    /// Closes the channel if it is open.
     pub(super) fn close(&mut self) {
         if let Some(offered) = &mut self.offered {
             if let Some(open) = offered.open.take() {
                 self.unfinished = None;
-                // A host never reads replies that it did not ask for, nor any while a scenario has it not read.
+                // Count surplus bytes only if the host reads replies: the device asks for them, and no scenario has
+                // stopped it.
                 if self.device.is_answered() && self.device.is_reading() {
                     self.left += open.to_host().used().unwrap_or(0);
                 }
@@ -290,11 +291,11 @@ mod tests {
                 .state(),
             State::Waiting { .. }
         ));
-        // A flag that the port has not, a connection that nobody has, and one whose channel is closed.
+        // An unknown flag, an unknown connection, and the connection of a closed channel.
         assert_eq!(guest.bus.signal(0x1_0001, 1), Status::InvalidParameter);
         assert_eq!(guest.bus.signal(0x1_0077, 0), Status::InvalidConnectionId);
         assert_eq!(guest.bus.signal(0x1_0002, 0), Status::InvalidConnectionId);
-        // The connection that channels shared before they had their own.
+        // The connection that all channels shared before each had its own.
         assert_eq!(guest.bus.signal(2, 0), Status::InvalidConnectionId);
     }
 
@@ -364,7 +365,7 @@ mod tests {
         guest.bus.signal(0x1_0001, 0);
         assert_eq!(state(&guest), State::Dead("packet of type 7".to_owned()));
         assert_eq!(guest.errors(), 1);
-        // Nothing more is read, nor is the guest to tell.
+        // The host reads and signals nothing more.
         assert!(!up.write(&packet.encode()).unwrap());
         guest.bus.signal(0x1_0001, 0);
         assert!(up.used().unwrap() > 0);
@@ -391,7 +392,7 @@ mod tests {
         reply = reply.reply(0);
         up.write(&Packet::inband(reply.encode()).encode()).unwrap();
         down.set_read_index(4).unwrap();
-        // It would beat now.
+        // The next beat is due.
         guest.bus.signal(0x1_0001, 0);
         assert_eq!(
             state(&guest),
@@ -411,7 +412,7 @@ mod tests {
             let channel = guest.bus.channel(Service::Heartbeat).unwrap();
             channel.device().received_count()
         };
-        // A ring full of the smallest packets.
+        // The ring is full of the smallest packets.
         let (up, _) = guest.rings();
         let smallest = up.most_packets() as usize;
         let packet = Packet::inband(vec![1, 0, 0, 0, 0, 0, 0, 0]).encode();
@@ -420,7 +421,7 @@ mod tests {
             total += 1;
         }
         assert!(total < smallest);
-        // Another processor writes whenever there is room.
+        // Another processor writes whenever the ring has space.
         let stop = Arc::new(AtomicBool::new(false));
         let writer = std::thread::spawn({
             let stop = stop.clone();
@@ -430,7 +431,7 @@ mod tests {
                 }
             }
         });
-        // Others have their turn at times, and at some time as much waits as may.
+        // Other threads get the bus now and then. At some time the ring is full.
         let mut before = 0;
         while before < 4096 {
             guest.bus.signal(0x1_0001, 0);

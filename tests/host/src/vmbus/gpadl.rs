@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GPADLs: lists of guest pages that the guest hands to the host, sent in one header and any number of bodies.
+//! GPADLs: lists of page frames that the guest sends to the host, in a header and any number of bodies.
 //!
-//! Bodies carry a number, but a host appends them as they come. What follows the announced words is ignored, since
-//! some guests always send messages of the full size.
+//! Fact: a host ignores the bodies' numbers and appends them in the order of arrival. It ignores words beyond the
+//! announced number: some guests always send messages of the full size.
 
 use crate::memory::PAGE_SIZE;
 
-/// A GPADL, perhaps not all received yet.
+/// A GPADL, perhaps incomplete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpadl {
-    /// 64-bit words that the header announced.
+    /// Number of 64-bit words that the header announces.
     expected: usize,
     range_count: u16,
     words: Vec<u64>,
-    /// The guest wants it back as soon as the channel that uses it is closed.
+    /// Whether the guest has torn down the GPADL while an open channel uses it. Then the GPADL lasts until the close.
     pub(super) tearing_down: bool,
 }
 
 impl Gpadl {
-    /// Begins with a header.
+    /// Creates a GPADL from its header.
     pub fn new(range_length: u16, range_count: u16, words: &[u64]) -> Self {
         let mut gpadl = Self {
             expected: usize::from(range_length) / 8,
@@ -31,19 +31,19 @@ impl Gpadl {
         gpadl
     }
 
-    /// Adds a body's words.
+    /// Appends the words of a body.
     pub fn extend(&mut self, words: &[u64]) {
         let room = self.expected - self.words.len();
         self.words.extend(&words[..words.len().min(room)]);
     }
 
-    /// Whether all has been received.
+    /// Whether all words have arrived.
     pub fn is_complete(&self) -> bool {
         self.words.len() == self.expected
     }
 
-    /// Whether its ranges are possible: none of them empty, each beginning in its first page and with a page for every
-    /// part of it. Whether the pages are memory shows when they are used.
+    /// Whether all ranges are possible: not empty, begun within the first page, and with a page for each part. Whether
+    /// the pages are memory is checked when they are used.
     pub fn is_valid(&self) -> bool {
         let mut rest = &self.words[..];
         self.is_complete()
@@ -56,7 +56,7 @@ impl Gpadl {
             })
     }
 
-    /// The numbers of the pages, if this is one range of whole pages, as rings are.
+    /// The page frames of a ring: exactly one range of whole pages. Else `None`.
     pub fn pages(&self) -> Option<&[u64]> {
         let (range, _) = Range::split(&self.words)?;
         let whole = range.offset == 0 && range.length % PAGE_SIZE == 0;
@@ -64,7 +64,7 @@ impl Gpadl {
     }
 }
 
-/// One range: so many bytes, beginning at an offset in the first of its pages.
+/// A range: a length in bytes, an offset in the first page, and the pages.
 struct Range<'a> {
     length: u64,
     offset: u64,
@@ -72,7 +72,7 @@ struct Range<'a> {
 }
 
 impl<'a> Range<'a> {
-    /// Takes a range off the front of `words`; `None` if none is there, or an impossible one.
+    /// Splits off the first range of `words`. `None` if there is none, or it is impossible.
     fn split(words: &'a [u64]) -> Option<(Self, &'a [u64])> {
         let (head, rest) = words.split_first()?;
         let (length, offset) = (u64::from(*head as u32), head >> 32);

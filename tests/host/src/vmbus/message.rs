@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The messages between VMBus in the guest and the host: layouts, as `include/linux/hyperv.h` has them.
+//! VMBus messages, in the layouts of `include/linux/hyperv.h`.
 //!
-//! A message from the guest must be at least as long as its structure; what follows is ignored, as a host does (newer
-//! guests append fields).
+//! A message from the guest must have at least the size of its structure. Fact: a host ignores bytes after the
+//! structure. (Newer guests append fields.)
 
 use crate::bytes::put;
 use crate::bytes::u16_at;
@@ -12,19 +12,19 @@ use crate::bytes::u64_at;
 use crate::bytes::u8_at;
 use crate::guid::Guid;
 
-/// The most bytes of user-defined data in an offer and in an open request.
+/// The number of user-defined bytes in an offer and in an open request.
 pub const USER_DEFINED: usize = 120;
 
-/// What the guest sends.
+/// Messages from the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromGuest {
-    /// 3: tell all offers.
+    /// 3: requests all offers.
     RequestOffers,
-    /// 5: open a channel.
+    /// 5: opens a channel.
     OpenChannel {
         /// The channel.
         relid: u32,
-        /// Comes back in the result.
+        /// The guest's id for the request. The result repeats it.
         open_id: u32,
         /// The GPADL of both rings.
         gpadl: u32,
@@ -33,69 +33,69 @@ pub enum FromGuest {
         /// The page in the GPADL at which the host-to-guest ring begins.
         downstream_page: u32,
     },
-    /// 7: close it.
+    /// 7: closes a channel.
     CloseChannel {
         /// The channel.
         relid: u32,
     },
-    /// 8: describe memory by its pages.
+    /// 8: describes memory by its pages.
     GpadlHeader {
         /// The channel.
         relid: u32,
-        /// The handle, chosen by the guest.
+        /// The handle, the guest's choice.
         gpadl: u32,
-        /// Bytes of all the ranges.
+        /// The length of all ranges in bytes.
         range_length: u16,
-        /// How many ranges.
+        /// The number of ranges.
         range_count: u16,
-        /// The ranges, as much of them as fits, in 64-bit words.
+        /// The first words of the ranges, as many as fit.
         words: Vec<u64>,
     },
-    /// 9: more of the ranges.
+    /// 9: continues the ranges.
     GpadlBody {
-        /// Which one of several this is.
+        /// The body's number.
         number: u32,
         /// The handle.
         gpadl: u32,
-        /// The words that follow those sent before.
+        /// The next words of the ranges.
         words: Vec<u64>,
     },
-    /// 11: the host may forget the GPADL.
+    /// 11: takes a GPADL back.
     GpadlTeardown {
         /// The channel.
         relid: u32,
         /// The handle.
         gpadl: u32,
     },
-    /// 13: a rescinded channel's number is free again.
+    /// 13: releases the number of a channel.
     RelidReleased {
         /// The channel.
         relid: u32,
     },
-    /// 14: begin.
+    /// 14: starts a connection.
     InitiateContact {
         /// The version, major in the upper half.
         version: u32,
         /// The processor that gets the host's messages.
         target_vp: u32,
-        /// Below version 5.0 the interrupt page's address; from there on the SINT in byte 0, the VTL in byte 1, and
-        /// (6.0) feature flags in the upper half.
+        /// Below 5.0: the interrupt page's address. From 5.0 on: the SINT in byte 0, the VTL in byte 1, and from 6.0 on
+        /// feature flags in the upper half.
         interrupt_page_or_target: u64,
-        /// Guest physical address of the page with the host's monitor triggers.
+        /// Guest physical address of the monitor page for the host's triggers.
         parent_monitor: u64,
-        /// Guest physical address of the page with the guest's.
+        /// Guest physical address of the monitor page for the guest's triggers.
         child_monitor: u64,
     },
-    /// 16: end.
+    /// 16: ends the connection.
     Unload,
-    /// 21: connect to a hv_sock service of the host.
+    /// 21: connects to an hv_sock service of the host.
     TlConnect {
         /// The guest's end.
         endpoint: Guid,
         /// The service.
         service: Guid,
     },
-    /// 22: send a channel's interrupts to another processor.
+    /// 22: moves a channel's interrupts to another processor.
     ModifyChannel {
         /// The channel.
         relid: u32,
@@ -104,17 +104,17 @@ pub enum FromGuest {
     },
 }
 
-/// A message that is too short or of no known type.
+/// A message that is too short or of an unknown type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Malformed {
-    /// Shorter than its structure (or than a header: type 0).
+    /// The message is shorter than its structure. (Type 0: shorter than a message header.)
     Short {
         /// The message type.
         kind: u32,
         /// Bytes received.
         length: usize,
     },
-    /// A type that a guest does not send.
+    /// The type is unknown, or not a guest's.
     Unknown(u32),
 }
 
@@ -130,7 +130,7 @@ impl std::fmt::Display for Malformed {
 }
 
 impl FromGuest {
-    /// Reads a message.
+    /// Decodes a message.
     pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         let kind = u32_at(bytes, 0).unwrap_or(0);
         let short = Malformed::Short {
@@ -145,7 +145,7 @@ impl FromGuest {
             .ok_or(Malformed::Unknown(kind))
     }
 
-    /// `None` for a message that is too short, `Some(None)` for an unknown one.
+    /// `None` for a short message, `Some(None)` for an unknown type.
     fn parse_body(kind: u32, bytes: &[u8]) -> Option<Option<Self>> {
         let word = |offset| u32_at(bytes, offset);
         let words = |offset: usize| {
@@ -211,31 +211,31 @@ impl FromGuest {
 pub struct Offer {
     /// The kind of device.
     pub class: Guid,
-    /// Which device.
+    /// The device itself.
     pub instance: Guid,
     /// The channel's number.
     pub relid: u32,
-    /// What the guest passes to HvSignalEvent.
+    /// The guest's argument to HvSignalEvent.
     pub connection_id: u32,
 }
 
-/// What the host sends.
+/// Messages from the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToGuest {
-    /// 1: here is a channel.
+    /// 1: offers a channel.
     Offer(Offer),
-    /// 2: it is gone.
+    /// 2: rescinds an offer.
     Rescind {
         /// The channel.
         relid: u32,
     },
-    /// 4: that was all.
+    /// 4: ends the offers.
     AllOffersDelivered,
     /// 6: answers OpenChannel.
     OpenResult {
         /// The channel.
         relid: u32,
-        /// From the request.
+        /// The id of the request.
         open_id: u32,
         /// An NTSTATUS, 0 for success.
         status: u32,
@@ -256,22 +256,22 @@ pub enum ToGuest {
     },
     /// 15: answers InitiateContact.
     VersionResponse {
-        /// Whether the version is known.
+        /// Whether the host speaks the version.
         supported: bool,
-        /// Whether the host knows the version but cannot do what the request asks for.
+        /// Whether the host speaks the version but cannot do what the request asks for.
         failed: bool,
-        /// From 5.0 on the connection for the guest's further messages, before that the version.
+        /// From 5.0 on: the connection id for the guest's further messages. Before: the version.
         connection_or_version: u32,
-        /// From 6.0 on: the feature flags that both have.
+        /// From 6.0 on: the feature flags of both sides.
         features: Option<u32>,
     },
     /// 17: answers Unload.
     UnloadResponse,
     /// 23: answers TlConnect.
     TlConnectResult {
-        /// From the request.
+        /// The endpoint in the request.
         endpoint: Guid,
-        /// From the request.
+        /// The service in the request.
         service: Guid,
         /// An NTSTATUS, 0 for success.
         status: u32,
@@ -285,15 +285,15 @@ pub enum ToGuest {
     },
 }
 
-/// VMBUS_CHANNEL_ENUMERATE_DEVICE_INTERFACE and VMBUS_CHANNEL_NAMED_PIPE_MODE: what the services' offers have.
+/// VMBUS_CHANNEL_ENUMERATE_DEVICE_INTERFACE and VMBUS_CHANNEL_NAMED_PIPE_MODE: the flags of the services' offers.
 const OFFER_FLAGS: u16 = 0x0001 | 0x0010;
 /// VMBUS_PIPE_TYPE_MESSAGE
 const PIPE_MODE_MESSAGE: u32 = 4;
-/// No monitor page bit belongs to the channel.
+/// The channel has no bit in the monitor pages.
 const NO_MONITOR: u8 = 0xff;
 
 impl ToGuest {
-    /// The message's bytes.
+    /// Encodes the message.
     pub fn encode(&self) -> Vec<u8> {
         let message = |kind: u32, fields: &[u32]| {
             let mut out = Vec::new();
@@ -334,7 +334,7 @@ impl ToGuest {
                 connection_or_version,
                 features,
             } => {
-                // The connection's state: 0 for success, 2 for an unknown failure.
+                // The state of the connection: 0 is success, 2 an unknown failure.
                 let state = if *failed { 2 << 8 } else { 0 };
                 let mut out = message(15, &[u32::from(*supported) | state, *connection_or_version]);
                 if let Some(features) = features {
@@ -359,7 +359,7 @@ impl ToGuest {
     }
 }
 
-/// The message type's name for transcripts.
+/// The name of the message type, for transcripts.
 pub fn name(bytes: &[u8]) -> &'static str {
     match u8_at(bytes, 0).unwrap_or(0) {
         1 => "OFFERCHANNEL",

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! VMBus as the host speaks it.
+//! VMBus, from the host's side.
 //!
-//! [`bus`] holds the connection and the channels' life, with a file for each kind of message; [`channel`] is one device
-//! on the bus, [`open`] its channel while it is open, with the rings; [`message`], [`gpadl`] and [`packet`] are the
-//! layouts.
+//! [`bus`] has the connection and the life of channels, with a file for each kind of message. [`channel`] is a device
+//! on the bus, [`open`] its open channel with the rings. [`message`], [`gpadl`] and [`packet`] are the layouts.
 
 pub mod bus;
 pub mod channel;

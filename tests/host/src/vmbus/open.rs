@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An open channel: its rings, what waits to be sent, and when the guest is signalled.
+//! An open channel: its rings, packets that wait for space, and signals to the guest.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use crate::synic::Hypervisor;
 use crate::transcript::Speaker;
 use crate::transcript::Transcript;
 
-/// How long after the opening a host signals a ring that the guest has not read (observed).
+/// How long after the opening a host signals a ring that the guest has not read. Fact.
 pub const UNREAD_AFTER_OPEN: Duration = Duration::from_millis(100);
 
-/// What channels and bus share: the guest's memory, the hypervisor, the record.
+/// What channels and bus share: the guest's memory, the hypervisor, the transcript.
 pub struct Link {
     /// The guest's memory.
     pub memory: Arc<GuestMemory>,
-    /// Messages and events to the guest, and its clock.
+    /// Messages and signals to the guest, and its reference time.
     pub hypervisor: Box<dyn Hypervisor>,
-    /// The record.
+    /// The transcript.
     pub transcript: Transcript,
 }
 
 impl Link {
-    /// Records what was said.
+    /// Adds an entry to the transcript.
     pub fn record(&mut self, speaker: Speaker, topic: &'static str, text: String, bytes: &[u8]) {
         let reference = self.hypervisor.reference_time();
         self.transcript.add(reference, speaker, topic, text, bytes);
@@ -47,13 +47,13 @@ pub struct OpenChannel {
     to_host: Ring,
     to_guest: Ring,
     outbox: VecDeque<Packet>,
-    /// The host waits for an interrupt when the guest writes.
+    /// Whether the host waits for the guest's signal.
     waits: bool,
     signal_unread_at: Option<Instant>,
 }
 
 impl OpenChannel {
-    /// A channel just opened, with the guest-to-host and the host-to-guest ring, both prepared.
+    /// A channel that was just opened. Both rings are prepared.
     pub fn new(
         service: Service,
         relid: u32,
@@ -80,7 +80,7 @@ impl OpenChannel {
         self.target_vp
     }
 
-    /// Sends interrupts to another processor.
+    /// Changes the processor that gets the interrupts.
     pub fn set_target_vp(&mut self, vp: u32) {
         self.target_vp = vp;
     }
@@ -90,22 +90,22 @@ impl OpenChannel {
         self.gpadl
     }
 
-    /// The ring in which the guest writes.
+    /// The guest-to-host ring.
     pub fn to_host(&self) -> &Ring {
         &self.to_host
     }
 
-    /// The ring in which the host writes.
+    /// The host-to-guest ring.
     pub fn to_guest(&self) -> &Ring {
         &self.to_guest
     }
 
-    /// Signals the guest, with reason or without.
+    /// Signals the guest, needed or not.
     pub fn signal(&self, link: &mut Link) {
         link.hypervisor.signal_event(self.target_vp, self.relid);
     }
 
-    /// Writes a packet into the ring, if there is room, and signals the guest if a host would.
+    /// Writes a packet into the ring if it fits. Signals the guest if needed.
     pub fn try_send(&mut self, link: &mut Link, packet: &Packet) -> Result<(), RingError> {
         if self.write(link, packet)? {
             self.signal(link);
@@ -113,7 +113,7 @@ impl OpenChannel {
         Ok(())
     }
 
-    /// Writes a packet into the ring, if there is room, and gives whether a host would signal the guest.
+    /// Writes a packet into the ring if it fits. Returns whether the guest must be signalled.
     fn write(&mut self, link: &mut Link, packet: &Packet) -> Result<bool, RingError> {
         let signal = self.to_guest.write(&packet.encode())?;
         let text = describe(self.service, packet);
@@ -121,7 +121,7 @@ impl OpenChannel {
         Ok(signal)
     }
 
-    /// Writes any bytes where a packet would be, if there is room, and signals the guest: a host that misbehaves.
+    /// Writes any bytes in place of a packet if they fit, and signals the guest. For a host that misbehaves.
     pub fn send_raw(&mut self, link: &mut Link, bytes: &[u8]) -> Result<(), RingError> {
         self.to_guest.write(bytes)?;
         let text = "bytes of any kind".to_owned();
@@ -130,19 +130,19 @@ impl OpenChannel {
         Ok(())
     }
 
-    /// Sends a packet now or as soon as the guest makes room.
+    /// Sends a packet, now or when the guest frees space.
     pub fn send(&mut self, link: &mut Link, packet: Packet) -> Result<(), RingError> {
         self.send_all(link, vec![packet])
     }
 
-    /// Sends several in the same way. The guest is signalled when all that have room are there: it does not see some of
-    /// them before.
+    /// Sends packets, now or when the guest frees space. Signals the guest only when all packets that fit are in the
+    /// ring.
     pub fn send_all(&mut self, link: &mut Link, packets: Vec<Packet>) -> Result<(), RingError> {
         self.outbox.extend(packets);
         self.flush(link)
     }
 
-    /// Sends what waits for room. After an error nothing waits any more.
+    /// Writes the packets that wait for space. An error drops them all.
     pub fn flush(&mut self, link: &mut Link) -> Result<(), RingError> {
         let (mut signal, mut result) = (false, Ok(()));
         while let Some(packet) = self.outbox.pop_front() {
@@ -164,13 +164,14 @@ impl OpenChannel {
         result
     }
 
-    /// Packets that wait for room.
+    /// Number of packets that wait for space.
     pub fn waiting(&self) -> usize {
         self.outbox.len()
     }
 
-    /// Reads the guest's next packet, `None` if there is none. The ring is masked unless the host waits for a packet; a
-    /// guest that masks it then would have it wait for ever, which a host takes for a broken ring.
+    /// Reads the guest's next packet. `None` if the ring is empty. The host unmasks the ring only while it waits for a
+    /// packet. If the guest masks the ring then, the host would wait for ever. Fact: a host treats such a ring as
+    /// broken.
     pub fn receive(&mut self, link: &mut Link) -> Result<Option<Packet>, RingError> {
         if self.waits && self.to_host.is_masked()? {
             return Err(RingError::Masked);
@@ -181,7 +182,7 @@ impl OpenChannel {
         if result == Err(RingError::Empty) {
             self.to_host.set_interrupt_mask(false)?;
             self.waits = true;
-            // Something may have come before the guest could see the mask go.
+            // A packet may have arrived before the guest could see the ring unmasked. Look again.
             result = self.to_host.read();
         }
         let (bytes, signal) = match result {
@@ -206,20 +207,19 @@ impl OpenChannel {
         Ok(Some(packet))
     }
 
-    /// Masks the ring while the host waits for nothing: it reads the ring anyway before it waits again.
+    /// Masks the ring while the host waits for no packet. The host reads the ring before it waits again.
     pub fn stop_reading(&mut self) {
         self.waits = false;
         let _ = self.to_host.set_interrupt_mask(true);
     }
 
-    /// When [`OpenChannel::tick`] has something to do.
+    /// When to call [`OpenChannel::tick`] next.
     pub fn due(&self) -> Option<Instant> {
         self.signal_unread_at
     }
 
-    /// Signals a guest that has not heard of what waits for it since the opening: a packet, or room to send.
-    ///
-    /// A guest that took no interrupts before the result of its open request has missed them.
+    /// Signals the guest again after the opening, if a packet or free space still waits for it. A guest that took no
+    /// interrupts before its OPENCHANNEL_RESULT has missed the first signal.
     pub fn tick(&mut self, link: &mut Link, now: Instant) {
         if self.signal_unread_at.is_some_and(|at| at <= now) {
             self.signal_unread_at = None;
@@ -233,7 +233,7 @@ impl OpenChannel {
     }
 }
 
-/// One line about a packet.
+/// Describes a packet in a line.
 fn describe(service: Service, packet: &Packet) -> String {
     let mut text = frame::describe(service, &packet.payload);
     if packet.kind != super::packet::DATA_INBAND || packet.flags != 0 {

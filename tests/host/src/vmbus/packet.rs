@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A packet in a ring: `struct vmpacket_descriptor` of `include/linux/hyperv.h` and its payload.
+//! A packet in a ring: `struct vmpacket_descriptor` of `include/linux/hyperv.h`, and a payload.
 
 use crate::bytes::u16_at;
 use crate::bytes::u64_at;
@@ -9,25 +9,25 @@ use crate::bytes::u64_at;
 pub const DATA_INBAND: u16 = 6;
 /// VM_PKT_COMP
 pub const COMPLETION: u16 = 11;
-/// Packet flag: the sender wants a completion (VMBUS_DATA_PACKET_FLAG_COMPLETION_REQUESTED).
+/// Packet flag: the sender requests a completion (VMBUS_DATA_PACKET_FLAG_COMPLETION_REQUESTED).
 pub const COMPLETION_REQUESTED: u16 = 1;
 const DESCRIPTOR: usize = 16;
 
 /// A packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
-    /// The packet type, usually [`DATA_INBAND`].
+    /// The packet type, mostly [`DATA_INBAND`].
     pub kind: u16,
-    /// Packet flags: none but [`COMPLETION_REQUESTED`] exists.
+    /// Packet flags. Only [`COMPLETION_REQUESTED`] exists.
     pub flags: u16,
     /// The VMBus transaction id.
     pub transaction_id: u64,
-    /// The payload; in a ring it is filled up to a multiple of 8 bytes.
+    /// The payload. In a ring it is padded to a multiple of 8 bytes.
     pub payload: Vec<u8>,
 }
 
 impl Packet {
-    /// An in-band packet with transaction id 0, as the services' hosts send.
+    /// An in-band packet with transaction id 0. Fact: the services' hosts send no other packets.
     pub fn inband(payload: Vec<u8>) -> Self {
         Self {
             kind: DATA_INBAND,
@@ -37,7 +37,7 @@ impl Packet {
         }
     }
 
-    /// Descriptor and payload as they lie in a ring.
+    /// Descriptor and payload in the layout of a ring.
     pub fn encode(&self) -> Vec<u8> {
         let length = (DESCRIPTOR + self.payload.len()).next_multiple_of(8);
         let mut out = Vec::with_capacity(length);
@@ -51,7 +51,7 @@ impl Packet {
         out
     }
 
-    /// Reads what [`crate::ring::Ring::read`] gave; `None` if the payload's offset is impossible.
+    /// Decodes a packet from [`crate::ring::Ring::read`]. `None` if the payload's offset is impossible.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let offset = usize::from(u16_at(bytes, 2)?) * 8;
         if offset < DESCRIPTOR {

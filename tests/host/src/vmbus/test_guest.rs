@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A guest made of bytes, for tests of the bus: it posts messages, and keeps what the host sends.
+//! A simulated guest for tests of the bus. It posts messages and keeps the host's messages.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -16,20 +16,20 @@ use crate::service::Version;
 use crate::synic::Hypervisor;
 use crate::transcript::Speaker;
 
-/// What reached the guest.
+/// What the guest has received.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) messages: Vec<(u32, Vec<u8>)>,
     pub(super) events: Vec<(u32, u32)>,
-    /// For which the last message was.
+    /// The SINT of the last message.
     pub(super) sint: u32,
-    /// The guest does not take its messages.
+    /// Whether the guest reads no messages.
     pub(super) congested: bool,
-    /// How many messages were forgotten.
+    /// The number of messages that the host dropped.
     pub(super) forgotten: usize,
 }
 
-/// The hypervisor between the two, which keeps all that it is to deliver.
+/// A hypervisor that stores messages and signals.
 pub(super) struct Fake(pub(super) Arc<Mutex<Seen>>);
 
 impl Hypervisor for Fake {
@@ -63,7 +63,7 @@ impl Hypervisor for Fake {
     }
 }
 
-/// The guest: it has its rings in pages 16 to 19 (to the host) and 20 to 23 (from it).
+/// The guest. Its rings are in pages 16 to 19 (guest-to-host) and 20 to 23 (host-to-guest).
 pub(super) struct TestGuest {
     pub(super) memory: Arc<GuestMemory>,
     pub(super) bus: Bus,
@@ -72,13 +72,13 @@ pub(super) struct TestGuest {
 
 /// The handle of the GPADL with the rings.
 pub(super) const GPADL: u32 = 0xe1e10;
-/// The pages of the ring to the host.
+/// The pages of the guest-to-host ring.
 pub(super) const UP: [u64; 4] = [16, 17, 18, 19];
-/// The pages of the ring to the guest.
+/// The pages of the host-to-guest ring.
 pub(super) const DOWN: [u64; 4] = [20, 21, 22, 23];
 
 impl TestGuest {
-    /// A guest that is not connected, on a bus that speaks up to `max_version`.
+    /// A guest without a connection. The bus speaks versions up to `max_version`.
     pub(super) fn new(max_version: Version) -> Self {
         let memory = Arc::new(GuestMemory::new(2 << 20).unwrap());
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -92,7 +92,7 @@ impl TestGuest {
         Self { memory, bus, seen }
     }
 
-    /// Posts a message and gives the types of those that came back.
+    /// Posts a message. Returns the types of the host's answers.
     pub(super) fn post(&mut self, kind: u32, words: &[u32]) -> Vec<u32> {
         let mut bytes: Vec<u8> = [kind, 0]
             .iter()
@@ -105,7 +105,7 @@ impl TestGuest {
         self.post_to(1, &bytes)
     }
 
-    /// Posts bytes by a connection.
+    /// Posts bytes to a connection id.
     fn post_to(&mut self, connection: u32, bytes: &[u8]) -> Vec<u32> {
         let sent = |seen: &Seen| seen.forgotten + seen.messages.len();
         let before = sent(&self.seen.lock().unwrap());
@@ -117,12 +117,12 @@ impl TestGuest {
             .collect()
     }
 
-    /// The last message that came.
+    /// The host's last message.
     pub(super) fn last(&self) -> Vec<u8> {
         self.seen.lock().unwrap().messages.last().unwrap().1.clone()
     }
 
-    /// Asks for a version by a connection; the fields behind it are those of the message.
+    /// Starts a connection of a version, by a connection id. `fields` follow the version in the message.
     pub(super) fn contact_by(
         &mut self,
         connection: u32,
@@ -134,7 +134,7 @@ impl TestGuest {
         self.post_to(connection, &bytes)
     }
 
-    /// Asks for a version; whether the host speaks it.
+    /// Starts a connection of a version. Returns whether the host speaks the version.
     pub(super) fn contact(&mut self, major: u32, minor: u32) -> bool {
         assert_eq!(
             self.post(14, &[major << 16 | minor, 1, 2, 0, 0, 0, 0, 0]),
@@ -143,7 +143,7 @@ impl TestGuest {
         u8_at(&self.last(), 8) == Some(1)
     }
 
-    /// Connects, asks for the offers, makes the rings known and opens heartbeat's channel for processor 1.
+    /// Connects, requests the offers, sends the GPADL, and opens heartbeat's channel for processor 1.
     pub(super) fn open(&mut self) {
         assert!(self.contact(4, 0));
         assert_eq!(self.post(3, &[]), [1, 1, 4]);
@@ -152,7 +152,7 @@ impl TestGuest {
         assert_eq!(u32_at(&self.last(), 16), Some(0));
     }
 
-    /// The GPADL in a header with five pages and a body with three.
+    /// Sends the GPADL: a header with five pages and a body with three.
     pub(super) fn gpadl(&mut self) -> Vec<u32> {
         let mut header = vec![1, GPADL, 1 << 16 | 72, 8 * 4096, 0];
         let words = |pages: &[u64]| {
@@ -169,13 +169,13 @@ impl TestGuest {
         self.post(9, &body)
     }
 
-    /// Its ends of the rings: to the host, and to the guest.
+    /// The guest's ends of the rings: guest-to-host, host-to-guest.
     pub(super) fn rings(&self) -> (Ring, Ring) {
         let ring = |pages: &[u64]| Ring::new(self.memory.clone(), pages).unwrap();
         (ring(&UP), ring(&DOWN))
     }
 
-    /// How many errors of the guest's are on record.
+    /// The number of guest faults in the transcript.
     pub(super) fn errors(&self) -> usize {
         self.bus
             .transcript()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Channels: the guest opens them with rings, moves them to other processors, and closes them.
+//! Channels: the guest opens, moves and closes them.
 
 use super::Bus;
 use super::STATUS_SUCCESS;
@@ -12,11 +12,11 @@ use crate::vmbus::gpadl::Gpadl;
 use crate::vmbus::message::ToGuest;
 use crate::vmbus::open::OpenChannel;
 
-/// The processor of a channel that wants no interrupts.
+/// The processor number of a channel without interrupts.
 const NO_PROCESSOR: u32 = u32::MAX;
 
 impl Bus {
-    /// Opens a channel whose rings are in a GPADL; that to the guest begins at the page `downstream`.
+    /// Opens a channel with the rings of a GPADL. The host-to-guest ring begins at page `downstream`.
     pub(super) fn open_channel(
         &mut self,
         target_vp: u32,
@@ -31,7 +31,7 @@ impl Bus {
         let Some(channel) = self.by_relid(relid) else {
             return self.error("open of an unknown channel".to_owned(), &[]);
         };
-        // The rescind is on its way, and the guest waits for no result after it.
+        // The rescind message is on its way. The guest ignores a result after it.
         if channel.is_rescinded() {
             return;
         }
@@ -68,7 +68,7 @@ impl Bus {
         } else {
             self.error("open with impossible rings or processor".to_owned(), &[]);
         }
-        // The device starts talking before the result reaches the guest (observed).
+        // Fact: the device sends its first packet before OPENCHANNEL_RESULT reaches the guest.
         if let Some(index) = self
             .channels
             .iter()
@@ -86,7 +86,7 @@ impl Bus {
         );
     }
 
-    /// Has a channel interrupt another processor, or none.
+    /// Moves a channel's interrupts to another processor, or to none.
     pub(super) fn modify_channel(&mut self, version: Version, target_vp: u32, relid: u32, vp: u32) {
         let valid = self.is_target(vp);
         let open = self
@@ -107,7 +107,7 @@ impl Bus {
         }
     }
 
-    /// Closes a channel, and forgets the GPADLs that waited for that.
+    /// Closes a channel. Removes the GPADLs whose teardown waited for the close.
     pub(super) fn close_channel(&mut self, target_vp: u32, relid: u32) {
         let channel = self.by_relid(relid);
         match channel {
@@ -117,13 +117,13 @@ impl Bus {
                 let torn_down = offered.map(Offered::take_torn_down).unwrap_or_default();
                 self.send_torn_down(target_vp, &torn_down);
             }
-            // Closing a rescinded channel changes nothing: the host has closed it already.
+            // The host closed the channel with the rescind: there is nothing to do.
             Some(channel) if channel.is_rescinded() => {}
             _ => self.error("close of a channel that is not open".to_owned(), &[]),
         }
     }
 
-    /// Whether interrupts can be sent to this processor, or to none.
+    /// Whether `vp` is a processor, or stands for none.
     fn is_target(&self, vp: u32) -> bool {
         vp < self.link.hypervisor.processors() || vp == NO_PROCESSOR
     }
@@ -162,7 +162,7 @@ mod tests {
         assert!(guest.contact(4, 0));
         guest.post(3, &[]);
         guest.gpadl();
-        // Another GPADL, no page for a ring, another processor.
+        // An unknown GPADL, no page for a ring, an absent processor.
         for words in [
             [1, 9, 5, 0, 4],
             [1, 9, GPADL, 0, 7],
@@ -177,7 +177,7 @@ mod tests {
                 "{words:?}"
             );
         }
-        // Pages that are no memory, which nobody has looked for before.
+        // Pages that are not memory, which the host has not checked before.
         let far = [
             1,
             5,
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(u32_at(&guest.last(), 16), Some(0));
         guest.post(5, &[1, 9, 5, 0, 2]);
         assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
-        // Rings whose indices are impossible from the beginning.
+        // Rings whose indices are impossible from the start.
         for ring in [&UP, &DOWN] {
             let control = ring[0] * 4096;
             guest.memory.store_u32(control, 4).unwrap();
@@ -224,7 +224,7 @@ mod tests {
             let open = guest.bus.channel(Service::Heartbeat).unwrap().open();
             let expected = if version == (4, 0) { 1 } else { 0 };
             assert_eq!(open.unwrap().target_vp(), expected, "{version:?}");
-            // A processor that is not there, none at all, a channel that is not open.
+            // An absent processor, no processor, a channel that is not open.
             for (words, ok) in [([1, 9], false), ([1, u32::MAX], true), ([2, 0], false)] {
                 assert_eq!(guest.post(22, &words), answer);
                 if version == (5, 3) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Contact: how guest and host agree on a version of the protocol.
+//! Contact: guest and host negotiate a version of VMBus.
 
 use super::Bus;
 use super::Connection;
@@ -10,7 +10,7 @@ use crate::service::Version;
 use crate::synic::VMBUS_SINT;
 use crate::vmbus::message::ToGuest;
 
-/// The VMBus versions that hosts have spoken and that need no shared interrupt page, oldest first.
+/// The VMBus versions of hosts that need no shared interrupt page, oldest first.
 const VERSIONS: [Version; 9] = [
     (2, 4),
     (3, 0),
@@ -23,14 +23,14 @@ const VERSIONS: [Version; 9] = [
     (6, 0),
 ];
 
-/// A version as messages have it.
+/// The version in the encoding of messages.
 const fn word((major, minor): Version) -> u32 {
     ((major as u32) << 16) | minor as u32
 }
 
 impl Bus {
-    /// Answers a guest that makes contact. `receiver` is the message's field that was an interrupt page, and says
-    /// since 5.0 which SINT and VTL the guest is about.
+    /// Answers a guest's contact. `receiver` was the interrupt page before 5.0. Since then the field has the guest's
+    /// SINT and VTL.
     pub(super) fn contact(
         &mut self,
         connection: u32,
@@ -39,14 +39,14 @@ impl Bus {
         receiver: u64,
         one_monitor_page: bool,
     ) {
-        // The fourth connection is for guests that say which SINT and VTL they are about, others mean the usual.
+        // By [`MESSAGES_4`] a guest states its SINT, and from 5.1 on its VTL. Otherwise it means VMBus' usual ones.
         let [sint, vtl, ..] = receiver.to_le_bytes();
         let chosen = connection == MESSAGES_4;
         let sint = match chosen && version >= word((5, 0)) {
             true => u32::from(sint),
             false => VMBUS_SINT,
         };
-        // Another VTL is another host's business.
+        // Another VTL has a host of its own.
         if chosen && version >= word((5, 1)) && vtl != 0 {
             return self.error(format!("contact for VTL {vtl}, where no one is"), &[]);
         }
@@ -63,17 +63,17 @@ impl Bus {
         self.agree(version, target_vp, one_monitor_page);
     }
 
-    /// Begins a connection of the version that the guest asks for, if the host speaks it.
+    /// Starts a connection of the guest's version, if the host speaks it.
     fn agree(&mut self, requested: u32, target_vp: u32, one_monitor_page: bool) {
         if self.connection != Connection::Disconnected {
-            // A guest that crashed or was booted by kexec begins anew without a word.
+            // A guest that crashed or used kexec contacts the host without UNLOAD.
             self.note("contact while connected: everything is closed".to_owned());
             self.disconnect();
             self.link.hypervisor.forget_messages();
         }
         let version = ((requested >> 16) as u16, requested as u16);
         let supported = VERSIONS.contains(&version) && version <= self.max_version;
-        // Before 3.0 everything goes to processor 0.
+        // Before 3.0 all messages go to processor 0.
         let target_vp = if version >= (3, 0) { target_vp } else { 0 };
         let no_processor = target_vp >= self.link.hypervisor.processors();
         let failed = supported && (no_processor || one_monitor_page);
@@ -90,7 +90,7 @@ impl Bus {
         }
         let connection_or_version = match supported {
             false => 0,
-            // Any further message may come by this connection or by that of the contact.
+            // The guest may send later messages by this connection id or by that of the contact.
             true if version >= (5, 0) => MESSAGES,
             true => requested,
         };
@@ -124,7 +124,7 @@ mod tests {
         assert!(!guest.contact(4, 7));
         assert_eq!(guest.bus.connection(), Connection::Disconnected);
         assert!(guest.contact(5, 0));
-        // The response goes to the processor that the guest named, and names the connection for what follows.
+        // The response goes to the guest's processor, and has the connection id for later messages.
         assert_eq!(guest.seen.lock().unwrap().messages.last().unwrap().0, 1);
         assert_eq!(u32_at(&guest.last(), 12), Some(1));
         let mut guest = TestGuest::new((4, 0));
@@ -135,13 +135,13 @@ mod tests {
     #[test]
     fn a_contact_is_for_a_processor_and_one_receiver() {
         let mut guest = TestGuest::new((6, 0));
-        // A processor that is not there; one monitor page of two.
+        // An absent processor. One monitor page without the other.
         for fields in [[9, 2, 0, 0, 0, 0, 0], [1, 2, 0, 0x1000, 0, 0, 0]] {
             assert_eq!(guest.contact_by(4, 0x6_0000, fields), [15]);
             assert_eq!(guest.last()[8..10], [1, 2], "known, but failed");
             assert_eq!(guest.bus.connection(), Connection::Disconnected);
         }
-        // By the fourth connection a guest says which SINT it means, and from 5.1 on which VTL.
+        // By connection id 4 a guest states its SINT, and from 5.1 on its VTL.
         let answered = &[15][..];
         for (version, receiver, answer) in [
             (0x5_0000, 3, answered),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Faults of a host that a scenario asks for: opens that fail, and messages that find no buffers.
+//! Faults of a host, for scenarios: open requests that fail, and messages that find no buffers.
 
 use super::Bus;
 use crate::service::Service;
@@ -19,18 +19,18 @@ impl Bus {
         }
     }
 
-    /// Has the guest's next `count` messages that close the channel of `service` find no room with the host
-    /// (HV_STATUS_INSUFFICIENT_BUFFERS), after which a guest tries again. All others find it.
+    /// Makes the host refuse the guest's next `count` messages that close the channel of `service`, for lack of buffers
+    /// (HV_STATUS_INSUFFICIENT_BUFFERS). The guest then tries again. The host accepts all other messages.
     pub fn refuse_closes(&mut self, service: Service, count: u32) {
         self.refused_closes = (service, count);
     }
 
-    /// How many messages are yet to be refused, see [`Bus::refuse_closes`].
+    /// The number of messages still to be refused, see [`Bus::refuse_closes`].
     pub fn refused_closes(&self) -> u32 {
         self.refused_closes.1
     }
 
-    /// Whether there is no room for the message.
+    /// Whether the host refuses the message.
     pub(super) fn refuses(&mut self, message: &FromGuest) -> bool {
         let (service, count) = self.refused_closes;
         let relid = self.channel(service).and_then(Channel::relid);
@@ -55,7 +55,7 @@ mod tests {
         let mut guest = TestGuest::new((6, 0));
         assert!(guest.contact(4, 0));
         guest.bus.refuse_closes(Service::Heartbeat, 1);
-        // Others are taken, of any kind or channel.
+        // Messages of other kinds or channels are accepted.
         assert_eq!(guest.post(3, &[]), [1, 1, 4]);
         guest.post(7, &[2]);
         assert_eq!(guest.bus.refused_closes(), 1);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GPADLs: the guest makes memory known to the host, and takes it back.
+//! GPADLs: the guest shares memory with the host, and takes it back.
 
 use super::Bus;
 use super::STATUS_SUCCESS;
@@ -8,11 +8,11 @@ use super::STATUS_UNSUCCESSFUL;
 use crate::vmbus::gpadl::Gpadl;
 use crate::vmbus::message::ToGuest;
 
-/// How many GPADLs a channel may have.
+/// The largest number of a channel's GPADLs.
 const GPADLS: usize = 256;
 
 impl Bus {
-    /// Takes a GPADL's header, which may hold all of it.
+    /// Handles the header of a GPADL. The GPADL may be complete with it.
     pub(super) fn gpadl_header(&mut self, target_vp: u32, relid: u32, handle: u32, gpadl: Gpadl) {
         let channel = self.by_relid(relid);
         let Some(offered) = channel.and_then(|channel| channel.offered.as_mut()) else {
@@ -35,9 +35,9 @@ impl Bus {
         }
     }
 
-    /// Takes a further piece of a GPADL.
+    /// Handles a body of a GPADL.
     pub(super) fn gpadl_body(&mut self, target_vp: u32, handle: u32, words: &[u64]) {
-        // A body does not say whose it is: it belongs to the GPADL of that handle that waits for one.
+        // A body does not name its channel: take the incomplete GPADL with this handle.
         let found = self
             .channels
             .iter_mut()
@@ -57,7 +57,7 @@ impl Bus {
         }
     }
 
-    /// Answers a GPADL that has been received in full.
+    /// Answers a GPADL that is complete.
     fn gpadl_complete(&mut self, target_vp: u32, relid: u32, handle: u32) {
         let channel = self.by_relid(relid);
         let Some(offered) = channel.and_then(|channel| channel.offered.as_mut()) else {
@@ -84,7 +84,7 @@ impl Bus {
         self.send(target_vp, &created);
     }
 
-    /// Forgets a GPADL, or has it wait for the close of the channel whose rings it holds.
+    /// Removes a GPADL. If an open channel uses it, the removal waits for the close.
     pub(super) fn gpadl_teardown(&mut self, target_vp: u32, relid: u32, handle: u32) {
         let channel = self.by_relid(relid);
         let Some(offered) = channel.and_then(|channel| channel.offered.as_mut()) else {
@@ -109,7 +109,7 @@ impl Bus {
         }
     }
 
-    /// Tells the guest that these GPADLs are forgotten.
+    /// Tells the guest that these GPADLs are removed.
     pub(super) fn send_torn_down(&mut self, target_vp: u32, handles: &[u32]) {
         for &gpadl in handles {
             self.send(target_vp, &ToGuest::GpadlTorndown { gpadl });
@@ -170,14 +170,14 @@ mod tests {
             assert_eq!(guest.post(8, &header(relid)), [10], "{what}");
             assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
         }
-        // Bytes that the page has not.
+        // A range of more bytes than its pages have.
         assert_eq!(guest.post(8, &[1, 5, 1 << 16 | 16, 4097, 0, 16, 0]), [10]);
         assert_eq!(u32_at(&guest.last(), 16), Some(STATUS_UNSUCCESSFUL));
         assert_eq!(guest.post(11, &[1, 5]), [0u32; 0], "it never was");
-        // No range at all.
+        // No range.
         assert_eq!(guest.post(8, &[1, 5, 0]), [10]);
         assert_eq!(u32_at(&guest.last(), 16), Some(0));
-        // Incomplete ones cannot be torn down, and fail when they are complete after a rescind.
+        // An incomplete GPADL cannot be torn down. If it becomes complete after a rescind, it fails.
         assert_eq!(
             guest.post(8, &[2, 6, 1 << 16 | 24, 8192, 0, 16, 0]),
             [0u32; 0]

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Offers: which devices are plugged in, and what becomes of the numbers that the guest knows them by.
+//! Offers: which devices are plugged in, and which numbers their channels have.
 //!
-//! A device that is unplugged keeps its channel's number until the guest releases it; plugged in again before that, it
-//! is offered when the guest does.
+//! An unplugged device keeps its channel's number until the guest releases the number. If the device is plugged in
+//! again before that, it is offered after the release.
 
 use super::Bus;
 use super::Connection;
@@ -16,7 +16,7 @@ use crate::vmbus::message::Offer;
 use crate::vmbus::message::ToGuest;
 
 impl Bus {
-    /// Offers the device of `service` as this instance, from its next offer on.
+    /// Sets the instance id of the device of `service`, from its next offer on.
     pub fn set_instance(&mut self, service: Service, instance: Guid) {
         if let Some(channel) = self
             .channels
@@ -27,7 +27,7 @@ impl Bus {
         }
     }
 
-    /// Offers all that is plugged in, once for each connection.
+    /// Offers all devices that are plugged in. A connection has one such request.
     pub(super) fn request_offers(&mut self, target_vp: u32) {
         if let Connection::Connected { offered, .. } = &mut self.connection {
             if std::mem::replace(offered, true) {
@@ -42,7 +42,7 @@ impl Bus {
         self.send(target_vp, &ToGuest::AllOffersDelivered);
     }
 
-    /// Offers a device under the number that it still has, or the lowest free one.
+    /// Offers a device. Its number is the old one if the guest still holds it, else the lowest free one.
     fn offer(&mut self, index: usize, target_vp: u32) {
         let is_free = |relid: &u32| {
             !self
@@ -63,7 +63,7 @@ impl Bus {
         self.send(target_vp, &ToGuest::Offer(offer));
     }
 
-    /// Unplugs a device: rescinds its offer. An error if it is not plugged in.
+    /// Unplugs a device: rescinds its offer. Fails if the device is not plugged in.
     pub fn rescind(&mut self, service: Service) -> Result<(), String> {
         let index = self
             .channels
@@ -75,7 +75,7 @@ impl Bus {
         Ok(())
     }
 
-    /// Takes back the offer of the device at `index`.
+    /// Rescinds the offer of the device at `index`.
     pub(super) fn unplug(&mut self, index: usize) {
         let connection = self.connection;
         let channel = &mut self.channels[index];
@@ -98,8 +98,7 @@ impl Bus {
         }
     }
 
-    /// Plugs a device in again: offers it, once the guest has released what was rescinded. An error if it is plugged
-    /// in.
+    /// Plugs a device in again. The offer waits for the release of a rescinded one. Fails if the device is plugged in.
     pub fn reoffer(&mut self, service: Service) -> Result<(), String> {
         let index = self
             .channels
@@ -111,7 +110,7 @@ impl Bus {
         Ok(())
     }
 
-    /// Offers the device at `index`, unless the guest has yet to release its number.
+    /// Plugs in the device at `index`. Offers it now, unless the guest still holds its number.
     pub(super) fn plug_in(&mut self, index: usize) {
         self.channels[index].present = true;
         let waits = self.channels[index].offered.is_some();
@@ -128,12 +127,12 @@ impl Bus {
         }
     }
 
-    /// Whether the guest has yet to release a rescinded channel.
+    /// Whether the guest still holds a rescinded channel.
     pub fn has_unreleased(&self) -> bool {
         self.channels.iter().any(Channel::is_rescinded)
     }
 
-    /// The guest gives up a channel's number, and its GPADLs with it.
+    /// The guest releases a channel's number, and with it the channel's GPADLs.
     pub(super) fn release(&mut self, target_vp: u32, relid: u32) {
         let index = self
             .channels
@@ -148,13 +147,13 @@ impl Bus {
         }
         let service = channel.service;
         match (channel.is_rescinded(), channel.present) {
-            // It has been plugged in again meanwhile, and keeps its number.
+            // The device was plugged in again meanwhile: it keeps its number.
             (true, true) => self.offer(index, target_vp),
             (true, false) => {
                 channel.offered = None;
                 self.drop_seconds();
             }
-            // A guest may give up what it could have used. It is offered again when the guest next asks for offers.
+            // A guest may release a channel that it could use. The channel is offered again in the next connection.
             (false, _) => {
                 channel.offered = None;
                 self.note(format!(
@@ -246,13 +245,13 @@ mod tests {
         guest.post(7, &[1]);
         assert_eq!(guest.post(13, &[1]), [0u32; 0]);
         assert_eq!(guest.errors(), 1);
-        // Its number is nobody's, and the GPADL went with it.
+        // The number is free, and the GPADL was removed with the channel.
         for (kind, words) in [(5, [1, 9, GPADL, 1, 4]), (11, [1, GPADL, 0, 0, 0])] {
             assert_eq!(guest.post(kind, &words), [0u32; 0]);
         }
         guest.post(13, &[1]);
         assert_eq!(guest.errors(), 4);
-        // The next connection has it again.
+        // The next connection has the device again.
         guest.open();
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The record: what the transcript says of the bus' messages.
+//! The transcript's entries about the bus.
 
 use super::Bus;
 use crate::transcript::Speaker;
@@ -8,17 +8,17 @@ use crate::vmbus::message::FromGuest;
 use crate::vmbus::message::ToGuest;
 
 impl Bus {
-    /// Puts a remark into the record.
+    /// Adds a remark to the transcript.
     pub fn note(&mut self, text: String) {
         self.link.record(Speaker::Note, "vmbus", text, &[]);
     }
 
-    /// Puts a fault of the guest's into the record.
+    /// Adds a fault of the guest to the transcript.
     pub(crate) fn error(&mut self, text: String, bytes: &[u8]) {
         self.link.record(Speaker::Error, "vmbus", text, bytes);
     }
 
-    /// What the transcript says of a guest's message.
+    /// The transcript's text on a guest's message.
     pub(super) fn details_from_guest(&self, message: &FromGuest) -> String {
         match message {
             FromGuest::InitiateContact {
@@ -59,7 +59,7 @@ impl Bus {
         }
     }
 
-    /// What the transcript says of a message to the guest.
+    /// The transcript's text on a message to the guest.
     pub(super) fn details_to_guest(&self, message: &ToGuest) -> String {
         match message {
             ToGuest::Offer(offer) => self.service_name(offer.relid).to_owned(),
@@ -84,7 +84,7 @@ impl Bus {
         }
     }
 
-    /// The service's name, for a channel's number.
+    /// The name of the service whose channel has this number.
     fn service_name(&self, relid: u32) -> &'static str {
         self.channels
             .iter()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A second device of a class, which no host has, and what a guest makes of it.
+//! A second device of a class, for scenarios. Inference: a host has one device of each class.
 
 use super::Bus;
 use crate::guid::Guid;
@@ -9,8 +9,8 @@ use crate::service::Service;
 use crate::vmbus::channel::Channel;
 
 impl Bus {
-    /// Plugs in a second device of the class of `service`, as no host has one. All else here that names the service is
-    /// about the first. It is gone after [`Bus::rescind_second`] and the guest's release.
+    /// Plugs in a second device of the class of `service`. Other functions here that name a service concern the first
+    /// device. The second device disappears after [`Bus::rescind_second`] and the guest's release.
     pub fn offer_second(&mut self, service: Service, instance: Guid) {
         let mut channel = Channel::new(service);
         channel.instance = instance;
@@ -25,7 +25,7 @@ impl Bus {
         self.plug_in(self.channels.len() - 1);
     }
 
-    /// Has the second device be the first from now on, and that one the second; an error if there is none.
+    /// Exchanges the first and the second device. Fails if there is no second one.
     pub fn swap_second(&mut self, service: Service) -> Result<(), String> {
         let first = self
             .channels
@@ -41,7 +41,7 @@ impl Bus {
         Ok(())
     }
 
-    /// Unplugs the second device; an error if there is none.
+    /// Unplugs the second device. Fails if there is none.
     pub fn rescind_second(&mut self, service: Service) -> Result<(), String> {
         let index = self
             .second(service)
@@ -52,19 +52,19 @@ impl Bus {
         Ok(())
     }
 
-    /// How often the second device was opened; `None` where there is none.
+    /// How often the guest has opened the second device's channel. `None` if there is no second device.
     pub fn second_opens(&self, service: Service) -> Option<u64> {
         let index = self.second(service)?;
         Some(self.channels[index].opens)
     }
 
-    /// Where the second device is, if there is one.
+    /// The index of the second device, if there is one.
     pub(super) fn second(&self, service: Service) -> Option<usize> {
         let is_it = |channel: &Channel| channel.is_second && channel.service == service;
         self.channels.iter().position(is_it)
     }
 
-    /// Forgets second devices that are unplugged and released.
+    /// Removes second devices that are unplugged and released.
     pub(super) fn drop_seconds(&mut self) {
         self.channels
             .retain(|channel| !channel.is_second || channel.present || channel.offered.is_some());
@@ -77,7 +77,7 @@ mod tests {
     use crate::service::Service;
     use crate::vmbus::test_guest::TestGuest;
 
-    /// The instance that the last message, an offer, names.
+    /// The instance id in the last message, an offer.
     fn offered_instance(guest: &TestGuest) -> Vec<u8> {
         assert_eq!(u32_at(&guest.last(), 0), Some(1));
         guest.last()[24..40].to_vec()
@@ -92,7 +92,7 @@ mod tests {
         guest.bus.offer_second(service, other);
         assert_eq!(offered_instance(&guest), other.0);
         assert_eq!(guest.bus.second_opens(service), Some(0));
-        // The first one goes on.
+        // The first device works on.
         assert!(guest.bus.channel(service).unwrap().open().is_some());
         guest.bus.rescind_second(service).unwrap();
         assert!(guest.bus.rescind_second(service).is_err());
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(guest.bus.second_opens(service), None);
         assert!(guest.bus.channel(service).unwrap().open().is_some());
 
-        // Made as new, there is one device, offered as itself again.
+        // After the reset there is one device, with its own instance id.
         guest.bus.offer_second(service, other);
         guest.bus.set_instance(service, other);
         guest.bus.renew(service);
@@ -112,7 +112,7 @@ mod tests {
         guest.bus.reoffer(service).unwrap();
         assert_eq!(offered_instance(&guest), service.instance().0);
 
-        // It takes the place of the first one, which is gone once it is released.
+        // The second device replaces the first one, which disappears after its release.
         guest.bus.offer_second(service, other);
         guest.bus.rescind(service).unwrap();
         guest.bus.swap_second(service).unwrap();
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(guest.bus.second_opens(service), None);
         assert!(guest.bus.swap_second(service).is_err());
 
-        // Nothing is left of one that was unplugged when the guest disconnects.
+        // An unplugged second device disappears when the guest disconnects.
         guest.bus.offer_second(service, other);
         guest.bus.rescind_second(service).unwrap();
         guest.bus.reset();
