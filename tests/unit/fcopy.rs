@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File copy: names and pieces.
+//! Properties of file copy: names and pieces.
 
 use host::bytes::u32_at;
 use host::fuzz::Random;
@@ -12,12 +12,12 @@ use crate::icmsg::Status;
 use crate::input::body;
 use crate::text::daemon_text;
 
-/// A file's names become text that is ended by a NUL, a piece stays what it is and within its message, and of what was
-/// in the memory before nothing is passed on but what is behind a piece.
+/// A request for the daemon has the host's names as NUL-terminated text, and the host's piece unchanged. A piece must
+/// lie within its message. The rest of the daemon's message keeps its old bytes only behind a piece.
 pub(super) fn to_daemon(random: &mut Random) {
     let mut body = body(Service::FCopy, random);
     if random.one_in(8) {
-        // The sizes at which a piece begins to be too long.
+        // Sizes around the largest piece that fits.
         let size = 6140 + random.below(8);
         body.resize(52 + 6140 + random.below(8), 7);
         body[48..52].copy_from_slice(&(size as u32).to_le_bytes());

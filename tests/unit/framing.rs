@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A message's header, and negotiations.
+//! Properties of message headers and negotiations.
 
 use std::ops::Range;
 
@@ -22,12 +22,12 @@ use crate::input::body;
 use crate::input::mutate;
 use crate::input::only_changed;
 
-// Parts of a message's header.
+// Fields of a message header.
 const SIZE: Range<usize> = 18..20;
 const STATUS: Range<usize> = 20..24;
 const FLAGS: usize = 25;
 
-/// A packet's payload: a request of any service, a negotiation, or what mutations make of it.
+/// A payload: a request of any service or a negotiation, perhaps mutated.
 fn payload(random: &mut Random) -> Vec<u8> {
     let service = random.of(&[Service::Heartbeat, Service::Shutdown, Service::Vss]);
     let mut payload = match random.one_in(2) {
@@ -41,7 +41,7 @@ fn payload(random: &mut Random) -> Vec<u8> {
     payload
 }
 
-/// A negotiation, with versions that its service knows and such as nobody does.
+/// A negotiation with versions that the service supports and others.
 fn offer(service: Service, random: &mut Random) -> Message {
     let mut versions = |known: &[(u16, u16)]| -> Vec<(u16, u16)> {
         (0..random.of(&[0, 1, 2, 3, 5, 100, 101]))
@@ -58,8 +58,8 @@ fn offer(service: Service, random: &mut Random) -> Message {
     Message::negotiation(&frameworks, &messages, random.any() as u8)
 }
 
-/// A message is taken for a request, or left as it is; its answer echoes all but size, status and flags, and is none
-/// that would be answered.
+/// A message is either accepted as a request or left unchanged. An answer changes size, status and flags only. An
+/// answer is never accepted as a request.
 pub(super) fn framing(random: &mut Random) {
     let before = payload(random);
     let mut payload = before.clone();
@@ -104,7 +104,7 @@ pub(super) fn framing(random: &mut Random) {
     assert_eq!(payload, answer);
 }
 
-/// The first version of ours that is among theirs.
+/// Our first version that is among theirs.
 fn common(ours: &[Version], theirs: &[u8]) -> Option<Version> {
     ours.iter().copied().find(|version| {
         let [major, minor] = [version.major, version.minor].map(u16::to_le_bytes);
@@ -114,7 +114,7 @@ fn common(ours: &[Version], theirs: &[u8]) -> Option<Version> {
     })
 }
 
-/// What a negotiation is to agree on: a framework and a message version.
+/// The framework and message version that a negotiation must select.
 fn agreement(body: &[u8], ours: [&[Version]; 2]) -> Option<[Version; 2]> {
     let counts = [u16_at(body, 0)?, u16_at(body, 2)?].map(usize::from);
     if counts.iter().any(|count| *count > icmsg::MAX_VERSIONS) {
@@ -125,8 +125,8 @@ fn agreement(body: &[u8], ours: [&[Version]; 2]) -> Option<[Version; 2]> {
     Some([common(ours[0], frameworks)?, common(ours[1], messages)?])
 }
 
-/// A negotiation agrees on what both know and nothing else, writes that alone, and agrees on the same when what it
-/// answers is offered.
+/// A negotiation selects versions that both sides support, and writes only its answer. If the answer's versions are
+/// offered, it selects the same.
 pub(super) fn negotiation(random: &mut Random) {
     const FRAMEWORKS: &[Version] = &[Version::new(3, 0), Version::new(1, 0)];
     let messages: Vec<Version> = (0..random.below(5))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What properties are given, and what may have changed of it.
+//! Inputs of properties, and a check of their changes.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use host::fuzz::Random;
 use host::ic::Moment;
 use host::service::Service;
 
-/// A valid body of the service, or what mutations make of it.
+/// A valid body of the service, perhaps mutated.
 pub(super) fn body(service: Service, random: &mut Random) -> Vec<u8> {
     let moment = Moment {
         instant: Instant::now(),
@@ -23,14 +23,14 @@ pub(super) fn body(service: Service, random: &mut Random) -> Vec<u8> {
     body
 }
 
-/// Some mutations, or none.
+/// Applies up to three mutations.
 pub(super) fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
     for _ in 0..random.below(4) {
         Mutation::apply(bytes, random);
     }
 }
 
-/// Nothing but the bytes of `allowed` has changed.
+/// Panics if bytes outside `allowed` have changed.
 pub(super) fn only_changed(before: &[u8], after: &[u8], allowed: &[Range<usize>]) {
     assert_eq!(before.len(), after.len());
     let mut from = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Data exchange: keys, values and addresses.
+//! Properties of KVP: keys, values and addresses.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -27,12 +27,12 @@ use crate::input::only_changed;
 use crate::text::daemon_text;
 use crate::text::utf8_text;
 
-/// Bytes of a `struct hv_kvp_exchg_msg_value`.
+/// Size of a `struct hv_kvp_exchg_msg_value` in bytes.
 const VALUE_LEN: usize = value::VALUE + value::VALUE_MAX;
-/// What of the daemon's body about addresses is text, and of the host's up to version 4.0.
+/// Ranges of the texts in a daemon's body about addresses, and in a host's up to version 4.0.
 const ADDRESS_TEXTS: [Range<usize>; 5] = [0..256, 258..2306, 2306..4354, 4354..5378, 5378..7426];
 
-/// The version with numbers for addresses.
+/// The first version with binary addresses.
 const NUMBERS: host::service::Version = (5, 0);
 
 /// Either layout of addresses.
@@ -40,13 +40,13 @@ fn layout(random: &mut Random) -> Layout {
     random.of(&[Layout::Text, Layout::Binary])
 }
 
-/// The text of `size` bytes in `room`, if it may have as many and does not become too long.
+/// The text of `size` bytes in `room`. `None` if the size is impossible or the text too long for the daemon.
 fn key_of(room: &[u8], size: Option<u32>) -> Option<String> {
     let text = utf16_text(room.get(..size? as usize)?);
     (text.len() < room.len()).then_some(text)
 }
 
-/// What the daemon is to be told of a key and a value of the host's; `None` where the host is wrong.
+/// The key and value that the daemon must get. `None` if the host's request is wrong.
 fn key_and_value(body: &[u8], has_value: bool) -> Option<(String, String)> {
     let at = |field| u32_at(body, host::ic::kvp::BODY + field);
     let bytes = &body[host::ic::kvp::BODY..];
@@ -65,8 +65,8 @@ fn key_and_value(body: &[u8], has_value: bool) -> Option<(String, String)> {
     Some((key, text))
 }
 
-/// A daemon is asked what the host asks, in UTF-8 ended by NULs, of sizes and pools that exist, whatever was in the
-/// memory before; or the host is told what is wrong.
+/// A request for the daemon has the host's operation and texts, in UTF-8 with NULs, and valid sizes and pools. It does
+/// not depend on the memory's old bytes. A refused request tells the host what is wrong.
 pub(super) fn to_daemon(random: &mut Random) {
     let body = body(Service::Kvp, random);
     let (layout, daemon) = (layout(random), registration(random));
@@ -78,7 +78,7 @@ pub(super) fn to_daemon(random: &mut Random) {
         Ok(()) => kvp::Operation::parse(&body).expect("an operation that is known"),
         Err(refusal) => return refused(layout, &body, daemon, refusal),
     };
-    // What the daemon does not read is as it was, all else the same both times.
+    // The bytes that the daemon does not read are unchanged. All others are the same in both messages.
     let used = if body[0] < 4 { 2580 } else { kvp::DAEMON_LEN };
     assert!(body[1] < 5 || body[0] > 3);
     assert_eq!(message[..used], other[..used]);
@@ -88,7 +88,7 @@ pub(super) fn to_daemon(random: &mut Random) {
     asked(layout, operation, &body, &message);
 }
 
-/// Any daemon; old ones know nothing of addresses, and are few.
+/// A daemon of any kind. Old ones do not support addresses, and are rare.
 fn registration(random: &mut Random) -> Registration {
     match random.one_in(8) {
         true => Registration::Legacy,
@@ -96,7 +96,7 @@ fn registration(random: &mut Random) -> Registration {
     }
 }
 
-/// The host is told what is wrong with its request.
+/// Checks a refusal: the status names the fault of the request.
 fn refused(layout: Layout, body: &[u8], daemon: Registration, refusal: Refusal) {
     if let Some(why) = refusal.why {
         assert!(body[0] > 3 && !why.to_string().is_empty());
@@ -124,7 +124,7 @@ fn refused(layout: Layout, body: &[u8], daemon: Registration, refusal: Refusal) 
     }
 }
 
-/// Whether a pool, text or value of a request that is long enough is wrong.
+/// Whether a request of sufficient length has a wrong pool, text or value.
 fn is_wrong(layout: Layout, operation: usize, body: &[u8]) -> bool {
     match operation {
         4 | 5 if layout == Layout::Binary => {
@@ -140,14 +140,14 @@ fn is_wrong(layout: Layout, operation: usize, body: &[u8]) -> bool {
     }
 }
 
-/// The four lists that a daemon is to be told of the host's numbers; `None` if one of them is wrong, or becomes so long
-/// that it and another zero behind its NUL have no room.
+/// The four lists that the daemon must get for a host's binary addresses. `None` if one is wrong, or its text does not
+/// leave space for the NUL and another zero.
 fn for_daemon(body: &[u8]) -> Option<[String; 4]> {
     let of = addresses::read(NUMBERS, body)?;
     let lists = [of.addresses, of.subnets, of.gateways, of.name_servers];
     let is_valid = lists[1].split(';').all(|subnet| match subnet.parse() {
         Ok(prefix) => (0..=128u32).contains(&prefix),
-        // A mask is ones, then zeros.
+        // The ones of a mask precede its zeroes.
         Err(_) => subnet.parse().map_or(true, |mask: Ipv4Addr| {
             (!mask.to_bits())
                 .checked_add(1)
@@ -159,7 +159,7 @@ fn for_daemon(body: &[u8]) -> Option<[String; 4]> {
     (is_valid && fit).then_some(lists)
 }
 
-/// The daemon is asked what the host asks.
+/// Checks that the daemon gets the host's request.
 fn asked(layout: Layout, operation: kvp::Operation, from: &[u8], message: &[u8; kvp::DAEMON_LEN]) {
     let to = &message[4..];
     let size = |at| u32_at(message, 4 + at).map_or(0, |size| size as usize);
@@ -197,7 +197,7 @@ fn asked(layout: Layout, operation: kvp::Operation, from: &[u8], message: &[u8; 
             let lists = for_daemon(from).expect("addresses of the host's");
             for (room, list) in ADDRESS_TEXTS[1..].iter().zip(lists) {
                 assert_eq!(daemon_text(&to[room.clone()]), list);
-                // The daemon reads one byte behind its last entry's end.
+                // The daemon reads a byte after the end of its last entry.
                 assert_eq!(to[room.end - 1], 0);
             }
         }
@@ -215,8 +215,8 @@ fn asked(layout: Layout, operation: kvp::Operation, from: &[u8], message: &[u8; 
     }
 }
 
-/// The host gets the daemon's status; with success, the daemon's text in UTF-16 of the size that is told, cut where
-/// there is no room, and nothing else is changed. Set again, it is the same key and value.
+/// The host gets the daemon's status. On success it also gets the daemon's text in UTF-16 with its size, cut where
+/// space ends. No other byte changes. If the host sets the pair again, the daemon gets the same key and value.
 pub(super) fn from_daemon(random: &mut Random) {
     let mut body = body(Service::Kvp, random);
     let (layout, daemon) = (layout(random), registration(random));
@@ -263,7 +263,7 @@ pub(super) fn from_daemon(random: &mut Random) {
     }
 }
 
-/// What a daemon answers is at times longer than it should be, or no text.
+/// Corrupts a daemon's answer: texts that are too long, and bytes that are not text.
 fn spoil(random: &mut Random, answer: &mut [u8; kvp::DAEMON_LEN]) {
     for _ in 0..random.below(4) {
         let at = random.of(&[4, 8, 16, 20, 260, 528, 532, 2310]);
@@ -278,7 +278,7 @@ fn spoil(random: &mut Random, answer: &mut [u8; kvp::DAEMON_LEN]) {
     }
 }
 
-/// The host has as much of each text about addresses as has room with a NUL.
+/// Checks addresses in the text layout: as much of each text as fits with a NUL.
 fn texts_told(before: &[u8], answer: &[u8], body: &[u8]) {
     let addresses = 2..7428;
     only_changed(before, body, &[addresses]);
@@ -286,18 +286,18 @@ fn texts_told(before: &[u8], answer: &[u8], body: &[u8]) {
     for room in ADDRESS_TEXTS {
         let told = utf16_text(&body[2..][room.clone()]);
         assert!(utf8_text(&answer[4..][room.clone()]).starts_with(&told));
-        // There is always room for the NUL.
+        // The NUL always fits.
         assert!(told.encode_utf16().count() * 2 < room.len());
     }
 }
 
-/// The text of the size that stands in its field at `size`.
+/// Decodes the text in `room`. Its size is the field at `size`.
 fn sized(body: &[u8], room: Range<usize>, size: usize) -> String {
     let size = u32_at(body, size).unwrap_or(u32::MAX);
     utf16_sized(&body[room], size).expect("text of that size")
 }
 
-/// The host has the start of the daemon's value as text in the structure at `at`. Gives it.
+/// Checks the value in the structure at `at`: the start of the daemon's value, as text. Returns the value.
 fn value_told(at: usize, answer: &[u8], body: &[u8]) -> String {
     let text = at + value::VALUE..at + VALUE_LEN;
     assert_eq!(u32_at(body, at + value::TYPE), Some(1));
@@ -306,7 +306,8 @@ fn value_told(at: usize, answer: &[u8], body: &[u8]) -> String {
     told
 }
 
-/// The host has the start of the daemon's key, too. If it sets the pair again, the daemon gets the same key and value.
+/// Checks that the host gets the start of the daemon's key, too. If the host sets the pair again, the daemon gets the
+/// same key and value.
 fn is_taken_back(layout: Layout, daemon: Registration, answer: &[u8], body: &[u8], told: &str) {
     let key = 8 + value::KEY..8 + value::VALUE;
     let told_key = sized(body, key.clone(), 8 + value::KEY_SIZE);
@@ -325,13 +326,13 @@ fn is_taken_back(layout: Layout, daemon: Registration, answer: &[u8], body: &[u8
     }
 }
 
-/// Writes addresses as a daemon has them, all of it right or not.
+/// Writes addresses in a daemon's format, correct or not.
 fn daemon_addresses(random: &mut Random, answer: &mut [u8]) {
     let body = fuzz::addresses((5, 0), random);
     let Some(of) = addresses::read(NUMBERS, &body) else {
         return;
     };
-    // As the daemon does: a slash before prefix lengths, separators at some ends.
+    // The daemon writes a slash before prefix lengths, and separators after some lists.
     let slash = |subnet: &str| match subnet.contains('.') || subnet.is_empty() {
         true => subnet.to_owned(),
         false => format!("/{subnet}"),
@@ -360,12 +361,12 @@ fn daemon_addresses(random: &mut Random, answer: &mut [u8]) {
     answer[4 + 257] = random.below(2) as u8;
 }
 
-/// What a host has to be told of the daemon's lists, and what these lack; `None` where they are wrong.
+/// The addresses that the host must get for a daemon's lists, and what they lack. `None` if the lists are wrong.
 fn for_host(answer: &[u8]) -> Option<(addresses::Addresses, Omitted)> {
     let list = |room: &Range<usize>| -> Option<Vec<String>> {
         let room = &answer[4..][room.clone()];
         let end = room.iter().position(|byte| *byte == 0)?;
-        // What is no UTF-8 is part of no address; behind one, in an interface's name, it does not matter.
+        // An address has no invalid UTF-8. The name of an interface after an address may have some.
         let text = String::from_utf8_lossy(&room[..end]).into_owned();
         let entries = text.split(';').map(|entry| entry.trim_ascii().to_owned());
         Some(entries.filter(|entry| !entry.is_empty()).collect())
@@ -428,7 +429,7 @@ fn for_host(answer: &[u8]) -> Option<(addresses::Addresses, Omitted)> {
     Some((addresses, omitted))
 }
 
-/// The host is told the daemon's addresses as numbers, or that they are wrong, and then none.
+/// The host gets the daemon's addresses in binary. If they are wrong, the request fails and the host gets no address.
 fn numbers_told(
     before: &[u8],
     answer: &[u8],

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What holds for the module's pure code (`drivers/hv/icmsg`) whatever it is given: valid messages of the emulated
-//! host, mutated, against a second reading of the same bytes by the standard library.
+//! Properties of the module's pure code (`drivers/hv/icmsg`), for any input. Inputs are valid messages of the emulated
+//! host, mutated. The standard library parses the same bytes for comparison.
 //!
-//! Each input follows from a number. The first is `HV_FUZZ_SEED` (1), the others follow it, so that the number of an
-//! input that fails repeats it at once. There are `INPUTS` for each property, or as many as fit into
-//! `HV_FUZZ_SECONDS` for all of them together.
+//! Each input derives from a number, the first one from `HV_FUZZ_SEED` (1). So the number of a failing input repeats
+//! the failure at once. Each property gets `INPUTS` inputs. With `HV_FUZZ_SECONDS` all properties together run for that
+//! time.
 
 #[path = "../../drivers/hv/icmsg/mod.rs"]
 #[allow(dead_code)]
@@ -29,13 +29,13 @@ use std::time::Instant;
 
 use host::fuzz::Random;
 
-/// How many inputs each property is given if no time is.
+/// The number of inputs of each property, without `HV_FUZZ_SECONDS`.
 const INPUTS: u64 = 300_000;
 
-/// Makes an input of random numbers, and panics unless all holds for it.
+/// Makes an input from random numbers. Panics if the property does not hold.
 type Property = fn(&mut Random);
 
-/// What each input is checked against.
+/// All properties with their names.
 const PROPERTIES: [(&str, Property); 9] = [
     ("framing", framing::framing),
     ("negotiation", framing::negotiation),
@@ -51,7 +51,7 @@ const PROPERTIES: [(&str, Property); 9] = [
     ),
 ];
 
-/// The number of the input that is being looked at.
+/// The number of the current input.
 static SEED: AtomicU64 = AtomicU64::new(0);
 
 fn main() -> ExitCode {
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     for (name, property) in PROPERTIES {
         let start = Instant::now();
         let goes_on = |done| match time {
-            // Looking at the clock takes as long as some inputs do.
+            // Reading the clock takes as long as some inputs do.
             Some(time) => done % 1024 != 0 || start.elapsed() < time,
             None => done < INPUTS,
         };
@@ -102,7 +102,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// So many inputs in this time, in words.
+/// Describes a number of inputs and their rate.
 fn rate(inputs: u64, took: Duration) -> String {
     let millions = inputs as f64 / took.as_secs_f64() * 60.0 / 1e6;
     format!("{inputs} inputs, {millions:.1} million a minute")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Shutdowns and beats.
+//! Properties of guest shutdown and heartbeat.
 
 use host::bytes::u32_at;
 use host::bytes::u64_at;
@@ -14,7 +14,8 @@ use crate::icmsg::Version;
 use crate::input::body;
 use crate::input::only_changed;
 
-/// A shutdown's text is fit for a line of log; a beat is counted, and the rest of its body left as it is.
+/// A shutdown's text has no control characters, so it fits a line of the log. The answer to a beat changes the number
+/// and, from 3.0 on, the state.
 pub(super) fn shutdown_and_heartbeat(random: &mut Random) {
     let mut bytes = body(Service::Shutdown, random);
     if random.one_in(2) {

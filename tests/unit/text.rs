@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Text, in UTF-16 as hosts have it and in UTF-8 as daemons do.
+//! Properties of text: UTF-16 of hosts, UTF-8 of daemons.
 
 use host::fuzz;
 use host::fuzz::Random;
@@ -11,7 +11,7 @@ use host::ic::text::utf16_text;
 use crate::icmsg::text;
 use crate::input::mutate;
 
-/// UTF-16 that may be valid, or end anywhere.
+/// UTF-16, perhaps mutated.
 fn any_utf16(random: &mut Random) -> Vec<u8> {
     let mut bytes = utf16(&fuzz::text(random));
     if random.one_in(2) {
@@ -20,7 +20,7 @@ fn any_utf16(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Text, up to its NUL or the end.
+/// Decodes text up to its NUL or the end.
 pub(super) fn utf8_text(bytes: &[u8]) -> String {
     let end = bytes
         .iter()
@@ -29,7 +29,7 @@ pub(super) fn utf8_text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// The text of `room`, which must be ended by a NUL and valid.
+/// The text in `room`. Panics unless the text is valid and has a NUL.
 pub(super) fn daemon_text(room: &[u8]) -> &str {
     let text = room
         .split(|byte| *byte == 0)
@@ -38,8 +38,8 @@ pub(super) fn daemon_text(room: &[u8]) -> &str {
     std::str::from_utf8(text.expect("a NUL")).expect("UTF-8")
 }
 
-/// Text comes out as the standard library reads it, ended by a NUL, within its room and nowhere else; and there and
-/// back it is the same.
+/// Conversions agree with the standard library, add a NUL, and write no other byte. A text converted there and back is
+/// the same.
 pub(super) fn texts(random: &mut Random) {
     let from = any_utf16(random);
     let expected = utf16_text(&from);

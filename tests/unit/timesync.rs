@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Time: samples, and for how long they hold.
+//! Properties of time synchronization: samples and their validity.
 
 use host::bytes::u64_at;
 use host::fuzz::Random;
@@ -10,8 +10,8 @@ use crate::icmsg::timesync;
 use crate::icmsg::Version;
 use crate::input::body;
 
-/// A sample tells the time that follows from its numbers, of any size, as long as Unix time in nanoseconds can; it
-/// goes on as the reference time does, and ends.
+/// A sample yields the time that its numbers imply, if that fits Unix time in nanoseconds. The time advances with the
+/// reference time until the sample expires.
 pub(super) fn times(random: &mut Random) {
     const UNIT: i128 = 100;
     let body = body(Service::TimeSync, random);
@@ -33,7 +33,7 @@ pub(super) fn times(random: &mut Random) {
         let host = i128::from(u64_at(&body, 0).unwrap_or(0));
         let epoch = i128::from(host::ic::UNIX_EPOCH_1601);
         let since = i128::from(now) - i128::from(taken);
-        // One from the future was taken now.
+        // A sample from the future counts as taken now.
         (host - epoch, host - epoch + since.max(0), -since, *flags)
     });
     let valid = |units: i128| (0..=i128::from(i64::MAX) / UNIT).contains(&units);

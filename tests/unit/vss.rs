@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Backup: operations, and daemons that register for them.
+//! Properties of VSS: operations, and registrations of daemons.
 
 use host::fuzz::Random;
 use host::service::Service;
@@ -11,7 +11,7 @@ use crate::icmsg::Version;
 use crate::input::body;
 use crate::input::only_changed;
 
-/// An operation is passed on under its number; an answer changes the flags alone.
+/// The daemon gets an operation under its own number. An answer changes the flags only.
 pub(super) fn messages(random: &mut Random) {
     let mut body = body(Service::Vss, random);
     let number = body.first().copied().unwrap_or(0);
