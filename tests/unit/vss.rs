@@ -11,7 +11,8 @@ use crate::icmsg::Version;
 use crate::input::body;
 use crate::input::only_changed;
 
-/// The daemon gets an operation under its own number. An answer changes the flags only.
+/// The daemon gets an operation under its own number, except `Notice`, which has several. An answer changes the flags
+/// only. (The answer to a cluster query zeroes all that follows, too.)
 pub(super) fn messages(random: &mut Random) {
     let mut body = body(Service::Vss, random);
     let number = body.first().copied().unwrap_or(0);

@@ -24,7 +24,7 @@ pub fn put_command(memory: &GuestMemory, line: &str) -> io::Result<()> {
     let at = address(memory);
     if line.len() as u64 > SIZE - COMMAND_HEADER {
         return Err(io::Error::other(
-            "a command line that does not fit the mailbox",
+            "the command line does not fit into the mailbox",
         ));
     }
     memory.write(at + COMMAND_HEADER, line.as_bytes())?;

@@ -20,25 +20,25 @@ use host::service::Service;
 
 const USAGE: &str = "\
 usage: host [OPTION]... [COMMAND]...
-Boots a guest and runs each COMMAND (a shell line) in it, then has it power off. With neither a COMMAND nor --run or
---restore it leaves you at the guest's console; ^] goes to the host's prompt, which help explains.
+Boots a guest, runs each COMMAND (a shell line) in it, and powers it off. Without COMMAND, --run and --restore you get
+the guest's console. There ^] goes to the host's prompt. The command help explains the prompt.
   --kernel FILE      bzImage or vmlinux (build/kernel/amd64/vmlinux, vmlinuz)
-  --initrd FILE      cpio archive, may be repeated (build/guest/{inner,rust}-amd64.cpio)
-  --append TEXT      more of the kernel's command line; at the prompt, with --kernel and --initrd but without --module,
-                     all of it: the guest needs no agent then
-  --flavour F        kernel and archives from build (amd64), where --kernel and --initrd are not given
-  --replay FILE      sends the host's side of a transcript, and says where the guest's answers differ
-  --commands FILE    commands to the host, instead of standard input
-  --pmem FILE        persistent memory, /dev/pmem0 to the guest; the file itself is not changed
+  --initrd FILE      cpio archive, repeatable (build/guest/{inner,rust}-amd64.cpio)
+  --append TEXT      appended to the kernel's command line. At the prompt, with --kernel and --initrd but without
+                     --module, the whole command line: then the guest needs no agent
+  --flavour F        kernel and archives from build, if --kernel and --initrd are absent (amd64)
+  --replay FILE      sends the host's side of a transcript, and reports different answers of the guest
+  --commands FILE    commands to the host, in place of standard input
+  --pmem FILE        persistent memory, the guest's /dev/pmem0. The file does not change
   --vcpus N          processors, 1 to 32 (1)
   --memory MIB       memory (384)
   --vmbus X.Y        newest VMBus version (6.0)
-  --services A,B     services (heartbeat,shutdown,timesync; at the prompt all)
+  --services A,B     services (heartbeat,shutdown,timesync; at the prompt: all)
   --no-s4            no hibernation
-  --module rust|c    inserts this module first (at the prompt rust)
-  --run SECONDS      lets the guest run so long after the last command (0)
-  --transcript FILE  where the transcript goes (build/results/host.transcript)
-  --restore N        takes a snapshot after the boot and runs the commands N times more, each time from it (0)
+  --module rust|c    inserts this module first (at the prompt: rust)
+  --run SECONDS      how long the guest runs after the last command (0)
+  --transcript FILE  file for the transcript (build/results/host.transcript)
+  --restore N        takes a snapshot after the boot. Runs the commands N more times, each time from the snapshot (0)
   --quiet            does not print the console
 ";
 
@@ -75,7 +75,7 @@ fn options() -> Result<Options, String> {
         let mut value = || {
             arguments
                 .next()
-                .ok_or_else(|| format!("{argument} wants a value"))
+                .ok_or_else(|| format!("{argument} needs a value"))
         };
         let number = |text: String| {
             text.parse::<u64>()
@@ -93,7 +93,7 @@ fn options() -> Result<Options, String> {
                 let parts = text
                     .split_once('.')
                     .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-                options.config.vmbus_max = parts.ok_or_else(|| format!("{text} is no version"))?;
+                options.config.vmbus_max = parts.ok_or_else(|| format!("bad version {text}"))?;
             }
             "--services" => {
                 let services = value()?;

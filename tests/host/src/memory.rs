@@ -31,7 +31,7 @@ impl std::fmt::Display for BadAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} bytes at {:#x} are not (aligned) guest memory",
+            "{} bytes at {:#x} are misaligned or not guest memory",
             self.length, self.address
         )
     }
@@ -60,7 +60,7 @@ impl GuestMemory {
     pub fn new(length: u64) -> io::Result<Self> {
         if length == 0 || length % (2 << 20) != 0 || length > 3 << 30 {
             return Err(io::Error::other(format!(
-                "{length} is no size for a guest's memory"
+                "a guest cannot have {length} bytes of memory"
             )));
         }
         Ok(Self {

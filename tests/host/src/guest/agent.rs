@@ -83,7 +83,7 @@ impl Guest {
     pub fn sh_start(&self, command: &str) -> Result<()> {
         let shared = self.machine.shared();
         if self.busy.swap(true, Ordering::Relaxed) {
-            return Err(format!("no `{command}` in the guest: another command hangs there").into());
+            return Err(format!("`{command}` cannot run: another command still runs").into());
         }
         mailbox::put_command(shared.memory(), command)?;
         shared.ports().send_to_agent(b"\n");

@@ -54,7 +54,7 @@ impl Guest {
     /// Waits until `more` further messages of [`refuse_closes`](super::ChannelHandle::refuse_closes) were refused.
     pub fn wait_refused(&self, more: u32) -> Result<()> {
         let before = self.with_bus(|bus| bus.refused_closes());
-        self.wait_bus("messages of the guest's to refuse", |bus| {
+        self.wait_bus("refusal of the guest's messages", |bus| {
             (bus.refused_closes() + more <= before).then_some(())
         })
     }

@@ -274,7 +274,7 @@ impl Shared {
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("for no reason told");
+            .unwrap_or("without a message");
         self.end(Exit::Failed(format!("{thread} panicked: {text}")));
     }
 

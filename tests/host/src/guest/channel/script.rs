@@ -241,8 +241,7 @@ impl ChannelHandle<'_> {
         match surplus {
             None | Some((0, 0)) => Ok(()),
             Some((packets, bytes)) => Err(format!(
-                "{service}: nobody took {packets} packets of the guest's, and {bytes} bytes that were in the ring when it \
-                 was closed"
+                "{service}: nobody took {packets} packets of the guest; its ring had {bytes} bytes at the close"
             )
             .into()),
         }

@@ -138,7 +138,7 @@ impl Device {
             matches!(body.first(), Some(&(kvp::GET_IP_INFO | kvp::SET_IP_INFO)));
         let is_older = self.versions.is_some_and(|it| it.message < (5, 0));
         if self.service == Service::Kvp && is_about_addresses && is_older {
-            return Err("a host asks about addresses from version 5.0 on".to_owned());
+            return Err("requests about addresses need version 5.0".to_owned());
         }
         self.send(body, moment);
         Ok(())

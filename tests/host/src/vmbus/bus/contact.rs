@@ -48,10 +48,10 @@ impl Bus {
         };
         // Another VTL has a host of its own.
         if chosen && version >= word((5, 1)) && vtl != 0 {
-            return self.error(format!("contact for VTL {vtl}, where no one is"), &[]);
+            return self.error(format!("contact for VTL {vtl}, which has no host"), &[]);
         }
         if sint != VMBUS_SINT {
-            self.error(format!("contact for SINT {sint}, where no one is"), &[]);
+            self.error(format!("contact for SINT {sint}, which has no host"), &[]);
             let unsupported = ToGuest::VersionResponse {
                 supported: false,
                 failed: false,
@@ -78,7 +78,7 @@ impl Bus {
         let no_processor = target_vp >= self.link.hypervisor.processors();
         let failed = supported && (no_processor || one_monitor_page);
         if failed {
-            let text = "contact with one monitor page, or for a processor that is not there";
+            let text = "contact with one monitor page, or for an absent processor";
             self.error(text.to_owned(), &[]);
         }
         if supported && !failed {

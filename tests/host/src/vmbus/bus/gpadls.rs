@@ -23,7 +23,7 @@ impl Bus {
         if taken || offered.gpadls.len() >= GPADLS {
             let text = match taken {
                 true => "GPADL with the handle of another",
-                false => "GPADL beyond what a channel may have",
+                false => "GPADL beyond a channel's limit",
             };
             self.error(text.to_owned(), &[]);
             return self.gpadl_created(target_vp, relid, handle, STATUS_UNSUCCESSFUL);

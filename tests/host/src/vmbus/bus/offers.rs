@@ -105,7 +105,7 @@ impl Bus {
             .iter()
             .position(|channel| channel.service == service && !channel.is_second)
             .filter(|&index| !self.channels[index].present)
-            .ok_or_else(|| format!("{service} is on the bus already, or never was"))?;
+            .ok_or_else(|| format!("{service} is on the bus, or not a device of this machine"))?;
         self.plug_in(index);
         Ok(())
     }
