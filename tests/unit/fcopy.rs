@@ -13,7 +13,7 @@ use crate::input::body;
 use crate::text::daemon_text;
 
 /// A request for the daemon has the host's names as NUL-terminated text, and the host's piece unchanged. A piece must
-/// lie within its message. The rest of the daemon's message keeps its old bytes only behind a piece.
+/// lie within its message. The memory behind names and piece is untouched.
 pub(super) fn to_daemon(random: &mut Random) {
     let mut body = body(Service::FCopy, random);
     if random.one_in(8) {

@@ -12,7 +12,7 @@ use crate::input::body;
 use crate::input::only_changed;
 
 /// The daemon gets an operation under its own number, except `Notice`, which has several. An answer changes the flags
-/// only. (The answer to a cluster query zeroes all that follows, too.)
+/// only. (The answer to a cluster query also zeroes all bytes after the flags.)
 pub(super) fn messages(random: &mut Random) {
     let mut body = body(Service::Vss, random);
     let number = body.first().copied().unwrap_or(0);

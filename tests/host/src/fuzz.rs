@@ -135,7 +135,7 @@ pub fn addresses(version: Version, random: &mut Random) -> Vec<u8> {
         let count = random.of(&[0, 1, 2, 5, room / 2, 52, room]).min(room);
         // IPv4 only, IPv6 only, or both.
         let families = random.of(&[&[4][..], &[6], &[4, 6]]);
-        // Some addresses have a long run of zeroes, as real ones do.
+        // Some addresses have a long run of zeroes, as real ones often do.
         let zeros = random.of(&[0, 0, 32, 60]);
         let mut address = || match random.of(families) {
             4 => IpAddr::V4((random.any() as u32).into()),

@@ -67,7 +67,7 @@ pub enum Call {
 /// Decodes a hypercall: its input value and two parameters.
 ///
 /// `original_input` reads the first parameter from the guest's register. For a slow HvSignalEvent, KVM replaces that
-/// parameter by the memory's contents before it exits. Other calls keep theirs.
+/// parameter, an address, by the contents of memory at that address. Other calls keep their parameters.
 pub fn decode(
     memory: &GuestMemory,
     input: u64,

@@ -358,7 +358,7 @@ impl Machine {
             self.shared.end(Exit::Stopped);
             run.end();
             let end = self.memory_end();
-            // The range was checked when the machine was created.
+            // The range is part of the machine's memory.
             let _ = self.shared.memory.read(end, &mut self.persistent);
             self.shared.bus().set_hypervisor(Box::new(Nobody));
         }

@@ -21,7 +21,7 @@ const LOOK: u16 = 0x560;
 /// The address register of PCI's configuration space. The space is empty. A kernel with `pci=conf1` surveys PCI's
 /// resources if the register is there, and finds persistent memory with them.
 const PCI_ADDRESS: u16 = 0xcf8;
-/// At least as many bytes of each port's output are kept, at most twice as many.
+/// At least this many bytes of each port's output are kept, at most twice this many.
 const KEPT: usize = 4 << 20;
 /// Interrupt lines of the serial ports.
 const LINES: [u32; 2] = [4, 3];

@@ -49,7 +49,7 @@ pub enum Word {
 }
 
 impl Word {
-    /// All of them.
+    /// All words.
     pub const ALL: [Self; 5] = [
         Self::WriteIndex,
         Self::ReadIndex,
@@ -281,8 +281,8 @@ impl Ring {
     /// Writes a packet: descriptor and payload, a multiple of 8 bytes. Returns whether the host must signal the reader.
     ///
     /// If the packet does not fit, returns `Full`. The pending-send size then asks the guest to signal when the packet
-    /// fits. The size is at least a quarter of the ring. With less, host and guest could wake each other for every
-    /// packet.
+    /// fits. Fact: a host asks for at least a quarter of the ring. With less, host and guest could wake each other for
+    /// every packet.
     pub fn write(&self, packet: &[u8]) -> Result<bool, RingError> {
         let length = packet.len() as u32 + TRAILER;
         if length >= self.size() - GAP {

@@ -18,7 +18,7 @@ use crate::memory::PAGE_SIZE;
 pub const VMBUS_SINT: u32 = 2;
 /// Number of a controller's SINTs.
 const SINTS: u32 = 16;
-/// If as many messages wait for a processor, the bus should send no more.
+/// If this many messages wait for a processor, the bus should send no more.
 const CONGESTED: usize = 64;
 /// Number of a SINT's event flags.
 const EVENT_FLAGS: u32 = 2048;
@@ -262,7 +262,7 @@ mod tests {
         synic.post(0, VMBUS_SINT, &[2; 9]);
         synic.post(0, VMBUS_SINT, &[3; 9]);
         assert_eq!(memory.load_u32(SLOT2 + 4).unwrap(), 8 | PENDING);
-        synic.acknowledged(0); // Still occupied.
+        synic.acknowledged(0); // The slot is still occupied.
         assert_eq!(raised.load(Ordering::SeqCst), 1);
         memory.store_u32(SLOT2, 0).unwrap();
         synic.acknowledged(0);

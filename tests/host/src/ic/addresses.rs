@@ -6,7 +6,7 @@
 //!
 //! | offset | field                                                                       |
 //! | ------ | --------------------------------------------------------------------------- |
-//!  4      | counts of IPv4 and IPv6 addresses, gateways, name servers; u32 each         |
+//! | 4      | counts of IPv4 and IPv6 addresses, gateways, name servers; u32 each         |
 //! | 28     | adapter id u16\[128\]                                                       |
 //! | 284    | family u8, DHCP u8                                                          |
 //! | 288    | addresses: 64 of IPv4, 64 of IPv6                                           |
@@ -16,7 +16,7 @@
 //! | 3460   | origins u16\[128\] of the IPv4 and then the IPv6 addresses                  |
 //!
 //! Sources: for text, `struct hv_kvp_ip_msg` of `include/uapi/linux/hyperv.h`. Fact: the binary layout, and pool
-//! [`GUEST`] in both operations. An origin has 16 bits also by the symbols of Windows 10's `icsvc.dll`
+//! [`GUEST`] in both operations. The 16 bits of an origin are also in the symbols of Windows 10's `icsvc.dll`
 //! (`_IC_KVP_EXCHANGE_IP_ADDRESS_VALUE_BINARY`).
 
 use std::net::IpAddr;

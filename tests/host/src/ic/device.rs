@@ -229,7 +229,7 @@ impl Device {
         self.flags & REQUEST != 0
     }
 
-    /// Sends beats or samples in this interval. The next one is due an interval after the last.
+    /// Sends beats or samples in this interval. The next one is due an interval after the last one.
     pub fn set_interval(&mut self, interval: Duration) {
         let last = self.due.and_then(|due| due.checked_sub(self.interval));
         self.due = last.map(|last| last + interval).or(self.due);
@@ -251,7 +251,7 @@ impl Device {
         id
     }
 
-    /// Gives the lead to a scenario. The device forgets what it waited for.
+    /// Gives the lead to a scenario. The device drops its pending request.
     pub fn script(&mut self) {
         self.mode = Mode::Script;
         self.reading = true;

@@ -50,7 +50,7 @@ pub const AUTO_INTERNAL: u8 = 4;
 pub const SZ: u32 = 1;
 /// Value type REG_EXPAND_SZ.
 pub const EXPAND_SZ: u32 = 2;
-/// Value type REG_BINARY. Fact: no host sends it.
+/// Value type REG_BINARY. Fact: a host does not send this type.
 pub const BINARY: u32 = 3;
 /// Value type REG_DWORD.
 pub const DWORD: u32 = 4;

@@ -94,13 +94,13 @@ impl Vcpu {
         })
     }
 
-    /// A port that is read or written.
+    /// An access to an I/O port.
     ///
     /// # Safety
     ///
     /// `exit_reason` is `KVM_EXIT_IO`.
     unsafe fn port_exit(&mut self) -> VmExit<'_> {
-        // SAFETY: As in `run`, and by the caller this member of the union is the one that KVM has written.
+        // SAFETY: As in `run`. The caller guarantees that KVM has written this member of the union.
         let io = unsafe { (*self.run).__bindgen_anon_1.io };
         let size = usize::from(io.size);
         let length = size * io.count as usize;
@@ -109,7 +109,7 @@ impl Vcpu {
             "KVM's I/O data lies in its page"
         );
         let base = self.run.cast::<u8>();
-        // SAFETY: Checked to lie in the mapping, which is not otherwise referenced past the structure's head.
+        // SAFETY: The data was checked to be in the mapping. Nothing else references that part of the mapping.
         let data =
             unsafe { std::slice::from_raw_parts_mut(base.add(io.data_offset as usize), length) };
         let port = io.port;
@@ -119,13 +119,13 @@ impl Vcpu {
         }
     }
 
-    /// An access to where there is no memory.
+    /// An access to an address without memory.
     ///
     /// # Safety
     ///
     /// `exit_reason` is `KVM_EXIT_MMIO`.
     unsafe fn mmio_exit(&mut self) -> VmExit<'_> {
-        // SAFETY: As in `run`, and by the caller this member of the union is the one that KVM has written.
+        // SAFETY: As in `run`. The caller guarantees that KVM has written this member of the union.
         let mmio = unsafe { &mut (*self.run).__bindgen_anon_1.mmio };
         let length = (mmio.len as usize).min(mmio.data.len());
         let address = mmio.phys_addr;
@@ -138,17 +138,17 @@ impl Vcpu {
         }
     }
 
-    /// What Hyper-V's enlightenments leave to the host.
+    /// An exit of KVM's Hyper-V enlightenments.
     ///
     /// # Safety
     ///
     /// `exit_reason` is `KVM_EXIT_HYPERV`.
     unsafe fn hyperv_exit(&mut self) -> VmExit<'_> {
-        // SAFETY: As in `run`, and by the caller this member of the union is the one that KVM has written.
+        // SAFETY: As in `run`. The caller guarantees that KVM has written this member of the union.
         let hyperv = unsafe { &mut (*self.run).__bindgen_anon_1.hyperv };
         match hyperv.type_ {
             bindings::KVM_EXIT_HYPERV_SYNIC => {
-                // SAFETY: `type_` says that this member is the valid one.
+                // SAFETY: `type_` says that this member is valid.
                 let synic = unsafe { hyperv.u.synic };
                 VmExit::Synic {
                     control: synic.control,
@@ -161,13 +161,13 @@ impl Vcpu {
         }
     }
 
-    /// What the guest says of the whole machine.
+    /// An event of the whole machine: a reset or a crash.
     ///
     /// # Safety
     ///
     /// `exit_reason` is `KVM_EXIT_SYSTEM_EVENT`.
     unsafe fn system_event(&mut self) -> VmExit<'_> {
-        // SAFETY: As in `run`, and by the caller this member of the union is the one that KVM has written.
+        // SAFETY: As in `run`. The caller guarantees that KVM has written this member of the union.
         let event = unsafe { (*self.run).__bindgen_anon_1.system_event.type_ };
         match event {
             bindings::KVM_SYSTEM_EVENT_RESET => VmExit::Reset,
@@ -176,13 +176,13 @@ impl Vcpu {
         }
     }
 
-    /// KVM's own failure, in its words.
+    /// An internal error of KVM.
     ///
     /// # Safety
     ///
     /// `exit_reason` is `KVM_EXIT_INTERNAL_ERROR`.
     unsafe fn internal_error(&mut self) -> VmExit<'_> {
-        // SAFETY: As in `run`, and by the caller this member of the union is the one that KVM has written.
+        // SAFETY: As in `run`. The caller guarantees that KVM has written this member of the union.
         let internal = unsafe { (*self.run).__bindgen_anon_1.internal };
         VmExit::Unknown(format!(
             "KVM_EXIT_INTERNAL_ERROR suberror {} data {:x?}",
@@ -191,21 +191,21 @@ impl Vcpu {
         ))
     }
 
-    /// After [`VmExit::Hypercall`]: the hypercall's input value (TLFS "Hypercall Input Value"), its two parameters, and
-    /// where the result value goes. `None` after any other exit.
+    /// The hypercall of the last exit: input value (TLFS, "Hypercall Input Value"), two parameters, and the place for
+    /// the result. `None` unless the last exit was [`VmExit::Hypercall`].
     pub fn hypercall_exit(&mut self) -> Option<(u64, [u64; 2], &mut u64)> {
         let run = self.run;
-        // SAFETY: The mapping is live, KVM does not touch it outside KVM_RUN, and `&mut self` excludes others. No
-        // reference to the whole structure is made, as others have one to `immediate_exit`.
+        // SAFETY: The mapping is live, KVM does not access it outside KVM_RUN, and `&mut self` excludes others.
+        // References are made to single members only: other threads have a reference to `immediate_exit`.
         if unsafe { (*run).exit_reason } != bindings::KVM_EXIT_HYPERV {
             return None;
         }
-        // SAFETY: As above, and `exit_reason` says that this member is the valid one.
+        // SAFETY: As above. `exit_reason` says that this member is valid.
         let hyperv = unsafe { &mut (*run).__bindgen_anon_1.hyperv };
         if hyperv.type_ != bindings::KVM_EXIT_HYPERV_HCALL {
             return None;
         }
-        // SAFETY: `type_` says that this member is the valid one.
+        // SAFETY: `type_` says that this member is valid.
         let hcall = unsafe { &mut hyperv.u.hcall };
         Some((hcall.input, hcall.params, &mut hcall.result))
     }

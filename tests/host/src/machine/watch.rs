@@ -74,7 +74,7 @@ pub(super) struct Suspicion {
 }
 
 impl Suspicion {
-    /// The processor gets an NMI after so many looks. Any software takes an NMI.
+    /// The processor gets an NMI after this many looks. Any software takes an NMI.
     const NMI_AFTER: u32 = 4;
 
     /// Looks at a processor. Returns a description if the processor is surely stuck.

@@ -451,12 +451,12 @@ mod tests {
         assert_eq!(guest.bus.post(1, 1, &offers), Status::InsufficientBuffers);
         guest.seen.lock().unwrap().congested = false;
         assert_eq!(guest.post(3, &[]), [1, 1, 4]);
-        // The same holds for a guest that has crashed.
+        // A guest may have crashed: a contact is accepted, and drops the old messages.
         guest.seen.lock().unwrap().congested = true;
         assert!(guest.contact(4, 0));
         assert_eq!(guest.seen.lock().unwrap().messages.len(), 1);
         assert_eq!(guest.post(3, &[]), [1, 1, 4]);
-        // A refused contact leaves no second answer either.
+        // A contact with an unknown version does the same, so its answers do not pile up.
         for _ in 0..2 {
             guest.seen.lock().unwrap().congested = true;
             assert!(!guest.contact(9, 0));

@@ -59,7 +59,7 @@ pub struct Channel {
     /// How many of the next open requests fail, and with which status.
     pub(super) fail_opens: (u32, u32),
     pub(super) opens: u64,
-    /// Unread bytes in the guest-to-host ring at the channel's last closes.
+    /// Sum of the unread bytes in the guest-to-host ring at the channel's closes.
     pub(super) left: u32,
     /// Since when the ring has unread packets because the host stopped early.
     unfinished: Option<Instant>,
@@ -431,7 +431,7 @@ mod tests {
                 }
             }
         });
-        // Other threads get the bus now and then. At some time the ring is full.
+        // Each signal reads a limited number of packets. In the end the scenario's inbox is full.
         let mut before = 0;
         while before < 4096 {
             guest.bus.signal(0x1_0001, 0);

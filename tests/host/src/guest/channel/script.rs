@@ -137,7 +137,7 @@ impl ChannelHandle<'_> {
         Message::parse(&packet.payload).ok_or_else(short)
     }
 
-    /// Unwraps what a host accepts. A rejection ends the service.
+    /// Unwraps a value that a host accepts. A rejection ends the service.
     fn accept<R>(&self, what: std::result::Result<R, Rejection>) -> Result<R> {
         let rejection = match what {
             Ok(accepted) => return Ok(accepted),

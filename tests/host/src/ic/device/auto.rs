@@ -40,7 +40,7 @@ const TRANSACTION_ID: u8 = 0;
 
 impl Device {
     /// The machine was restored. A dead service stays dead, and a pending reply may still arrive. Fact: KVP and time
-    /// synchronization negotiate again. (Newer versions of that VMM keep KVP's state.)
+    /// synchronization negotiate again. (Newer versions of Microsoft's VMM restore KVP's state instead.)
     pub fn restored(&mut self, now: Instant) {
         let serves = !matches!(self.state, State::Closed | State::Dead(_));
         match self.restore {
@@ -55,8 +55,8 @@ impl Device {
         }
     }
 
-    /// Negotiates again on the open channel. A late reply to an earlier request does not count as the negotiation's
-    /// reply. If a negotiation is pending, the device only waits for its reply.
+    /// Negotiates again on the open channel, unless a negotiation is pending. A late reply to an earlier request does
+    /// not count as the negotiation's reply.
     pub fn renegotiate(&mut self) {
         let negotiates = self.state == State::Negotiating;
         if self.mode == Mode::Auto && self.state != State::Closed && !negotiates {
