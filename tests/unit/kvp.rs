@@ -66,7 +66,7 @@ fn key_and_value(body: &[u8], has_value: bool) -> Option<(String, String)> {
 }
 
 /// A request for the daemon has the host's operation and texts, in UTF-8 with NULs, and valid sizes and pools. It does
-/// not depend on the memory's old bytes. A refused request tells the host what is wrong.
+/// not depend on the memory's old bytes. The status of a refused request names the fault.
 pub(super) fn to_daemon(random: &mut Random) {
     let body = body(Service::Kvp, random);
     let (layout, daemon) = (layout(random), registration(random));
@@ -361,7 +361,7 @@ fn daemon_addresses(random: &mut Random, answer: &mut [u8]) {
     answer[4 + 257] = random.below(2) as u8;
 }
 
-/// The addresses that the host must get for a daemon's lists, and what they lack. `None` if the lists are wrong.
+/// The addresses that the host must get for a daemon's lists, and the omissions. `None` if the lists are wrong.
 fn for_host(answer: &[u8]) -> Option<(addresses::Addresses, Omitted)> {
     let list = |room: &Range<usize>| -> Option<Vec<String>> {
         let room = &answer[4..][room.clone()];

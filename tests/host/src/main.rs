@@ -172,7 +172,7 @@ impl Options {
     }
 }
 
-/// Does in a booted guest what the command line asks for.
+/// Inserts the module in a booted guest and runs the commands.
 fn work(guest: &Guest, options: &Options) -> Result<(), host::guest::Error> {
     if let Some(module) = options.module {
         guest.insmod(module)?;

@@ -87,7 +87,7 @@ impl Meter {
     /// has no tracing, or another meter uses it.
     pub fn new<E: From<io::Error>>(act: impl FnOnce() -> Result<(), E>) -> Result<Self, E> {
         write("trace_clock", "x86-tsc")?;
-        // From here on, drop() removes what was written.
+        // From here on, drop() removes the triggers.
         let mut meter = Self { overhead: 0 };
         for (file, text) in TRIGGERS {
             write(file, text)?;

@@ -79,7 +79,7 @@ struct Processor {
     queue: VecDeque<Vec<u8>>,
 }
 
-/// What a snapshot holds of the controllers.
+/// The controllers' state in a snapshot.
 #[derive(Clone)]
 pub struct State(Vec<Processor>);
 

@@ -29,7 +29,7 @@ pub enum Speaker {
     Host,
     /// The guest, to the host.
     Guest,
-    /// Nobody: a remark, such as an expired timer or an error of the host's.
+    /// Nobody: a remark, such as an expired timer or an error of the host.
     Note,
     /// A remark about a fault of the guest.
     Error,

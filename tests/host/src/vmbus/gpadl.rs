@@ -72,7 +72,7 @@ struct Range<'a> {
 }
 
 impl<'a> Range<'a> {
-    /// Splits off the first range of `words`. `None` if there is none, or it is impossible.
+    /// Splits off the first range of `words`. `None` if there is no range, or an impossible one.
     fn split(words: &'a [u64]) -> Option<(Self, &'a [u64])> {
         let (head, rest) = words.split_first()?;
         let (length, offset) = (u64::from(*head as u32), head >> 32);

@@ -20,7 +20,7 @@ use crate::transcript::Transcript;
 /// How long after the opening a host signals a ring that the guest has not read. Fact.
 pub const UNREAD_AFTER_OPEN: Duration = Duration::from_millis(100);
 
-/// What channels and bus share: the guest's memory, the hypervisor, the transcript.
+/// State that channels and bus share: the guest's memory, the hypervisor, the transcript.
 pub struct Link {
     /// The guest's memory.
     pub memory: Arc<GuestMemory>,

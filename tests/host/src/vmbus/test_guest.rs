@@ -16,7 +16,7 @@ use crate::service::Version;
 use crate::synic::Hypervisor;
 use crate::transcript::Speaker;
 
-/// What the guest has received.
+/// Messages and signals that the guest has received.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) messages: Vec<(u32, Vec<u8>)>,
