@@ -90,7 +90,7 @@ mod imp {
 
     /// Sends a packet. Fails with `EIO` if the host has corrupted the indices of the outbound ring.
     ///
-    /// hv_vmbus checks the indices since 7.3. In 7.2, all drivers trust the host here: if the host
+    /// Since 7.3, hv_vmbus checks the indices. In 7.2, hv_vmbus trusts the host: if the host
     /// corrupts the indices after the check below, hv_vmbus writes the packet beyond the ring.
     ///
     /// # Safety
@@ -170,35 +170,35 @@ mod imp {
             name: *const c_char,
             key: *mut bindings::lock_class_key,
         ) {
-            // SAFETY: By the safety requirements, `ptr` is valid for writes; `name` and `key` are valid
-            // for read indefinitely.
+            // SAFETY: By the safety requirements, `ptr` is valid for writes. `name` and `key` stay
+            // valid for reads.
             unsafe { bindings::__spin_lock_init(ptr, name, key) }
         }
 
         unsafe fn lock(ptr: *mut Self::State) -> Self::GuardState {
-            // SAFETY: By the safety requirements, the lock was initialised.
+            // SAFETY: By the safety requirements, the lock was initialized.
             unsafe { bindings::rust_helper_spin_lock_irqsave(ptr) }
         }
 
         unsafe fn unlock(ptr: *mut Self::State, flags: &Self::GuardState) {
-            // SAFETY: By the safety requirements, the lock was initialised, and the caller owns it.
-            // `lock()` or `try_lock()` has returned `flags`.
+            // SAFETY: By the safety requirements, the lock was initialized, and the caller holds
+            // it. `lock()` or `try_lock()` has returned `flags`.
             unsafe { bindings::rust_helper_spin_unlock_irqrestore(ptr, *flags) }
         }
 
         unsafe fn try_lock(ptr: *mut Self::State) -> Option<Self::GuardState> {
             let mut flags = 0;
-            // SAFETY: By the safety requirements, the lock was initialised.
+            // SAFETY: By the safety requirements, the lock was initialized.
             unsafe { bindings::rust_helper_spin_trylock_irqsave(ptr, &mut flags) }.then_some(flags)
         }
 
         unsafe fn assert_is_held(ptr: *mut Self::State) {
-            // SAFETY: By the safety requirements, the lock was initialised.
+            // SAFETY: By the safety requirements, the lock was initialized.
             unsafe { bindings::spin_assert_is_held(ptr) }
         }
     }
 
-    /// Creates an initialiser for a [`SpinLockIrq`].
+    /// Creates an initializer for a [`SpinLockIrq`].
     #[macro_export]
     macro_rules! new_spinlock_irq {
         ($inner:expr $(, $name:literal)? $(,)?) => {
@@ -210,8 +210,8 @@ mod imp {
         };
     }
 
-    /// A boxed [`PollCondVar`]. To be dropped in process context only: dropping waits for an RCU
-    /// grace period.
+    /// A boxed [`PollCondVar`]. Must be dropped in process context: dropping waits for an RCU grace
+    /// period.
     pub struct PollCondVarBox(Pin<KBox<PollCondVar>>);
 
     impl PollCondVarBox {

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The tracepoints of the integration services. They are the one thing here that is about a module:
-//! `drivers/hv`, which defines them, has no unsafe code.
+//! Tracepoints of the integration services.
 //!
-//! All functions may be called in any context but NMI, and not while timekeeping is suspended. While
-//! nobody traces, each costs one instruction.
+//! `drivers/hv` defines the tracepoints. Calling them needs unsafe code, which `drivers/hv` must
+//! not contain. So this module of the crate knows a particular driver, unlike all others.
+//!
+//! All functions may be called in any context except NMI, but not while timekeeping is suspended.
+//! While a tracepoint is disabled, its functions cost one instruction each.
 //!
 //! C header: `drivers/hv/hv_utils_trace.h`
 
@@ -18,40 +20,42 @@ use kernel::{
     }, //
 };
 
-/// When a service took a message, as far as somebody traces; see [`reply`].
+/// The time at which a service has accepted a message. `None` if `hv_utils_reply` was disabled at
+/// that time.
 pub type Start = Option<Instant<Monotonic>>;
 
-/// Returns whether somebody traces requests.
+/// Returns whether `hv_utils_request` is enabled.
 #[inline(always)]
 pub fn request_is_on() -> bool {
     raw::hv_utils_request_is_on()
 }
 
-/// Returns whether somebody traces replies.
+/// Returns whether `hv_utils_reply` is enabled.
 #[inline(always)]
 pub fn reply_is_on() -> bool {
     raw::hv_utils_reply_is_on()
 }
 
-/// Returns whether somebody traces file systems that are thawed.
+/// Returns whether `hv_utils_thawed` is enabled.
 #[inline(always)]
 pub fn thawed_is_on() -> bool {
     raw::hv_utils_thawed_is_on()
 }
 
-/// Returns whether somebody traces file systems that are frozen.
+/// Returns whether `hv_utils_frozen` is enabled.
 #[inline(always)]
 pub fn frozen_is_on() -> bool {
     raw::hv_utils_frozen_is_on()
 }
 
-/// The present, for [`reply`].
+/// Returns the current time, to be passed to [`reply`].
 #[inline(always)]
 pub fn start() -> Start {
     reply_is_on().then(Instant::now)
 }
 
-/// The host has offered versions; both numbers are 0 if none is common.
+/// Traces the negotiation of a version. `major` and `minor` are the message version, or 0 if host
+/// and guest have no version in common.
 #[inline(always)]
 pub fn negotiation(service: &str, major: u16, minor: u16) {
     let (name, len) = c(service);
@@ -60,7 +64,8 @@ pub fn negotiation(service: &str, major: u16, minor: u16) {
     unsafe { raw::hv_utils_negotiation(name, len, major, minor) };
 }
 
-/// A message that is answered came in, in a packet of `len` bytes.
+/// Traces a message that gets an answer. `kind` is the message type, `len` the length of the
+/// packet's payload in bytes.
 #[inline(always)]
 pub fn request(service: &str, transaction: u64, kind: u16, len: usize) {
     let (name, name_len) = c(service);
@@ -69,18 +74,18 @@ pub fn request(service: &str, transaction: u64, kind: u16, len: usize) {
     unsafe { raw::hv_utils_request(name, name_len, transaction, kind, len) };
 }
 
-/// A message is answered.
+/// Traces the answer to a message. `start` is the time at which the service has accepted the
+/// message. `was_sent` says whether the answer is in the outbound ring.
 #[inline(always)]
 pub fn reply(service: &str, transaction: u64, status: u32, start: Start, was_sent: bool) {
     let latency = start.map_or(0, |start| start.elapsed().as_nanos());
     let (name, len) = c(service);
 
-    // CAST: Time does not go back.
-    // SAFETY: The name is valid for reads.
+    // CAST: `CLOCK_MONOTONIC` does not go back. SAFETY: The name is valid for reads.
     unsafe { raw::hv_utils_reply(name, len, transaction, status, latency as u64, was_sent) };
 }
 
-/// The daemon was asked in a message of `len` bytes.
+/// Traces a question to the daemon. `len` is its length in bytes.
 #[inline(always)]
 pub fn asked(service: &str, len: usize) {
     let (name, name_len) = c(service);
@@ -89,7 +94,8 @@ pub fn asked(service: &str, len: usize) {
     unsafe { raw::hv_utils_asked(name, name_len, len) };
 }
 
-/// The daemon has answered, or will not.
+/// Traces the end of a question to the daemon. `outcome` is "answered", "gone", "timed out" or
+/// "given up".
 #[inline(always)]
 pub fn answered(service: &str, outcome: &str) {
     let ((name, name_len), (outcome, outcome_len)) = (c(service), c(outcome));
@@ -98,7 +104,7 @@ pub fn answered(service: &str, outcome: &str) {
     unsafe { raw::hv_utils_answered(name, name_len, outcome, outcome_len) };
 }
 
-/// A packet is not answered.
+/// Traces a packet that gets no answer.
 #[inline(always)]
 pub fn ignored(service: &str, reason: &str) {
     let ((name, name_len), (reason, reason_len)) = (c(service), c(reason));
@@ -107,7 +113,7 @@ pub fn ignored(service: &str, reason: &str) {
     unsafe { raw::hv_utils_ignored(name, name_len, reason, reason_len) };
 }
 
-/// A file system is frozen.
+/// Traces a file system that was frozen. `device` is the name of its block device.
 #[inline(always)]
 pub fn frozen(device: &[u8]) {
     let (device, len) = c(device);
@@ -116,7 +122,8 @@ pub fn frozen(device: &[u8]) {
     unsafe { raw::hv_utils_frozen(device, len) };
 }
 
-/// A file system is thawed, or could not be.
+/// Traces a file system that was thawed or failed to thaw. `device` is the name of its block
+/// device.
 #[inline(always)]
 pub fn thawed(device: &[u8], cause: &str, result: Result) {
     let ((device, device_len), (cause, cause_len)) = (c(device), c(cause));
@@ -126,7 +133,7 @@ pub fn thawed(device: &[u8], cause: &str, result: Result) {
     unsafe { raw::hv_utils_thawed(device, device_len, cause, cause_len, error) };
 }
 
-/// A text as C gets it: a pointer and a length.
+/// Converts a text to the arguments of a C function: pointer and length.
 #[inline(always)]
 fn c(text: &(impl AsRef<[u8]> + ?Sized)) -> (*const c_char, usize) {
     let text = text.as_ref();

@@ -57,7 +57,7 @@ impl<'a> Packet<'a> {
         unsafe { self.descriptor.as_ref() }
     }
 
-    /// The number that the host knows the packet by.
+    /// Returns the transaction id, by which the host identifies the packet.
     #[inline]
     pub fn transaction(&self) -> u64 {
         self.descriptor().trans_id
@@ -163,7 +163,8 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Memory for a taken packet. The default is empty, and grows when a packet is taken.
+/// Memory for a taken packet. The default value has no memory. Taking a packet allocates memory if
+/// the buffer is too small.
 #[derive(Default)]
 pub struct Buffer(Option<KVec<u8>>);
 

@@ -6,13 +6,14 @@
 
 use crate::bindings;
 
-/// Bytes in front of a packet's payload.
+/// Size of a packet's descriptor, in bytes. The payload follows the descriptor.
 const DESCRIPTOR: usize = size_of::<bindings::vmpacket_descriptor>();
 
-/// Bytes after each packet in a ring: the offset at which the packet starts.
+/// Size of the trailer that follows each packet in a ring, in bytes. The trailer contains the
+/// offset at which the packet starts.
 const TRAILER: usize = size_of::<u64>();
 
-/// Bytes of a ring that must stay free.
+/// Number of bytes of a ring that must stay free.
 const GAP: usize = 8;
 
 /// The size of a ring in bytes, including its header page. A multiple of the page size.

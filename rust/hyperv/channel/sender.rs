@@ -38,7 +38,7 @@ const BUDGET: usize = 64;
 /// Number of packets handled in the host's interrupt. The softirq handles the others.
 const INTERRUPT_BUDGET: usize = 4;
 
-/// What became of an answer.
+/// The outcome of sending an answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
     /// The answer is in the outbound ring.

@@ -2,14 +2,14 @@
 
 //! Words that several contexts read and write without a lock and without ordering.
 //!
-//! [`kernel::sync::atomic`] calls a C helper for each access, even for a plain load. This module
-//! does not.
+//! Each access of [`kernel::sync::atomic`] calls a C helper, even a plain load. The accesses here
+//! are inlined.
 //!
 //! C header: [`include/asm-generic/rwonce.h`](srctree/include/asm-generic/rwonce.h)
 
 use core::cell::UnsafeCell;
 
-/// A word that is read and written by single accesses, as by `READ_ONCE()` and `WRITE_ONCE()`.
+/// A word that is read and written by single accesses, like `READ_ONCE()` and `WRITE_ONCE()`.
 pub struct RwOnce<T>(UnsafeCell<T>);
 
 // SAFETY: All accesses are volatile accesses of an aligned word. The kernel's memory model allows
@@ -37,22 +37,22 @@ impl<T: Word> RwOnce<T> {
     }
 }
 
-/// A number that one context counts up, and others read.
+/// A counter that one context at a time increments, and any context may read.
 pub struct Counter(RwOnce<usize>);
 
 impl Counter {
-    /// Nothing was counted.
+    /// Creates a counter with the value 0.
     pub const fn new() -> Self {
         Self(RwOnce::new(0))
     }
 
-    /// Adds one. Of contexts that do so at the same time only one counts.
+    /// Increments the counter, and wraps at `usize::MAX`. Concurrent increments may count as one.
     #[inline(always)]
     pub fn add_one(&self) {
         self.0.write(self.0.read().wrapping_add(1));
     }
 
-    /// The number.
+    /// Returns the number of increments.
     pub fn get(&self) -> usize {
         self.0.read()
     }
@@ -64,11 +64,11 @@ impl Default for Counter {
     }
 }
 
-/// A type that the processor reads and writes by a single access.
+/// A type that the processor reads and writes with a single access.
 ///
 /// # Safety
 ///
-/// An aligned access must not be torn, and all bit patterns must be valid.
+/// Aligned accesses must not be torn, and all bit patterns must be valid.
 pub unsafe trait Word: Copy + Send {}
 
 // SAFETY: Linux supports no processor that tears accesses to this type.

@@ -189,8 +189,8 @@ impl Record {
         }
     }
 
-    /// Calls `visit` for each superblock that was frozen at [`Record::complete`] and needs no thaw
-    /// any more. May be called in any context.
+    /// Calls `visit` for each superblock that was frozen at [`Record::complete`] and no longer
+    /// needs to be thawed. May be called in any context.
     pub fn for_each_thawed(&self, visit: &mut dyn FnMut(&SuperBlock)) {
         for entry in &self.entries {
             if let (Role::Frozen(_), false, Some(super_block)) =
@@ -510,15 +510,16 @@ impl SuperBlock {
     }
 }
 
-/// The name of a superblock's device. What is not ASCII is shown as escapes.
+/// The name of a superblock's device. `Display` shows bytes that are not printable ASCII as
+/// escapes.
 #[derive(Clone, Copy)]
 pub struct Name([u8; Name::LEN]);
 
 impl Name {
-    /// Bytes of `s_id`, with the NUL.
+    /// Size of `s_id` in bytes, including the NUL.
     const LEN: usize = 32;
 
-    /// The bytes of the name.
+    /// Returns the name without the NUL.
     pub fn as_bytes(&self) -> &[u8] {
         let Self(id) = self;
         let len = id.iter().position(|&c| c == 0).unwrap_or(id.len());

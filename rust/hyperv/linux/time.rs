@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The wall clock, and deadlines of delayed work.
+//! The wall clock, and points in time in jiffies.
 //!
 //! C headers: [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h),
 //! [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
@@ -39,7 +39,7 @@ pub fn set_wall_clock(unix_time: i64) -> Result {
     to_result(unsafe { bindings::do_settimeofday64(&time) })
 }
 
-/// A point in time of the clock of timers and delayed work, in jiffies. The clock does not advance
+/// A point in time in jiffies, the clock of timers and delayed work. The clock does not advance
 /// while the system is suspended. When a timer for a deadline has expired, the deadline is over.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Deadline(Jiffies);
@@ -78,17 +78,18 @@ impl Deadline {
     }
 }
 
-/// A moment in the past, by the same clock: exact to a tick.
+/// A past point in time in jiffies.
 #[derive(Clone, Copy)]
 pub struct Moment(Jiffies);
 
 impl Moment {
-    /// The present. May be called in any context.
+    /// Returns the current time. May be called in any context.
     pub fn now() -> Self {
         Self(jiffies())
     }
 
-    /// Milliseconds since then. Time in which the system was suspended does not count.
+    /// Returns the time since this moment in milliseconds, in steps of one jiffy. Time during which
+    /// the system was suspended does not count.
     pub fn age(self) -> u64 {
         let ticks = jiffies().wrapping_sub(self.0);
 
@@ -97,36 +98,40 @@ impl Moment {
     }
 }
 
-/// Since when something is so, if it is. One context at a time says so, and others read.
+/// The moment since which a condition holds, if it holds. One context at a time may write; any
+/// context may read.
 pub struct Since(RwOnce<Jiffies>);
 
 impl Since {
-    /// What stands for no moment. One that is the same counts as the tick after it.
+    /// Represents a condition that does not hold. If the counter of jiffies has this value when the
+    /// condition begins to hold, the moment is recorded as one jiffy later.
     const NEVER: Jiffies = 0;
 
-    /// It is not so.
+    /// Creates a condition that does not hold.
     pub const fn never() -> Self {
         Self(RwOnce::new(Self::NEVER))
     }
 
-    /// It is so from now on. May be called in any context.
+    /// Records that the condition holds from now on. May be called in any context.
     pub fn begin(&self) {
         let Moment(now) = Moment::now();
         self.0.write(if now == Self::NEVER { 1 } else { now });
     }
 
-    /// It is not so any more. May be called in any context.
+    /// Records that the condition no longer holds. May be called in any context.
     pub fn end(&self) {
         self.0.write(Self::NEVER);
     }
 
-    /// Since when it is so.
+    /// Returns the moment since which the condition holds, or `None` if it does not hold. May be
+    /// called in any context.
     pub fn get(&self) -> Option<Moment> {
         let moment = self.0.read();
         (moment != Self::NEVER).then_some(Moment(moment))
     }
 }
 
+/// Returns the current number of jiffies, which wraps.
 fn jiffies() -> Jiffies {
     let counter = &raw const bindings::jiffies;
 

@@ -4,11 +4,13 @@
 //!
 //! C header: [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
 
-/// Declares the Rust entry points of tracepoints: [`kernel::tracepoint::declare_trace!`] with this crate's
-/// bindings, which have those of modules, and with a function that says whether somebody traces. Either
-/// costs one instruction while nobody does.
+/// Declares two functions for each tracepoint: one calls the tracepoint, the other returns whether
+/// the tracepoint is enabled. While it is disabled, each function costs one instruction.
 ///
-/// All of it is inlined: a module that uses none of the functions need not have the tracepoints.
+/// [`kernel::tracepoint::declare_trace!`] is similar. It uses the bindings of the kernel crate,
+/// which do not contain the tracepoints of modules, and lacks the second function.
+///
+/// All functions are inlined. A module that calls none of them does not need the tracepoints.
 macro_rules! declare_trace {
     ($(
         $(#[$attr:meta])*
@@ -33,7 +35,7 @@ macro_rules! declare_trace {
             }
         }
 
-        /// Returns whether somebody traces that.
+        /// Returns whether the tracepoint is enabled.
         #[inline(always)]
         #[allow(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
         $pub fn $is_on() -> bool {
