@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files in `hv_utils/`, in the directory of each device in sysfs: `HvUtils::ATTRIBUTES` lists them.
+//! The attributes of a device: files in its sysfs directory `hv_utils/`. `HvUtils::ATTRIBUTES`
+//! lists them.
 
 use crate::{
     binding::BoundService,
@@ -12,7 +13,7 @@ use core::fmt::Display;
 use hyperv::linux::sysfs::Text;
 use kernel::prelude::*;
 
-/// Writes a value; `none` if there is none.
+/// Writes a value, or `none` if there is no value.
 fn write_or_none(text: &mut Text<'_>, value: Option<impl Display>) -> Result {
     match value {
         Some(value) => write!(text, "{value}"),
@@ -20,42 +21,44 @@ fn write_or_none(text: &mut Text<'_>, value: Option<impl Display>) -> Result {
     }
 }
 
-/// The version of messages that was agreed on with the host; `none` before that.
+/// Shows the message version that host and guest have agreed on; `none` if they have not agreed.
 pub(crate) fn version(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write_or_none(text, this.facts.version())
 }
 
-/// Messages of the host that got an answer, or are to get one.
+/// Shows the number of messages from the host that got or will get an answer.
 pub(crate) fn requests(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write!(text, "{}", this.facts.requests())
 }
 
-/// Answers that were sent.
+/// Shows the number of answers that were sent to the host.
 pub(crate) fn replies(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write!(text, "{}", this.facts.replies())
 }
 
-/// Answers that say that a request failed.
+/// Shows the number of answers that report a failure.
 pub(crate) fn refused(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write!(text, "{}", this.facts.refused())
 }
 
-/// Packets that were dropped without an answer.
+/// Shows the number of packets that were dropped without an answer.
 pub(crate) fn ignored(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write!(text, "{}", this.facts.ignored())
 }
 
-/// Returns whether a daemon does the work of the service.
+/// Returns whether the service has a daemon.
 pub(crate) fn has_daemon(this: Pin<&BoundService<'_>>) -> bool {
     this.work.is_some()
 }
 
-/// What is known of the daemon's work.
+/// Returns the facts about the service's daemon.
+///
+/// Fails with `ENODEV` if the service has no daemon.
 fn work<'a>(this: &'a Pin<&BoundService<'_>>) -> Result<&'a daemon::Facts> {
     this.work.as_deref().ok_or(ENODEV)
 }
 
-/// Whether a daemon has registered.
+/// Shows whether a daemon has registered: `registered` or `absent`.
 pub(crate) fn daemon(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     match work(&this)?.registered() {
         Some(_) => write!(text, "registered"),
@@ -63,33 +66,34 @@ pub(crate) fn daemon(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Resul
     }
 }
 
-/// Milliseconds since the daemon has registered; `none` without one.
+/// Shows the time since the daemon has registered, in milliseconds; `none` without a daemon.
 pub(crate) fn daemon_age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write_or_none(text, work(&this)?.registered())
 }
 
-/// Requests for which the daemon, or the kernel, took too long.
+/// Shows the number of requests for which the daemon or the file systems took too long.
 pub(crate) fn late(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write!(text, "{}", work(&this)?.late())
 }
 
-/// What the service waits for.
+/// Shows what the service waits for; see [`daemon::Awaited`].
 pub(crate) fn state(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write!(text, "{}", work(&this)?.awaited().name())
 }
 
-/// Milliseconds for which it has waited for that.
+/// Shows how long the service has been in its current `state`, in milliseconds.
 pub(crate) fn state_age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write_or_none(text, work(&this)?.awaited_for())
 }
 
-/// Returns whether the device is that of backups.
+/// Returns whether the device is that of VSS.
 pub(crate) fn has_freezer(this: Pin<&BoundService<'_>>) -> bool {
     this.freezer.is_some()
 }
 
-/// The file systems that are frozen for the host; `none` if there are none, `thawing` while the module thaws
-/// them. What does not fit into a page is left out.
+/// Shows the block devices of the file systems that are frozen for the host, separated by spaces;
+/// `none` if no file system is frozen, `thawing` while the module thaws them. Cuts off text that
+/// does not fit into a page.
 pub(crate) fn frozen(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     let freezer = this.freezer.as_ref().ok_or(ENODEV)?;
     let mut result = Ok(());
@@ -107,24 +111,27 @@ pub(crate) fn frozen(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Resul
     }
 }
 
-/// Milliseconds since all was frozen that the host has asked for; `none` if it is not.
+/// Shows how long all file systems have been frozen for the host, in milliseconds; `none` if they
+/// are not all frozen.
 pub(crate) fn frozen_age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     let freezer = this.freezer.as_ref().ok_or(ENODEV)?;
     write_or_none(text, freezer.frozen_for())
 }
 
-/// Returns whether the device is the heartbeat's.
+/// Returns whether the device is that of heartbeat.
 pub(crate) fn is_heartbeat(this: Pin<&BoundService<'_>>) -> bool {
     this.health.is_some()
 }
 
-/// How applications are, as user space has said.
+/// Shows the state of the guest's applications that user space has set.
 pub(crate) fn application_state(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     let health = this.health.as_ref().ok_or(ENODEV)?;
     write!(text, "{}", health.get().name())
 }
 
-/// Says how applications are. Fails with `EINVAL` for other texts than the states' names.
+/// Sets the state of the guest's applications.
+///
+/// Fails with `EINVAL` if `text` is not the name of a state.
 pub(crate) fn set_application_state(this: Pin<&BoundService<'_>>, text: &str) -> Result {
     let health = this.health.as_ref().ok_or(ENODEV)?;
     health.set(ApplicationState::from_name(text).ok_or(EINVAL)?);
@@ -136,7 +143,7 @@ pub(crate) fn has_host_clock(this: Pin<&BoundService<'_>>) -> bool {
     this.host_clock.is_some()
 }
 
-/// Writes what `get` knows of the host's clock.
+/// Writes the value that `get` returns for the host's clock, or `none`.
 fn of_host_clock<T: Display>(
     this: Pin<&BoundService<'_>>,
     text: &mut Text<'_>,
@@ -145,31 +152,32 @@ fn of_host_clock<T: Display>(
     write_or_none(text, this.host_clock.as_deref().and_then(get))
 }
 
-/// The leap indicator in the last sample; `none` without one.
+/// Shows the leap indicator in the last sample; `none` without one.
 pub(crate) fn leap(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| {
         host.quality().map(|quality| quality.leap)
     })
 }
 
-/// The stratum in the last sample; `none` without one.
+/// Shows the stratum in the last sample; `none` without one.
 pub(crate) fn stratum(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| {
         host.quality().map(|quality| quality.stratum)
     })
 }
 
-/// Nanoseconds that the host's clock is ahead of the system's; `none` while the PTP clock is not readable.
+/// Shows the host's time minus the system's time, in nanoseconds; `none` while the PTP clock cannot
+/// be read.
 pub(crate) fn offset(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| host.offset().ok())
 }
 
-/// Milliseconds since the last sample came; `none` without one.
+/// Shows the age of the last sample in milliseconds; `none` without a sample.
 pub(crate) fn age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| host.age().map(|age| age / 10_000))
 }
 
-/// Number of samples that were taken in the future, by the guest's reference time.
+/// Shows the number of samples that were taken in the future, by the guest's reference time.
 pub(crate) fn samples_ahead(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| Some(host.samples_ahead()))
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A service that is bound to its device, and how it comes to be.
+//! Binding a service to its device.
 
 use crate::{
     daemon::{
@@ -42,16 +42,21 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A device on whose channel a driver may open a service.
+/// A device during probe, suspend or resume. Drivers may open and close its channel then.
 pub(crate) type Device<'core> = vmbus::Device<Core<'core>>;
 
-/// The ring, each way, of a service whose messages are short.
+/// Size of each ring of a service whose messages are short.
 pub(crate) const RING: RingSize = RingSize::with_data(3 * 4096);
 
 /// A service that is bound to its device.
 ///
-/// Fields are dropped in order: the hibernation notifier; the character device, after which no answer comes;
-/// the channel and its job; the PTP clock; the claim, after which another device may have the service.
+/// The order of the fields is the order in which they are dropped:
+///
+/// - the hibernation notifier;
+/// - the character device: from now on, no daemon answers;
+/// - the channel and its job;
+/// - the PTP clock;
+/// - the claim: from now on, another device can have the service.
 pub(crate) struct BoundService<'bound> {
     pub(crate) _hibernation: Option<HibernationNotifier>,
     pub(crate) _chardev: Option<miscdevice::Registration>,
@@ -59,18 +64,21 @@ pub(crate) struct BoundService<'bound> {
     pub(crate) _ptp: Option<ptp::Registration>,
     pub(crate) _claim: Option<Claim>,
     pub(crate) facts: Arc<Facts>,
-    /// `Some` for the services that a daemon does the work of.
+    /// `Some` for services with a daemon.
     pub(crate) work: Option<Arc<daemon::Facts>>,
-    /// What was frozen for a backup, of VSS.
+    /// `Some` for VSS.
     pub(crate) freezer: Option<Arc<Freezer>>,
     /// `Some` for heartbeat.
     pub(crate) health: Option<Arc<Health>>,
-    /// The host's clock, of time synchronisation.
+    /// `Some` for time synchronisation.
     pub(crate) host_clock: Option<Arc<HostClock>>,
 }
 
 impl<'bound> BoundService<'bound> {
-    /// Opens the device's channel for `service`, with rings of this size.
+    /// Opens the device's channel for `service`, with two rings of size `ring`. `job` is the
+    /// channel's job.
+    ///
+    /// Fails as [`Channel::open`] does.
     pub(crate) fn open<S: Service>(
         dev: &'bound Device<'_>,
         ring: RingSize,
@@ -93,7 +101,12 @@ impl<'bound> BoundService<'bound> {
         })
     }
 
-    /// Claims the service that `info` is of, opens its channel and creates its daemon's device.
+    /// Claims the service described by `info`, opens its channel, and registers the character
+    /// device for its daemon. `listener` is told when the daemon is done with a question that was
+    /// given up.
+    ///
+    /// Fails with `ENODEV` if another device has the service, or as [`Channel::open`] and
+    /// [`miscdevice::Registration::new`] do.
     pub(crate) fn open_with_daemon(
         dev: &'bound Device<'_>,
         info: &'static daemon::Info,
@@ -107,7 +120,8 @@ impl<'bound> BoundService<'bound> {
         let (service, job) = WithDaemon::new(info, service, transport.clone(), work.clone())?;
         let bound = Self::open(dev, info.ring, service, job)?;
         Ok(Self {
-            // A daemon finds a channel that is open.
+            // Register the character device after opening the channel: a daemon may open it at
+            // once.
             _chardev: Some(miscdevice::Registration::new(dev.as_ref(), transport)?),
             _claim: Some(claim),
             work: Some(work),

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An integration service that a daemon does the work of: its conversation with the host.
+//! Integration services whose work a daemon does: their conversation with the host.
 //!
-//! One request is worked on at a time, as the protocol has it. What comes in meanwhile stays in the
-//! ring. Only a negotiation is taken at once: with it the host starts over, and waits for no answer from
-//! before. While a negotiation waits for a daemon, the next one stays in the ring, too: each is answered.
+//! Such a service handles one request at a time, as the protocol requires. Later messages stay in
+//! the ring. A negotiation is taken at once: the host starts over, and no longer waits for earlier
+//! answers. If the negotiation has to wait for a daemon, later negotiations stay in the ring,
+//! because each gets an answer.
 
 use crate::{
     dialogue::{
@@ -68,30 +69,33 @@ use kernel::{
     time::Delta, //
 };
 
-/// How long a daemon has to answer.
+/// Time that a daemon has to answer.
 pub(crate) const ANSWER_TIMEOUT: Delta = Delta::from_secs(30);
 
-/// Constants of a service that a daemon does the work of.
+/// Constants of a service with a daemon.
 pub(crate) struct Info {
-    /// Constants of its conversation with the host.
+    /// Constants of the service's conversation with the host.
     pub(crate) session: session::Info,
     /// The size of each ring.
     pub(crate) ring: RingSize,
-    /// Whether negotiations wait until a daemon has registered. A host pushes what it has right after
-    /// them.
+    /// Whether negotiations wait for a daemon to register. Hosts send data right after the
+    /// negotiation.
     pub(crate) waits_for_daemon: bool,
-    /// Set while a device has the service: there can be one.
+    /// The claim on the service, which only one device can have.
     pub(crate) unique: Unique,
-    /// Constants of its dialogue with the daemon.
+    /// Constants of the service's dialogue with its daemon.
     pub(crate) protocol: Protocol,
 }
 
-/// A service that a daemon does the work of. All methods are called in softirq context, but
-/// [`DaemonService::restarted`], [`DaemonService::unanswered`] and [`DaemonService::daemon_gone`] also
-/// where they may sleep.
+/// A service with a daemon.
+///
+/// The channel's callback calls all methods, in softirq context. When the channel is closed,
+/// [`DaemonService::restarted`], [`DaemonService::daemon_gone`], [`DaemonService::tell`] and
+/// [`DaemonService::awaited`] are also called in process context. No method may sleep.
 pub(crate) trait DaemonService: Send {
-    /// Writes what the daemon is to be asked about the request in `body`, of this message version, to
-    /// `message`, or answers the request.
+    /// Begins to handle the request in `body`, which has the message version `version`: writes a
+    /// question for the daemon to `message`, answers the request, or lets it wait. `daemon` is
+    /// `Some` if the daemon can be asked.
     fn ask(
         &mut self,
         version: Version,
@@ -100,75 +104,81 @@ pub(crate) trait DaemonService: Send {
         message: &mut [u8],
     ) -> Next;
 
-    /// Goes on with the request in `body` for which [`Next::Wait`] was returned last, as
-    /// [`DaemonService::ask`] does. Called each time the channel is woken; with `daemon` if it can be asked.
+    /// Continues with the request in `body` after [`Next::Wait`], with the same results as
+    /// [`DaemonService::ask`]. Called each time the channel is woken.
     fn resume(&mut self, body: &mut [u8], daemon: Option<Registration>, message: &mut [u8])
         -> Next;
 
-    /// Answers the request in `body`, about which the daemon was asked, with what it has answered.
+    /// Continues with the request in `body` after the daemon has answered the question. `answer` is
+    /// the daemon's answer.
     fn answered(&mut self, body: &mut [u8], daemon: Registration, answer: &[u8]) -> Next;
 
-    /// The request in `body`, about which the daemon was asked, gets no answer from it.
+    /// Continues with the request in `body` after the question has failed.
     fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Next;
 
-    /// What a request waits for while [`Next::Wait`] has it wait.
+    /// Returns the reason for the current [`Next::Wait`].
     fn awaited(&self) -> Awaited {
         Awaited::Daemon
     }
 
-    /// The request in `body` is past the deadline of its [`Next::Wait`].
+    /// Returns the status for the request in `body` when the deadline of its [`Next::Wait`] has
+    /// passed.
     fn overdue(&mut self, body: &mut [u8]) -> Status;
 
-    /// The request in `body` is past the time that it waits for the daemon to be done with
-    /// [`DaemonService::tell`].
+    /// Returns the status for the request in `body` when the daemon has not answered the message of
+    /// [`DaemonService::tell`] in time.
     fn busy(&mut self, body: &mut [u8]) -> Status {
         let _ = body;
         Status::FAIL
     }
 
-    /// Writes what the daemon has to be asked although the host doesn't, and returns its size.
+    /// Writes a message that the daemon gets without a request from the host. Returns its length in
+    /// bytes, or `None` if there is no such message. Called when the daemon can be asked and no
+    /// request is being handled.
     fn tell(&mut self, message: &mut [u8]) -> Option<usize> {
         let _ = message;
         None
     }
 
-    /// The daemon has answered to [`DaemonService::tell`]. Not called if it has gone.
+    /// Called when the daemon has answered the message of [`DaemonService::tell`]. Not called if
+    /// the daemon has gone instead.
     fn told(&mut self) {}
 
-    /// The daemon has gone; another may have come.
+    /// Called when the daemon has gone. Another daemon may already have registered.
     fn daemon_gone(&mut self) {}
 
-    /// The host has negotiated anew, or the channel was closed. `pending` says how far the question came
-    /// that is dropped, if one was pending.
+    /// Called when the host negotiates again, or the channel was closed. The current request is
+    /// dropped. If a question was pending, the question is given up, and `pending` says how far the
+    /// daemon has got with it.
     fn restarted(&mut self, pending: Option<Lost>) {
         let _ = pending;
     }
 
-    /// When the service has something to do that is not about a request, if it has.
+    /// Returns the time at which the service needs a call of [`DaemonService::expired`], if any.
     fn deadline(&self) -> Option<Deadline> {
         None
     }
 
-    /// That time is over.
+    /// Called when the time of [`DaemonService::deadline`] has passed.
     fn expired(&mut self) {}
 }
 
 /// The next step of a request.
 pub(crate) enum Next {
-    /// The daemon is asked the first `len` bytes of the message, and has `timeout` to answer. `late`
-    /// says what becomes of an answer after that.
+    /// Send the first `len` bytes of the message to the daemon as a question. The daemon has
+    /// `timeout` to answer. `late` says what happens to an answer after that.
     Ask {
         len: usize,
         timeout: Delta,
         late: Late,
     },
-    /// The request is answered.
+    /// Answer the request.
     Answer(Status),
-    /// The request waits, until then at the most: see [`DaemonService::resume`].
+    /// Let the request wait, at most until `until`; see [`DaemonService::resume`].
     Wait { until: Deadline },
 }
 
-/// Why a question gets no answer.
+/// Why a question has failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
     /// The daemon has gone.
@@ -178,7 +188,7 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    /// The words in the log.
+    /// Returns the text for the log.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Gone => "no answer from the daemon, which has gone",
@@ -187,7 +197,7 @@ impl Reason {
     }
 }
 
-/// What a service waits for.
+/// What a service waits for: the attribute `state`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Awaited {
@@ -199,7 +209,7 @@ pub(crate) enum Awaited {
     Answer,
     /// The kernel's file systems.
     FileSystems,
-    /// Room in the ring to the host.
+    /// Room in the outbound ring.
     Room,
 }
 
@@ -212,7 +222,7 @@ impl Awaited {
         Self::Room,
     ];
 
-    /// The name in sysfs.
+    /// Returns the name in sysfs.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Host => "host",
@@ -224,16 +234,18 @@ impl Awaited {
     }
 }
 
-/// Facts about a daemon and its work. The service writes them, sysfs reads them.
+/// Facts about a daemon and its work, for sysfs. Only the service writes them.
 pub(crate) struct Facts {
     registered: Since,
+    /// The number of an [`Awaited`].
     awaited: RwOnce<u32>,
+    /// Holds since `awaited` has its value.
     since: Since,
     late: Counter,
 }
 
 impl Facts {
-    /// Nobody has come, and nothing was asked.
+    /// Creates the facts of a service without a daemon, which waits for the host.
     pub(crate) fn new() -> Self {
         let this = Self {
             registered: Since::never(),
@@ -245,12 +257,12 @@ impl Facts {
         this
     }
 
-    /// Milliseconds since the daemon has registered, if there is one.
+    /// Returns the time since the daemon has registered, in milliseconds. `None` without a daemon.
     pub(crate) fn registered(&self) -> Option<u64> {
         self.registered.get().map(Moment::age)
     }
 
-    /// What is waited for.
+    /// Returns what the service waits for.
     pub(crate) fn awaited(&self) -> Awaited {
         let number = self.awaited.read();
         let is_it = |awaited: &Awaited| *awaited as u32 == number;
@@ -260,16 +272,17 @@ impl Facts {
             .unwrap_or(Awaited::Host)
     }
 
-    /// Milliseconds for which that was waited for.
+    /// Returns how long the service has waited for that, in milliseconds.
     pub(crate) fn awaited_for(&self) -> Option<u64> {
         self.since.get().map(Moment::age)
     }
 
-    /// Requests for which something took too long.
+    /// Returns the number of requests for which the daemon or the file systems took too long.
     pub(crate) fn late(&self) -> usize {
         self.late.get()
     }
 
+    /// Records what the service waits for from now on.
     fn wait_for(&self, awaited: Awaited) {
         let awaited = awaited as u32;
         if self.awaited.read() != awaited {
@@ -285,33 +298,33 @@ pub(crate) struct WithDaemon {
     facts: Arc<Facts>,
     service: KBox<dyn DaemonService>,
     transport: Arc<Transport>,
-    /// The daemon at the last `look_for_daemon()`.
+    /// The daemon that the last `look_for_daemon()` has found.
     daemon: Option<Daemon>,
-    /// That daemon can take a question.
+    /// Whether `daemon` can be asked.
     is_free: bool,
-    /// Time for which the channel's job was scheduled last.
+    /// Time for which the channel's job was last scheduled.
     armed: Option<Deadline>,
-    /// Where questions are written, and answers read.
+    /// Memory for questions to the daemon and for its answers.
     message: Message,
-    /// Deadline of a request that waits until the daemon can be asked.
+    /// Deadline of the request in the ring that waits until the daemon can be asked.
     blocked_until: Option<Deadline>,
     current: Current,
 }
 
-/// The request that is worked on.
+/// The request that is being handled.
 enum Current {
-    /// There is none.
+    /// There is no request. The buffer is memory for the next one.
     None(Buffer),
-    /// There is none. The daemon works on a message of ours. Requests wait until the deadline and fail
-    /// after it.
+    /// There is no request. The daemon handles a message of [`DaemonService::tell`]. Requests wait
+    /// until the deadline and fail after it.
     Told(Buffer, Deadline),
     /// The host has offered versions. The answer waits for a daemon.
     Offered(Taken),
-    /// The daemon has been asked, and has until then to answer.
+    /// The daemon has until the deadline to answer a question about the request.
     Asked(Taken, Deadline),
-    /// The service lets it wait, until then at the most.
+    /// The service lets the request wait, at most until the deadline.
     Waiting(Taken, Deadline),
-    /// Its answer waits for room in the ring.
+    /// The answer to the request waits for room in the outbound ring.
     Answered(Taken),
 }
 
@@ -321,16 +334,18 @@ impl Default for Current {
     }
 }
 
-/// Work on a message that was taken.
+/// How to continue with a message that was taken.
 pub(crate) enum Later {
-    /// A daemon has to come before an offer of versions is answered.
+    /// Answer the host's offer of versions when a daemon has registered.
     Offered,
-    /// The service says what comes next.
+    /// Carry out the service's decision.
     Request(Next),
 }
 
 impl WithDaemon {
-    /// The service, and the job of its channel.
+    /// Creates the service and the job of its channel.
+    ///
+    /// Fails with `ENOMEM`.
     pub(crate) fn new(
         info: &'static Info,
         service: KBox<dyn DaemonService>,
@@ -353,12 +368,13 @@ impl WithDaemon {
         Ok((this, Some(KBox::new(wake, GFP_KERNEL)?)))
     }
 
-    /// The time at which the service has to be woken next.
+    /// Returns the time at which the service must be woken next.
     fn next_deadline(&self) -> Option<Deadline> {
         let is_ahead = |until: &Deadline| !until.is_over();
         let until = match self.current {
             Current::Asked(_, until) | Current::Waiting(_, until) => Some(until),
-            // Skip these once they are over: the packets that come in next end them.
+            // Skip expired deadlines, here and below: the poll that follows handles the packet that
+            // waits.
             Current::Told(_, until) => Some(until).filter(is_ahead),
             _ => None,
         };
@@ -369,7 +385,8 @@ impl WithDaemon {
         }
     }
 
-    /// Schedules the channel's job for the next deadline, unless it runs before that anyway.
+    /// Schedules the channel's job for the next deadline, unless the job is already scheduled for
+    /// an earlier time.
     fn arm(&mut self, sender: &Sender<'_>) {
         let Some(next) = self.next_deadline() else {
             return;
@@ -384,7 +401,7 @@ impl WithDaemon {
         sender.defer_until(next);
     }
 
-    /// Says in sysfs what is waited for.
+    /// Records what the service waits for.
     fn note(&self) {
         self.facts.wait_for(match self.current {
             Current::None(_) if self.blocked_until.is_some() => Awaited::Daemon,
@@ -396,7 +413,7 @@ impl WithDaemon {
         });
     }
 
-    /// Notices that the daemon is another one.
+    /// Checks for a change of the daemon, and tells the service.
     fn look_for_daemon(&mut self) {
         let (daemon, is_free) = self.transport.daemon();
         self.is_free = is_free;
@@ -413,13 +430,13 @@ impl WithDaemon {
         }
     }
 
-    /// The daemon, if it can be asked.
+    /// Returns how the daemon has registered, if it can be asked.
     fn free_daemon(&self) -> Option<Registration> {
         let daemon = self.daemon.filter(|_| self.is_free);
         daemon.map(|daemon| daemon.registration)
     }
 
-    /// Asks the daemon what the first `len` bytes of the message say.
+    /// Sends the first `len` bytes of the message to the daemon as a question.
     fn question(&mut self, len: usize, late: Late) {
         self.is_free = false;
         trace::asked(self.info.session.name, len);
@@ -427,7 +444,8 @@ impl WithDaemon {
             .ask(self.daemon, &mut self.message, len, late);
     }
 
-    /// Returns whether a request has to wait for the daemon to end a read, which it may never do.
+    /// Returns whether a request must wait because the daemon is still reading an earlier question.
+    /// The read may never end, so a request waits for [`ANSWER_TIMEOUT`] at most.
     fn is_blocked(&mut self) -> bool {
         if self.daemon.is_none() || self.is_free {
             self.blocked_until = None;
@@ -438,14 +456,14 @@ impl WithDaemon {
             .get_or_insert_with(|| Deadline::after(ANSWER_TIMEOUT));
         let is_over = until.is_over();
         if is_over {
-            // The next request has its own time.
+            // The next request waits for its own time.
             self.blocked_until = None;
             self.facts.late.add_one();
         }
         !is_over
     }
 
-    /// Tells the daemon what it has to be told, if it isn't working on something.
+    /// Sends the message of [`DaemonService::tell`], if there is one and the daemon can be asked.
     fn tell(&mut self, current: Current) -> Current {
         match current {
             Current::None(buffer) if self.is_free => {
@@ -459,13 +477,13 @@ impl WithDaemon {
         }
     }
 
-    /// Lets who traces know what came of a question.
+    /// Traces the outcome of a question.
     fn trace(&self, outcome: &str) {
         trace::answered(self.info.session.name, outcome);
     }
 
-    /// Tells the service that the daemon has answered to `tell()`. There is no time-out: the question ends
-    /// when the daemon goes.
+    /// Tells the service when the daemon has answered the message of [`DaemonService::tell`]. This
+    /// question has no time-out: it ends when the daemon answers or goes.
     fn conclude_told(&mut self, buffer: Buffer, until: Deadline) -> Current {
         match self.transport.outcome(&mut self.message, false) {
             Outcome::Pending => return Current::Told(buffer, until),
@@ -478,7 +496,7 @@ impl WithDaemon {
         Current::None(buffer)
     }
 
-    /// Answers the request if the daemon has, or won't any more.
+    /// Lets the service continue with the request if its question has an outcome.
     fn conclude(&mut self, mut taken: Taken, until: Deadline) -> Current {
         let result = match self.transport.outcome(&mut self.message, until.is_over()) {
             Outcome::Pending => return Current::Asked(taken, until),
@@ -507,7 +525,7 @@ impl WithDaemon {
         self.go_on(taken, next)
     }
 
-    /// Lets the service go on with a request that waits.
+    /// Lets the service continue with a request that waits.
     fn resume(&mut self, mut taken: Taken, until: Deadline) -> Current {
         let Ok(mut request) = Request::new(taken.payload()) else {
             return Current::Answered(taken);
@@ -548,15 +566,15 @@ impl Service for WithDaemon {
     type Action = Infallible;
     type Later = Later;
 
-    // Each service that a daemon does the work of has more to say.
+    // Services with a daemon log the reason themselves.
     const REFUSAL: Option<&'static str> = None;
 
     fn info(&self) -> &'static session::Info {
         &self.info.session
     }
 
-    /// One message at a time, but for a negotiation: with it the host starts over. Of several negotiations
-    /// each is answered, in its turn.
+    /// Takes one message at a time. Takes a negotiation even while a request is being handled, as
+    /// the host starts over. Takes the next negotiation only when the previous one was answered.
     fn is_ready(&mut self, message: Incoming, sender: &Sender<'_>) -> bool {
         let is_ready = match self.current {
             Current::Offered(_) => false,
@@ -610,7 +628,7 @@ impl Service for WithDaemon {
     fn restarted(&mut self) -> Option<Later> {
         let mut pending = None;
         let current = match mem::take(&mut self.current) {
-            // Drop the pending answer: the host would take it for the negotiation's.
+            // Drop the request: the host would take its answer for the answer to the negotiation.
             Current::Asked(taken, _) => {
                 self.trace("given up");
                 pending = Some(self.transport.give_up());
@@ -636,7 +654,7 @@ impl Service for WithDaemon {
             Current::Told(buffer, until) => self.conclude_told(buffer, until),
             current => current,
         };
-        // After handling the last daemon's outcome.
+        // Look only now: the outcome above may be that of the previous daemon.
         self.look_for_daemon();
         if self.service.deadline().is_some_and(Deadline::is_over) {
             self.service.expired();
@@ -666,12 +684,12 @@ impl Service for WithDaemon {
     fn closed(&mut self) {
         self.restarted();
         self.look_for_daemon();
-        // The channel has cancelled its job.
+        // The job is no longer scheduled: the channel has cancelled it.
         self.armed = None;
     }
 }
 
-/// Wakes the service when a time is over.
+/// The channel's job: wakes the service when a deadline has passed.
 struct Wake(Arc<Transport>);
 
 impl Run for Wake {

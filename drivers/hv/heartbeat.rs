@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Heartbeat: every two seconds the host asks whether the guest is alive.
+//! Heartbeat: the host asks every two seconds whether the guest is alive.
 
 use crate::{
     icmsg::heartbeat::{
@@ -11,6 +11,7 @@ use crate::{
 };
 use hyperv::linux::rwonce::RwOnce;
 
+/// Constants of the heartbeat service.
 static INFO: session::Info = session::Info {
     name: "Heartbeat",
     kind: Kind::HEARTBEAT,
@@ -29,16 +30,16 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
     })
 }
 
-/// What user space says of its applications. Nobody else can know.
+/// The state of the guest's applications. User space sets the state; the kernel cannot know it.
 pub(crate) struct Health(RwOnce<u32>);
 
 impl Health {
-    /// The state that was set last; unknown if none was.
+    /// Returns the state that was set last, [`ApplicationState::Unknown`] if none was set.
     pub(crate) fn get(&self) -> ApplicationState {
         ApplicationState::from_number(self.0.read())
     }
 
-    /// Sets the state that the next beat's answer has.
+    /// Sets the state. The answer to the next heartbeat reports it to the host.
     pub(crate) fn set(&self, state: ApplicationState) {
         self.0.write(state as u32);
     }

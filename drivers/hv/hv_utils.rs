@@ -39,14 +39,15 @@ use kernel::{
     InPlaceModule, //
 };
 
-/// Binds a service to its device.
+/// The function that binds a service to its device.
 struct Bind(for<'bound> fn(&'bound Device<'_>) -> Result<BoundService<'bound>>);
 
+/// Returns the id that matches all devices of the class `guid`.
 const fn class(guid: u128) -> DeviceId {
     DeviceId::from_class(Guid::new(guid))
 }
 
-// The services, by the class of their devices.
+// The services of the first driver, by the class of their devices.
 hyperv::vmbus_device_table! {
     ID_TABLE,
     Bind,
@@ -65,10 +66,11 @@ hyperv::vmbus_device_table! {
     [(class(0x34d14be3_dee4_41c8_9ae7_6b174977c192), Bind(fcopy::bind))]
 }
 
-/// The driver of file copy, or that of all other services.
+/// The driver of file copy, or the driver of all other services.
 ///
-/// `uio_hv_generic` matches file copy's device, too, and the driver that is registered first gets it. So
-/// file copy has a driver of its own, which is registered only where its daemon is wanted.
+/// `uio_hv_generic` also matches the device of file copy, and the driver that is registered first
+/// gets the device. So file copy has a driver of its own. This driver is registered only if the
+/// parameter `fcopy_chardev` is set.
 struct HvUtils<const IS_FCOPY: bool>;
 
 #[vtable]
@@ -138,9 +140,11 @@ impl<const IS_FCOPY: bool> vmbus::Driver for HvUtils<IS_FCOPY> {
     }
 }
 
-/// A driver that is registered.
+/// A registered driver.
 type Registration<const IS_FCOPY: bool> = driver::Registration<vmbus::Adapter<HvUtils<IS_FCOPY>>>;
 
+/// The module. Fields are dropped in order. As in the C driver, the module logs its removal before
+/// it unregisters its drivers.
 #[pin_data]
 struct Module {
     _farewell: Farewell,
@@ -166,7 +170,7 @@ impl InPlaceModule for Module {
     }
 }
 
-/// Says that the module goes.
+/// Logs the removal of the module when it is dropped.
 struct Farewell;
 
 impl Drop for Farewell {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Imports that services have in common.
+//! Imports that the services have in common.
 
 pub(crate) use crate::{
     binding::{

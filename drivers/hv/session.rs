@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A service's conversation with the host: negotiation, and which message goes where.
+//! The conversation between a service and the host: negotiates versions, passes requests to the
+//! service, and answers all other messages.
 
 use crate::icmsg::{
     self,
@@ -40,7 +41,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A request fails by the host's fault.
+/// The reason in the log if a request is malformed or unknown.
 pub(crate) const MALFORMED: &str = "the host's request is malformed, or unknown";
 
 /// Constants of a service's conversation with the host.
@@ -49,17 +50,17 @@ pub(crate) struct Info {
     pub(crate) name: &'static str,
     /// The type of the service's requests.
     pub(crate) kind: Kind,
-    /// The framework versions that the service works with, best first.
+    /// The framework versions that the service supports, best first.
     pub(crate) frameworks: &'static [Version],
-    /// The message versions that the service knows, newest first.
+    /// The message versions that the service supports, newest first.
     pub(crate) versions: &'static [Version],
-    /// The parameter with the newest major version that the administrator wants, if there is one. Read at each
-    /// negotiation.
+    /// The module parameter for the newest major message version that may be agreed on, if there is
+    /// one. Read at each negotiation.
     pub(crate) newest: Option<&'static Uint>,
 }
 
 impl Info {
-    /// The message versions that may be agreed on now, newest first.
+    /// Returns the message versions that may be agreed on now, newest first.
     fn versions_now(&self) -> &'static [Version] {
         let Some(newest) = self.newest else {
             return self.versions;
@@ -72,8 +73,9 @@ impl Info {
     }
 }
 
-/// Logs that a request fails, why, and the status that the host gets. Returns whether `limit` allowed it:
-/// the host and the daemon can cause any number of lines.
+/// Logs that `request` fails, the reason `why`, and the status that the host gets. Returns whether
+/// `limit` allowed the line. The limit is needed because the host and the daemon can cause any
+/// number of lines.
 #[cold]
 #[inline(never)]
 pub(crate) fn log_failure(
@@ -96,46 +98,49 @@ pub(crate) fn log_failure(
     is_allowed
 }
 
-/// A service. All methods must not sleep, but for [`Service::closed`].
+/// An integration service. No method may sleep, except [`Service::closed`].
 pub(crate) trait Service: Send + 'static {
-    /// The context in which the other methods are called.
+    /// The context in which all methods are called, except [`Service::closed`].
     const CONTEXT: Context;
 
-    /// Work that a request leaves to be done once its answer has left.
+    /// Work that a request asks for, done by [`Service::act`].
     type Action;
 
-    /// Work on a message that is answered later.
+    /// Work that is needed to answer a message later, passed to [`Service::take`].
     type Later;
 
-    /// Why a request is refused at once, for the log. `None` if the service says so itself.
+    /// The reason in the log if [`Service::answer`] refuses a request. `None` if the service logs
+    /// the reason itself.
     const REFUSAL: Option<&'static str> = Some(MALFORMED);
 
-    /// Its constants.
+    /// Returns the constants of the service.
     fn info(&self) -> &'static Info;
 
-    /// Returns whether the service takes such a message now. If not, it stays in the ring, with all behind
-    /// it, until the channel is woken.
+    /// Returns whether the service takes `message` now. If not, this message and all behind it stay
+    /// in the ring until the next event of the channel.
     fn is_ready(&mut self, message: Incoming, sender: &Sender<'_>) -> bool {
         let _ = (message, sender);
         true
     }
 
-    /// Answers a request, at once by changing its body in place.
+    /// Handles a request with the message version `version`. To answer at once, changes `body` to
+    /// that of the answer.
     fn answer(&mut self, version: Version, body: &mut [u8]) -> Answer<Self::Action, Self::Later>;
 
-    /// Does what the request asked for; its answer has left. The channel's job may sleep.
+    /// Does the work that a request asks for. Called after the answer was sent, or dropped because
+    /// the host does not wait for it. Work that sleeps belongs into the channel's job.
     fn act(&mut self, action: Self::Action, sender: &Sender<'_>) {
         let _ = (action, sender);
     }
 
-    /// Takes a message to answer it later. Returns the message if that is impossible.
+    /// Takes a message to answer it later. Returns the packet if that is impossible.
     fn take<'a>(&mut self, packet: Packet<'a>, later: Self::Later) -> Result<Handled, Packet<'a>> {
         let _ = later;
         Err(packet)
     }
 
-    /// The host negotiates anew, or the channel was closed. Drop the state of earlier messages. Return
-    /// `Some` to answer the negotiation later.
+    /// Called when the host negotiates again, or the channel was closed. Drops the state of earlier
+    /// messages. Returns `Some` to answer the negotiation later.
     fn restarted(&mut self) -> Option<Self::Later> {
         None
     }
@@ -145,57 +150,60 @@ pub(crate) trait Service: Send + 'static {
         let _ = (negotiation, sender);
     }
 
-    /// The channel was closed. May sleep.
+    /// Called when the channel was closed. May sleep.
     fn closed(&mut self) {
         self.restarted();
     }
 }
 
-/// A message that came in.
+/// A message from the host.
 #[derive(Clone, Copy)]
 pub(crate) enum Incoming {
     /// The host offers versions.
     Negotiation,
-    /// A request of the service, with the version that was agreed on.
+    /// A request to the service, with the message version that was agreed on.
     Request(Version),
-    /// A message of another kind, or a request before a version was agreed on.
+    /// A message of another type, or a request before a version was agreed on.
     Unexpected(Kind),
 }
 
-/// When a request is answered.
+/// How a service answers a request. `A` is [`Service::Action`], `L` is [`Service::Later`].
 pub(crate) enum Answer<A, L = Infallible> {
-    /// At once, with this status.
+    /// The request is answered at once, with this status. The action is done after that.
     Now(Status, Option<A>),
-    /// Later: the service takes it.
+    /// The service takes the request, to answer it later.
     Later(L),
 }
 
-/// The agreement with the host, who may negotiate again at any time.
+/// The negotiation of versions with the host. The host may negotiate again at any time.
 pub(crate) struct Negotiation {
     info: &'static Info,
     facts: Arc<Facts>,
-    /// When the service took the message that it took last.
+    /// The time at which the service has accepted the message that it took last.
     start: trace::Start,
 }
 
-/// Facts about a conversation. The session writes them, sysfs reads them.
+/// Facts about a conversation, for sysfs. Only the session writes them.
 pub(crate) struct Facts {
-    /// The major number, and the minor number in the low 16 bits; 0 for none.
+    /// The message version: the major number in the high 16 bits, and the minor number in the low
+    /// 16 bits. 0 if no version was agreed on.
     version: RwOnce<u32>,
-    /// Messages that were answered at once.
+    /// Number of messages that were answered at once.
     answered: Counter,
-    /// Messages that were taken, to be answered later.
+    /// Number of messages that were taken, to be answered later.
     taken: Counter,
-    /// Of those, the ones that were answered.
+    /// Number of taken messages that were answered.
     answered_later: Counter,
-    /// Answers, of both kinds, that did not leave.
+    /// Number of answers, at once or later, that could not be sent.
     unsent: Counter,
+    /// Number of answers that report a failure.
     refused: Counter,
+    /// Number of packets that were dropped without an answer.
     ignored: Counter,
 }
 
 impl Facts {
-    /// Nothing was agreed on.
+    /// Creates the facts of a session without an agreement.
     pub(crate) const fn new() -> Self {
         Self {
             version: RwOnce::new(0),
@@ -208,29 +216,31 @@ impl Facts {
         }
     }
 
-    /// Messages of the host that got an answer, or are to get one, negotiations included.
+    /// Returns the number of messages from the host that got or will get an answer, including
+    /// negotiations.
     pub(crate) fn requests(&self) -> usize {
         self.answered.get().wrapping_add(self.taken.get())
     }
 
-    /// Answers that were sent.
+    /// Returns the number of answers that were sent.
     pub(crate) fn replies(&self) -> usize {
-        // The reads are several moments: may be one short for a moment, never negative.
+        // The counters are read one after another. So the result may be wrong for a moment, but is
+        // never negative.
         let answers = self.answered.get().wrapping_add(self.answered_later.get());
         answers.saturating_sub(self.unsent.get())
     }
 
-    /// Answers that say that the request has failed, or that no version is common.
+    /// Returns the number of answers that report a failure, or that no version is common.
     pub(crate) fn refused(&self) -> usize {
         self.refused.get()
     }
 
-    /// Packets that were dropped without an answer.
+    /// Returns the number of packets that were dropped without an answer.
     pub(crate) fn ignored(&self) -> usize {
         self.ignored.get()
     }
 
-    /// Counts what is special about an answer.
+    /// Counts a refusal, and an answer that was not sent.
     fn count(&self, is_refusal: bool, sent: Sent) {
         if is_refusal {
             self.refused.add_one();
@@ -240,10 +250,10 @@ impl Facts {
         }
     }
 
-    /// The version of messages that was agreed on with the host.
+    /// Returns the message version that was agreed on with the host.
     pub(crate) fn version(&self) -> Option<Version> {
         let version = self.version.read();
-        // CAST: Half of the number each.
+        // CAST: Each number has 16 bits.
         (version != 0).then_some(Version::new((version >> 16) as u16, version as u16))
     }
 
@@ -254,7 +264,7 @@ impl Facts {
 }
 
 impl Negotiation {
-    /// Answers the host's offer of versions.
+    /// Answers the host's offer of versions, and logs the result.
     #[cold]
     pub(crate) fn answer(&mut self, request: Request<'_>, limit: Pin<&RateLimit>) {
         let info = self.info;
@@ -272,7 +282,7 @@ impl Negotiation {
         }
     }
 
-    /// Answers a message that was taken, if there is room. If not, returns it.
+    /// Answers a taken message, if the outbound ring has room. If not, returns the message.
     pub(crate) fn reply_later(
         &mut self,
         mut taken: Taken,
@@ -288,10 +298,10 @@ impl Negotiation {
         Ok(buffer)
     }
 
-    /// Drops a packet that cannot be answered.
+    /// Drops a packet that cannot be answered. In the interrupt, postpones the packet instead.
     #[cold]
     fn ignore(&self, mut packet: Packet<'_>) -> Handled {
-        // The log says so.
+        // The reason is logged, which must not happen in the interrupt.
         if packet.sender().is_in_interrupt() {
             return packet.postpone();
         }
@@ -305,7 +315,7 @@ impl Negotiation {
         packet.ignore(&reason)
     }
 
-    /// Answers a request that is refused.
+    /// Answers a packet with a failure.
     #[cold]
     fn fail(&self, mut packet: Packet<'_>, status: Status, start: trace::Start) -> Handled {
         match Request::new(packet.payload_mut()) {
@@ -315,7 +325,7 @@ impl Negotiation {
         self.reply(packet, start)
     }
 
-    /// Sends an answer of any kind.
+    /// Sends the packet's payload as the answer. Counts and traces the answer.
     #[cold]
     fn reply(&self, packet: Packet<'_>, start: trace::Start) -> Handled {
         let transaction = packet.transaction();
@@ -331,7 +341,8 @@ impl Negotiation {
     #[inline(always)]
     fn trace_request(&self, packet: &Packet<'_>) {
         if trace::request_is_on() {
-            // By value: a packet that a function borrows does not stay in registers.
+            // Pass values. If a function borrowed the packet, the packet would not stay in
+            // registers.
             let payload = packet.payload();
             self.emit_request(packet.transaction(), icmsg::kind(payload), payload.len());
         }
@@ -369,13 +380,14 @@ impl Negotiation {
     }
 }
 
-/// A service and its conversation.
+/// A service with its side of the conversation: the handler of the channel.
 pub(crate) struct Session<S> {
     negotiation: Negotiation,
     service: S,
 }
 
 impl<S: Service> Session<S> {
+    /// Creates the handler of a channel for `service`.
     pub(crate) fn new(service: S, facts: Arc<Facts>) -> Self {
         Self {
             negotiation: Negotiation {
@@ -387,7 +399,8 @@ impl<S: Service> Session<S> {
         }
     }
 
-    /// Answers a message that is no request to the service, or comes too early.
+    /// Answers a message that the service does not get: a negotiation or an unexpected message. In
+    /// the interrupt, postpones the packet instead.
     #[cold]
     #[inline(never)]
     fn receive_other(
@@ -397,7 +410,7 @@ impl<S: Service> Session<S> {
         start: trace::Start,
     ) -> Handled {
         let sender = packet.sender();
-        // The answers are logged.
+        // Each of these answers is logged, which must not happen in the interrupt.
         if sender.is_in_interrupt() {
             return packet.postpone();
         }
@@ -424,7 +437,7 @@ impl<S: Service> Session<S> {
         self.negotiation.reply(packet, start)
     }
 
-    /// Has the service take a message, to answer it later.
+    /// Lets the service take a message, to answer it later.
     fn take(&mut self, packet: Packet<'_>, later: S::Later, start: trace::Start) -> Handled {
         self.negotiation.trace_request(&packet);
         self.negotiation.start = start;
@@ -446,12 +459,12 @@ impl<S: Service> Session<S> {
         }
     }
 
-    /// Answers a request that the service refuses.
+    /// Answers a request that the service refuses. In the interrupt, postpones the packet instead.
     #[cold]
     #[inline(never)]
     fn refuse(&mut self, packet: Packet<'_>, status: Status, start: trace::Start) -> Handled {
         let sender = packet.sender();
-        // The log says so.
+        // The reason is logged, which must not happen in the interrupt.
         if sender.is_in_interrupt() {
             return packet.postpone();
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Shutdown: the host has the guest power off, restart or hibernate.
+//! Shutdown: the host asks the guest to power off, restart or hibernate.
 
 use crate::{
     icmsg::shutdown::{
@@ -15,6 +15,7 @@ use hyperv::{
 };
 use kernel::sync::aref::ARef;
 
+/// Constants of the shutdown service.
 static INFO: session::Info = session::Info {
     name: "Shutdown",
     kind: Kind::SHUTDOWN,
@@ -43,19 +44,20 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
 
 /// The shutdown service.
 struct Shutdown {
-    /// Of requests in the log.
+    /// Limits the lines that the host can cause.
     limit: Pin<KBox<RateLimit>>,
+    /// Whether the virtual machine supports hibernation.
     can_hibernate: bool,
 }
 
 impl Service for Shutdown {
-    // A request is logged with a text of the host's: consoles may take long for that.
+    // Each request is logged with a text from the host, and consoles are slow.
     const CONTEXT: Context = Context::Softirq;
 
     type Action = Operation;
     type Later = Infallible;
 
-    // The line of the request has the status.
+    // `answer()` logs the request with its status.
     const REFUSAL: Option<&'static str> = None;
 
     fn info(&self) -> &'static session::Info {
@@ -85,7 +87,8 @@ impl Service for Shutdown {
     }
 }
 
-/// Tells user space that the host wants the guest to hibernate; doing it is a matter of policy.
+/// Tells user space that the host asks for hibernation. Whether and how to hibernate is up to user
+/// space.
 struct HibernateEvent {
     device: ARef<vmbus::Device>,
     limit: Pin<KBox<RateLimit>>,
@@ -104,7 +107,7 @@ impl Run for HibernateEvent {
     }
 }
 
-/// Logs a request, and its status: the text is the host's, and last.
+/// Logs a request and the status of its answer. The text from the host comes last.
 fn log(message: Option<&Message<'_>>, Status(status): Status) {
     let Some(message) = message else {
         pr_info!(

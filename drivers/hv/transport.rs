@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The way to a daemon: a character device. The daemon reads one message at a time and writes its answer.
-//! Daemon and host may go at any time.
+//! The connection between a service and its daemon: a character device. The daemon reads one
+//! message at a time and writes the answer. The daemon and the host's device may disappear at any
+//! time.
 
 use crate::{
     dialogue::{
@@ -46,35 +47,39 @@ use kernel::{
     },
 };
 
-/// A daemon that is ready.
+/// A daemon that has registered and has read any confirmation.
 pub(crate) type Daemon = dialogue::Daemon<Registration>;
 
-/// What became of the service's question.
+/// The outcome of a question.
 pub(crate) type Outcome = dialogue::Outcome<Registration>;
 
 /// Constants of a service's dialogue with its daemon.
 pub(crate) struct Protocol {
     /// The path of the device below `/dev`.
     pub(crate) device: &'static CStr,
-    /// Bytes in each message from the daemon.
+    /// Length of each message from the daemon, in bytes.
     pub(crate) answer_len: usize,
-    /// Bytes in the longest message, either way.
+    /// Length of the longest message in either direction, in bytes.
     pub(crate) message_len: usize,
-    /// Reads a daemon's first message; `None` if it is no registration that is known.
+    /// Reads the first message of a daemon. Returns `None` if the message is not a known
+    /// registration.
     pub(crate) register: fn(message: &[u8]) -> Option<Registration>,
-    /// Writes what the daemon has to read before it is registered, and returns its size; `None` if
-    /// the daemon expects nothing.
+    /// Writes the confirmation of a registration, and returns its length in bytes. Returns `None`
+    /// if the daemon expects no confirmation.
     pub(crate) confirm: fn(Registration, message: &mut [u8]) -> Option<usize>,
-    /// A daemon has registered. May sleep.
+    /// Called when a daemon has registered. May sleep.
     pub(crate) connected: fn(Registration),
 }
 
-/// Memory for a message. It is `None` where it was moved away: an empty `KVec` calls `kfree()` when dropped.
+/// Memory for a message. `None` if the memory was moved away: dropping `None` does not call
+/// `kfree()`, dropping an empty `KVec` does.
 #[derive(Default)]
 pub(crate) struct Message(Option<KVec<u8>>);
 
 impl Message {
     /// Allocates memory for the longest message of `protocol`.
+    ///
+    /// Fails with `ENOMEM`.
     pub(crate) fn new(protocol: &Protocol) -> Result<Self> {
         let bytes = KVec::from_elem(0, protocol.message_len, GFP_KERNEL)?;
         Ok(Self(Some(bytes)))
@@ -95,34 +100,36 @@ impl DerefMut for Message {
     }
 }
 
-/// Both ends of the way: the service asks, the daemon answers.
+/// The connection between a service and its daemon: the service asks, the daemon answers.
 #[pin_data]
 pub(crate) struct Transport {
     protocol: &'static Protocol,
-    /// Wakes the service when there's something for it; `None` once the device went away.
+    /// Wakes the service. `None` after the device is gone.
     #[pin]
     waker: Mutex<Option<Waker>>,
     listener: Option<Arc<dyn LateListener>>,
-    /// Notified when there is something for the daemon. Dropping a `PollCondVarBox` does not wait for
-    /// RCU, since 7.3.
+    /// Notified when there is a message for the daemon, or the device is gone. Since 7.3, dropping
+    /// a `PollCondVarBox` does not wait for an RCU grace period.
     changed: PollCondVarBox,
-    /// Where a message from the daemon goes first. Locked before `dialogue`.
+    /// Memory into which a message from the daemon is copied first. Locked before `dialogue`.
     #[pin]
     inbox: Mutex<Message>,
     #[pin]
     dialogue: SpinLockIrq<Dialogue<Registration, Message>>,
 }
 
-/// Told when a daemon ends what it was doing for a question that was given up ([`Late::Refused`]).
+/// Listens for the end of the daemon's work on a question that was given up ([`Late::Refused`]).
 pub(crate) trait LateListener: Send + Sync {
-    /// The daemon is done with a question that ended with [`Lost::Working`]: it has answered, has gone on
-    /// to the next question, or has gone. Also called when the device is gone. May be called in any
-    /// context.
+    /// Called when the daemon is done with a question that ended with [`Lost::Working`]: the daemon
+    /// has answered, begun to read the next question, or closed the device. Also called after the
+    /// service is gone. Called with a spinlock held, so it must not sleep.
     fn daemon_finished(&self);
 }
 
 impl Transport {
-    /// Creates a way to a daemon that isn't there yet; `waker` is the service's.
+    /// Creates a connection without a daemon. `waker` wakes the service.
+    ///
+    /// Fails with `ENOMEM`.
     pub(crate) fn new(
         protocol: &'static Protocol,
         waker: Waker,
@@ -140,7 +147,8 @@ impl Transport {
         }))
     }
 
-    /// The daemon, if it is ready, and whether it can be asked. If not, the service is woken when it can.
+    /// Returns the daemon, if one has registered, and whether it can be asked. If not, the service
+    /// is woken when it can be asked.
     pub(crate) fn daemon(&self) -> (Option<Daemon>, bool) {
         let dialogue = self.dialogue.lock();
         (dialogue.daemon(), dialogue.is_free())
@@ -193,7 +201,8 @@ impl Transport {
         service
     }
 
-    /// Lets an event of the daemon happen, in process context.
+    /// Applies an event that the daemon causes, and sends the notifications that the event
+    /// requires. Called in process context.
     fn event<T>(&self, event: impl FnOnce(&mut Dialogue<Registration, Message>) -> T) -> T {
         let mut dialogue = self.dialogue.lock();
         let result = event(&mut dialogue);
@@ -205,7 +214,7 @@ impl Transport {
         result
     }
 
-    /// Takes the message to be read by the daemon, with its size.
+    /// Takes the message that the daemon reads, and its length in bytes.
     fn begin_read(&self, room: usize, wait: Wait) -> Result<(Message, usize)> {
         let mut dialogue = self.dialogue.lock();
         loop {
@@ -239,7 +248,7 @@ impl miscdevice::Device for Transport {
         self.protocol.device
     }
 
-    /// One daemon at a time: `EBUSY`.
+    /// Fails with `EBUSY` if another daemon has opened the device.
     fn open(&self) -> Result {
         Ok(self.event(Dialogue::open)?)
     }
@@ -248,7 +257,8 @@ impl miscdevice::Device for Transport {
         self.event(Dialogue::release);
     }
 
-    /// `EINVAL` leaves the message to be read with more room, and so does `EFAULT`.
+    /// Fails with `EINVAL` if the buffer is too small, or `EFAULT`. In both cases, the message can
+    /// be read again.
     fn read(&self, to: &mut UserSliceWriter, wait: Wait) -> Result<usize> {
         let (message, len) = self.begin_read(to.len(), wait)?;
         let result = to.write_slice(&message[..len]);
@@ -290,7 +300,7 @@ impl miscdevice::Device for Transport {
         }
     }
 
-    /// Takes the device away from whoever has it open.
+    /// Makes all further calls of the daemon fail.
     fn revoke(&self) {
         // Drop the reference to the device: an open file must not keep a rescinded channel alive.
         let waker = self.waker.lock().take();

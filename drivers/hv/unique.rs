@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Services of which there is one: they need a name that user space knows, so a second device of the
-//! class cannot be served.
+//! Services that only one device can have. Such a service uses a name that user space knows, so the
+//! module cannot serve a second device of the class.
 
 use hyperv::vmbus;
 use kernel::{
@@ -18,25 +18,28 @@ use kernel::{
     },
 };
 
-/// How long a device waits for its predecessor to be unbound. A host may offer a new device right after
-/// it took the old one away, and rescinds wait for one another.
+/// Time that a device waits for its predecessor to be unbound. The host may offer a new device
+/// right after it has rescinded the old one, and hv_vmbus handles one rescind at a time.
 const PATIENCE: Delta = Delta::from_secs(10);
 
-/// How often it looks: a lock would cost more than this, which happens once an offer at most.
+/// Interval at which a waiting device tries again. Polling is simpler than a lock, and happens only
+/// if two devices of a class overlap.
 const INTERVAL: Delta = Delta::from_millis(20);
 
-/// Set while a device has the service: there can be one.
+/// Whether a device has the service.
 pub(crate) struct Unique(Atomic<bool>);
 
 impl Unique {
-    /// A service that has no device yet.
+    /// Creates a service that no device has.
     pub(crate) const fn new() -> Self {
         Self(Atomic::new(false))
     }
 
-    /// Gives the service to the device until the claim is dropped. Drop the claim last. May sleep.
+    /// Claims the service for `dev` until the claim is dropped. Drop the claim last. May sleep for
+    /// up to 10 s.
     ///
-    /// Fails with `ENODEV`, and says so in the log, if another device has it.
+    /// Fails with `ENODEV` and a line in the log if another device still has the service after
+    /// that.
     pub(crate) fn claim(&'static self, dev: &vmbus::Device<Core<'_>>) -> Result<Claim> {
         let mut looks = PATIENCE.as_millis() / INTERVAL.as_millis();
         loop {
@@ -52,7 +55,7 @@ impl Unique {
         }
     }
 
-    /// Claims it, if nobody has.
+    /// Claims the service, or returns `None` if the service is claimed already.
     pub(crate) fn try_claim(&'static self) -> Option<Claim> {
         self.0
             .cmpxchg(false, true, Acquire)
@@ -61,7 +64,7 @@ impl Unique {
     }
 }
 
-/// Keeps other devices from being served.
+/// The right of a device to have the service.
 pub(crate) struct Claim(&'static Unique);
 
 impl Drop for Claim {

@@ -1,144 +1,154 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One question at a time to a daemon: where it is, and what becomes of its answer.
+//! The dialogue between a service and its daemon: a state machine for one question at a time.
 //!
-//! Plain code, which knows neither the kernel nor the messages. So all sequences of its events are tested,
-//! by KUnit in the kernel and by `rustc --test` on the build machine.
+//! This code calls no kernel code, and does not depend on the contents of the messages. So KUnit in
+//! the kernel and `rustc --test` on the build machine can test all sequences of its events.
 
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
 mod model;
 
 use core::mem;
 
-/// A device, the daemon that has opened it, and the service's question to that daemon.
+/// The state of a character device, the daemon that has opened the device, and the service's
+/// question to that daemon.
 ///
-/// `R` is how daemons register. `M` is memory for one message: each event moves or swaps it, none copies.
+/// `R` is the type of a registration. `M` is memory for one message. Events move or swap the
+/// memory, and never copy it.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Dialogue<R, M> {
     state: State<R, M>,
-    /// Counts how often the device was opened.
+    /// Number of times that the device was opened. Wraps.
     opened: u32,
+    /// Effects of events since the last [`Dialogue::take_effects`].
     effects: Effects,
 }
 
 #[derive(Clone, PartialEq)]
 enum State<R, M> {
-    /// No question is pending. `Lost` is there if the last question failed. [`Dialogue::outcome`] takes it.
+    /// No question is pending. `Lost` is set if the last question failed and [`Dialogue::outcome`]
+    /// has not reported the failure yet.
     Quiet(End<R, M>, Option<Lost>),
-    /// The daemon has a question. `Late` says what happens to the answer if the service gives the question
-    /// up.
+    /// The daemon has a question. `Late` applies if the service gives the question up.
     Pending(Daemon<R>, Late, Question<M>),
 }
 
-/// Who is at the other end of the device.
+/// The state of the device and its daemon while no question is pending.
 #[derive(Clone, PartialEq)]
 enum End<R, M> {
-    /// The device is gone, and does not come back. A file may be open still.
+    /// The device is gone for good. A daemon may still have it open.
     Revoked(Desk<M>),
-    /// Nobody has it open.
+    /// No daemon has opened the device.
     Absent(M),
-    /// Somebody has opened it.
+    /// A daemon has opened the device, and has not registered.
     Connected(M),
-    /// The daemon has registered. It has this confirmation to read.
+    /// The daemon has registered, and has to read the confirmation.
     Confirming(Daemon<R>, Sent<M>),
-    /// The daemon is ready.
+    /// The daemon has registered and read any confirmation.
     Registered(Daemon<R>, Desk<M>),
 }
 
-/// The answer that a daemon owes for an earlier question, which the service gave up.
+/// What the daemon does with the last question that the service has given up.
 #[derive(Clone, PartialEq)]
 enum Desk<M> {
-    /// Nothing.
+    /// Nothing: the daemon owes no answer.
     Free(M),
-    /// It has read that question, and owes the answer.
+    /// The daemon has read the question, and owes the answer.
     Owing(M, Late),
-    /// It is reading that question.
+    /// The daemon is reading the question. The reader has the memory.
     Reading(Late),
 }
 
-/// A message on its way to the daemon, and its length in bytes.
+/// A message on its way to the daemon. The number is its length in bytes.
 #[derive(Clone, PartialEq)]
 enum Sent<M> {
-    /// It waits to be read. The daemon may owe the answer to an earlier question.
+    /// The message waits to be read. With `Some`, the daemon owes the answer to an earlier
+    /// question.
     Unread(M, usize, Option<Late>),
-    /// It is being read. A daemon that begins to read owes nothing any more: it may have skipped an answer.
+    /// The daemon is reading the message. From the start of the read, the daemon owes no earlier
+    /// answer: it may have skipped an answer.
     Reading(usize),
 }
 
 #[derive(Clone, PartialEq)]
+/// The state of a question.
 enum Question<M> {
+    /// The daemon has not finished reading the question.
     Sent(Sent<M>),
-    /// It was read; the answer is due.
+    /// The daemon has read the question and has not answered.
     Asked(M),
-    /// The memory holds the answer, for the service to take.
+    /// The daemon has answered. The memory holds the answer.
     Answered(M),
 }
 
-/// A daemon that is ready.
+/// A daemon that has registered and has read any confirmation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Daemon<R> {
-    /// How it has registered.
+    /// How the daemon has registered.
     pub(crate) registration: R,
-    /// Tells it from those before it.
+    /// Distinguishes the daemon from earlier daemons.
     number: u32,
 }
 
-/// What became of the service's question.
+/// The outcome of a question.
 pub(crate) enum Outcome<R> {
-    /// Nothing yet.
+    /// There is no outcome yet.
     Pending,
-    /// The daemon, which has registered so, has answered.
+    /// The daemon has answered. The registration is that of this daemon.
     Answered(R),
-    /// The daemon has gone.
+    /// The daemon or the device has gone.
     Gone(Lost),
-    /// The daemon takes too long.
+    /// The daemon did not answer in time.
     TimedOut(Lost),
 }
 
-/// How far a question came that gets no answer.
+/// How far the daemon has got with a question that gets no answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lost {
-    /// The daemon has not read it, and never will.
+    /// The daemon has not read the question, and never will.
     Unread,
-    /// The daemon has read it, and may still do what it says.
+    /// The daemon has read or is reading the question, and may still do what it asks.
     Working,
-    /// The daemon has read it, and may have done what it says. It has answered too late, or has gone.
+    /// The daemon has read the question and may have done what it asks, but does nothing more: the
+    /// daemon has answered too late, or has closed the device.
     Over,
 }
 
-/// What becomes of the answer to a question that was given up.
+/// What happens to the answer to a question that the service has given up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Late {
-    /// It is dropped, and the daemon does not notice.
+    /// The answer is dropped. The daemon's `write()` succeeds.
     Dropped,
-    /// The daemon gets an error, and [`Effects::finished`] is set.
+    /// The daemon's `write()` fails with [`Refused::Invalid`]. [`Effects::finished`] is set.
     Refused,
 }
 
-/// Why a call of the daemon fails.
+/// Why a system call of the daemon fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     /// The device is gone.
     Gone,
-    /// Another daemon has it.
+    /// Another daemon has opened the device.
     Busy,
-    /// The message, or the room for one, is wrong.
+    /// The message is invalid or unexpected, or the daemon's buffer is too small.
     Invalid,
 }
 
-/// Who has to be told of events.
+/// Notifications that events require.
 #[derive(Clone, Copy, Default, PartialEq)]
 pub(crate) struct Effects {
-    /// The daemon: there is something to read, or the device is gone.
+    /// Wake the daemon: there is a message to read, or the device is gone.
     pub(crate) daemon: bool,
-    /// The service: there is an outcome, another daemon, or the way is free.
+    /// Wake the service: there is an outcome, the daemon has changed, or the daemon can be asked
+    /// again.
     pub(crate) service: bool,
-    /// The daemon is done with a question of [`Late::Refused`] that ended with [`Lost::Working`].
+    /// Tell the listener: the daemon is done with a question that ended with [`Lost::Working`] and
+    /// [`Late::Refused`].
     pub(crate) finished: bool,
 }
 
 impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
-    /// Nobody has opened the device.
+    /// Creates a dialogue without a daemon. `memory` is memory for a message.
     pub(crate) fn new(memory: M) -> Self {
         Self {
             state: State::Quiet(End::Absent(memory), None),
@@ -147,12 +157,12 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// Returns who has to be told of what happened since the last call.
+    /// Returns the notifications that the events since the last call require.
     pub(crate) fn take_effects(&mut self) -> Effects {
         mem::take(&mut self.effects)
     }
 
-    /// The daemon, if it is ready.
+    /// Returns the daemon, if a daemon has registered and read any confirmation.
     pub(crate) fn daemon(&self) -> Option<Daemon<R>> {
         match self.state {
             State::Pending(daemon, ..) | State::Quiet(End::Registered(daemon, _), _) => {
@@ -162,7 +172,8 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// Returns whether the daemon can be asked. If not, the service is told when it can.
+    /// Returns whether the daemon can be asked. If not, [`Effects::service`] is set when the daemon
+    /// can be asked.
     pub(crate) fn is_free(&self) -> bool {
         match &self.state {
             State::Quiet(End::Registered(_, desk), _) => !matches!(desk, Desk::Reading(_)),
@@ -170,7 +181,9 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// Returns whether there is something to read.
+    /// Returns whether there is a message to read.
+    ///
+    /// Fails with [`Refused::Gone`] if the device is gone.
     pub(crate) fn is_readable(&self) -> Result<bool, Refused> {
         match &self.state {
             State::Quiet(End::Revoked(_), _) => Err(Refused::Gone),
@@ -180,8 +193,9 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// Sends the first `len` bytes of `message` to `daemon`. Other memory takes its place. If that daemon has
-    /// gone, the next outcome is [`Lost::Unread`]. Does nothing while a question is pending.
+    /// Sends the first `len` bytes of `message` to `daemon` as a question, and puts other memory
+    /// into `message`. If `daemon` has gone, the next outcome is [`Lost::Unread`]. Does nothing
+    /// while a question is pending.
     pub(crate) fn ask(
         &mut self,
         daemon: Option<Daemon<R>>,
@@ -200,7 +214,7 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
                 (*ready, memory, Some(*late))
             }
             _ => {
-                // The service is told of that daemon's end, or has been.
+                // The service learns of the daemon's end separately.
                 *lost = Some(Lost::Unread);
                 return;
             }
@@ -211,13 +225,13 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         self.effects.daemon = true;
     }
 
-    /// Takes the outcome of the question. Puts an answer into `message`. Gives up a question without an
-    /// answer if its time is over.
+    /// Takes the outcome of the question. Swaps an answer into `message`. If there is no answer and
+    /// `is_over` is set, gives the question up.
     pub(crate) fn outcome(&mut self, message: &mut M, is_over: bool) -> Outcome<R> {
         match &mut self.state {
             State::Quiet(_, lost) => match lost.take() {
                 Some(lost) => Outcome::Gone(lost),
-                // Nobody waits for a question that was never asked: it would be for ever.
+                // The service waits although no question was asked. Do not let it wait for ever.
                 None if is_over => Outcome::TimedOut(Lost::Unread),
                 None => Outcome::Pending,
             },
@@ -232,7 +246,7 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// The service does not wait for the answer any more. Returns how far its question came.
+    /// Gives the question up. Returns how far the daemon has got with it.
     pub(crate) fn give_up(&mut self) -> Lost {
         let (end, lost) = match &mut self.state {
             State::Quiet(_, lost) => return lost.take().unwrap_or(Lost::Unread),
@@ -245,7 +259,9 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         lost
     }
 
-    /// A daemon opens the device: one at a time.
+    /// Opens the device for a daemon.
+    ///
+    /// Fails with [`Refused::Busy`] if another daemon has opened the device, or [`Refused::Gone`].
     pub(crate) fn open(&mut self) -> Result<(), Refused> {
         let State::Quiet(end, _) = &mut self.state else {
             return Err(Refused::Busy);
@@ -261,7 +277,7 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// The daemon closes the device. The kernel calls this after the last read has ended.
+    /// Closes the device. The kernel calls this after the last read has ended.
     pub(crate) fn release(&mut self) {
         self.settle();
         let lost = self.lose().map(|lost| match lost {
@@ -275,13 +291,14 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
                     (*end, *of) = (End::Absent(memory), lost);
                     self.effects.service = true;
                 }
-                // Cannot happen: a read holds the file open. The reader would have the memory.
+                // Cannot happen: a read holds the file open. The reader has the memory, so the
+                // device cannot be used again.
                 desk @ Desk::Reading(_) => *end = End::Revoked(desk),
             }
         }
     }
 
-    /// The device goes away.
+    /// Revokes the device: from now on, all calls of the daemon fail.
     pub(crate) fn revoke(&mut self) {
         let lost = self.lose();
         if let State::Quiet(end, _) = &mut self.state {
@@ -291,8 +308,12 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         self.effects.daemon = true;
     }
 
-    /// The daemon begins to read the message that waits for it, if there is one, which has to fit into
-    /// `room` bytes. [`Dialogue::end_read`] takes its memory back.
+    /// Begins a read of the message that waits for the daemon. Returns the memory and the length of
+    /// the message in bytes, or `None` if there is no message. [`Dialogue::end_read`] takes the
+    /// memory back.
+    ///
+    /// Fails with [`Refused::Invalid`] if the message is longer than `room` bytes, or
+    /// [`Refused::Gone`].
     pub(crate) fn begin_read(&mut self, room: usize) -> Result<Option<(M, usize)>, Refused> {
         self.is_readable()?;
         let (State::Quiet(End::Confirming(_, sent), _) | State::Pending(.., Question::Sent(sent))) =
@@ -312,7 +333,8 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// The daemon has read `message`. If not, that message waits to be read again.
+    /// Ends a read. If the daemon could not read the message (`was_read` is false), the message
+    /// waits to be read again.
     pub(crate) fn end_read(&mut self, message: M, was_read: bool) {
         match &mut self.state {
             State::Quiet(End::Confirming(_, sent), _)
@@ -335,7 +357,8 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
             }
             State::Quiet(End::Registered(_, desk) | End::Revoked(desk), _) => {
                 if let Desk::Reading(late) = *desk {
-                    // The service does not wait for the answer, but the daemon cannot know.
+                    // The service no longer waits for the answer, but the daemon does not know
+                    // that.
                     *desk = Desk::Owing(message, late);
                     self.effects.service = true;
                     if !was_read {
@@ -347,12 +370,15 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// The daemon writes `message`: a registration if it has just opened the device, else an answer.
-    /// Other memory takes the place of what is kept.
+    /// Handles a message that the daemon writes: a registration if the daemon has just opened the
+    /// device, otherwise an answer. If the message is kept, swaps other memory into `message`.
     ///
-    /// `register` returns how a daemon with this message registers, if it does. It may write a
-    /// confirmation in place of the message: then it also returns its length in bytes. A registration is
-    /// returned.
+    /// `register` reads a registration, and returns `None` if the message is not a valid one. It
+    /// may write a confirmation to the memory of the message, and then also returns the length of
+    /// the confirmation in bytes.
+    ///
+    /// Returns the registration, if the message is one. Fails with [`Refused::Invalid`] if the
+    /// message is unexpected or not valid, or [`Refused::Gone`].
     pub(crate) fn write(
         &mut self,
         message: &mut M,
@@ -396,7 +422,7 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// The daemon owes no answer any more. Returns what becomes of the one that it owed.
+    /// Ends the daemon's debt. Returns what happens to the answer that the daemon owed, if any.
     fn settle(&mut self) -> Option<Late> {
         let owed = match &mut self.state {
             State::Pending(.., Question::Sent(Sent::Unread(_, _, owed))) => owed.take(),
@@ -407,7 +433,8 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         owed
     }
 
-    /// Returns how the last question was lost: the one that is pending is lost by this.
+    /// Gives up the pending question, if any. Returns how the last question failed, if it failed
+    /// and its outcome was not taken.
     fn lose(&mut self) -> Option<Lost> {
         match self.state {
             State::Quiet(_, lost) => lost,
@@ -417,7 +444,7 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
 }
 
 impl<R, M: Default> End<R, M> {
-    /// Takes the memory out, and what is owed.
+    /// Takes the memory and the debt out.
     fn take_desk(&mut self) -> Desk<M> {
         match self {
             Self::Absent(memory)
@@ -445,7 +472,7 @@ impl<M: Default> Desk<M> {
 }
 
 impl<M: Default> Question<M> {
-    /// Takes the memory out. Returns what the daemon goes on with, and how the question is lost.
+    /// Takes the memory out. Returns what the daemon continues to do, and how the question failed.
     fn give_up(&mut self, late: Late) -> (Desk<M>, Lost) {
         match self {
             Self::Sent(Sent::Unread(memory, _, None)) => {
@@ -468,7 +495,7 @@ mod tests {
 
     #[test]
     fn every_sequence_of_events_keeps_the_rules() {
-        // A change of the states changes their number.
+        // A change of the state machine changes the number of its states.
         assert_eq!(model::visit_all(), Ok(1347));
     }
 }

@@ -1,33 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A model of service and daemon: visits each state that some sequence of events leads to, and checks what
-//! has to be true there.
+//! A model of a service and its daemons. Visits each state that a sequence of events can reach, and
+//! checks the rules in each state.
 
 use super::*;
 
 #[cfg(not(test))]
 use kernel::prelude::*;
 
+/// The result of a check. The error names the broken rule.
 type Check<T = ()> = core::result::Result<T, &'static str>;
 
+/// Length of all messages to the daemon, in bytes.
 const LEN: usize = 8;
 
+/// Memory for one message.
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Memory {
-    /// Identity of the memory, 1 to 3; 0 is the default's.
+    /// Identity of the memory, from 1 to 3. The default value has 0.
     number: u8,
+    /// The contents: one of the constants below, or the sum of a question and `ANSWER`.
     text: u8,
 }
 
 const NOTHING: u8 = 0;
 const CONFIRMATION: u8 = 1;
-/// The question that was asked last.
+/// The last question.
 const LAST: u8 = 2;
-/// A question before that.
+/// An earlier question.
 const EARLIER: u8 = 3;
-/// Added to a question: the answer to it.
+/// Distance from a question to its answer.
 const ANSWER: u8 = 4;
 
+/// An event of the dialogue. `Look` stands for the service's call of [`Dialogue::daemon`].
 #[derive(Clone, Copy)]
 enum Event {
     Ask(Late),
@@ -45,12 +50,13 @@ enum Event {
     EndRead {
         was_read: bool,
     },
-    /// The first message of a daemon registers it, if it is known, and may be confirmed.
+    /// A daemon writes a message. `registers` is `None` if the message is not a valid registration.
     Write {
         registers: Option<Confirmed>,
     },
 }
 
+/// Whether a registration is confirmed.
 type Confirmed = bool;
 
 const EVENTS: [Event; 16] = [
@@ -76,7 +82,7 @@ const EVENTS: [Event; 16] = [
     },
 ];
 
-/// How far the daemon is that has opened the device.
+/// Progress of the daemon that has opened the device.
 #[derive(Clone, Copy, PartialEq)]
 enum Contact {
     None,
@@ -85,12 +91,13 @@ enum Contact {
     Registered,
 }
 
-/// The question for the outcome of which the service waits.
+/// The question whose outcome the service waits for.
 #[derive(Clone, Copy, PartialEq)]
 struct Asked {
     late: Late,
     progress: Progress,
-    /// It gets no answer: the daemon was another, or has closed the device, or that is gone.
+    /// The question gets no answer: it was meant for an earlier daemon, the daemon has closed the
+    /// device, or the device is gone.
     lost: Option<Lost>,
 }
 
@@ -102,7 +109,7 @@ enum Progress {
 }
 
 impl Asked {
-    /// How it is lost if that happens now.
+    /// Returns how the question has failed, or would fail now.
     fn lost(self) -> Lost {
         self.lost.unwrap_or(match self.progress {
             Progress::Unread => Lost::Unread,
@@ -112,25 +119,26 @@ impl Asked {
     }
 }
 
-/// A dialogue between a service and daemons, and what both know.
+/// A dialogue between a service and daemons, with what the model knows of both.
 #[derive(Clone, PartialEq)]
 struct World {
     dialogue: Dialogue<(), Memory>,
     service: Memory,
     inbox: Memory,
-    /// What the daemon is reading.
+    /// The message that the daemon is reading.
     reading: Option<(Memory, Late)>,
-    /// What the daemon has read last, if its answer is due.
+    /// The message that the daemon has read last, while its answer is due.
     read: Option<(u8, Late)>,
     asked: Option<Asked>,
-    /// A question of [`Late::Refused`] has not come to its end.
+    /// A question with [`Late::Refused`] has not come to its end.
     is_unfinished: bool,
     contact: Contact,
     is_revoked: bool,
-    /// The daemon that the service knows of. It may have gone.
+    /// The daemon that the service has last seen. It may have gone.
     known: Option<Daemon<()>>,
 }
 
+/// Fails with `rule` unless `is_true` is set.
 fn check(is_true: bool, rule: &'static str) -> Check {
     is_true.then_some(()).ok_or(rule)
 }
@@ -155,7 +163,8 @@ impl World {
         }
     }
 
-    /// Lets `event` happen, if it can, and checks its result.
+    /// Lets `event` happen if it is possible, and checks its result. Returns whether the event was
+    /// possible.
     fn happen(&mut self, event: Event) -> Check<bool> {
         match event {
             Event::Ask(Late::Refused) if self.is_unfinished => return Ok(false),
@@ -176,7 +185,7 @@ impl World {
                     (_, true) => Err(Refused::Busy),
                     _ => Ok(()),
                 };
-                // Two daemons that follow each other differ.
+                // Keep the number of states finite: only consecutive daemons must differ.
                 self.dialogue.opened %= 2;
                 check(self.dialogue.open() == expected, "open")?;
                 if expected.is_ok() {
@@ -244,7 +253,7 @@ impl World {
         self.contact != Contact::None
     }
 
-    /// A question that is not lost.
+    /// Returns the question, unless it has failed.
     fn question(&mut self) -> Option<&mut Asked> {
         self.asked.as_mut().filter(|asked| asked.lost.is_none())
     }
@@ -263,7 +272,7 @@ impl World {
         self.is_registered() && self.reading.is_none() && self.question().is_none()
     }
 
-    /// Whether there is something to read.
+    /// Returns the expected result of [`Dialogue::is_readable`].
     fn is_readable(&mut self) -> core::result::Result<bool, Refused> {
         if self.is_revoked {
             return Err(Refused::Gone);
@@ -295,7 +304,8 @@ impl World {
         self.end(lost)
     }
 
-    /// The service waits no more. Unless it was lost so, the question came to its end.
+    /// The service no longer waits. With any failure except [`Lost::Working`], the question has
+    /// come to its end.
     fn end(&mut self, lost: Lost) -> Check {
         match self.asked.take() {
             Some(asked) if asked.late == Late::Refused && lost != Lost::Working => self.finish(),
@@ -371,14 +381,15 @@ impl World {
         matches!(self.dialogue.state, State::Pending(..))
     }
 
-    /// What the service waits for: an outcome, a daemon, and that the daemon can be asked.
+    /// Returns what a service can wait for: whether there is an outcome, the daemon, and whether
+    /// the daemon can be asked.
     fn for_service(&self) -> (bool, Option<Daemon<()>>, bool) {
         let outcome = self.dialogue.clone().outcome(&mut Memory::default(), false);
         let has_outcome = !matches!(outcome, Outcome::Pending);
         (has_outcome, self.dialogue.daemon(), self.dialogue.is_free())
     }
 
-    /// As `happen()`, and checks what is true of all events.
+    /// Lets `event` happen as `happen()` does, and checks the rules that hold for all events.
     fn step(&mut self, event: Event) -> Check<bool> {
         let before = (self.for_service(), self.dialogue.is_readable());
         if !self.happen(event)? {
@@ -419,8 +430,8 @@ impl World {
         Ok(true)
     }
 
-    /// Checks that no memory is lost, and none is in two places. Makes equal what no later event reads, so
-    /// that equal states compare equal.
+    /// Checks that each memory is in exactly one place. Resets state that no later event reads, so
+    /// that equivalent states are equal.
     fn tidy(&mut self) -> Check {
         let Self {
             dialogue,
@@ -456,7 +467,7 @@ impl World {
         Ok(())
     }
 
-    /// Whatever happened, the next daemon can be asked, and answers.
+    /// Checks that the next daemon can be asked, and answers, whatever has happened.
     fn recovers(mut self) -> Check {
         if self.is_revoked {
             return Ok(());
@@ -521,7 +532,7 @@ fn push(list: &mut List<World>, world: World) -> Check {
     Ok(())
 }
 
-/// Returns the number of states, or the rule that was broken.
+/// Visits all states. Returns their number, or the rule that was broken.
 pub(super) fn visit_all() -> Check<usize> {
     let mut worlds = List::new();
     push(&mut worlds, World::new())?;
