@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Guest service interface (fcopy): the host copies files into the guest; `hv_fcopy_daemon` writes
+//! Guest service interface (fcopy): the host copies files into the guest. `hv_fcopy_daemon` writes
 //! them.
 
 use crate::{
@@ -48,32 +48,33 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
 /// The file copy service.
 struct Fcopy {
     progress: Progress,
-    /// The daemon is asked to cancel the last copy before it is asked for the next one.
+    /// The daemon is being asked to cancel the last copy. After that, it is asked about the current
+    /// request.
     is_cancelling: bool,
-    /// Of what host and daemon can have logged.
+    /// Limits the lines that the host or the daemon can cause.
     limit: Pin<KBox<RateLimit>>,
 }
 
-/// What the daemon has of a file.
+/// How much of a file the daemon has written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
-    /// Nothing, or all.
+    /// Nothing, or the whole file.
     None,
-    /// A part, and the host goes on with it.
+    /// A part. The host continues the copy.
     Partial,
-    /// A part with a failed piece: no more pieces are taken.
+    /// A part, but a piece has failed. The daemon gets no more pieces.
     Broken,
-    /// A part, and the host has started over without it.
+    /// A part. The host has started over, and will not continue the copy.
     Orphaned,
 }
 
 impl Fcopy {
-    /// Returns whether the daemon has a part of a file.
+    /// Returns whether the daemon has a part of a file that the host may continue or cancel.
     fn is_amid(&self) -> bool {
         matches!(self.progress, Progress::Partial | Progress::Broken)
     }
 
-    /// Asks the daemon about the request in `body`, or answers that.
+    /// Asks the daemon about the request in `body`, or answers the request.
     fn ask_daemon(
         &mut self,
         body: &[u8],
@@ -82,22 +83,22 @@ impl Fcopy {
     ) -> Next {
         self.is_cancelling = false;
         if Operation::parse(body) == Ok(Operation::Cancel) && !self.is_amid() {
-            // A daemon would remove the file that it was given last: one that was there before, or a
-            // copy that is whole.
+            // The daemon would remove the last file that it was asked to create: a complete copy,
+            // or a file that was there before.
             return Next::Answer(Status::OK);
         }
         let (Some(_), Some(message)) = (daemon, message.first_chunk_mut()) else {
             return self.fail(body, Status::FAIL, "no daemon that can be asked");
         };
         match fcopy::to_daemon(body, message) {
-            // A daemon that has come since the copy began writes such a piece anywhere. After a piece
-            // that was not written, a daemon says that the file is whole.
+            // A new daemon would write the piece to any file. After a failed piece, the daemon
+            // would report a complete file.
             Ok((Operation::Write | Operation::Complete, _))
                 if self.progress != Progress::Partial =>
             {
                 self.fail(body, Status::FAIL, "the copy has failed, or did not begin")
             }
-            // A daemon would forget the file that it has a part of.
+            // The daemon would forget the partial file.
             Ok((Operation::Start, _)) if self.is_amid() => {
                 self.is_cancelling = true;
                 Self::question(fcopy::cancel(message))
@@ -107,13 +108,14 @@ impl Fcopy {
         }
     }
 
-    /// The request in `body` fails.
+    /// Answers the request in `body` with the failure `status`, and logs the reason.
     fn fail(&self, body: &[u8], status: Status, why: &str) -> Next {
         let request = Operation::parse(body).map_or("the request", Operation::name);
         session::log_failure(self.limit.as_ref(), "FCopy", &why, request, status);
         Next::Answer(status)
     }
 
+    /// Returns the step that asks the daemon the first `len` bytes of the message.
     const fn question(len: usize) -> Next {
         Next::Ask {
             len,
@@ -152,7 +154,7 @@ impl DaemonService for Fcopy {
         }
         let status = fcopy::status(answer);
         self.progress = match Operation::parse(body) {
-            // There's nothing to cancel of a copy that didn't begin.
+            // A copy that did not begin need not be cancelled.
             Ok(Operation::Start) if status != Status::OK => Progress::None,
             Ok(Operation::Write) if status != Status::OK => Progress::Broken,
             Ok(Operation::Start | Operation::Write) => Progress::Partial,
@@ -165,7 +167,7 @@ impl DaemonService for Fcopy {
     }
 
     fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Next {
-        // Whatever it was, the daemon may have done it, or a part of it.
+        // The daemon may have done all or part of what it was asked.
         if lost != Lost::Unread {
             self.progress = Progress::Broken;
         }
@@ -198,7 +200,7 @@ impl DaemonService for Fcopy {
     }
 
     fn daemon_gone(&mut self) {
-        // Nobody is left to take back what there is of a file.
+        // No daemon is left that could remove the partial file.
         self.progress = Progress::None;
     }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Thaws file systems that the daemon froze for the host, if nobody else does.
+//! Thaws file systems that the daemon has frozen for the host, if the daemon does not.
 //!
-//! The service looks at them and decides in softirq context. A worker records and thaws in process
-//! context: both may take as long as a freeze in progress. Only the removal of the module waits for
-//! the worker.
+//! The service checks and decides in softirq context. A worker, which is detached work, records and
+//! thaws in process context. Both may have to wait for a running freeze, which takes minutes. Only
+//! the removal of the module waits for the worker.
 
 use crate::{
     transport::LateListener,
@@ -44,33 +44,33 @@ use kernel::{
     },
 };
 
-/// Set while there is a record. Two records would take each other's freezes for their own. The next
-/// device cannot freeze before all is thawed that was frozen for the last.
+/// Claimed while a record exists. Two records would mistake each other's freezes for their own. So
+/// the next device cannot freeze before everything is thawed that was frozen for the last device.
 static RECORD: Unique = Unique::new();
 
-/// Why file systems are thawed, or were.
+/// Why file systems are or were thawed.
 #[derive(Clone, Copy)]
 pub(crate) enum Cause {
-    /// The host asks for it.
+    /// The host asks to thaw.
     Asked,
-    /// The host freezes once more.
+    /// The host asks to freeze again.
     Again,
-    /// The host has started over, or the device has gone.
+    /// The host has negotiated again, or the device has gone.
     Restarted,
-    /// They were frozen for longer than they may be.
+    /// The file systems were frozen for longer than `vss_freeze_limit`.
     Limit,
     /// The guest hibernates.
     Hibernation,
     /// The freeze has failed.
     Failed,
-    /// The daemon has gone on to freeze after the end.
+    /// The daemon has continued to freeze after the service gave up.
     Late,
-    /// Somebody else has thawed.
+    /// Someone else has thawed a file system.
     Elsewhere,
 }
 
 impl Cause {
-    /// The words in the log, and for who traces.
+    /// Returns the text for the log and the trace.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Asked => "the host asks for it",
@@ -85,78 +85,79 @@ impl Cause {
     }
 }
 
-/// Why nothing can be frozen.
+/// Why a freeze cannot begin.
 #[derive(Clone, Copy)]
 pub(crate) enum Refusal {
     /// An earlier freeze has not ended.
     Busy,
     /// The guest hibernates.
     Hibernates,
-    /// The kernel does not say what is frozen.
+    /// The kernel cannot tell which file systems are frozen.
     Error(Error),
 }
 
-/// The cause, for who traces, of what this module finds thawed when the daemon has answered THAW.
+/// The cause in the trace for file systems that are already thawed when the daemon has answered
+/// THAW.
 const BY_OTHERS: &str = "the daemon, or somebody else";
 
-/// What is known of the backup when the host asks to thaw.
+/// The state of the backup when the host asks to thaw.
 #[derive(Clone, Copy)]
 pub(crate) enum Backup {
     /// Nothing was frozen for the host.
     None,
-    /// All stayed frozen.
+    /// All file systems stayed frozen.
     Consistent,
-    /// Something was thawed before, for that reason.
+    /// A file system was thawed before, for this reason.
     Spoilt(Cause),
 }
 
-/// A record, and the right to have one.
+/// A record, and the claim on the right to have a record.
 struct Held {
     record: Record,
-    /// When the daemon had frozen all.
+    /// The time at which the daemon had frozen all file systems.
     since: Option<Moment>,
     _claim: Claim,
 }
 
-/// How far the freeze is.
+/// The progress of a freeze.
 enum Stage {
     /// Nothing is frozen.
     Idle,
-    /// The daemon is about to be asked, or freezes, or has failed to.
+    /// The freeze is prepared. The daemon is about to be asked, is freezing, or has failed.
     Begun(Held),
-    /// The daemon has frozen.
+    /// The daemon has frozen all file systems.
     Frozen(Held),
-    /// The worker thaws.
+    /// The worker thaws the file systems.
     Thawing,
 }
 
-/// What the worker has done about the record that a freeze needs.
+/// The preparation of a freeze: the worker makes a record.
 enum Preparation {
     /// No freeze is about to begin.
     None,
-    /// The worker has to make the record.
+    /// The worker must make the record.
     Wanted,
-    /// It has made it, or not.
+    /// The worker has made the record, or failed.
     Ended(Result<(), Refusal>),
 }
 
 struct State {
     stage: Stage,
     preparation: Preparation,
-    /// The daemon may be freezing.
+    /// Whether the daemon may be freezing.
     is_freezing: bool,
-    /// The worker has to thaw, for that reason.
+    /// The worker must thaw, for this reason.
     thaw: Option<Cause>,
-    /// Why something was thawed before the host asked for it. Kept until the next freeze.
+    /// Why file systems were thawed before the host asked for it. Kept until the next freeze.
     spoilt: Option<Cause>,
-    /// What came of the last thaw.
+    /// The result of the last thaw.
     thawed: Result,
-    /// Nothing may be frozen.
+    /// Whether the system hibernates: nothing may be frozen.
     is_hibernating: bool,
 }
 
 impl State {
-    /// A freeze that was prepared does not begin.
+    /// Cancels the preparation of a freeze.
     fn cancel_preparation(&mut self) {
         if let Preparation::Ended(Ok(())) = self.preparation {
             self.stage = Stage::Idle;
@@ -164,7 +165,7 @@ impl State {
         self.preparation = Preparation::None;
     }
 
-    /// Has the worker thaw, although the host did not ask for it.
+    /// Requests a thaw that the host has not asked for.
     fn spoil(&mut self, cause: Cause) {
         self.cancel_preparation();
         if let Stage::Begun(_) | Stage::Frozen(_) = self.stage {
@@ -174,15 +175,15 @@ impl State {
     }
 }
 
-/// What the worker does next.
+/// A task of the worker.
 enum Task {
-    /// Makes a record.
+    /// Make a record.
     Record,
-    /// Thaws what the daemon has frozen.
+    /// Thaw the recorded file systems.
     Thaw(Held, Cause),
 }
 
-/// What the worker and its handles share.
+/// The state that the worker shares with the service.
 #[pin_data]
 struct Shared {
     /// Locked while tasks are carried out.
@@ -190,13 +191,13 @@ struct Shared {
     turn: Mutex<()>,
     #[pin]
     state: SpinLockIrq<State>,
-    /// Wakes the service; `None` once that is gone.
+    /// Wakes the service. `None` after the service is gone.
     #[pin]
     waker: Mutex<Option<Waker>>,
 }
 
 impl Shared {
-    /// Carries out all tasks.
+    /// Carries out all tasks, and wakes the service. May sleep.
     fn carry_out(&self) {
         let _turn = self.turn.lock();
         while let Some(task) = self.next() {
@@ -210,6 +211,7 @@ impl Shared {
         }
     }
 
+    /// Takes the next task.
     fn next(&self) -> Option<Task> {
         let mut state = self.state.lock();
         let is_wanted = matches!(state.preparation, Preparation::Wanted);
@@ -238,6 +240,7 @@ impl Shared {
         }
     }
 
+    /// Makes a record for the freeze that is being prepared.
     fn record(&self) {
         let made = match RECORD.try_claim() {
             Some(claim) => Record::new()
@@ -259,9 +262,9 @@ impl Shared {
         }));
     }
 
-    /// Thaws, for the last time if the daemon does not freeze any more.
+    /// Thaws the recorded file systems. Keeps the record if the daemon may freeze more.
     fn thaw(&self, mut held: Held, cause: Cause) {
-        // Look first: a daemon that ends during the thaw may have frozen more.
+        // Check before the thaw: a daemon that finishes during the thaw may have frozen more.
         let is_last = !self.state.lock().is_freezing;
         let result = thaw(cause, &mut held.record);
         if !is_last {
@@ -280,7 +283,7 @@ impl Shared {
     }
 }
 
-/// Thaws what is recorded, and logs that. Returns the last error.
+/// Thaws the recorded file systems, and logs each. Returns the last error.
 fn thaw(cause: Cause, record: &mut Record) -> Result {
     let mut result = Ok(());
     record.thaw(&mut |super_block, thawed| {
@@ -312,15 +315,16 @@ impl Run for Shared {
     }
 }
 
-/// A handle to what was frozen for the host. Its methods may be called in any context.
+/// A handle to the file systems that are frozen for the host. Unless stated otherwise, its methods
+/// may be called in any context.
 pub(crate) struct Freezer {
     shared: Arc<Shared>,
     work: Arc<Detached>,
 }
 
 impl Freezer {
-    /// Nothing is frozen yet. `waker` is the service's, which is woken when the worker has done what it
-    /// was to do.
+    /// Creates a freezer for a service, with nothing frozen. `waker` wakes the service when the
+    /// worker has finished.
     ///
     /// Fails with `ENOMEM`.
     pub(crate) fn new(waker: Waker) -> Result<Arc<Self>> {
@@ -345,14 +349,15 @@ impl Freezer {
         Ok(Arc::new(Self { shared, work }, GFP_KERNEL)?)
     }
 
-    /// A freeze is about to begin: has the worker record what is frozen already. What was frozen for the
-    /// host before is thawed.
+    /// Prepares a freeze: lets the worker record which file systems are frozen. If file systems are
+    /// still frozen for the host, the worker thaws them first.
     pub(crate) fn prepare(&self) {
         self.shared.state.lock().preparation = Preparation::Wanted;
         self.schedule();
     }
 
-    /// Begins the freeze once it is prepared: the daemon is asked next. `None` if it is not prepared yet.
+    /// Begins the freeze, if the worker has prepared it. The caller asks the daemon next. Returns
+    /// `None` while the worker prepares the freeze.
     pub(crate) fn begin(&self) -> Option<Result<(), Refusal>> {
         let mut state = self.shared.state.lock();
         if state.is_hibernating {
@@ -372,7 +377,9 @@ impl Freezer {
         }))
     }
 
-    /// The daemon has frozen. Fails if something was thawed before that.
+    /// Completes the freeze: the daemon has frozen all file systems.
+    ///
+    /// Fails with the cause if a file system was thawed meanwhile.
     pub(crate) fn complete(&self) -> Result<(), Cause> {
         let mut state = self.shared.state.lock();
         state.is_freezing = false;
@@ -397,18 +404,19 @@ impl Freezer {
         }
     }
 
-    /// The daemon freezes no more, and has not frozen all: what it has frozen is to be thawed.
+    /// To be called when the daemon no longer freezes, but has not frozen all file systems.
+    /// [`Freezer::thaw`] thaws those that the daemon has frozen.
     pub(crate) fn freeze_failed(&self) {
         self.shared.state.lock().is_freezing = false;
     }
 
-    /// The daemon was not asked: nothing is to be thawed.
+    /// Cancels a freeze for which the daemon was not asked. Nothing needs to be thawed.
     pub(crate) fn cancel(&self) {
         let mut state = self.shared.state.lock();
         state.cancel_preparation();
     }
 
-    /// The daemon has not read that it is to freeze: there is nothing to thaw.
+    /// Cancels a freeze for which the daemon has not read the question. Nothing needs to be thawed.
     pub(crate) fn freeze_unread(&self) {
         let mut state = self.shared.state.lock();
         state.is_freezing = false;
@@ -417,13 +425,13 @@ impl Freezer {
         }
     }
 
-    /// Has what was frozen for the host thawed, although the host has not asked for it.
+    /// Lets the worker thaw what is frozen for the host, although the host has not asked for it.
     pub(crate) fn thaw(&self, cause: Cause) {
         self.shared.state.lock().spoil(cause);
         self.schedule();
     }
 
-    /// The host asks to thaw: the daemon is asked next.
+    /// Begins the thaw that the host asks for. The caller asks the daemon next.
     pub(crate) fn begin_thaw(&self) -> Backup {
         let mut state = self.shared.state.lock();
         let spoilt = state.spoilt;
@@ -440,7 +448,7 @@ impl Freezer {
         }
     }
 
-    /// The daemon says that it has thawed, or does not: has the worker thaw what is left.
+    /// Finishes the thaw, after the daemon has thawed or failed: lets the worker thaw what is left.
     pub(crate) fn finish_thaw(&self, daemon_succeeded: bool) {
         {
             let mut state = self.shared.state.lock();
@@ -469,7 +477,7 @@ impl Freezer {
         self.schedule();
     }
 
-    /// What came of the thaw, once nothing is left to do.
+    /// Returns the result of the thaw, or `None` while the worker thaws.
     pub(crate) fn thawed(&self) -> Option<Result> {
         let state = self.shared.state.lock();
         match state.stage {
@@ -479,8 +487,8 @@ impl Freezer {
         }
     }
 
-    /// Calls `visit` for each file system that is frozen for the host, in an atomic context. Returns false
-    /// while the worker thaws them.
+    /// Calls `visit`, which must not sleep, for each file system that is frozen for the host.
+    /// Returns false, without a call, while the worker thaws.
     pub(crate) fn for_each_frozen(&self, visit: &mut dyn FnMut(&SuperBlock)) -> bool {
         match &self.shared.state.lock().stage {
             Stage::Idle => (),
@@ -490,8 +498,8 @@ impl Freezer {
         true
     }
 
-    /// Milliseconds since the daemon had frozen all that the host has asked for. `None` if it has not, or
-    /// if something was thawed, by whomever.
+    /// Returns the time since the daemon has frozen all file systems for the host, in milliseconds.
+    /// Returns `None` if they are not all frozen.
     pub(crate) fn frozen_for(&self) -> Option<u64> {
         match &self.shared.state.lock().stage {
             Stage::Frozen(held) if held.record.is_intact() => held.since.map(Moment::age),
@@ -499,14 +507,16 @@ impl Freezer {
         }
     }
 
-    /// The service has gone: it is not woken any more. May sleep.
+    /// Stops waking the service. To be called when the service is gone. May sleep.
     pub(crate) fn forget_service(&self) {
         let waker = self.shared.waker.lock().take();
         drop(waker);
     }
 
+    /// Schedules the worker.
     fn schedule(&self) {
-        // The driver is registered as long as a device is bound, or a daemon has the device open.
+        // A driver is registered while a device is bound. While only a daemon has the device open,
+        // the module cannot be removed, so its driver stays registered, too.
         Detached::schedule(&self.work);
     }
 }

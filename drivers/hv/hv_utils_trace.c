@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The tracepoints' code, once in the module. Rust calls them by rust/hyperv/trace.rs. */
+/* The code of the tracepoints. rust/hyperv/trace.rs calls them. */
 
 #define CREATE_TRACE_POINTS
 #define CREATE_RUST_TRACE_POINTS

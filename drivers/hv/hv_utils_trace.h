@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Tracepoints of the integration services. Names come from Rust: they have a
- * length, and no NUL behind them.
+ * Tracepoints of the integration services. Strings come from Rust: they have a
+ * length, and no terminating NUL.
  */
 
 #undef TRACE_SYSTEM
@@ -12,7 +12,10 @@
 
 #include <linux/tracepoint.h>
 
-/* The host has offered versions. Both numbers are 0 if none is common. */
+/*
+ * The answer to a negotiation: the message version that was agreed on. Both
+ * numbers are 0 if host and guest have no version in common.
+ */
 TRACE_EVENT(hv_utils_negotiation,
 	    TP_PROTO(const char *service, size_t service_len, u16 major, u16 minor),
 	    TP_ARGS(service, service_len, major, minor),
@@ -26,7 +29,10 @@ TRACE_EVENT(hv_utils_negotiation,
 		      __entry->minor)
 );
 
-/* A message of the host that is answered, now or later. The length is the packet's. */
+/*
+ * A message from the host that gets an answer, at once or later. The length is
+ * that of the packet's payload, in bytes.
+ */
 TRACE_EVENT(hv_utils_request,
 	    TP_PROTO(const char *service, size_t service_len, u64 transaction, u16 type,
 		     size_t len),
@@ -44,8 +50,9 @@ TRACE_EVENT(hv_utils_request,
 );
 
 /*
- * Its answer, and the nanoseconds since the service took it; 0 if tracing has
- * begun meanwhile. The time that it waited in the ring does not count.
+ * The answer to a message. The latency is the time since the service has
+ * accepted the message, in nanoseconds; 0 if the event was enabled after that.
+ * The time in the ring does not count.
  */
 TRACE_EVENT(hv_utils_reply,
 	    TP_PROTO(const char *service, size_t service_len, u64 transaction, u32 status,
@@ -66,7 +73,7 @@ TRACE_EVENT(hv_utils_reply,
 		      __entry->sent)
 );
 
-/* The daemon has a message of this length to read. */
+/* The service asks the daemon. The length is that of the message, in bytes. */
 TRACE_EVENT(hv_utils_asked,
 	    TP_PROTO(const char *service, size_t service_len, size_t len),
 	    TP_ARGS(service, service_len, len),
@@ -77,7 +84,10 @@ TRACE_EVENT(hv_utils_asked,
 	    TP_printk("service=%s len=%u", __get_str(service), __entry->len)
 );
 
-/* What came of that: "answered", "gone", "timed out", or "given up" where the host starts over. */
+/*
+ * The outcome of a question to the daemon: "answered", "gone", "timed out", or
+ * "given up" if the host has negotiated again or the channel was closed.
+ */
 TRACE_EVENT(hv_utils_answered,
 	    TP_PROTO(const char *service, size_t service_len, const char *outcome,
 		     size_t outcome_len),
@@ -89,7 +99,7 @@ TRACE_EVENT(hv_utils_answered,
 	    TP_printk("service=%s outcome=%s", __get_str(service), __get_str(outcome))
 );
 
-/* A packet that is not answered. */
+/* A packet that gets no answer. */
 TRACE_EVENT(hv_utils_ignored,
 	    TP_PROTO(const char *service, size_t service_len, const char *reason,
 		     size_t reason_len),
@@ -101,7 +111,7 @@ TRACE_EVENT(hv_utils_ignored,
 	    TP_printk("service=%s reason=%s", __get_str(service), __get_str(reason))
 );
 
-/* A file system is frozen for a backup. */
+/* A file system was frozen for a backup. */
 TRACE_EVENT(hv_utils_frozen,
 	    TP_PROTO(const char *device, size_t device_len),
 	    TP_ARGS(device, device_len),
@@ -110,7 +120,10 @@ TRACE_EVENT(hv_utils_frozen,
 	    TP_printk("device=%s", __get_str(device))
 );
 
-/* It is thawed, or could not be: an error number. The cause says by whom, or why. */
+/*
+ * A file system was thawed, or failed to thaw with an error number. The cause
+ * says why, or who has thawed the file system.
+ */
 TRACE_EVENT(hv_utils_thawed,
 	    TP_PROTO(const char *device, size_t device_len, const char *cause, size_t cause_len,
 		     int error),
@@ -127,7 +140,7 @@ TRACE_EVENT(hv_utils_thawed,
 
 #endif /* _HV_UTILS_TRACE_H */
 
-/* This part must be outside protection */
+/* This part must be outside the include guard. */
 #undef TRACE_INCLUDE_PATH
 #define TRACE_INCLUDE_PATH .
 #undef TRACE_INCLUDE_FILE

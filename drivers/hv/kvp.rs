@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Data exchange (KVP): the host reads and writes key-value pairs and IP settings of the guest,
-//! which `hv_kvp_daemon` keeps.
+//! Data exchange (KVP): the host reads and writes key-value pairs and IP settings of the guest.
+//! `hv_kvp_daemon` stores them.
 
 use crate::{
     icmsg::{
@@ -37,7 +37,7 @@ static INFO: daemon::Info = daemon::Info {
         newest: Some(&kvp_protocol),
     },
     ring: RING,
-    // The host sets keys and IP settings right after the negotiation, once. It waits.
+    // The host sends keys and IP settings once, as soon as the negotiation is answered.
     waits_for_daemon: true,
     unique: Unique::new(),
     protocol: Protocol {
@@ -64,13 +64,13 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
 
 /// The KVP service.
 struct Kvp {
-    /// Layout of addresses in the current request.
+    /// Layout of IP settings in the current request.
     layout: Layout,
-    /// Until when the current request waits for a daemon.
+    /// Time until which the current request waits for a daemon.
     until: Deadline,
-    /// The daemon went away before it answered the current request. The next daemon is asked, once.
+    /// The daemon has gone before it answered the current request. The next daemon is asked, once.
     is_asked_again: bool,
-    /// Result of the last GET_IP_INFO that is logged. Hosts poll: the log has a line if the result changes.
+    /// The last logged result of GET_IP_INFO. Hosts poll, so only a changed result is logged.
     told: Result<Omitted, addresses::Error>,
     /// Limits the lines that the host or the daemon can cause.
     limit: Pin<KBox<RateLimit>>,
@@ -103,7 +103,7 @@ impl Kvp {
 
     /// Logs why the request in `body` fails. Returns whether the limit allowed it.
     fn fail(&self, body: &[u8], status: Status, why: &dyn fmt::Display) -> bool {
-        // The end of an enumeration, say.
+        // For example, the end of an enumeration is not a failure.
         if !status.is_failure() {
             return true;
         }
@@ -175,14 +175,15 @@ impl DaemonService for Kvp {
             self.log_addresses(body, told);
         }
         Next::Answer(match status {
-            // The last daemon has deleted it.
+            // The previous daemon has deleted the key.
             Status::NO_MORE_ITEMS if self.is_asked_again && kvp::is_delete(body) => Status::OK,
             status => status,
         })
     }
 
     fn unanswered(&mut self, body: &mut [u8], _: Lost, reason: Reason) -> Next {
-        // The last daemon may have done it: repeating is harmless.
+        // The daemon may have handled the request before it has gone. Repeating the request is
+        // harmless.
         if reason != Reason::Gone || self.is_asked_again {
             self.fail(body, Status::FAIL, &reason.name());
             return Next::Answer(Status::FAIL);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Time synchronisation: the host tells its time; the guest steps its clock when asked to, and
-//! offers the host's clock to its own time service as PTP clock `hyperv`.
+//! Time synchronisation: the host sends samples of its time. The guest steps its clock if the host
+//! asks for it, and offers the host's clock to user space as the PTP clock `hyperv`.
 
 use crate::{
     icmsg::timesync::{
@@ -31,6 +31,7 @@ use kernel::sync::atomic::{
     Release, //
 };
 
+/// Constants of the time synchronisation service.
 static INFO: session::Info = session::Info {
     name: "TimeSync",
     kind: Kind::TIMESYNC,
@@ -48,7 +49,7 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
         host: host.clone(),
         limit: KBox::pin_init(RateLimit::new(c"hv_utils"), GFP_KERNEL)?,
     };
-    // Without the PTP clock, the system's is stepped all the same.
+    // If the PTP clock cannot be registered, the service still steps the system clock.
     let ptp = ptp::Registration::new(dev.as_ref(), c"hyperv", host.clone())
         .inspect_err(|error| pr_err!("cannot register PTP clock: {:?}\n", error))
         .ok();
@@ -62,10 +63,11 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
     })
 }
 
-/// How far the clock has to be behind the host's for `timesync_implicit`, in nanoseconds.
+/// With `timesync_implicit`, the system clock is stepped if it is this far behind the host's clock,
+/// in nanoseconds.
 const BEHIND: i64 = 5 * 1_000_000_000;
 
-/// How long the log says nothing more of samples that are ahead: an hour, in units of 100 ns.
+/// Minimum time between two log messages about samples that are ahead: an hour, in units of 100 ns.
 const SILENCE: u64 = 3600 * 10_000_000;
 
 /// The time synchronisation service.
@@ -111,32 +113,35 @@ impl Service for TimeSync {
     }
 
     fn restarted(&mut self) -> Option<Infallible> {
-        // The reference time may have stood still meanwhile, and the sample with it.
+        // If the channel was closed, the reference time may have stopped meanwhile. The sample is
+        // then wrong.
         self.host.forget();
         None
     }
 }
 
-/// The host's clock, as far as its last sample tells.
+/// The host's clock, according to the last sample.
 ///
-/// There is no lock. `set()` writes the offset before the reference time, and readers load them in the
-/// other order. So a reader may pair a new offset with an older reference time, which is harmless, and
-/// never the reverse.
+/// There is no lock. `set()` writes the offset before the reference time, and readers load them in
+/// reverse order. So a reader may combine a new offset with an older reference time, which is
+/// harmless, but never an old offset with a newer reference time.
 pub(crate) struct HostClock {
     offset: Atomic<u64>,
     reference: Atomic<u64>,
-    /// Leap indicator, and the stratum in the low 8 bits; [`Self::UNKNOWN`] if the sample does not say.
+    /// The leap indicator in the high bits, and the stratum in the low 8 bits. [`Self::UNKNOWN`] if
+    /// the sample does not contain them.
     quality: RwOnce<u32>,
-    /// The system's clock is to be stepped.
+    /// Whether the system clock shall be stepped.
     steps: Atomic<bool>,
     ahead: Ahead,
 }
 
 impl HostClock {
-    /// The reference time of no sample: that is 58,000 years after the virtual machine's start.
+    /// The reference time if there is no sample. The real reference time reaches this value 58,000
+    /// years after the start of the virtual machine.
     const NEVER: u64 = u64::MAX;
 
-    /// No leap indicator and no stratum.
+    /// Stands for an unknown leap indicator and stratum.
     const UNKNOWN: u32 = u32::MAX;
 
     fn new() -> Self {
@@ -149,6 +154,7 @@ impl HostClock {
         }
     }
 
+    /// Stores a sample.
     fn set(&self, Sample { offset, reference }: Sample, quality: Option<Quality>) {
         let number = |Quality { leap, stratum }| u32::from(leap) << 8 | u32::from(stratum);
         self.quality.write(quality.map_or(Self::UNKNOWN, number));
@@ -156,37 +162,41 @@ impl HostClock {
         self.reference.store(reference, Release);
     }
 
+    /// Forgets the last sample.
     fn forget(&self) {
-        // The step was to go by the sample.
+        // A pending step would use the sample.
         self.steps.store(false, Relaxed);
         self.reference.store(Self::NEVER, Relaxed);
     }
 
+    /// Returns the last sample.
     fn sample(&self) -> Option<Sample> {
         let reference = self.reference.load(Acquire);
         let offset = self.offset.load(Relaxed);
         (reference != Self::NEVER).then_some(Sample { offset, reference })
     }
 
-    /// The host's time less the system's clock, in nanoseconds. Fails where [`ptp::Clock::at`] does.
+    /// Returns the host's time minus the system's time, in nanoseconds.
+    ///
+    /// Fails as [`ptp::Clock::at`] does.
     pub(crate) fn offset(&self) -> Result<i64, Unreadable> {
         let host = self.at(timer::read_reference_counter())?;
         Ok(host.saturating_sub(time::wall_clock()))
     }
 
-    /// Age of the last sample, in units of 100 ns. `None` if there is no sample, or if the reference time
-    /// was set back.
+    /// Returns the age of the last sample, in units of 100 ns. Returns `None` without a sample, or
+    /// if the reference time was set back.
     pub(crate) fn age(&self) -> Option<u64> {
         let sample = self.sample()?;
         sample.age(timer::read_reference_counter()).ok()
     }
 
-    /// What the last sample says of the host's clock.
+    /// Returns the quality of the host's clock in the last sample.
     pub(crate) fn quality(&self) -> Option<Quality> {
         self.sample()?;
         match self.quality.read() {
             Self::UNKNOWN => None,
-            // CAST: Eight bits each.
+            // CAST: Both numbers have 8 bits.
             quality => Some(Quality {
                 leap: (quality >> 8) as u8,
                 stratum: quality as u8,
@@ -194,28 +204,31 @@ impl HostClock {
         }
     }
 
-    /// Number of samples since the device was bound whose reference time was more than 10 ms ahead.
+    /// Returns the number of samples, since the device was bound, whose reference time was more
+    /// than 10 ms ahead.
     pub(crate) fn samples_ahead(&self) -> u64 {
         self.ahead.number.load(Relaxed)
     }
 }
 
 impl ptp::Clock for HostClock {
-    /// Fails if the host has not told its time yet, or if that was too long ago.
+    /// Fails with [`Unreadable::NoData`] without a sample, or with [`Unreadable::Stale`] if the
+    /// sample is too old.
     fn at(&self, reference: u64) -> Result<i64, Unreadable> {
         let sample = self.sample().ok_or(Unreadable::NoData)?;
         sample.at(reference).map_err(|_| Unreadable::Stale)
     }
 }
 
-/// The samples whose reference time was ahead of the guest's. Times are in units of 100 ns.
+/// Samples whose reference time was ahead of the guest's. Times are in units of 100 ns.
 struct Ahead {
+    /// The number of such samples.
     number: Atomic<u64>,
-    /// How far the last one was ahead.
+    /// How far the last such sample was ahead.
     last: Atomic<u64>,
-    /// Number of which the log has spoken; 0 before.
+    /// The number that was logged last; 0 if none was logged.
     said: Atomic<u64>,
-    /// Reference time at which it did so last.
+    /// The reference time of the last log message.
     said_at: Atomic<u64>,
 }
 
@@ -229,7 +242,8 @@ impl Ahead {
         }
     }
 
-    /// Counts a sample that came at reference time `now`. Returns whether the log is to say so.
+    /// Counts a sample that was received at reference time `now`. Returns whether a log message is
+    /// due.
     #[cold]
     fn count(&self, ahead: u64, now: u64) -> bool {
         self.last.store(ahead, Relaxed);
@@ -237,12 +251,13 @@ impl Ahead {
         self.is_due(now)
     }
 
+    /// Returns whether enough time has passed since the last log message.
     fn is_due(&self, now: u64) -> bool {
-        // A reference time that was set back is a long time, too.
+        // If the reference time was set back, the difference is huge.
         self.said.load(Relaxed) == 0 || now.wrapping_sub(self.said_at.load(Relaxed)) >= SILENCE
     }
 
-    /// Says it in the log.
+    /// Logs the number of samples that were ahead, if a log message is due.
     fn log(&self) {
         let number = self.number.load(Relaxed);
         let now = timer::read_reference_counter();
@@ -259,7 +274,8 @@ impl Ahead {
     }
 }
 
-/// What is done outside the interrupt: it steps the guest's clock to the host's time, and logs.
+/// The channel's job, for work that must not be done in the interrupt: logs, and steps the system
+/// clock to the host's time.
 struct Later {
     host: Arc<HostClock>,
     limit: Pin<KBox<RateLimit>>,

@@ -184,7 +184,8 @@ impl Transport {
         }
     }
 
-    /// Notifies the listener and the daemon of events. Returns whether the caller must wake the service.
+    /// Sends the notifications that events require to the listener and the daemon. Returns whether
+    /// the caller must wake the service.
     #[must_use]
     fn notify(&self, dialogue: &mut Dialogue<Registration, Message>) -> bool {
         let Effects {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Volume shadow copy (VSS): the host backs the guest up while it runs; `hv_vss_daemon` freezes and
-//! thaws its file systems. Where it does not thaw them, this module does.
+//! Volume shadow copy (VSS): the host backs up the running guest. `hv_vss_daemon` freezes and thaws
+//! the file systems. If the daemon does not thaw them, this module does.
 
 use crate::{
     daemon::Awaited,
@@ -31,7 +31,7 @@ use hyperv::{
     },
 };
 
-/// How long the daemon may take to freeze.
+/// Time that the daemon has to freeze the file systems.
 const FREEZE_TIMEOUT: Delta = Delta::from_secs(15 * 60);
 
 /// Constants of the VSS service.
@@ -43,7 +43,7 @@ static INFO: daemon::Info = daemon::Info {
         versions: &[Version::new(7, 0), Version::new(6, 0), Version::new(5, 0)],
         newest: Some(&vss_protocol),
     },
-    // The longest message, a freeze with 520 disks, has 12,528 bytes.
+    // The longest message has 12,528 bytes: a freeze with 520 disks.
     ring: RingSize::with_data(4 * 4096),
     waits_for_daemon: false,
     unique: Unique::new(),
@@ -83,7 +83,7 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
 /// The VSS service.
 pub(crate) struct Vss {
     freezer: Arc<Freezer>,
-    /// Of the request that is worked on.
+    /// The operation of the current request.
     operation: Operation,
     step: Step,
     /// `Some` while file systems are frozen for the host.
@@ -95,42 +95,42 @@ pub(crate) struct Vss {
 /// Progress of the current request.
 #[derive(Clone, Copy)]
 enum Step {
-    /// There is none, or one that the daemon alone is asked about.
+    /// There is no request, or only the daemon has to handle it.
     None,
-    /// FREEZE: the worker records what is frozen already.
+    /// FREEZE: the worker records which file systems are already frozen.
     Preparing,
-    /// FREEZE: the daemon freezes.
+    /// FREEZE: the daemon freezes the file systems.
     Freezing,
-    /// THAW: the daemon thaws.
+    /// THAW: the daemon thaws the file systems.
     Thawing(Backup),
-    /// THAW: the worker thaws what the daemon has left frozen. The daemon's answer, if nothing was frozen
-    /// for the host, is passed on.
+    /// THAW: the worker thaws what the daemon has left frozen. `Status` is that of the daemon's
+    /// answer, which the host gets if nothing was frozen for it.
     Finishing(Backup, Status),
 }
 
-/// File systems are frozen for the host.
+/// A freeze for the host, and its limit.
 struct Frozen {
-    /// For how long at the most, in seconds; 0 for as long as the host wants.
+    /// Maximum duration of the freeze in seconds; 0 for no limit.
     limit: u32,
-    /// When that is over.
+    /// Time at which the file systems are thawed, if there is a limit.
     until: Option<Deadline>,
 }
 
 /// Why a request fails, for the log.
 enum Why {
-    /// There is no daemon, or it is amid a read.
+    /// There is no daemon, or it is still reading an earlier question.
     NoDaemon,
-    /// The daemon has answered that it failed.
+    /// The daemon has answered with a failure.
     Daemon,
     /// The daemon has not answered.
     NoAnswer(Reason),
-    /// Something was thawed before the host has asked for it.
+    /// File systems were thawed before the host asked for it.
     Spoilt(Cause),
     /// Nothing can be frozen.
     Refused(Refusal),
-    /// The kernel cannot thaw.
+    /// The kernel failed to thaw a file system.
     FileSystems(Error),
-    /// To look what is frozen, or to thaw it, takes too long.
+    /// Recording the frozen file systems, or thawing them, takes too long.
     FileSystemsTimedOut,
 }
 
@@ -158,14 +158,15 @@ impl fmt::Display for Why {
 }
 
 impl Vss {
-    /// Waits for the worker.
+    /// Returns the step that waits for the worker.
     fn later() -> Next {
         Next::Wait {
             until: Deadline::after(ANSWER_TIMEOUT),
         }
     }
 
-    /// Has the daemon freeze once the worker has prepared it.
+    /// Asks the daemon to freeze if the worker has prepared the freeze, otherwise waits for the
+    /// worker.
     fn freeze(&mut self, daemon: Option<Registration>, message: &mut [u8]) -> Next {
         self.step = Step::Preparing;
         if daemon.is_none() {
@@ -180,13 +181,14 @@ impl Vss {
         }
     }
 
-    /// Has the worker thaw what the daemon, which answered `status`, left frozen.
+    /// Lets the worker thaw what the daemon has left frozen. `status` is that of the daemon's
+    /// answer.
     fn finish_thaw(&mut self, backup: Backup, status: Status) -> Next {
         self.freezer.finish_thaw(status == Status::OK);
         self.thaw_done(backup, status)
     }
 
-    /// Answers THAW once nothing is left to thaw.
+    /// Answers THAW if nothing is left to thaw, otherwise waits for the worker.
     fn thaw_done(&mut self, backup: Backup, status: Status) -> Next {
         self.step = Step::Finishing(backup, status);
         let Some(thawed) = self.freezer.thawed() else {
@@ -204,7 +206,7 @@ impl Vss {
         self.fail(Operation::Thaw, status, &why)
     }
 
-    /// Asks the daemon as the next step of the request.
+    /// Asks the daemon about `operation`. `step` is the next step of the request.
     fn question(&mut self, step: Step, operation: Operation, message: &mut [u8]) -> Next {
         let Some(message) = message.first_chunk_mut() else {
             return Next::Answer(Status::FAIL);
@@ -222,7 +224,8 @@ impl Vss {
         }
     }
 
-    /// The request fails. If it is a freeze that began, nothing stays frozen.
+    /// Answers the request with the failure `status`, and logs the reason. If the request is a
+    /// freeze that has begun, everything is thawed.
     fn fail(&mut self, operation: Operation, status: Status, why: &Why) -> Next {
         self.log_failure(operation, status, why);
         match self.step {
@@ -234,13 +237,14 @@ impl Vss {
         Next::Answer(status)
     }
 
+    /// Logs that a request fails.
     fn log_failure(&self, operation: Operation, Status(status): Status, why: &Why) {
         if !self.limit.as_ref().allows() {
             return;
         }
         let operation = operation.name();
         match why {
-            // As long as none is installed, all fail.
+            // This is expected if no daemon is installed, so do not warn.
             Why::NoDaemon => pr_notice!(
                 "VSS: {}: {} fails, status {:#x}\n",
                 format_args!("{why}"),
@@ -256,14 +260,14 @@ impl Vss {
         }
     }
 
-    /// The daemon does not thaw, so this module does.
+    /// Logs that the module thaws because the daemon does not.
     fn log_thaw(&self, why: &Why) {
         if self.limit.as_ref().allows() {
             pr_warn!("VSS: {}: thawing without it\n", format_args!("{why}"));
         }
     }
 
-    /// The daemon does not answer a FREEZE.
+    /// Tells the freezer if the question about a FREEZE has failed.
     fn freeze_lost(&self, lost: Lost) {
         match (self.step, lost) {
             (Step::Freezing, Lost::Unread) => self.freezer.freeze_unread(),
@@ -272,7 +276,7 @@ impl Vss {
         }
     }
 
-    /// All that the host has asked for was frozen.
+    /// Answers a FREEZE when all file systems are frozen. The limit begins now.
     fn freeze_done(&mut self) -> Next {
         let limit = vss_freeze_limit.get();
         self.frozen = Some(Frozen {
@@ -311,7 +315,7 @@ impl DaemonService for Vss {
             }
             Operation::HotBackup => self.question(Step::None, operation, message),
             Operation::Freeze => {
-                // A freeze that follows another has the whole time.
+                // The previous limit does not apply to the new freeze.
                 self.frozen = None;
                 self.freezer.prepare();
                 self.freeze(daemon, message)

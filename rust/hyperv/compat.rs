@@ -113,7 +113,8 @@ mod imp {
         unsafe { bindings::vmbus_sendpacket(channel, buffer, len, request, kind, flags) }
     }
 
-    // SAFETY: `DRIVER_DATA_OFFSET` is the offset to the `driver_data` field, which `index()` returns.
+    // SAFETY: `DRIVER_DATA_OFFSET` is the offset to the `driver_data` field, which `index()`
+    // returns.
     unsafe impl RawDeviceIdIndex for DeviceId {
         const DRIVER_DATA_OFFSET: usize = offset_of!(bindings::hv_vmbus_device_id, driver_data);
 

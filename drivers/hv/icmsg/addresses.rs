@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An adapter's addresses in key-value pair messages: those of the host, those of the daemon, and the way
-//! between them.
+//! IP settings of a network adapter in key-value pair messages: conversion between the host's
+//! messages and the daemon's.
 //!
-//! The daemon has them as text in UTF-8: `struct hv_kvp_ipaddr_value`, with four lists whose entries have
-//! `;` between. So do hosts up to version 4.0, in UTF-16. From 5.0 on a host has numbers, which lie at
-//! offset 4 of its body (all are little-endian, the bytes of an address are in network order):
+//! The daemon uses UTF-8 text: a `struct hv_kvp_ipaddr_value` with four lists, whose entries are
+//! separated by `;`. Up to version 4.0, the host uses the same structure with UTF-16 text. Since
+//! version 5.0, the host uses binary numbers, at offset 4 of the body. Numbers are little-endian.
+//! The bytes of an address are in network order:
 //!
-//! | Offset | Field                                                                       |
-//! | ------ | --------------------------------------------------------------------------- |
-//! | 0      | number of addresses, gateways, name servers, of IPv4 and IPv6 each, u32 x6  |
-//! | 24     | adapter id u16 x128                                                         |
-//! | 280    | family u8, DHCP u8, padding u16                                             |
-//! | 284    | addresses: 64 of IPv4, 64 of IPv6                                           |
-//! | 1564   | masks of the IPv4 addresses, 64; prefix lengths u32 of the IPv6 ones, x64   |
-//! | 2076   | gateways: 5 of IPv4, 5 of IPv6                                              |
-//! | 2176   | name servers: 64 of IPv4, 64 of IPv6                                        |
-//! | 3456   | origins u16 x128: the IPv4 addresses', right behind them the IPv6 ones'     |
+//! | Offset | Field                                                                            |
+//! | ------ | -------------------------------------------------------------------------------- |
+//! | 0      | numbers of addresses, gateways and name servers, of IPv4 and IPv6 each, u32 x6   |
+//! | 24     | adapter id u16 x128                                                              |
+//! | 280    | family u8, DHCP u8, padding u16                                                  |
+//! | 284    | addresses: 64 of IPv4, 64 of IPv6                                                |
+//! | 1564   | masks of the IPv4 addresses, x64; prefix lengths of the IPv6 addresses, u32 x64  |
+//! | 2076   | gateways: 5 of IPv4, 5 of IPv6                                                   |
+//! | 2176   | name servers: 64 of IPv4, 64 of IPv6                                             |
+//! | 3456   | origins u16 x128: of the IPv4 addresses, directly followed by those of IPv6      |
 //!
 //! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
 //! (`struct hv_kvp_ipaddr_value`).
@@ -42,7 +43,7 @@ use core::{
     str, //
 };
 
-/// `struct hv_kvp_ipaddr_value`, with offsets from its start.
+/// The layout of `struct hv_kvp_ipaddr_value`.
 mod text {
     use super::Range;
 
@@ -56,7 +57,7 @@ mod text {
     pub(super) const LEN: usize = 7426;
 }
 
-/// A host's numbers, with offsets from their start.
+/// The layout of the host's binary numbers. Offsets are those of the table above.
 mod binary {
     use super::{
         Field,
@@ -91,24 +92,24 @@ mod binary {
     pub(super) const LEN: usize = 3712;
 }
 
-/// The most bits that the prefix of an IPv6 address has.
+/// The maximum prefix length of an IPv6 address, in bits.
 const MAX_PREFIX: u32 = 128;
 
-/// Origins of addresses.
+/// The origins of addresses.
 mod origin {
-    /// Neither of those that have a number: from DHCP.
+    /// An origin without a number of its own, here DHCP.
     pub(super) const OTHER: u16 = 1;
     pub(super) const STATIC: u16 = 2;
 }
 
-/// What addresses consist of.
+/// A part of the IP settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
     /// The adapter's id.
     Adapter,
     /// The addresses.
     Addresses,
-    /// The addresses' masks and prefix lengths.
+    /// The masks and prefix lengths of the addresses.
     Subnets,
     /// The gateways.
     Gateways,
@@ -128,7 +129,7 @@ impl fmt::Display for Field {
     }
 }
 
-/// The two families of addresses; their numbers are indices here.
+/// The family of an address. The number is an index into pairs in this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     /// IPv4.
@@ -138,6 +139,7 @@ pub(crate) enum Family {
 }
 
 impl Family {
+    /// Returns the family of `address`.
     const fn of(address: &IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => Self::V4,
@@ -146,23 +148,24 @@ impl Family {
     }
 }
 
-/// Why addresses were not translated. Lists are never cut.
+/// Why IP settings could not be converted. A list that does not fit is an error: it is never
+/// truncated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Error {
-    /// The host has no room for as many.
+    /// A list has more entries than the host's message has room for.
     TooMany {
-        /// Of these.
+        /// The list.
         field: Field,
-        /// Of this family.
+        /// The family of the entries.
         family: Family,
-        /// Room for so many.
+        /// The number of entries that fit.
         room: usize,
     },
-    /// The daemon has no room for this text.
+    /// A text does not fit into the daemon's message.
     TooLong(Field),
-    /// The daemon's text does not end.
+    /// The daemon's text has no NUL.
     Endless(Field),
-    /// An entry is nothing that belongs there.
+    /// An entry of the list is not valid.
     Invalid(Field),
     /// The daemon has more subnets than addresses.
     TooManySubnets,
@@ -190,17 +193,19 @@ impl fmt::Display for Error {
     }
 }
 
-/// What the host's answer lacks, because the daemon's text does not have it.
+/// Information that the host's answer lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Omitted {
-    /// Number of addresses without a subnet. The host gets masks and prefix lengths of 0 for them.
+    /// Number of addresses for which the daemon's text has no subnet. The host gets masks and
+    /// prefix lengths of 0 for these.
     pub(crate) subnets: usize,
-    /// Number of gateways and name servers that are no addresses. The host does not get these.
+    /// Number of gateways and name servers in the daemon's text that are not addresses. The host
+    /// does not get these.
     pub(crate) not_addresses: usize,
 }
 
 impl Omitted {
-    /// The answer has all.
+    /// The answer is complete.
     pub(crate) const NOTHING: Self = Self {
         subnets: 0,
         not_addresses: 0,
@@ -217,17 +222,17 @@ impl fmt::Display for Omitted {
     }
 }
 
-/// How a host has addresses.
+/// The layout of IP settings in the host's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// As text, at offset 2 of its body.
+    /// UTF-16 text at offset 2 of the body.
     Text,
-    /// As numbers, at offset 4 of its body.
+    /// Binary numbers at offset 4 of the body.
     Binary,
 }
 
 impl Layout {
-    /// The layout in messages of this version.
+    /// Returns the layout in messages of this version.
     pub(crate) fn of(version: Version) -> Self {
         match version >= Version::new(5, 0) {
             true => Self::Binary,
@@ -235,6 +240,7 @@ impl Layout {
         }
     }
 
+    /// Returns the offset of the IP settings in the body.
     const fn start(self) -> usize {
         match self {
             Self::Text => 2,
@@ -242,7 +248,7 @@ impl Layout {
         }
     }
 
-    /// Bytes of a host's body that a request about addresses takes.
+    /// Returns the size of the body of a host's message about IP settings, in bytes.
     pub(crate) const fn host_len(self) -> usize {
         self.start()
             + match self {
@@ -251,8 +257,9 @@ impl Layout {
             }
     }
 
-    /// Writes what the host asks about an adapter to `to`, a `struct hv_kvp_ipaddr_value` of zeros; if it
-    /// is to have addresses, also these. The host's `body` has the size that the layout needs.
+    /// Converts the host's request in `body` to `to`, a zeroed `struct hv_kvp_ipaddr_value`. With
+    /// `is_set`, converts all settings, otherwise only the adapter. `body` must have at least
+    /// [`Layout::host_len`] bytes.
     pub(crate) fn to_daemon(self, body: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Error> {
         let from = &body[self.start()..];
         match self {
@@ -261,8 +268,9 @@ impl Layout {
         }
     }
 
-    /// Writes the daemon's `from`, a `struct hv_kvp_ipaddr_value`, to the host's `body`, which
-    /// [`Layout::to_daemon`] has accepted. If it fails, the body says that there are no addresses.
+    /// Converts the daemon's answer in `from`, a `struct hv_kvp_ipaddr_value`, to the host's answer
+    /// in `body`. [`Layout::to_daemon`] must have accepted `body`. After an error, the answer
+    /// contains no addresses.
     pub(crate) fn to_host(self, from: &[u8], body: &mut [u8]) -> Result<Omitted, Error> {
         let to = &mut body[self.start()..];
         match self {
@@ -275,6 +283,7 @@ impl Layout {
     }
 }
 
+/// The lists in a `struct hv_kvp_ipaddr_value`.
 const TEXT_LISTS: [(Field, Range<usize>); 4] = [
     (Field::Addresses, text::ADDRESSES),
     (Field::Subnets, text::SUBNETS),
@@ -306,12 +315,15 @@ fn text_from_daemon(from: &[u8], to: &mut [u8]) {
     }
 }
 
-/// A list of the host's, of IPv4 and of IPv6 addresses: where their numbers are, where they are
-/// themselves, and how many of each have room.
+/// A list of IPv4 addresses and a list of IPv6 addresses in the host's message. Index 0 of a pair
+/// is IPv4, index 1 IPv6.
 struct List {
     field: Field,
+    /// The offsets of the numbers of addresses.
     counts: [usize; 2],
+    /// The offsets of the addresses.
     at: [usize; 2],
+    /// The number of addresses of each family that fit.
     room: usize,
 }
 
@@ -324,7 +336,7 @@ impl List {
         }
     }
 
-    /// How many addresses of a family the host has.
+    /// Returns the number of addresses of a family in the host's message.
     fn count(&self, from: &[u8], family: Family) -> Result<usize, Error> {
         usize::try_from(wire::u32_at(from, self.counts[family as usize]))
             .ok()
@@ -332,7 +344,7 @@ impl List {
             .ok_or(self.too_many(family))
     }
 
-    /// The host's addresses, IPv4 first.
+    /// Returns the addresses in the host's message, IPv4 first.
     fn read<'a>(&self, from: &'a [u8]) -> Result<impl Iterator<Item = IpAddr> + 'a, Error> {
         let four = numbers(from, self.at[0], self.count(from, Family::V4)?);
         let six = numbers(from, self.at[1], self.count(from, Family::V6)?);
@@ -341,8 +353,8 @@ impl List {
             .chain(six.map(|bytes: [u8; 16]| IpAddr::from(bytes))))
     }
 
-    /// Writes an address behind those of its family, of which there are as many as `counts` says; returns
-    /// how many were before it.
+    /// Appends an address to the list of its family in the host's message, and increments its count
+    /// in `counts`. Returns the index of the address in the list.
     fn push(&self, to: &mut [u8], counts: &mut Counts, address: IpAddr) -> Result<usize, Error> {
         let family = Family::of(&address);
         let count = &mut counts[family as usize];
@@ -359,8 +371,9 @@ impl List {
         Ok(index)
     }
 
-    /// Writes the addresses of the daemon's text; returns how many there are. Scripts of distributions
-    /// make the text: entries that are no addresses are counted in `omitted`.
+    /// Converts a list in the daemon's text to the host's lists. Returns the numbers of addresses.
+    /// Scripts of distributions generate the text, and some entries are not addresses. These
+    /// entries are counted in `omitted`.
     fn write(&self, from: &[u8], to: &mut [u8], omitted: &mut usize) -> Result<Counts, Error> {
         let mut counts = Counts::default();
         for entry in entries(self.field, from)? {
@@ -372,18 +385,19 @@ impl List {
         Ok(counts)
     }
 
+    /// Writes the numbers of addresses to the host's message.
     fn put_counts(&self, to: &mut [u8], counts: Counts) {
         for (at, count) in self.counts.into_iter().zip(counts) {
-            // CAST: At most `room`.
+            // CAST: The count is at most `room`.
             wire::put_u32(to, at, count as u32);
         }
     }
 }
 
-/// How many addresses of either family there are.
+/// The numbers of IPv4 and IPv6 addresses.
 type Counts = [usize; 2];
 
-/// The first `count` numbers of `N` bytes each from offset `at` on.
+/// Returns `count` numbers of `N` bytes each, from offset `at` on.
 fn numbers<const N: usize>(
     from: &[u8],
     at: usize,
@@ -394,7 +408,7 @@ fn numbers<const N: usize>(
         .map(|bytes| wire::array_at(bytes, 0))
 }
 
-/// Writes a number behind `index` others of its size, which begin at offset `at`.
+/// Writes the element at `index` of an array of numbers that starts at offset `at`.
 fn put<const N: usize>(to: &mut [u8], at: usize, index: usize, number: &[u8; N]) {
     to[at + index * N..][..N].copy_from_slice(number);
 }
@@ -415,7 +429,8 @@ fn binary_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Erro
     let mut subnets = Entries::new(Field::Subnets, &mut to[text::SUBNETS]);
     for mask in numbers::<4>(from, binary::MASKS, four) {
         let bits = u32::from_be_bytes(mask);
-        // The daemon counts the bits: it would set another subnet.
+        // The daemon counts the bits of the mask. If the mask had a hole, the daemon would set
+        // another subnet.
         if bits.leading_ones() != bits.count_ones() {
             return Err(Error::Invalid(Field::Subnets));
         }
@@ -425,7 +440,7 @@ fn binary_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Erro
         if prefix > MAX_PREFIX {
             return Err(Error::Invalid(Field::Subnets));
         }
-        // The daemon wants no `/` before it, although it writes one.
+        // The daemon expects no `/` before a prefix length, although it writes one.
         subnets.push(&prefix)?;
     }
 
@@ -445,7 +460,7 @@ fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<Omitted, Error> {
     for entry in entries(Field::Addresses, &from[text::ADDRESSES])? {
         let address = parse_address(Field::Addresses, entry)?;
         let index = binary::ADDRESSES.push(to, &mut addresses, address)?;
-        // The daemon leaves out the last ones if there are many.
+        // If there are many subnets, the daemon leaves out the last ones.
         let Some(subnet) = subnets.next() else {
             omitted.subnets += 1;
             continue;
@@ -477,16 +492,16 @@ fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<Omitted, Error> {
     for index in 0..addresses.iter().sum() {
         put(to, binary::ORIGINS, index, &origin.to_le_bytes());
     }
-    // Only now: none count if anything was wrong.
+    // Write the counts last: after an error, all counts are 0.
     binary::ADDRESSES.put_counts(to, addresses);
     binary::GATEWAYS.put_counts(to, gateways);
     binary::NAME_SERVERS.put_counts(to, servers);
     Ok(omitted)
 }
 
-/// The entries of a list of the daemon's.
+/// Returns the entries of a list in the daemon's text.
 fn entries(field: Field, list: &[u8]) -> Result<impl Iterator<Item = &[u8]>, Error> {
-    // If its end is missing, so may be the last entry's.
+    // If the NUL is missing, the end of the last entry may be missing, too.
     let end = list.iter().position(|byte| *byte == 0);
     let list = &list[..end.ok_or(Error::Endless(field))?];
     Ok(list
@@ -495,7 +510,7 @@ fn entries(field: Field, list: &[u8]) -> Result<impl Iterator<Item = &[u8]>, Err
         .filter(|entry| !entry.is_empty()))
 }
 
-/// Reads an entry of a list.
+/// Parses an entry of a list.
 fn parse<T: str::FromStr>(field: Field, entry: &[u8]) -> Result<T, Error> {
     str::from_utf8(entry)
         .ok()
@@ -503,8 +518,8 @@ fn parse<T: str::FromStr>(field: Field, entry: &[u8]) -> Result<T, Error> {
         .ok_or(Error::Invalid(field))
 }
 
-/// Reads an address. An interface of the guest's behind it (`fe80::1%eth0`, as name servers have it) means
-/// nothing to the host.
+/// Parses an address. Ignores a zone, as in the name server `fe80::1%eth0`: an interface of the
+/// guest means nothing to the host.
 fn parse_address(field: Field, entry: &[u8]) -> Result<IpAddr, Error> {
     let (address, zone) = match entry.iter().position(|byte| *byte == b'%') {
         Some(at) => (&entry[..at], true),
@@ -516,15 +531,15 @@ fn parse_address(field: Field, entry: &[u8]) -> Result<IpAddr, Error> {
     }
 }
 
-/// Reads the mask of an IPv4 address.
+/// Parses the mask of an IPv4 address.
 fn parse_mask(entry: &[u8]) -> Result<Ipv4Addr, Error> {
     parse(Field::Subnets, entry)
 }
 
-/// Reads the prefix length of an IPv6 address, such as `/64`.
+/// Parses the prefix length of an IPv6 address, such as `/64`.
 fn parse_prefix(entry: &[u8]) -> Result<u32, Error> {
     let number = entry.strip_prefix(b"/").unwrap_or(entry);
-    // `parse()` would take a `+`.
+    // `parse()` would accept a `+`.
     if !number.iter().all(u8::is_ascii_digit) {
         return Err(Error::Invalid(Field::Subnets));
     }
@@ -534,7 +549,7 @@ fn parse_prefix(entry: &[u8]) -> Result<u32, Error> {
     })
 }
 
-/// Writes a list for the daemon.
+/// Writes a list to the daemon's message.
 fn write_entries(
     field: Field,
     entries: impl Iterator<Item = IpAddr>,
@@ -547,7 +562,7 @@ fn write_entries(
     Ok(())
 }
 
-/// A list for the daemon that is being written.
+/// A list in the daemon's message that is being written.
 struct Entries<'a> {
     field: Field,
     to: &'a mut [u8],
@@ -555,11 +570,12 @@ struct Entries<'a> {
 }
 
 impl<'a> Entries<'a> {
-    /// A list in `to`, which is all zero.
+    /// Creates an empty list in `to`, which must be zeroed.
     fn new(field: Field, to: &'a mut [u8]) -> Self {
         Self { field, to, len: 0 }
     }
 
+    /// Appends an entry.
     fn push(&mut self, entry: &dyn fmt::Display) -> Result<(), Error> {
         let separator = if self.len > 0 { ";" } else { "" };
         write!(self, "{separator}{entry}").map_err(|_| Error::TooLong(self.field))
@@ -567,7 +583,8 @@ impl<'a> Entries<'a> {
 }
 
 impl Write for Entries<'_> {
-    /// Two bytes stay zero: the daemon looks for another entry behind the first one.
+    /// Leaves at least two zero bytes: the daemon looks for another entry behind the NUL of the
+    /// last one.
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let end = self.len + text.len();
         if end + 2 > self.to.len() {
@@ -587,7 +604,7 @@ mod tests {
     const BODY_LEN: usize = Layout::Text.host_len();
     const START: usize = Layout::Binary.start();
 
-    /// The daemon's text of addresses of both families, in the order in which `getifaddrs()` has them.
+    /// The daemon's text with addresses of both families, in the order of `getifaddrs()`.
     const LISTS: [(Range<usize>, &[u8]); 4] = [
         (text::ADDRESSES, b"10.0.0.1;10.0.0.2;fd00::1"),
         (text::SUBNETS, b"255.0.0.0;255.255.0.0;/64"),
@@ -599,7 +616,7 @@ mod tests {
         to[at.start..][..list.len()].copy_from_slice(list);
     }
 
-    /// The start of a list of the daemon's.
+    /// Returns the first `N` bytes of a list in the daemon's text.
     fn list<const N: usize>(of: &[u8], at: Range<usize>) -> [u8; N] {
         wire::array_at(of, at.start)
     }
@@ -695,7 +712,7 @@ mod tests {
         put_text(&mut daemon, &text::ADDRESSES, b"10.0.0.1");
         put_text(&mut daemon, &text::SUBNETS, b"255.0.0.0");
         daemon[text::DHCP] = 1;
-        // Whatever the host has sent there.
+        // The answer must not depend on bytes that the host has sent.
         let mut host = [0xff; BODY_LEN];
         assert_eq!(Layout::Binary.to_host(&daemon, &mut host), WHOLE);
         assert_eq!(host_counts(&host), [1, 0, 0, 0, 0, 0]);
@@ -889,7 +906,7 @@ mod tests {
 
     #[test]
     fn what_the_daemon_has_no_room_for_is_refused() {
-        // The longest IPv6 addresses, with 39 letters; the one behind the 51st has another length.
+        // The longest IPv6 addresses have 39 characters. The 52nd address has another length.
         let result = |count, last: &[u8]| {
             let mut host = [0; BODY_LEN];
             let (addresses, behind) = (START + 540, START + 540 + 51 * 16);
@@ -904,7 +921,7 @@ mod tests {
         };
         let too_long = Err(Error::TooLong(Field::Addresses));
         assert_eq!(result(51, &[]), Ok(()));
-        // "aabb::" and two zeros fill the text.
+        // "aabb::" and two zero bytes fill the text.
         assert_eq!(result(52, &[0xaa, 0xbb]), Ok(()));
         assert_eq!(result(52, &[0x0a, 0xab, 0x00, 0x0c]), too_long);
         assert_eq!(result(64, &[]), too_long);

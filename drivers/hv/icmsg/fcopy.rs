@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File copy messages: those of the host, and what the daemon gets of them.
+//! File copy messages: conversion of the host's requests to messages for the daemon.
 //!
-//! Each begins with the operation (u32) and two ids that nobody uses. `START` names a file, `WRITE`
-//! has a piece of it; what they hold is laid out the same for the daemon, but its names are UTF-8.
+//! A request begins with the operation (u32) and two ids (16 bytes each), which nobody uses.
+//! `START` names a file. `WRITE` contains a piece of the file. Messages to the daemon have the same
+//! layout, but names are in UTF-8.
 //!
 //! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
 //! (`struct hv_start_fcopy`, `struct hv_do_fcopy`).
@@ -15,52 +16,57 @@ use super::{
     Status, //
 };
 
-/// Size of the longest message to the daemon, `struct hv_do_fcopy`.
+/// Size of the longest message to the daemon, `struct hv_do_fcopy`, in bytes.
 pub(crate) const DAEMON_LEN: usize = WRITE_LEN;
 
-/// What a daemon says, its version at first and the status of an operation then, is a number.
+/// Size of a message from the daemon, in bytes: a number, first the daemon's version, then the
+/// status of each operation.
 pub(crate) const ANSWER_LEN: usize = 4;
 
 const OPERATION: usize = 0;
+/// Size of the operation and the two ids, in bytes.
 const HEADER_LEN: usize = 36;
 
 /// `struct hv_start_fcopy`.
 mod start {
     use core::ops::Range;
 
-    /// The file's name and the folder's path: `W_MAX_PATH` units of UTF-16 from the host, and as many
-    /// bytes of UTF-8 for the daemon.
+    /// The name of the file and the path of its directory: `W_MAX_PATH` (260) units of UTF-16 from
+    /// the host, 520 bytes of UTF-8 for the daemon.
     pub(super) const NAMES: [Range<usize>; 2] = [36..556, 556..1076];
-    /// Bytes of UTF-8 in the name of a file or folder; `NAME_MAX` of Linux.
+    /// Maximum size of the name of a file or directory in UTF-8, in bytes: `NAME_MAX` of Linux.
     pub(super) const COMPONENT_MAX: usize = 255;
-    /// Flags (u32) and size of the file (u64).
+    /// The flags (u32).
     pub(super) const FLAGS: usize = 1076;
+    /// The size of the file in bytes (u64).
     pub(super) const SIZE: usize = 1080;
     pub(super) const LEN: usize = 1088;
 }
 
-// `struct hv_do_fcopy`.
+// `struct hv_do_fcopy`: the offset in the file (u64), the size of the piece (u32), and the piece.
 const WRITE_OFFSET: usize = 40;
 const WRITE_SIZE: usize = 48;
 const WRITE_DATA: usize = 52;
 const WRITE_DATA_MAX: u32 = 6 * 1024;
 const WRITE_LEN: usize = WRITE_DATA + WRITE_DATA_MAX as usize;
 
-/// What the host wants; from `enum hv_fcopy_op`.
+/// The operation that the host requests; from `enum hv_fcopy_op`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// A file to be created.
+    /// Creates the file.
     Start,
-    /// A piece of it to be written.
+    /// Writes a piece of the file.
     Write,
-    /// The file to be closed: it is whole.
+    /// Closes the file, which is complete.
     Complete,
-    /// The file to be removed.
+    /// Removes the file.
     Cancel,
 }
 
 impl Operation {
-    /// Reads the operation of a host's body.
+    /// Reads the operation of the request in `body`.
+    ///
+    /// Fails with the status for the answer.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, Status> {
         if body.len() < HEADER_LEN {
             return Err(Status::INVALID_ARGUMENT);
@@ -74,7 +80,7 @@ impl Operation {
         }
     }
 
-    /// Its name, as hosts call it.
+    /// Returns the name in the log, as hosts call the operation.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Start => "START_FILE_COPY",
@@ -85,11 +91,11 @@ impl Operation {
     }
 }
 
-/// The version of its protocol that a daemon registers with, and that is confirmed to it. The one
-/// of before had no number, and expects no confirmation.
+/// The protocol version that a daemon registers with, and that confirms the registration. Older
+/// daemons register with 0, and expect no confirmation.
 const VERSION: u32 = 1;
 
-/// Reads a daemon's first message; `None` if it is no registration that is known.
+/// Reads the first message of a daemon. Returns `None` if the message is not a known registration.
 pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
     match wire::u32_native_at(message, 0) {
         0 => Some(Registration::Legacy),
@@ -98,7 +104,8 @@ pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
     }
 }
 
-/// Writes what a registration is confirmed with, and returns its size; `None` if nothing is.
+/// Writes the confirmation of a registration, and returns its length in bytes. Returns `None` if
+/// the daemon expects no confirmation.
 pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> Option<usize> {
     match registration {
         Registration::Legacy => None,
@@ -109,15 +116,15 @@ pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> Option<
     }
 }
 
-/// Reads the daemon's answer.
+/// Reads the status from a daemon's answer.
 pub(crate) fn status(answer: &[u8]) -> Status {
     Status(wire::u32_native_at(answer, 0))
 }
 
-/// Writes the request in the host's `body` as a `message` for the daemon, and returns what it is
-/// and its size.
+/// Converts the request in `body` to a message for the daemon. Returns the operation, and the
+/// length of the message in bytes.
 ///
-/// Fails with the status that the request is to be answered with.
+/// Fails with the status for the answer.
 pub(crate) fn to_daemon(
     body: &[u8],
     message: &mut [u8; DAEMON_LEN],
@@ -135,13 +142,15 @@ pub(crate) fn to_daemon(
     Ok((operation, len))
 }
 
-/// Writes the `message` that has the daemon cancel a copy, and returns its size.
+/// Writes the message that asks the daemon to cancel a copy. Returns the length of the message in
+/// bytes.
 pub(crate) fn cancel(message: &mut [u8; DAEMON_LEN]) -> usize {
     message[..HEADER_LEN].fill(0);
     wire::put_u32_native(message, OPERATION, 3);
     HEADER_LEN
 }
 
+/// Converts a `START`. Returns the length of the message in bytes.
 fn start_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize, Status> {
     let body = body.get(..start::LEN).ok_or(Status::INVALID_ARGUMENT)?;
     message[OPERATION + 4..start::LEN].fill(0);
@@ -158,6 +167,7 @@ fn start_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize,
     Ok(start::LEN)
 }
 
+/// Converts a `WRITE`. Returns the length of the message in bytes.
 fn write_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize, Status> {
     if body.len() < WRITE_DATA {
         return Err(Status::INVALID_ARGUMENT);
@@ -166,7 +176,7 @@ fn write_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize,
     if size > WRITE_DATA_MAX {
         return Err(Status::INVALID_ARGUMENT);
     }
-    // CAST: At most `WRITE_DATA_MAX`.
+    // CAST: The size is at most `WRITE_DATA_MAX`.
     let data = WRITE_DATA..WRITE_DATA + size as usize;
     let bytes = body.get(data.clone()).ok_or(Status::INVALID_ARGUMENT)?;
     message[OPERATION + 4..WRITE_OFFSET].fill(0);
@@ -181,7 +191,7 @@ fn write_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize,
 mod tests {
     use super::*;
 
-    /// A `WRITE` of `size` bytes at offset 5, in a body of `N` bytes.
+    /// Returns a `WRITE` of `size` bytes at offset 5, in a body of `N` bytes.
     fn write<const N: usize>(size: u32) -> [u8; N] {
         let mut body = [0x77; N];
         wire::put_u32(&mut body, OPERATION, 1);
@@ -245,7 +255,8 @@ mod tests {
 
     #[test]
     fn names_have_all_of_their_room() {
-        /// A `START` with so many times "\u{6587}", which has 3 bytes, as folders of at most `each`.
+        /// Returns a `START` whose path consists of `count` characters of 3 bytes each, with a
+        /// slash after every `each` characters.
         fn start(count: usize, each: usize) -> [u8; start::LEN] {
             let mut body = [0; start::LEN];
             let mut at = start::NAMES[1].start;

@@ -4,12 +4,13 @@
 //!
 //! | Body offset | Field                                            |
 //! | ----------- | ------------------------------------------------ |
-//! | 0           | sequence number u64, answered plus one           |
-//! | 8           | application state u32 (from version 3 on)        |
+//! | 0           | sequence number u64, incremented in the answer   |
+//! | 8           | application state u32, since version 3           |
+//!
+//! The host may leave out any part of the body after the sequence number.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
-//! (`struct heartbeat_msg_data`). The host may leave out any part of what follows the sequence
-//! number.
+//! (`struct heartbeat_msg_data`).
 
 use super::{
     wire,
@@ -19,18 +20,18 @@ use super::{
 const SEQUENCE: usize = 0;
 const APPLICATION_STATE: usize = 8;
 
-/// State of the guest's applications, as the answer to a beat tells it.
+/// State of the guest's applications, reported in the answer to a heartbeat.
 ///
-/// The numbers are those of `ApplicationState` in Microsoft's open-source virtual machine monitor
-/// (`hyperv_ic_protocol`), not those of PowerShell's `VMHeartbeatStatus`.
+/// The numbers are those of `ApplicationState` in OpenVMM, Microsoft's open-source virtual machine
+/// monitor (crate `hyperv_ic_protocol`). The `VMHeartbeatStatus` of PowerShell has other numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum ApplicationState {
     /// User space has written no state.
     Unknown = 0,
-    /// The applications work.
+    /// The applications work normally.
     Healthy = 1,
-    /// An application failed. A failover cluster may restart or move the virtual machine.
+    /// An application has failed. A failover cluster may restart or move the virtual machine.
     Critical = 2,
     /// The applications do not run.
     Stopped = 3,
@@ -39,7 +40,7 @@ pub(crate) enum ApplicationState {
 impl ApplicationState {
     const ALL: [Self; 4] = [Self::Unknown, Self::Healthy, Self::Critical, Self::Stopped];
 
-    /// The state with this number; unknown if there is none.
+    /// Returns the state with this number, `Unknown` if there is none.
     pub(crate) fn from_number(number: u32) -> Self {
         match number {
             1 => Self::Healthy,
@@ -49,12 +50,12 @@ impl ApplicationState {
         }
     }
 
-    /// The state with this name.
+    /// Returns the state with this name.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
 
-    /// Its name.
+    /// Returns the name of the state.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -65,7 +66,8 @@ impl ApplicationState {
     }
 }
 
-/// Answers the beat in `body`; `None` if there's no sequence number in it.
+/// Changes the heartbeat in `body` into its answer. Returns `None` if `body` is too short for a
+/// sequence number.
 #[must_use]
 pub(crate) fn answer(version: Version, body: &mut [u8], state: ApplicationState) -> Option<()> {
     if body.len() < SEQUENCE + 8 {

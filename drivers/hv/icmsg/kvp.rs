@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Key-value pair messages: those of the host, those of the daemon, and the way between them.
+//! Key-value pair messages: conversion between the host's messages and the daemon's.
 //!
-//! A host's body begins with operation and pool (u8 each). What follows lies at offset 4, except where
-//! it's about addresses: see [`addresses`]. A daemon's message begins with the same two bytes and two
-//! of padding, all else lies at offset 4; in its answers the first four bytes are a status instead.
+//! The body of a host's message begins with the operation and the pool (u8 each). The rest begins
+//! at offset 4, except for IP settings: see [`addresses`]. A daemon's message begins with the same
+//! two bytes and two bytes of padding. The rest begins at offset 4. In the daemon's answers, the
+//! first four bytes are a status instead.
 //!
 //! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
 //! (`struct hv_kvp_msg`, `struct hv_kvp_ip_msg`).
@@ -25,14 +26,15 @@ use super::{
     Status, //
 };
 
-/// Size of a daemon's message, `struct hv_kvp_msg`, either way.
+/// Size of `struct hv_kvp_msg`, the message to and from the daemon, in bytes.
 pub(crate) const DAEMON_LEN: usize = 7432;
 
 const OPERATION: usize = 0;
 const POOL: usize = 1;
+/// Number of pools.
 const POOLS: u8 = 5;
 
-/// Where a host's and a daemon's bodies begin, except a host's about addresses.
+/// Offset at which the rest of a message begins, except in a host's message about IP settings.
 const BODY: usize = 4;
 
 /// `struct hv_kvp_exchg_msg_value`, with offsets from its start.
@@ -47,35 +49,37 @@ mod value {
     pub(super) const LEN: usize = VALUE + VALUE_MAX;
 }
 
-/// Value types, numbered as in the registry.
+/// Types of values, with the numbers of the Windows registry.
 mod value_type {
     pub(super) const SZ: u32 = 1;
     pub(super) const EXPAND_SZ: u32 = 2;
     pub(super) const DWORD: u32 = 4;
-    /// What Linux takes for the number of `QWORD`.
+    /// The number of `REG_U64` in Linux, where `QWORD` is meant.
     pub(super) const LINUX_U64: u32 = 8;
     pub(super) const QWORD: u32 = 11;
 }
 
-/// What the host wants.
+/// The operation that the host requests; from `enum hv_kvp_exchg_op`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// The value of a key.
+    /// Reads the value of a key.
     Get,
-    /// A key to have a value.
+    /// Sets the value of a key.
     Set,
-    /// A key to be gone.
+    /// Deletes a key.
     Delete,
-    /// The key and value at an index.
+    /// Reads the key and the value at an index.
     Enumerate,
-    /// An adapter's addresses.
+    /// Reads the IP settings of an adapter.
     GetAddresses,
-    /// An adapter to have addresses.
+    /// Sets the IP settings of an adapter.
     SetAddresses,
 }
 
 impl Operation {
-    /// Reads the operation of a host's body.
+    /// Reads the operation of the request in `body`.
+    ///
+    /// Fails with the status for the answer.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, Status> {
         match body.get(OPERATION).ok_or(Status::INVALID_ARGUMENT)? {
             0 => Ok(Self::Get),
@@ -88,7 +92,7 @@ impl Operation {
         }
     }
 
-    /// Its name, as hosts call it.
+    /// Returns the name in the log, as hosts call the operation.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -100,7 +104,7 @@ impl Operation {
         }
     }
 
-    /// Bytes of body that the operation and its answer take.
+    /// Returns the size of the body that the operation and its answer need, in bytes.
     fn host_len(self, layout: Layout) -> usize {
         match self {
             Self::Get | Self::Set => BODY + value::LEN,
@@ -111,12 +115,12 @@ impl Operation {
     }
 }
 
-/// Why a request is not done.
+/// Why a request fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// What the host is told.
+    /// The status for the answer.
     pub(crate) status: Status,
-    /// What the status does not say.
+    /// The reason, if the request is about IP settings.
     pub(crate) why: Option<addresses::Error>,
 }
 
@@ -127,7 +131,7 @@ impl From<Status> for Refusal {
 }
 
 impl Refusal {
-    /// With this status because of addresses.
+    /// Returns a function that creates a refusal with this status from an error in IP settings.
     fn addresses(status: Status) -> impl FnOnce(addresses::Error) -> Self {
         move |why| Self {
             status,
@@ -136,18 +140,18 @@ impl Refusal {
     }
 }
 
-/// Returns whether the host wants a key to be gone.
+/// Returns whether the request in `body` deletes a key.
 pub(crate) fn is_delete(body: &[u8]) -> bool {
     Operation::parse(body) == Ok(Operation::Delete)
 }
 
-/// `KVP_OP_REGISTER`: such a daemon says that it failed by an empty key, and knows nothing of
-/// addresses.
+/// `KVP_OP_REGISTER`. The daemon's answers have no status: an empty key ends an enumeration. The
+/// daemon does not support IP settings.
 const LEGACY: u8 = 4;
-/// `KVP_OP_REGISTER1`: such a daemon says how it did by a status.
+/// `KVP_OP_REGISTER1`. The daemon's answers begin with a status.
 const CURRENT: u8 = 100;
 
-/// Reads a daemon's first message; `None` if it is no registration that is known.
+/// Reads the first message of a daemon. Returns `None` if the message is not a known registration.
 pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
     match message[OPERATION] {
         LEGACY => Some(Registration::Legacy),
@@ -156,8 +160,9 @@ pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
     }
 }
 
-/// Writes what a registration is confirmed with, and returns its size: the same operation, and the
-/// version that becomes the host's IntegrationServicesVersion.
+/// Writes the confirmation of a registration, and returns its length in bytes. It contains the
+/// operation of the registration, and the version that the host shows as
+/// IntegrationServicesVersion.
 pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> usize {
     const VERSION: &[u8] = b"3.1";
 
@@ -170,9 +175,8 @@ pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> usize {
     DAEMON_LEN
 }
 
-/// Writes the request in the host's `body` as a `message` for the daemon.
-///
-/// `layout` is the version's that was agreed on.
+/// Converts the request in `body` to a message for the daemon. `layout` is that of the message
+/// version.
 pub(crate) fn to_daemon(
     layout: Layout,
     body: &[u8],
@@ -187,12 +191,12 @@ pub(crate) fn to_daemon(
     if is_about_addresses && daemon == Registration::Legacy {
         return Err(Status::NOT_SUPPORTED.into());
     }
-    // The daemon picks a file by it, without looking.
+    // The daemon uses the pool as an index without a check.
     if !is_about_addresses && body[POOL] >= POOLS {
         return Err(Status::INVALID_ARGUMENT.into());
     }
 
-    // Of the rest, nothing is read by the daemon.
+    // The daemon does not read the rest of the message.
     let used = if is_about_addresses {
         DAEMON_LEN
     } else {
@@ -206,7 +210,7 @@ pub(crate) fn to_daemon(
         Operation::Get => {
             let (from, to) = (&body[BODY..], &mut message[BODY..]);
             key_to_daemon(from, to, value::KEY_SIZE, value::KEY)?;
-            // As much as the daemon is to copy.
+            // The number of bytes that the daemon may copy.
             wire::put_u32_native(to, value::VALUE_SIZE, value::VALUE_MAX as u32);
         }
         Operation::Set => {
@@ -216,7 +220,7 @@ pub(crate) fn to_daemon(
         }
         Operation::Delete => key_to_daemon(&body[BODY..], &mut message[BODY..], 0, 4)?,
         Operation::Enumerate => {
-            // The daemon counts with a signed number.
+            // The daemon's index is signed.
             let index = wire::u32_at(body, BODY);
             if i32::try_from(index).is_err() {
                 return Err(Status::NO_MORE_ITEMS.into());
@@ -233,16 +237,16 @@ pub(crate) fn to_daemon(
     Ok(())
 }
 
-/// Converts a key whose size lies at offset `size` and whose text at offset `text`, in both.
+/// Converts a key. In both messages, its size is at offset `size`, and its text at offset `text`.
 fn key_to_daemon(from: &[u8], to: &mut [u8], size: usize, text: usize) -> Result<(), Status> {
     let from = sized(&from[text..text + value::KEY_MAX], wire::u32_at(from, size))?;
     let len = utf16_to_utf8(from, &mut to[text..text + value::KEY_MAX])?;
-    // CAST: At most `KEY_MAX`.
+    // CAST: The length is at most `KEY_MAX`.
     wire::put_u32_native(to, size, len as u32);
     Ok(())
 }
 
-/// Converts the value of a `struct hv_kvp_exchg_msg_value`: the daemon keeps text only.
+/// Converts the value in a `struct hv_kvp_exchg_msg_value` to text. The daemon stores text only.
 fn value_to_daemon(from: &[u8], to: &mut [u8]) -> Result<(), Status> {
     let size = wire::u32_at(from, value::VALUE_SIZE);
     let bytes = sized(&from[value::VALUE..value::LEN], size)?;
@@ -255,12 +259,12 @@ fn value_to_daemon(from: &[u8], to: &mut [u8]) -> Result<(), Status> {
         }
         _ => return Err(Status::INVALID_ARGUMENT),
     };
-    // CAST: At most `VALUE_MAX`.
+    // CAST: The length is at most `VALUE_MAX`.
     wire::put_u32_native(to, value::VALUE_SIZE, len as u32);
     Ok(())
 }
 
-/// The first `size` bytes of `bytes`.
+/// Returns the first `size` bytes of `bytes`.
 fn sized(bytes: &[u8], size: u32) -> Result<&[u8], Status> {
     usize::try_from(size)
         .ok()
@@ -268,13 +272,14 @@ fn sized(bytes: &[u8], size: u32) -> Result<&[u8], Status> {
         .ok_or(Status::INVALID_ARGUMENT)
 }
 
-/// Writes `number` as decimal text, ended by a NUL; returns its size. `to` holds 21 bytes at least.
+/// Writes `number` as decimal text with a NUL. Returns the length in bytes, including the NUL. `to`
+/// must have at least 21 bytes.
 fn decimal(mut number: u64, to: &mut [u8]) -> usize {
     let mut digits = [0; 20];
     let mut first = digits.len();
     loop {
         first -= 1;
-        // CAST: A digit.
+        // CAST: The value is a digit.
         digits[first] = b'0' + (number % 10) as u8;
         number /= 10;
         if number == 0 {
@@ -287,8 +292,8 @@ fn decimal(mut number: u64, to: &mut [u8]) -> usize {
     len + 1
 }
 
-/// Writes the daemon's `answer` into the host's `body`, which [`to_daemon`] has accepted in the same
-/// layout. Of a `GET_IP_INFO` it returns what the daemon's text lacks.
+/// Converts the daemon's `answer` to the answer in `body`. [`to_daemon`] must have accepted `body`
+/// with the same layout. For a `GET_IP_INFO`, returns what the answer lacks.
 pub(crate) fn from_daemon(
     layout: Layout,
     daemon: Registration,
@@ -318,7 +323,7 @@ pub(crate) fn from_daemon(
             let (from, to) = (&answer[BODY + 4..], &mut body[BODY + 4..]);
             let key = value::KEY..value::KEY + value::KEY_MAX;
             let len = utf8_to_utf16(&from[key.clone()], &mut to[key]);
-            // CAST: At most `KEY_MAX`.
+            // CAST: The length is at most `KEY_MAX`.
             wire::put_u32(to, value::KEY_SIZE, len as u32);
             value_to_host(from, to);
         }
@@ -332,17 +337,17 @@ pub(crate) fn from_daemon(
     Ok(None)
 }
 
-/// Converts the value of a `struct hv_kvp_exchg_msg_value`. All of the daemon's are text.
+/// Converts the value in a `struct hv_kvp_exchg_msg_value`. All values of the daemon are text.
 fn value_to_host(from: &[u8], to: &mut [u8]) {
     let value = value::VALUE..value::LEN;
     let len = utf8_to_utf16(&from[value.clone()], &mut to[value]);
     wire::put_u32(to, value::TYPE, value_type::SZ);
-    // CAST: At most `VALUE_MAX`.
+    // CAST: The length is at most `VALUE_MAX`.
     wire::put_u32(to, value::VALUE_SIZE, len as u32);
 }
 
 impl From<TooLong> for Status {
-    /// A key that was cut might be another one's.
+    /// The request fails: a truncated key could equal another key.
     fn from(TooLong: TooLong) -> Self {
         Self::INVALID_ARGUMENT
     }
@@ -355,14 +360,14 @@ mod tests {
 
     const BODY_LEN: usize = Layout::Text.host_len();
 
-    /// A host's body with this operation and pool.
+    /// Returns a host's body with this operation and pool.
     fn body(operation: u8, pool: u8) -> [u8; BODY_LEN] {
         let mut body = [0; BODY_LEN];
         (body[OPERATION], body[POOL]) = (operation, pool);
         body
     }
 
-    /// Writes ASCII text as UTF-16, ended by a NUL; returns its size.
+    /// Writes ASCII text as UTF-16 with a NUL. Returns the size in bytes.
     fn put_text(to: &mut [u8], text: &[u8]) -> u32 {
         for (unit, byte) in to.chunks_exact_mut(2).zip(text.iter().chain(&[0])) {
             unit.copy_from_slice(&[*byte, 0]);
@@ -370,7 +375,7 @@ mod tests {
         (text.len() as u32 + 1) * 2
     }
 
-    /// A `SET` of key "k" to a value of this type and size, whose bytes are all given.
+    /// Returns a `SET` of the key "k" to a value of this type and size, with these bytes.
     fn set(kind: u32, size: u32, bytes: &[u8]) -> [u8; BODY_LEN] {
         let mut body = body(1, 0);
         let key_size = put_text(&mut body[BODY + value::KEY..], b"k");
@@ -381,7 +386,7 @@ mod tests {
         body
     }
 
-    /// The value that the daemon is asked to set, as text with its NUL.
+    /// Checks that the daemon is asked to set the value `expected`, a text with its NUL.
     fn value_set(body: &[u8], expected: &[u8]) {
         let mut message = [0xff; DAEMON_LEN];
         assert_eq!(
@@ -394,6 +399,7 @@ mod tests {
         assert_eq!(wire::u32_native_at(&message, BODY + value::KEY_SIZE), 2);
     }
 
+    /// Checks that the request in `body` is refused with this status.
     fn refused(body: &[u8], status: Status) {
         let mut message = [0; DAEMON_LEN];
         assert_eq!(
@@ -436,7 +442,7 @@ mod tests {
         let mut body = set(1, 2, &[0; 2]);
         wire::put_u32(&mut body, BODY + value::KEY_SIZE, 513);
         refused(&body, Status::INVALID_ARGUMENT);
-        // A key that fits as UTF-16, but not as UTF-8.
+        // A key that fits in UTF-16, but not in UTF-8.
         let mut body = set(1, 2, &[0; 2]);
         body[BODY + value::KEY..][..512].fill(0x20);
         wire::put_u32(&mut body, BODY + value::KEY_SIZE, 512);
@@ -499,7 +505,7 @@ mod tests {
     fn an_enumeration_returns_key_and_value() {
         let mut host = body(3, 2);
         let mut message = [0; DAEMON_LEN];
-        // Neither is ended by a NUL.
+        // Neither text ends with a NUL.
         message[BODY + 4 + value::KEY..][..value::KEY_MAX].fill(b'k');
         message[BODY + 4 + value::VALUE..][..value::VALUE_MAX].fill(b'v');
         let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
@@ -519,7 +525,7 @@ mod tests {
         let mut answer = |daemon| from_daemon(Layout::Text, daemon, &message, &mut host);
         let end = Err(Status::NO_MORE_ITEMS.into());
         assert_eq!(answer(Registration::Current), end);
-        // An empty key is how a legacy daemon says it.
+        // A legacy daemon ends the enumeration with an empty key.
         assert_eq!(answer(Registration::Legacy), end);
         assert_eq!(host, body(3, 2));
     }
@@ -535,7 +541,7 @@ mod tests {
             assert_eq!(&message[BODY..][..6], b"00:15\0");
             assert!(message[BODY + 256..].iter().all(|byte| *byte == 0));
 
-            // What cannot be told is no success.
+            // A text that cannot be converted to the layout is a failure.
             wire::put_u32_native(&mut message, 0, 0);
             message[BODY + 258..][..2].copy_from_slice(b"x\0");
             let told = from_daemon(layout, Registration::Current, &message, &mut host);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Integration service (IC) messages: framing and version negotiation, once for all services.
+//! Messages of the integration services (IC): the header and the version negotiation, which all
+//! services share.
 //!
-//! Everything here is plain code over byte slices. It knows neither the kernel nor the channel, so
-//! it is tested by KUnit in the kernel and by `rustc --test` on the build machine alike.
+//! This code works on byte slices only. It uses neither the kernel nor the channel. So KUnit in the
+//! kernel and `rustc --test` on the build machine can test it.
 //!
-//! A message lies in an in-band VMBus packet (all numbers are little-endian):
+//! A message is the payload of an in-band VMBus packet. All numbers are little-endian:
 //!
 //! | Offset | Field                    | Offset | Field                                  |
 //! | ------ | ------------------------ | ------ | -------------------------------------- |
@@ -15,11 +16,12 @@
 //! | 12     | message type u16         | 25     | flags u8                               |
 //! | 14     | message version u16 x2   | 28     | body                                   |
 //!
-//! An answer is the request, changed in place: it echoes everything but flags, status and what the
-//! service writes into the body.
+//! The service changes the request into its answer in place. The answer repeats the request, except
+//! the flags, the status, the body size if necessary, and the parts of the body that the service
+//! writes.
 //!
-//! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
-//! (`struct vmbuspipe_hdr`, `struct icmsg_hdr`, `struct icmsg_negotiate`).
+//! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h) (`struct vmbuspipe_hdr`,
+//! `struct icmsg_hdr`, `struct icmsg_negotiate`).
 
 pub(crate) mod addresses;
 pub(crate) mod fcopy;
@@ -33,10 +35,10 @@ pub(crate) mod wire;
 
 use core::fmt;
 
-/// Bytes in front of the body: pipe header (8) and IC header (20).
+/// Size of the pipe header (8) and the IC header (20), in bytes. The body follows.
 pub(crate) const HEADER_LEN: usize = 28;
 
-/// Versions that one negotiation request may list, of each kind; from
+/// Maximum number of framework versions, and of message versions, in a negotiation; from
 /// `IC_VERSION_NEGOTIATION_MAX_VER_COUNT`.
 pub(crate) const MAX_VERSIONS: usize = 100;
 
@@ -57,20 +59,21 @@ const MESSAGE_COUNT: usize = 2;
 const VERSIONS: usize = 8;
 const VERSION_LEN: usize = 4;
 
-/// Size of the body of a negotiation's answer: two counts, four reserved bytes, two versions.
+/// Size of the body of the answer to a negotiation, in bytes: two counts, four reserved bytes, and
+/// two versions.
 const NEGOTIATE_ANSWER_LEN: u16 = 16;
 
 /// A version of the framework or of a service's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version {
-    /// Major number: the layout of messages.
+    /// The major number. Messages with different major numbers may have different layouts.
     pub(crate) major: u16,
-    /// Minor number: additions within a layout.
+    /// The minor number.
     pub(crate) minor: u16,
 }
 
 impl Version {
-    /// The version `major.minor`.
+    /// Creates the version `major.minor`.
     pub(crate) const fn new(major: u16, minor: u16) -> Self {
         Self { major, minor }
     }
@@ -82,12 +85,13 @@ impl fmt::Display for Version {
     }
 }
 
-/// What a message asks for; from `ICMSGTYPE_*`.
+/// The type of a message; from `ICMSGTYPE_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind(pub(crate) u16);
 
 impl Kind {
-    /// Agree on versions; the first message on a channel, and again at any time after it.
+    /// A negotiation of versions. The first message on a channel; the host may repeat it at any
+    /// time.
     pub(crate) const NEGOTIATE: Self = Self(0);
     /// A heartbeat.
     pub(crate) const HEARTBEAT: Self = Self(1);
@@ -103,55 +107,56 @@ impl Kind {
     pub(crate) const FCOPY: Self = Self(7);
 }
 
-/// How a request ended, as an `HRESULT`; from `HV_S_OK`, `HV_E_FAIL` and their kin.
+/// The status in the answer to a request, an `HRESULT`; from `HV_S_OK`, `HV_E_FAIL` and related
+/// constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Status(pub(crate) u32);
 
 impl Status {
-    /// Done.
+    /// Success.
     pub(crate) const OK: Self = Self(0);
-    /// Not done, for no reason that has a number of its own.
+    /// An error without a status of its own.
     pub(crate) const FAIL: Self = Self(0x8000_4005);
-    /// Not something that this guest does; from `HV_ERROR_NOT_SUPPORTED`.
+    /// The guest does not support the request; from `HV_ERROR_NOT_SUPPORTED`.
     pub(crate) const NOT_SUPPORTED: Self = Self(0x8007_0032);
-    /// The request contradicts itself or the protocol; from `HV_INVALIDARG`.
+    /// The request is malformed; from `HV_INVALIDARG`.
     pub(crate) const INVALID_ARGUMENT: Self = Self(0x8007_0057);
     /// A name is too long; `ERROR_FILENAME_EXCED_RANGE` of Windows.
     pub(crate) const NAME_TOO_LONG: Self = Self(0x8007_00ce);
-    /// The end of an enumeration, or a key that isn't there; from `HV_S_CONT`.
+    /// The end of an enumeration, or a key that does not exist; from `HV_S_CONT`.
     pub(crate) const NO_MORE_ITEMS: Self = Self(0x8007_0103);
 
-    /// Returns whether the host sees that its request failed.
+    /// Returns whether the status is a failure for the host.
     pub(crate) fn is_failure(self) -> bool {
         self != Self::OK && self != Self::NO_MORE_ITEMS
     }
 }
 
-/// How a daemon has registered.
+/// The protocol with which a daemon has registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Registration {
-    /// As those of before 2013 do.
+    /// The protocol of daemons before 2013.
     Legacy,
-    /// As those since then do.
+    /// The protocol of daemons since 2013.
     Current,
 }
 
-/// Why a packet cannot be answered: it has no message that an answer could echo.
+/// Why a packet cannot be answered: it contains no message that can become an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswerable {
-    /// The packet ends before the message's header does.
+    /// The packet is shorter than the header of a message.
     Short {
-        /// Bytes in the packet.
+        /// Size of the payload in bytes.
         len: usize,
     },
     /// The message is itself an answer.
     Response,
-    /// The packet is no plain data, as all messages of hosts are.
+    /// The packet is not in-band data, as all messages from hosts are.
     OutOfBand,
 }
 
 impl Unanswerable {
-    /// A word for tracing.
+    /// Returns the name in the trace.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Short { .. } => "short",
@@ -171,20 +176,26 @@ impl fmt::Display for Unanswerable {
     }
 }
 
-/// Whether the host waits for an answer to the message in `payload`: one that is no request and
-/// begins no transaction is answered, too, but nobody may ever read that.
+/// Returns whether the host waits for an answer to the message in `payload`: the message is a
+/// request or belongs to a transaction. Other messages get an answer, too, but the host may never
+/// read this answer.
 pub(crate) fn wants_answer(payload: &[u8]) -> bool {
     payload
         .get(FLAGS)
         .is_some_and(|flags| flags & (FLAG_TRANSACTION | FLAG_REQUEST) != 0)
 }
 
-/// What the message in `payload` asks for, which is long enough for a header.
+/// Returns the type of the message in `payload`.
+///
+/// # Panics
+///
+/// Panics if `payload` is shorter than the header.
 pub(crate) fn kind(payload: &[u8]) -> Kind {
     Kind(wire::u16_at(payload, TYPE))
 }
 
-/// The status of the answer in `payload`; that of a failure if it holds none.
+/// Returns the status of the answer in `payload`, or [`Status::FAIL`] if `payload` is shorter than
+/// the header.
 pub(crate) fn status(payload: &[u8]) -> Status {
     match payload.len() < HEADER_LEN {
         true => Status::FAIL,
@@ -192,7 +203,7 @@ pub(crate) fn status(payload: &[u8]) -> Status {
     }
 }
 
-/// Returns whether the answer in `payload` says that the request failed, or that no version is common.
+/// Returns whether the answer in `payload` reports a failure, or that no version is common.
 pub(crate) fn is_refusal(payload: &[u8]) -> bool {
     status(payload).is_failure()
         || kind(payload) == Kind::NEGOTIATE
@@ -201,22 +212,18 @@ pub(crate) fn is_refusal(payload: &[u8]) -> bool {
             })
 }
 
-/// A request: a message that is long enough to be answered.
-///
-/// # Invariants
-///
-/// The slice holds at least [`HEADER_LEN`] bytes.
+/// A message that is long enough to be answered.
 #[derive(Debug)]
 pub(crate) struct Request<'a>(&'a mut [u8]);
 
 impl<'a> Request<'a> {
-    /// Takes the payload of an in-band packet as a request.
+    /// Creates a request from the payload of an in-band packet.
     ///
-    /// A packet is filled up to a multiple of eight bytes; the pipe header says where the message
-    /// ends in it. If that can't be, the message ends where the packet does.
+    /// Packets are padded to a multiple of 8 bytes. The pipe header contains the size of the
+    /// message. If this size is not possible, the message ends with the packet.
     ///
-    /// The size in the IC header isn't needed to find the body, but hosts refuse an answer that
-    /// has it wrong: one that goes beyond the message is cut back.
+    /// The body size in the IC header is not needed to find the body, but hosts refuse an answer
+    /// with a wrong body size. So a size beyond the end of the message is reduced.
     pub(crate) fn new(payload: &'a mut [u8]) -> Result<Self, Unanswerable> {
         let len = payload.len();
         if len < HEADER_LEN {
@@ -233,35 +240,36 @@ impl<'a> Request<'a> {
         let message = &mut payload[..end];
         let room = end - HEADER_LEN;
         if usize::from(wire::u16_at(message, BODY_SIZE)) > room {
-            // CAST: `room` is less than a `u16` here.
+            // CAST: `room` is less than the value of a `u16`.
             wire::put_u16(message, BODY_SIZE, room as u16);
         }
         Ok(Self(message))
     }
 
-    /// What the message asks for.
+    /// Returns the type of the message.
     pub(crate) fn kind(&self) -> Kind {
         Kind(wire::u16_at(self.0, TYPE))
     }
 
-    /// The bytes after the header.
+    /// Returns the body: the bytes after the header.
     pub(crate) fn body(&mut self) -> &mut [u8] {
         &mut self.0[HEADER_LEN..]
     }
 
-    /// Turns the request into its answer.
+    /// Changes the request into an answer with this status.
     pub(crate) fn answer(self, status: Status) {
         wire::put_u32(self.0, STATUS, status.0);
         self.0[FLAGS] = FLAG_TRANSACTION | FLAG_RESPONSE;
     }
 
-    /// Turns a negotiation into its answer and returns the message version agreed on.
+    /// Changes a negotiation into its answer. Returns the message version that was agreed on.
     ///
-    /// Both lists are the guest's, best first; the first that the host offers too, exactly, is
-    /// taken. If there is none, or the request's own counts don't fit into it, the answer says so
-    /// with counts of 0 and the result is `None`.
+    /// `frameworks` and `messages` are the versions that the guest supports, best first. Selects
+    /// from each list the first version that the host offers, too. Versions must match exactly. If
+    /// there is no common version, or the counts in the request exceed its size, the answer has
+    /// counts of 0, and the result is `None`.
     ///
-    /// A request too short to hold the counts can't take that answer: it is failed.
+    /// A request that is too short for the counts is answered with [`Status::FAIL`].
     pub(crate) fn negotiate(
         mut self,
         frameworks: &[Version],
@@ -277,7 +285,7 @@ impl<'a> Request<'a> {
         wire::put_u16(body, FRAMEWORK_COUNT, count);
         wire::put_u16(body, MESSAGE_COUNT, count);
         if let Some((framework, message)) = agreed {
-            // Both lists had a version at least, so there is room for two.
+            // The request contains at least two versions, so the body has room for two.
             put_version(body, 0, framework);
             put_version(body, 1, message);
         }
@@ -289,7 +297,8 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Picks from the versions offered in `body`, or `None` if no pair is common to both sides.
+/// Selects a framework version and a message version from those offered in `body`. Returns `None`
+/// if no pair is common to both sides.
 fn agree(body: &[u8], frameworks: &[Version], messages: &[Version]) -> Option<(Version, Version)> {
     let framework_count = usize::from(wire::u16_at(body, FRAMEWORK_COUNT));
     let message_count = usize::from(wire::u16_at(body, MESSAGE_COUNT));
@@ -303,6 +312,7 @@ fn agree(body: &[u8], frameworks: &[Version], messages: &[Version]) -> Option<(V
     Some((framework, first_common(messages, theirs)?))
 }
 
+/// Returns the first of `ours` that is also in the host's list `theirs`.
 fn first_common(ours: &[Version], theirs: &[u8]) -> Option<Version> {
     ours.iter().copied().find(|version| {
         theirs
@@ -311,6 +321,7 @@ fn first_common(ours: &[Version], theirs: &[u8]) -> Option<Version> {
     })
 }
 
+/// Writes `version` to the list of versions in the body of a negotiation.
 fn put_version(body: &mut [u8], index: usize, version: Version) {
     let at = VERSIONS + index * VERSION_LEN;
     wire::put_u16(body, at, version.major);
@@ -325,7 +336,7 @@ mod tests {
     const FRAMEWORKS: [Version; 2] = [Version::new(3, 0), Version::new(1, 0)];
     const MESSAGES: [Version; 2] = [Version::new(3, 2), Version::new(1, 0)];
 
-    /// A packet of `N` bytes with a negotiation that lists `versions`, frameworks first.
+    /// Returns a packet of `N` bytes: a negotiation that lists `versions`, frameworks first.
     fn negotiation<const N: usize>(
         frameworks: u16,
         messages: u16,
@@ -466,7 +477,7 @@ mod tests {
         assert_eq!(len(20, &mut packet), (0, 0));
         assert_eq!(len(27, &mut packet), (7, 7));
         assert_eq!(len(32, &mut packet), (12, 12));
-        // What can't be is not believed.
+        // Impossible sizes are ignored.
         for pipe_size in [0, 19, 33, u32::MAX] {
             assert_eq!(len(pipe_size, &mut packet), (12, 12));
         }

@@ -7,7 +7,7 @@
 //! | 0           | reason code u32                                              |
 //! | 4           | timeout u32, in seconds                                      |
 //! | 8           | flags u32: 1 force, 2 restart, 4 hibernate                   |
-//! | 12          | text for the log, UTF-16, up to 2048 bytes, may be cut short |
+//! | 12          | text for the log, UTF-16, up to 2048 bytes; may be shorter   |
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 //! (`struct shutdown_msg_data`).
@@ -27,34 +27,34 @@ const FLAGS: usize = 8;
 const TEXT: usize = 12;
 const TEXT_MAX: usize = 2048;
 
-/// What the host wants the guest to do.
+/// What the guest shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     /// Power off.
     PowerOff,
     /// Restart.
     Restart,
-    /// Suspend to disk.
+    /// Hibernate (suspend to disk).
     Hibernate,
 }
 
 /// A shutdown request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shutdown<'a> {
-    /// What to do; `None` if the flags name nothing that is known.
+    /// The operation. `None` if the flags do not name a known one.
     pub(crate) operation: Option<Operation>,
-    /// Whether to do it even if applications object. The kernel always does.
+    /// Whether to ignore objections of applications. The kernel always ignores them.
     pub(crate) force: bool,
-    /// Why, as a Windows shutdown reason code.
+    /// The reason, a Windows shutdown reason code.
     pub(crate) reason: u32,
-    /// How long applications may take, in seconds.
+    /// Time that applications may take, in seconds.
     pub(crate) timeout: u32,
     /// Text for the log.
     pub(crate) text: Text<'a>,
 }
 
 impl<'a> Shutdown<'a> {
-    /// Reads the request in `body`; `None` if it is too short to hold the flags.
+    /// Reads the request in `body`. Returns `None` if `body` is too short for the flags.
     pub(crate) fn parse(body: &'a [u8]) -> Option<Self> {
         if body.len() < TEXT {
             return None;
@@ -76,17 +76,18 @@ impl<'a> Shutdown<'a> {
     }
 }
 
-/// UTF-16 text up to its end or its first NUL.
+/// UTF-16LE text that ends at its first NUL, or at the end of the slice.
 ///
-/// It comes from the host and goes to the log: what isn't text, control characters included, is
-/// shown as U+FFFD, and what is longer than a line of log is cut.
+/// The text comes from the host and goes to the log. So `Display` replaces invalid and control
+/// characters by U+FFFD, and shows at most 200 characters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Text<'a>(&'a [u8]);
 
 impl<'a> Text<'a> {
-    /// Characters that are shown.
+    /// Maximum number of characters that `Display` shows.
     const SHOWN: usize = 200;
 
+    /// Returns the characters. Control characters are replaced.
     fn chars(self) -> impl Iterator<Item = char> + 'a {
         text::utf16_chars(self.0).map(|c| {
             if c.is_control() {
@@ -159,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_is_no_text_is_replaced() {
-        // A lone surrogate, a newline, an escape, and a pair that is one character.
+        // A lone surrogate, a newline, an escape, and a surrogate pair.
         let bytes = [0x00, 0xd8, b'\n', 0, 0x1b, 0, 0x3d, 0xd8, 0x00, 0xde];
         let mut shown = Text(&bytes).chars();
         for _ in 0..3 {

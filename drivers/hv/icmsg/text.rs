@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Conversion of text: the host's is UTF-16LE, that of daemons and the log is UTF-8.
+//! Conversion of text between UTF-16LE (host) and UTF-8 (daemons and the log).
 //!
-//! What isn't valid in the one becomes U+FFFD in the other. No text is longer than its buffer
-//! allows, and every text written is ended by a NUL, which the sizes given and returned include.
+//! Invalid parts become U+FFFD. A conversion never writes beyond its buffer, and ends the text with
+//! a NUL. The returned sizes are in bytes and include the NUL.
 
 use super::wire;
 
@@ -11,15 +11,18 @@ use super::wire;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooLong;
 
-/// The characters of UTF-16LE text that ends at its first NUL or with `bytes`; an odd byte at the
-/// end is no part of it.
+/// Returns the characters of UTF-16LE text. The text ends at its first NUL, or at the end of
+/// `bytes`. A single byte at the end is ignored.
 pub(crate) fn utf16_chars(bytes: &[u8]) -> impl Iterator<Item = char> + '_ {
     let units = bytes.chunks_exact(2).map(|unit| wire::u16_at(unit, 0));
     char::decode_utf16(units.take_while(|unit| *unit != 0))
         .map(|decoded| decoded.unwrap_or(char::REPLACEMENT_CHARACTER))
 }
 
-/// Writes `from`, UTF-16LE up to its first NUL or its end, to `to` as UTF-8; returns its size.
+/// Converts UTF-16LE text to UTF-8. The text ends at the first NUL in `from`, or at the end of
+/// `from`. Returns the number of bytes written to `to`.
+///
+/// Fails if the text and its NUL do not fit into `to`.
 pub(crate) fn utf16_to_utf8(from: &[u8], to: &mut [u8]) -> Result<usize, TooLong> {
     let mut len = 0;
     for c in utf16_chars(from) {
@@ -33,8 +36,13 @@ pub(crate) fn utf16_to_utf8(from: &[u8], to: &mut [u8]) -> Result<usize, TooLong
     Ok(len + 1)
 }
 
-/// Writes `from`, UTF-8 up to its first NUL or its end, to `to` as UTF-16LE; returns its size in
-/// bytes. What does not fit is cut off between two characters. `to` has room for a NUL at least.
+/// Converts UTF-8 text to UTF-16LE. The text ends at the first NUL in `from`, or at the end of
+/// `from`. Returns the number of bytes written to `to`. If the text does not fit, cuts it between
+/// two characters.
+///
+/// # Panics
+///
+/// Panics if `to` is shorter than 2 bytes.
 pub(crate) fn utf8_to_utf16(from: &[u8], to: &mut [u8]) -> usize {
     let from = from.split(|byte| *byte == 0).next().unwrap_or(from);
     let mut len = 0;

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Time synchronisation messages, and the arithmetic of a host time sample.
+//! Time synchronisation messages, and calculations with the samples of the host's time.
 //!
 //! | Body offset | Before version 4          | Body offset | Version 4                        |
 //! | ----------- | ------------------------- | ----------- | -------------------------------- |
 //! | 0           | host's time u64           | 0           | host's time u64                  |
-//! | 8           | guest's time u64          | 8           | VM reference time of sample u64  |
+//! | 8           | guest's time u64          | 8           | reference time of the sample u64 |
 //! | 16          | round trip time u64       | 16          | flags u8                         |
 //! | 24          | flags u8                  | 17          | leap indicator u8, stratum u8    |
 //!
-//! Times are in units of 100 ns: the host's since 1601, the reference time since the virtual
-//! machine was started. Leap indicator and stratum are NTP's, of the host's clock. Hosts that do not
-//! say leave them 0.
+//! Times are in units of 100 ns. The host's time begins in 1601. The reference time begins with the
+//! start of the virtual machine. Leap indicator and stratum are those of NTP and describe the
+//! host's clock. Hosts that do not know them send 0.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 //! (`struct ictimesync_data`, `struct ictimesync_ref_data`).
@@ -28,68 +28,72 @@ const LEAP: usize = 17;
 const STRATUM: usize = 18;
 const FLAGS_V1: usize = 24;
 
-/// Step the clock.
+/// The guest shall step its clock.
 const FLAG_SYNC: u8 = 1;
 
-/// 1970-01-01 in the host's time.
+/// 1970-01-01 as the host's time, in units of 100 ns.
 const UNIX_EPOCH: u64 = 116_444_736_000_000_000;
 
-/// Nanoseconds in a unit of host and reference time.
+/// Number of nanoseconds per unit of the host's time and the reference time.
 const NSEC_PER_UNIT: u64 = 100;
 
-/// What Unix time in nanoseconds ends with, in units of 100 ns.
+/// The latest Unix time that fits into an `i64` of nanoseconds, in units of 100 ns: in the year
+/// 2262.
 const LATEST: u64 = i64::MAX as u64 / NSEC_PER_UNIT;
 
-/// Age from which a sample says nothing any more: 600 s, in units of 100 ns.
+/// Age after which a sample is not used any more: 600 s, in units of 100 ns.
 const STALE: u64 = 600 * 10_000_000;
 
-/// How far apart processors may read the reference time: 1 ms, in units of 100 ns.
+/// Maximum difference between the reference times that two processors read: 1 ms, in units of 100
+/// ns.
 const APART: u64 = 10_000;
 
-/// How far a sample's reference time may be ahead without being counted: 10 ms, in units of 100 ns.
+/// A sample is counted as ahead if its reference time is further ahead than this: 10 ms, in units
+/// of 100 ns.
 const AHEAD: u64 = 100_000;
 
-/// A message with the host's time.
+/// The contents of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimeSync {
-    /// The sample.
+    /// The sample of the host's time.
     pub(crate) sample: Sample,
-    /// Whether the guest is to step its clock, as after a boot or a restore.
+    /// Whether the guest shall step its clock. Hosts set this after a boot or a restore.
     pub(crate) sync: bool,
-    /// What is said of the host's clock: nothing before version 4, or if the message ends before that.
+    /// The quality of the host's clock. `None` before version 4, or if the message is too short.
     pub(crate) quality: Option<Quality>,
-    /// How far the sample's reference time is ahead of the guest's, in units of 100 ns; 0 if it is not
-    /// more than 10 ms. The two drift apart then: the sample counts as taken now.
+    /// How far the sample's reference time is ahead of the guest's, in units of 100 ns, if more
+    /// than 10 ms; otherwise 0. The two reference times drift apart in this case, so the sample
+    /// counts as taken now.
     pub(crate) ahead: u64,
 }
 
-/// What a sample says of the host's clock: whether that is synchronised itself.
+/// The quality of the host's clock: whether this clock is synchronised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quality {
-    /// NTP's leap indicator. 0: no leap second is near. 1: the last minute of the day has 61 seconds. 2: it
-    /// has 59. 3: the clock is not synchronised.
+    /// NTP's leap indicator. 0: no leap second is near. 1: the last minute of the day has 61
+    /// seconds. 2: the last minute has 59 seconds. 3: the clock is not synchronised.
     pub(crate) leap: u8,
-    /// NTP's stratum: how many servers away a reference clock is.
+    /// NTP's stratum: the number of servers between the clock and a reference clock, plus 1.
     pub(crate) stratum: u8,
 }
 
 impl TimeSync {
-    /// Reads the message in `body`, which came in at reference time `now`.
+    /// Reads the message in `body`, which was received at reference time `now`.
     ///
-    /// `None` if it is too short, or tells a time that Unix time in nanoseconds can't: before 1970
-    /// or after 2262.
+    /// Returns `None` if the message is too short, or if the host's time is before 1970 or after
+    /// 2262: such times do not fit into Unix time in nanoseconds.
     pub(crate) fn parse(version: Version, body: &[u8], now: u64) -> Option<Self> {
         let (flags, taken) = if version.major >= 4 {
             (
                 *body.get(FLAGS_V4)?,
-                // A version 4 sample says itself when it was taken.
+                // Since version 4, the sample contains the time at which it was taken.
                 wire::u64_at(body, REFERENCE_TIME),
             )
         } else {
             (*body.get(FLAGS_V1)?, now)
         };
         let since_epoch = wire::u64_at(body, HOST_TIME).checked_sub(UNIX_EPOCH)?;
-        // A sample from the future was taken now: only the reference times can be wrong.
+        // A sample from the future counts as taken now: only the reference times can be wrong.
         let age = now.saturating_sub(taken);
         let ahead = taken.saturating_sub(now);
         let unix_time = since_epoch
@@ -108,6 +112,7 @@ impl TimeSync {
 }
 
 impl Quality {
+    /// Reads the quality from the message in `body`, if the message contains it.
     fn read(version: Version, body: &[u8]) -> Option<Self> {
         match (body.get(LEAP), body.get(STRATUM)) {
             (Some(&leap), Some(&stratum)) if version.major >= 4 => Some(Self { leap, stratum }),
@@ -116,25 +121,25 @@ impl Quality {
     }
 }
 
-/// The host's time at one moment of the reference time.
+/// The host's time at a reference time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
-    /// Unix time less the reference time, in units of 100 ns, modulo 2^64.
+    /// Unix time minus the reference time, in units of 100 ns, modulo 2^64.
     pub(crate) offset: u64,
-    /// Reference time of the moment, in units of 100 ns.
+    /// The reference time, in units of 100 ns.
     pub(crate) reference: u64,
 }
 
-/// The sample is too old, or isn't one of this boot of the host's clock.
+/// The error if a sample is too old, or is from before the reference time was set back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stale;
 
 impl Sample {
-    /// Age of the sample at reference time `now`, both in units of 100 ns.
+    /// Returns the age of the sample at reference time `now`, both in units of 100 ns.
     #[inline(always)]
     pub(crate) fn age(&self, now: u64) -> Result<u64, Stale> {
-        // Processors may read the reference time a little apart. Beyond that, it was set back, and
-        // nothing is known then.
+        // Processors may read slightly different reference times. A greater difference means that
+        // the reference time was set back. Then the age is unknown.
         match now.checked_sub(self.reference) {
             Some(age) => Ok(age),
             None if self.reference - now <= APART => Ok(0),
@@ -142,7 +147,8 @@ impl Sample {
         }
     }
 
-    /// The host's time at reference time `now` (units of 100 ns), as Unix time in nanoseconds.
+    /// Returns the host's time at reference time `now` (units of 100 ns), as Unix time in
+    /// nanoseconds.
     pub(crate) fn at(&self, now: u64) -> Result<i64, Stale> {
         let age = self.age(now)?;
         if age > STALE {
@@ -152,7 +158,7 @@ impl Sample {
         if unix_time > LATEST {
             return Err(Stale);
         }
-        // CAST: `LATEST` fits.
+        // CAST: The value is at most `LATEST * NSEC_PER_UNIT`, which fits.
         Ok((unix_time * NSEC_PER_UNIT) as i64)
     }
 }

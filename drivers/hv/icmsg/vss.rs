@@ -7,11 +7,13 @@
 //! | 0           | operation u8                                               |
 //! | 8           | flags u32, written in answers to HOT_BACKUP and GET_DM_INFO |
 //!
-//! FREEZE and AUTO_RECOVER go on with disks that are not looked at, up to 12,500 bytes in all. The query of a
-//! cluster (from version 6 on) has at offset 8 the cluster's identity, and its size and disks behind that: a
-//! guest that is in no cluster answers with zeroes. No host's code for that is public.
+//! The bodies of FREEZE and AUTO_RECOVER have up to 12,500 bytes. They contain a list of disks,
+//! which this module ignores. The body of QUERY_GUEST_CLUSTER_INFORMATION (since version 6)
+//! contains a cluster's identity at offset 8, followed by the cluster's size and disks. A guest
+//! outside a cluster answers with zeroes. No public source code of a host uses this operation.
 //!
-//! A daemon's message is the first twelve bytes of it; in its answers the first four are a status.
+//! A daemon's message consists of the first 12 bytes of such a body. In the daemon's answers, the
+//! first 4 bytes are a status.
 //!
 //! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
 //! (`struct hv_vss_msg`).
@@ -23,34 +25,37 @@ use super::{
     Version, //
 };
 
-/// Size of a daemon's message, `struct hv_vss_msg`, either way.
+/// Size of `struct hv_vss_msg`, the message to and from the daemon, in bytes.
 pub(crate) const DAEMON_LEN: usize = 12;
 
 const OPERATION: usize = 0;
 const FLAGS: usize = 8;
 
-/// `VSS_HBU_NO_AUTO_RECOVERY`: the guest takes a consistent backup without help after it.
+/// `VSS_HBU_NO_AUTO_RECOVERY`: the backup is consistent, and needs no recovery afterwards.
 const NO_AUTO_RECOVERY: u32 = 5;
 
-/// What the host wants.
+/// The operation that the host requests; from `enum hv_vss_op`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// Whether the guest can be backed up while it runs.
+    /// Asks whether the guest can be backed up while it runs.
     HotBackup,
-    /// What the guest needs to be done to it after a backup: nothing.
+    /// Asks what the guest needs after a backup. The answer is: nothing.
     GetInfo,
-    /// File systems to be frozen.
+    /// Freezes the file systems.
     Freeze,
-    /// File systems to be thawed.
+    /// Thaws the file systems.
     Thaw,
-    /// Which cluster the guest is in: none.
+    /// Asks for the cluster that the guest is in. The answer is: none.
     QueryCluster,
-    /// Nothing that Linux has to do anything for: a snapshot set begins, ends, is done or is recovered.
+    /// An operation that needs no work in Linux: a snapshot set is created, deleted, complete or
+    /// recovered.
     Notice,
 }
 
 impl Operation {
-    /// Reads the request in `body`, which is of this message version.
+    /// Reads the operation of the request in `body`, which has the message version `version`.
+    ///
+    /// Fails with the status for the answer.
     pub(crate) fn parse(version: Version, body: &[u8]) -> Result<Self, Status> {
         if body.len() < DAEMON_LEN {
             return Err(Status::INVALID_ARGUMENT);
@@ -66,7 +71,7 @@ impl Operation {
         }
     }
 
-    /// Its name for the log. `NOTICE` stands for four operations of the host's.
+    /// Returns the name in the log. `NOTICE` stands for four operations.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::HotBackup => "HOT_BACKUP",
@@ -78,7 +83,7 @@ impl Operation {
         }
     }
 
-    /// Writes what an answer of success says in the request's `body`.
+    /// Changes the request in `body` into an answer that reports success.
     pub(crate) fn succeed(self, body: &mut [u8]) {
         match self {
             Self::HotBackup => wire::put_u32(body, FLAGS, NO_AUTO_RECOVERY),
@@ -88,7 +93,7 @@ impl Operation {
         }
     }
 
-    /// Writes the question for the daemon: the host's number of the operation.
+    /// Writes the question for the daemon: the operation's number.
     pub(crate) fn write(self, message: &mut [u8; DAEMON_LEN]) {
         message.fill(0);
         message[OPERATION] = match self {
@@ -102,17 +107,17 @@ impl Operation {
     }
 }
 
-/// Reads the daemon's answer.
+/// Reads the status from a daemon's answer.
 pub(crate) fn status(answer: &[u8]) -> Status {
     Status(wire::u32_native_at(answer, 0))
 }
 
-/// `VSS_OP_REGISTER`: such a daemon expects no confirmation.
+/// `VSS_OP_REGISTER`. The daemon expects no confirmation.
 const LEGACY: u8 = 128;
-/// `VSS_OP_REGISTER1`.
+/// `VSS_OP_REGISTER1`. The daemon expects a confirmation.
 const CURRENT: u8 = 129;
 
-/// Reads a daemon's first message; `None` if it is no registration that is known.
+/// Reads the first message of a daemon. Returns `None` if the message is not a known registration.
 pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
     match message[OPERATION] {
         LEGACY => Some(Registration::Legacy),
@@ -121,7 +126,7 @@ pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
     }
 }
 
-/// The number that a daemon registered with.
+/// Returns the number with which the daemon has registered.
 pub(crate) fn version(registration: Registration) -> u8 {
     match registration {
         Registration::Legacy => LEGACY,
@@ -129,7 +134,8 @@ pub(crate) fn version(registration: Registration) -> u8 {
     }
 }
 
-/// Writes what a registration is confirmed with, and returns its size; `None` if nothing is.
+/// Writes the confirmation of a registration, and returns its length in bytes. Returns `None` if
+/// the daemon expects no confirmation.
 pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> Option<usize> {
     match registration {
         Registration::Legacy => None,
