@@ -78,8 +78,8 @@ pub(crate) struct Info {
     pub(crate) session: session::Info,
     /// The size of each ring.
     pub(crate) ring: RingSize,
-    /// Whether negotiations wait for a daemon to register. Hosts send data right after the
-    /// negotiation.
+    /// Whether negotiations wait until a daemon has registered. The host sends data once, right
+    /// after the negotiation.
     pub(crate) waits_for_daemon: bool,
     /// The claim on the service, which only one device can have.
     pub(crate) unique: Unique,
@@ -207,7 +207,7 @@ pub(crate) enum Awaited {
     Daemon,
     /// The daemon's answer.
     Answer,
-    /// The kernel's file systems.
+    /// The worker that records or thaws file systems.
     FileSystems,
     /// Room in the outbound ring.
     Room,
@@ -239,7 +239,7 @@ pub(crate) struct Facts {
     registered: Since,
     /// The number of an [`Awaited`].
     awaited: RwOnce<u32>,
-    /// Holds since `awaited` has its value.
+    /// The time since which `awaited` has had its value.
     since: Since,
     late: Counter,
 }
@@ -272,7 +272,7 @@ impl Facts {
             .unwrap_or(Awaited::Host)
     }
 
-    /// Returns how long the service has waited for that, in milliseconds.
+    /// Returns how long the service has waited for [`Facts::awaited`], in milliseconds.
     pub(crate) fn awaited_for(&self) -> Option<u64> {
         self.since.get().map(Moment::age)
     }

@@ -91,8 +91,8 @@ impl Fcopy {
             return self.fail(body, Status::FAIL, "no daemon that can be asked");
         };
         match fcopy::to_daemon(body, message) {
-            // A new daemon would write the piece to any file. After a failed piece, the daemon
-            // would report a complete file.
+            // A new daemon has not opened the file, and would write the piece to another file.
+            // After a failed piece, the daemon would report a complete file.
             Ok((Operation::Write | Operation::Complete, _))
                 if self.progress != Progress::Partial =>
             {

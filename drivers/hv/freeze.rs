@@ -449,6 +449,7 @@ impl Freezer {
     }
 
     /// Finishes the thaw, after the daemon has thawed or failed: lets the worker thaw what is left.
+    /// `daemon_succeeded` says whether the daemon has reported success.
     pub(crate) fn finish_thaw(&self, daemon_succeeded: bool) {
         {
             let mut state = self.shared.state.lock();

@@ -128,7 +128,7 @@ pub(crate) trait Service: Send + 'static {
     fn answer(&mut self, version: Version, body: &mut [u8]) -> Answer<Self::Action, Self::Later>;
 
     /// Does the work that a request asks for. Called after the answer was sent, or dropped because
-    /// the host does not wait for it. Work that sleeps belongs into the channel's job.
+    /// the host does not wait for it. Work that sleeps belongs in the channel's job.
     fn act(&mut self, action: Self::Action, sender: &Sender<'_>) {
         let _ = (action, sender);
     }

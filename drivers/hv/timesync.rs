@@ -113,8 +113,8 @@ impl Service for TimeSync {
     }
 
     fn restarted(&mut self) -> Option<Infallible> {
-        // If the channel was closed, the reference time may have stopped meanwhile. The sample is
-        // then wrong.
+        // The virtual machine may have been saved, or may have hibernated. The reference time does
+        // not advance meanwhile, so the last sample may be wrong.
         self.host.forget();
         None
     }

@@ -40,8 +40,8 @@ void rust_helper_device_unlock(struct device *dev)
 
 /*
  * Reads the TSC and the reference time at the same time. Returns false if the
- * hypervisor does not provide the relation between them. Always false on arm64,
- * where Linux does not use the reference TSC page.
+ * hypervisor does not provide the relation between them. Always returns false on
+ * arm64, where Linux does not use the reference TSC page.
  */
 bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference)
 {
@@ -81,7 +81,7 @@ bool rust_helper_in_vmbus_isr(void)
 	return in_hardirq() || !in_serving_softirq();
 }
 
-/* These are inline functions if the kernel has no PTP support. */
+/* In a kernel without PTP support, the following are inline functions. */
 struct ptp_clock *rust_helper_ptp_clock_register(struct ptp_clock_info *info, struct device *parent)
 {
 	return ptp_clock_register(info, parent);
@@ -115,7 +115,7 @@ bool rust_helper_super_get_active(struct super_block *sb)
 
 /*
  * Returns the number of free bytes in the outbound ring. Returns U32_MAX if the host has
- * corrupted the indices. Sending fails with EIO then.
+ * corrupted the indices. In this case, sending fails with EIO.
  */
 u32 rust_helper_vmbus_bytes_to_write(struct vmbus_channel *channel)
 {

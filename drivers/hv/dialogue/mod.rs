@@ -24,6 +24,7 @@ pub(crate) struct Dialogue<R, M> {
     effects: Effects,
 }
 
+/// The state of a dialogue.
 #[derive(Clone, PartialEq)]
 enum State<R, M> {
     /// No question is pending. `Lost` is set if the last question failed and [`Dialogue::outcome`]
@@ -70,8 +71,8 @@ enum Sent<M> {
     Reading(usize),
 }
 
-#[derive(Clone, PartialEq)]
 /// The state of a question.
+#[derive(Clone, PartialEq)]
 enum Question<M> {
     /// The daemon has not finished reading the question.
     Sent(Sent<M>),
@@ -298,7 +299,7 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// Revokes the device: from now on, all calls of the daemon fail.
+    /// Revokes the device: from now on, all calls of the daemon except `close()` fail.
     pub(crate) fn revoke(&mut self) {
         let lost = self.lose();
         if let State::Quiet(end, _) = &mut self.state {
@@ -334,7 +335,7 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
     }
 
     /// Ends a read. If the daemon could not read the message (`was_read` is false), the message
-    /// waits to be read again.
+    /// waits to be read again, unless the service has given the question up.
     pub(crate) fn end_read(&mut self, message: M, was_read: bool) {
         match &mut self.state {
             State::Quiet(End::Confirming(_, sent), _)

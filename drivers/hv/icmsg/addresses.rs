@@ -5,8 +5,9 @@
 //!
 //! The daemon uses UTF-8 text: a `struct hv_kvp_ipaddr_value` with four lists, whose entries are
 //! separated by `;`. Up to version 4.0, the host uses the same structure with UTF-16 text. Since
-//! version 5.0, the host uses binary numbers, at offset 4 of the body. Numbers are little-endian.
-//! The bytes of an address are in network order:
+//! version 5.0, the host uses binary numbers at offset 4 of the body, with the following layout.
+//! The source is OpenVMM (crate `hyperv_ic_protocol`). Numbers are little-endian. The bytes of an
+//! address are in network order.
 //!
 //! | Offset | Field                                                                            |
 //! | ------ | -------------------------------------------------------------------------------- |
@@ -97,7 +98,7 @@ const MAX_PREFIX: u32 = 128;
 
 /// The origins of addresses.
 mod origin {
-    /// An origin without a number of its own, here DHCP.
+    /// Another origin than those with a number of their own, such as DHCP.
     pub(super) const OTHER: u16 = 1;
     pub(super) const STATIC: u16 = 2;
 }
@@ -258,8 +259,8 @@ impl Layout {
     }
 
     /// Converts the host's request in `body` to `to`, a zeroed `struct hv_kvp_ipaddr_value`. With
-    /// `is_set`, converts all settings, otherwise only the adapter. `body` must have at least
-    /// [`Layout::host_len`] bytes.
+    /// `is_set`, converts all settings, otherwise only the adapter's id and the family. `body` must
+    /// have at least [`Layout::host_len`] bytes.
     pub(crate) fn to_daemon(self, body: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Error> {
         let from = &body[self.start()..];
         match self {

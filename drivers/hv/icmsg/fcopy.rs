@@ -19,8 +19,8 @@ use super::{
 /// Size of the longest message to the daemon, `struct hv_do_fcopy`, in bytes.
 pub(crate) const DAEMON_LEN: usize = WRITE_LEN;
 
-/// Size of a message from the daemon, in bytes: a number, first the daemon's version, then the
-/// status of each operation.
+/// Size of a message from the daemon, in bytes. A message is a number: first the version of the
+/// daemon's protocol, then the status of each operation.
 pub(crate) const ANSWER_LEN: usize = 4;
 
 const OPERATION: usize = 0;

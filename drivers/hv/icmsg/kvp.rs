@@ -160,8 +160,8 @@ pub(crate) fn registration(message: &[u8]) -> Option<Registration> {
     }
 }
 
-/// Writes the confirmation of a registration, and returns its length in bytes. It contains the
-/// operation of the registration, and the version that the host shows as
+/// Writes the confirmation of a registration, and returns its length in bytes. The confirmation
+/// contains the operation of the registration, and the version that the host shows as
 /// IntegrationServicesVersion.
 pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> usize {
     const VERSION: &[u8] = b"3.1";

@@ -42,6 +42,7 @@ pub(crate) const HEADER_LEN: usize = 28;
 /// `IC_VERSION_NEGOTIATION_MAX_VER_COUNT`.
 pub(crate) const MAX_VERSIONS: usize = 100;
 
+// Offsets in a message.
 const PIPE_SIZE: usize = 4;
 const PIPE_HEADER_LEN: usize = 8;
 const TYPE: usize = 12;
@@ -49,6 +50,7 @@ const BODY_SIZE: usize = 18;
 const STATUS: usize = 20;
 const FLAGS: usize = 25;
 
+// Flags of a message; from `ICMSGHDRFLAG_*`.
 const FLAG_TRANSACTION: u8 = 1;
 const FLAG_REQUEST: u8 = 2;
 const FLAG_RESPONSE: u8 = 4;
@@ -213,6 +215,10 @@ pub(crate) fn is_refusal(payload: &[u8]) -> bool {
 }
 
 /// A message that is long enough to be answered.
+///
+/// # Invariants
+///
+/// The slice holds at least [`HEADER_LEN`] bytes.
 #[derive(Debug)]
 pub(crate) struct Request<'a>(&'a mut [u8]);
 

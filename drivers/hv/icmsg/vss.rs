@@ -2,9 +2,9 @@
 
 //! Volume shadow copy messages.
 //!
-//! | Body offset | Field                                                      |
-//! | ----------- | ---------------------------------------------------------- |
-//! | 0           | operation u8                                               |
+//! | Body offset | Field                                                       |
+//! | ----------- | ----------------------------------------------------------- |
+//! | 0           | operation u8                                                |
 //! | 8           | flags u32, written in answers to HOT_BACKUP and GET_DM_INFO |
 //!
 //! The bodies of FREEZE and AUTO_RECOVER have up to 12,500 bytes. They contain a list of disks,
@@ -12,8 +12,8 @@
 //! contains a cluster's identity at offset 8, followed by the cluster's size and disks. A guest
 //! outside a cluster answers with zeroes. No public source code of a host uses this operation.
 //!
-//! A daemon's message consists of the first 12 bytes of such a body. In the daemon's answers, the
-//! first 4 bytes are a status.
+//! A message to the daemon has the layout of the first 12 bytes of a body. In the daemon's answers,
+//! the first 4 bytes are a status.
 //!
 //! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
 //! (`struct hv_vss_msg`).

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The side of a channel's callback that uses the rings: handles inbound packets, and sends
+//! The part of a channel's callback that uses the rings: handles inbound packets, and sends
 //! answers.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
@@ -236,7 +236,7 @@ impl<'a> Sender<'a> {
         let mut next = self.first();
         for done in 0..BUDGET {
             // The host signals only when it adds to an empty ring. Publish the read index before
-            // the last look.
+            // the last check.
             let Some(descriptor) = next.or_else(|| {
                 self.publish_read_index();
                 self.first()
