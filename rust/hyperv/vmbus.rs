@@ -401,7 +401,7 @@ impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
 unsafe impl Send for Device {}
 
 // SAFETY: `Device` can be shared among threads because all methods of `Device`
-// (i.e. `Device<Normal>) are thread safe.
+// (i.e. `Device<Normal>`) are thread safe.
 unsafe impl Sync for Device {}
 
 // SAFETY: Same as `Device<Normal>` -- the underlying `struct hv_device` is the same;

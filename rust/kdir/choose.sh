@@ -1,12 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# choose.sh [FLAVOUR]: chooses the best of the archive's kernels that this module can be built for, and prints
-#   VERSION ABI SUITE       of the packages: linux-source-SERIES, linux-headers-ABI-FLAVOUR
-# and to standard error one line that says which it is. Series come first, then suites, in the order of lib.sh. If there
-# is none, its exit status is 3, and it prints what is supported and what the archive has.
-# SERIES= and SUITE= in the environment name others. HIDE=REGEX hides lines "SUITE PACKAGE VERSION" of the archive.
-# ARCHIVE=URL is asked in place of the mirror.
-# choose.sh --unfit KDIR: after a build for KDIR that failed, says so if its series is not supported.
+# choose.sh [FLAVOUR]: chooses the best kernel in the archive that this module can be built for. Prints
+#   VERSION ABI SUITE
+# of its packages, linux-source-SERIES and linux-headers-ABI-FLAVOUR, and a line for the user to standard error.
+# The best kernel is that of the first series, then of the first suite, in the order of lib.sh. If there is no kernel,
+# prints the supported series and those in the archive, and exits with status 3.
+#
+# Environment: SERIES= and SUITE= select a series and a suite. HIDE=REGEX hides lines "SUITE PACKAGE VERSION" of the
+# archive. ARCHIVE=URL replaces the mirror.
+#
+# choose.sh --unfit KDIR: prints a hint after a failed build for KDIR, if the series of KDIR is not supported.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
@@ -37,7 +40,7 @@ from=${SUITE:-$suites}
 lists=$(mktemp -d)
 trap 'rm -rf "$lists"' EXIT
 
-# look SUITE: the lines of that suite, in $lists/SUITE; why there are none is in $lists/SUITE.not.
+# look SUITE: writes the lines of the suite to $lists/SUITE. On failure, writes the reason to $lists/SUITE.not.
 look()
 {
 	local names
@@ -59,13 +62,13 @@ look()
 	grep -vE -e "${HIDE:-^$}" "$lists/all" >"$lists/$1" || true
 }
 
-# versions SUITE PACKAGE: those of the package, the newest first.
+# versions SUITE PACKAGE: prints the versions of the package, newest first.
 versions()
 {
 	awk -v package="$2" '$2 == package { print $3 }' "$lists/$1" | sort -rV
 }
 
-# abi_of SUITE VERSION: as in the name of this flavour's headers.
+# abi_of SUITE VERSION: prints the ABI, as in the name of the headers package of this flavour.
 abi_of()
 {
 	awk -v version="$2" -v flavour="-$flavour" '
@@ -76,7 +79,7 @@ abi_of()
 	}' "$lists/$1"
 }
 
-# offers SUITE: the series there, in one line.
+# offers SUITE: prints the series in the suite, in one line.
 offers()
 {
 	if [ -e "$lists/$1.not" ]; then
@@ -86,7 +89,7 @@ offers()
 	fi
 }
 
-# without SERIES: in which suites there is none of it, and which could not be read.
+# without SERIES: prints which suites lack the series, and which suites could not be read.
 without()
 {
 	local name none='' unread=''

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# debug-kernel.sh: builds a kernel that looks for faults (see debug-kernel.config) from the source
-# that the stock one was built from. It makes
-#   build/kdir/debug      its KDIR; .ready in it says that it is finished
+# debug-kernel.sh: builds a kernel that looks for faults (see debug-kernel.config), from the source
+# of the stock kernel. Makes
+#   build/kdir/debug      the KDIR; complete if it contains .ready
 #   build/kernel/debug    the kernel: vmlinuz, release, System.map, lib/modules/
 set -eu
 # shellcheck source-path=SCRIPTDIR
@@ -27,14 +27,14 @@ fi
 alone kdir
 
 tree=$(readlink -f "$build/linux-source")
-# A tree of another version is not reused, as in kdir.sh.
+# Do not reuse a tree of another version, as in kdir.sh.
 if [ "$(cat "$kdir/.version" 2>/dev/null)" != "$version" ]; then
 	rm -rf "$kdir"
 	mkdir -p "$kdir"
 	echo "$version" >"$kdir/.version"
 fi
 rm -f "$kdir/.ready"
-# With KASAN, only clang's kernels take Rust.
+# With KASAN, the kernel supports Rust only if clang compiles it.
 cat >"$kdir/.kernelvariables" <<END
 override KERNELRELEASE = $release
 CC = clang
@@ -47,7 +47,7 @@ kmake()
 
 step "configuring $release"
 logged debug-config kmake KCONFIG_ALLCONFIG="$config" tinyconfig
-# An option that did not come true would leave its faults unseen.
+# Without one of the options, some faults would not be found.
 lost=$(grep '^CONFIG_' "$config" | grep -vxFf "$kdir/.config" || true)
 [ -z "$lost" ] || die "the configuration lacks: $(echo "$lost" | tr '\n' ' ')" "see what those depend on"
 

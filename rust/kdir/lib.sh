@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0
-# Shared by the scripts of rust/kdir and tests: places, progress lines, logged commands.
+# Functions that the scripts of rust/kdir and tests share: paths, progress lines, logged commands.
 # shellcheck shell=bash disable=SC2034
 
-# The directory of the project: everything made goes below its build/.
+# The directory of the project. All results are in its build/.
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=$top/build
 
-# The kernel series this module is written for, further ones that it builds for, and the suites of the archive that
-# are asked for them: the best first.
+# The kernel series that this module is written for, other series that it can be built for, and the suites of the archive
+# that may contain them, best first.
 series=7.3
 others=7.2
 suites='trixie-backports forky sid'
-# The Debian release that the tools and the tests are of. Kernels of its backports are built with its toolchain, and
-# those of another suite with that suite's own: a KDIR names it in its file .suite.
+# The Debian release of the tools and the tests. Kernels of its backports are built with its toolchain. Kernels of
+# another suite are built with the toolchain of that suite. A KDIR contains the name of the suite in its file .suite.
 suite=trixie
 
-# parse ID: sets $flavour, and $of_series and $of_suite if the kernel's name begins with these.
+# parse ID: sets $flavour, and $of_series and $of_suite if ID contains them.
 parse()
 {
 	flavour=$1 of_series='' of_suite=''
@@ -33,8 +33,8 @@ parse()
 	esac
 }
 
-# kernel_id FLAVOUR [SERIES [SUITE]]: how that kernel's folders in build/ are called. The usual series and suite are
-# those of the kernel that was chosen when none was named.
+# kernel_id FLAVOUR [SERIES [SUITE]]: prints the ID of a kernel: the name of its directories in build/. The ID does not
+# contain the usual series and suite. The usual series is that of the kernel that was chosen without SERIES.
 kernel_id()
 {
 	local usual
@@ -44,7 +44,7 @@ kernel_id()
 	printf '%s\n' "$1"
 }
 
-# step TEXT: a progress line "[i/n] TEXT (t s)"; the caller sets $steps, and $what as a name.
+# step TEXT: prints a progress line "WHAT: [i/n] TEXT (at t s)". The caller sets $what and $steps.
 step_nr=0
 step()
 {
@@ -52,7 +52,7 @@ step()
 	printf '%s: [%d/%d] %s (at %d s)\n' "${what:-build}" "$step_nr" "${steps:-1}" "$1" "$SECONDS"
 }
 
-# die TEXT [HINT]: says what went wrong, and the way out.
+# die TEXT [HINT]: prints an error and the way out, and exits.
 die()
 {
 	printf '%s: error: %s\n' "${what:-build}" "$1" >&2
@@ -62,7 +62,7 @@ die()
 	exit 1
 }
 
-# logged NAME CMD...: runs CMD with its output in build/log/NAME.log; shows the end of it on failure.
+# logged NAME CMD...: runs CMD with its output in build/log/NAME.log. On failure, prints the end of the log, and exits.
 logged()
 {
 	local log=$build/log/$1.log
@@ -82,13 +82,13 @@ logged()
 	    "correct the cause shown above and run the same command again: finished steps are kept"
 }
 
-# expired <LOG: whether apt refused a Release file because of its age.
+# expired <LOG: returns whether apt has refused a Release file because of its age.
 expired()
 {
 	grep -qE 'Release file for .* is expired|Release file .* expired'
 }
 
-# alone NAME: waits until no other call holds the lock NAME; held until this shell ends.
+# alone NAME: takes the lock NAME, and holds it until this shell ends. Waits if another shell holds the lock.
 alone()
 {
 	mkdir -p "$build"
@@ -105,14 +105,15 @@ codename()
 	(. /etc/os-release && echo "${VERSION_CODENAME:-none}")
 }
 
-# packages SUITE: what is to be installed there, one a line. The tests run on the usual one.
+# packages SUITE: prints the packages to be installed in a system of SUITE, one per line. The usual suite also gets the
+# packages for the tests.
 packages()
 {
 	sed 's/#.*//; /^[[:space:]]*$/d' "$top/rust/kdir/packages"
 	[ "$1" != "$suite" ] || sed 's/#.*//; /^[[:space:]]*$/d' "$top/tests/packages"
 }
 
-# root_of SUITE: the folder that a system of it is kept in.
+# root_of SUITE: prints the directory that contains the root of SUITE.
 root_of()
 {
 	if [ "$1" = "$suite" ]; then
@@ -122,14 +123,15 @@ root_of()
 	fi
 }
 
-# archives [LABEL]: where this machine's apt gets packages from; apt 3 tells only after an update.
+# archives [FILTER]: prints the archives in this machine's apt configuration. apt 3 knows them only after an update.
 # shellcheck disable=SC2016 # apt expands $(SITE)
 archives()
 {
 	apt-get indextargets --format '$(SITE)' 'Identifier: Packages' "$@" 2>/dev/null
 }
 
-# The mirror this machine's apt already uses for Debian; in build/root, the one it was made from.
+# mirror: prints the URL of the Debian mirror that this machine's apt uses. In build/root, prints the mirror that the
+# root was made from.
 mirror()
 {
 	local url
@@ -144,12 +146,12 @@ mirror()
 	echo "$url"
 }
 
-# sources [SUITE]: apt's lines for it, and for its backports if it is the usual one.
+# sources [SUITE]: prints the lines of sources.list for SUITE, and for its backports if SUITE is the usual suite.
 sources()
 {
 	local from name option=signed-by=/usr/share/keyrings/debian-archive-keyring.gpg
 	if [ -n "${ARCHIVE:-}" ]; then
-		# One that a test has made.
+		# A test has made this archive.
 		from=$ARCHIVE option=trusted=yes
 	else
 		from=$(mirror)
@@ -159,7 +161,7 @@ sources()
 	done
 }
 
-# valid: what apt is told about Release files that have expired.
+# valid: prints apt's configuration for expired Release files.
 valid()
 {
 	case ${CHECK_VALID_UNTIL:-} in
@@ -167,8 +169,8 @@ valid()
 	esac
 }
 
-# archive SUITE [ARCHITECTURE]: has apt ask that suite of the archive only: neither the machine's sources nor its lists
-# are touched. The lists are those of the last "apt-get update".
+# archive SUITE [ARCHITECTURE]: makes apt use only this suite of the archive, with sources and lists of its own. The
+# lists are those of the last "apt-get update" for this suite.
 archive()
 {
 	local architecture=${2:-amd64}

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# root.sh [SUITE [PACKAGE...]]: makes build/root, a Debian 13 system with the toolchain that Debian's kernels were built
-# with, or build/root-SUITE; PACKAGEs are installed there on top of the lists. On Debian 13 itself the packages are
-# installed instead, and no root is made.
+# root.sh [SUITE [PACKAGE...]]: makes a root: a Debian system with the toolchain that has built Debian's kernels. The
+# root of Debian 13 is build/root, that of another SUITE is build/root-SUITE. Installs PACKAGEs there in addition to the
+# listed packages. If this machine runs SUITE, installs the packages on the machine instead, and makes no root.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
@@ -10,7 +10,7 @@ of=${1:-$suite}
 shift $(($# > 0))
 what=root
 steps=2
-# The packages come from the system's own sources.
+# The packages come from the sources of the system itself.
 unset APT_CONFIG
 root=$(root_of "$of")
 name=${root##*/}
@@ -21,7 +21,7 @@ wanted()
 	[ $# -eq 0 ] || printf '%s\n' "$@"
 }
 
-# missing DIR PACKAGE...: those of the packages that the system below DIR lacks.
+# missing DIR PACKAGE...: prints the packages that the system below DIR lacks.
 missing()
 {
 	local dir=$1 have
@@ -30,7 +30,7 @@ missing()
 	wanted "$@" | grep -vxF "$have" || true
 }
 
-# install ENTER... -- PACKAGE...: installs packages there.
+# install ENTER... -- PACKAGE...: installs the packages in the system that the command ENTER runs in.
 install()
 {
 	local enter=() options=()
@@ -72,13 +72,13 @@ fi
 command -v mmdebstrap >/dev/null || install -- mmdebstrap
 
 step "this machine is not Debian $of: installing $(wanted "$@" | wc -l) packages into build/$name from $(mirror) (about 60 s)"
-# A name that only a finished root loses: an interrupted run leaves nothing that looks whole.
+# The root gets its final name when it is complete, so an incomplete root is never used.
 rm -rf "$root.new"
 mkdir -p "$root.new"
 sources "$of" >"$root.list"
 options=()
 [ -z "$(valid)" ] || options=(--aptopt="$(valid)")
-# No need to wait for the disk after each file: an interrupted root is thrown away.
+# Do not sync after each file: an incomplete root is discarded.
 logged "$name" mmdebstrap --mode=root --variant=apt --architectures=amd64 \
 	--include="$(wanted "$@" | paste -s -d ,)" \
 	--dpkgopt='force-unsafe-io' \
