@@ -1,10 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# compose.sh FULL SOURCE ROOT RELEASE OUT [PLACE]: makes OUT, a tree to build modules in Rust against: the files of
-# Debian's headers package for the kernel RELEASE as links, and the metadata that this package lacks.
-#   FULL     a build tree of the kernel, made by make prepare in its source, SOURCE
-#   ROOT     where the headers and kbuild packages are unpacked; empty if they are installed
-#   PLACE    where the tree will be used, if not in OUT
+# compose.sh FULL SOURCE ROOT RELEASE OUT [PLACE]: makes OUT, a tree to build modules in Rust against. OUT contains links
+# to the files of Debian's headers package for the kernel RELEASE, and the Rust metadata that this package lacks.
+#   SOURCE   the source of the kernel
+#   FULL     a build tree of the kernel, made by "make prepare" in SOURCE
+#   ROOT     the directory with the unpacked headers and kbuild packages; empty if they are installed
+#   PLACE    the path at which the tree will be used, if not OUT
 set -eu
 full=$1
 source=$2
@@ -24,7 +25,7 @@ for file in .config .kernelvariables Module.symvers arch include tools vmlinux; 
 		ln -s "$headers/$file" "$out/$file"
 	fi
 done
-# A folder cannot be linked to if it is to hold one file more.
+# Link each file, not the directory: the directory gets additional files.
 for file in "$root$kbuild"/*; do
 	ln -s "$kbuild/${file##*/}" "$out/scripts/"
 done
@@ -36,7 +37,7 @@ for file in target.json rust_is_available_bindgen_libclang.h; do
 	done
 done
 cp "$full"/rust/lib*.rmeta "$source/rust/Makefile" "$out/rust/"
-# Macros of the kernel crate include these.
+# Macros of the kernel crate include these files.
 mkdir -p "$out/rust/kernel"
 cp "$full"/rust/kernel/generated_arch_*_asm.rs "$out/rust/kernel/"
 for file in "$full"/rust/lib*.so; do

@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# deb.sh [--module] ID...: makes Debian packages in build/deb (or in OUT), for the kernels whose trees are build/kdir/ID
-# and whose modules are in build/out/ID; make deb calls it.
+# deb.sh [--module] ID...: makes Debian packages in build/deb (or in OUT) for kernels. build/kdir/ID is the tree of a
+# kernel, build/out/ID contains the module for it. "make deb" calls this script.
 #   hv-utils-rust-RELEASE        the module for one kernel
-#   linux-headers-rust-RELEASE   what Debian's headers package lacks for modules in Rust
-#   hv-utils-rust-dkms           the module's source, for DKMS
-#   hv-utils-rust-common         what goes with the module, however it was built
-# With --module there is no linux-headers-rust. With KEY and CERT, the files of a key and its certificate, the modules
-# are signed. The same commit and the same trees give the same packages, byte by byte.
+#   linux-headers-rust-RELEASE   the Rust metadata that Debian's headers package lacks
+#   hv-utils-rust-dkms           the source of the module, for DKMS
+#   hv-utils-rust-common         the files that the other packages share
+# --module omits linux-headers-rust. If KEY and CERT are set to the files of a key and its certificate, the modules are
+# signed. The same commit and the same trees result in identical packages.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../../rust/kdir/lib.sh"
@@ -18,11 +18,11 @@ if [ "${HV_ENTERED:-}" != 1 ]; then
 	export SOURCE_DATE_EPOCH HEADERS_EPOCH
 	: "${SOURCE_DATE_EPOCH:=$(git -c safe.directory="$top" -C "$top" log -1 --format=%ct 2>/dev/null ||
 		date -r "$top/dkms.conf" +%s)}"
-	# That of the last commit which changes what linux-headers-rust has.
+	# The time of the last commit that changes the contents of linux-headers-rust.
 	HEADERS_EPOCH=$(git -c safe.directory="$top" -C "$top" log -1 --format=%ct -- dkms.conf \
 		drivers/packages/{compose.sh,headers.postinst,deb.sh} 2>/dev/null) || HEADERS_EPOCH=
 	HEADERS_EPOCH=${HEADERS_EPOCH:-$SOURCE_DATE_EPOCH}
-	# What the root has at its own places is not what the caller sees there.
+	# The root does not contain the caller's files. Copy the key and the certificate to the project.
 	for file in "${KEY:-}" "${CERT:-}"; do
 		[ -z "$file" ] || [ -r "$file" ] || die "cannot read $file"
 	done
@@ -42,7 +42,8 @@ PATH=$PATH:/usr/sbin:/sbin
 work=$(mktemp -d "$build/deb.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# The version is DKMS' and the time of the last commit: newer packages replace older ones.
+# The version of a package contains that of dkms.conf and the time of the last commit. So newer packages replace older
+# ones.
 dkms_version=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$/\1/p' "$top/dkms.conf")
 stamped()
 {
@@ -50,13 +51,13 @@ stamped()
 }
 version=$(stamped "$SOURCE_DATE_EPOCH")
 
-# config KDIR NAME: the value of CONFIG_NAME, without quotes.
+# config KDIR NAME: prints the value of CONFIG_NAME, without quotes.
 config()
 {
 	sed -n "s/\"//g; s/^CONFIG_$2=//p" "$1/.config"
 }
 
-# architecture KDIR: as Debian calls that of the kernel.
+# architecture KDIR: prints Debian's name for the architecture of the kernel.
 architecture()
 {
 	if [ "$(config "$1" X86_64)" = y ]; then
@@ -68,7 +69,7 @@ architecture()
 	fi
 }
 
-# triplet KDIR: what the names of its tools begin with.
+# triplet KDIR: prints the prefix of the names of the kernel's tools.
 triplet()
 {
 	case $(architecture "$1") in
@@ -77,7 +78,7 @@ triplet()
 	esac
 }
 
-# begin NAME: starts the package.
+# begin NAME: begins the package NAME.
 begin()
 {
 	name=$1
@@ -85,7 +86,7 @@ begin()
 	mkdir -p "$tree/DEBIAN" "$tree/usr/share/doc/$name"
 }
 
-# script FILE KIND [NAME=VALUE]...: a maintainer script, or triggers, with its @NAME@ replaced.
+# script FILE KIND [NAME=VALUE]...: adds a maintainer script, or triggers. Replaces each @NAME@ by VALUE.
 script()
 {
 	local file=$tree/DEBIAN/$2 pair
@@ -95,13 +96,13 @@ script()
 	done
 }
 
-# put FILE PLACE [MODE]
+# put FILE PLACE [MODE]: adds a file.
 put()
 {
 	install -D -m "${3:-644}" "$1" "$tree/$2"
 }
 
-# finish VERSION ARCHITECTURE <CONTROL: makes the package; CONTROL is the rest of its fields.
+# finish VERSION ARCHITECTURE <CONTROL: makes the package. CONTROL contains the remaining control fields.
 finish()
 {
 	local deb=$out/${name}_$1_$2.deb
@@ -128,13 +129,13 @@ finish()
 	(cd "$tree" && find . -type f ! -path './DEBIAN/*' -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' md5sum) \
 		>"$tree/DEBIAN/md5sums"
 	rm -f "$out/${name}_"*.deb
-	# The number of threads changes what xz writes.
+	# The output of xz depends on the number of threads.
 	dpkg-deb --root-owner-group -Zxz --threads-max=2 -b "$tree" "$deb" >/dev/null
 	rm -rf "$tree"
 	echo "    ${deb#"$top/"} ($(du -k "$deb" | cut -f 1) kB)"
 }
 
-# module ID: the package with the module for that kernel.
+# module ID: makes the package with the module for the kernel.
 module()
 {
 	local kdir=$build/kdir/$1 ko=$build/out/$1/hv_utils.ko release place
@@ -148,7 +149,7 @@ module()
 	if [ -n "${KEY:-}" ]; then
 		"$kdir/scripts/sign-file" "$(config "$kdir" MODULE_SIG_HASH)" "$KEY" "$CERT" "$place/hv_utils.ko"
 	fi
-	# As the kernel's own, whichever compression that takes.
+	# Compress the module like the kernel's own modules.
 	xz --check=crc32 --lzma2=dict=1MiB "$place/hv_utils.ko"
 	script module.postinst postinst "ABI=$release"
 	script module.postrm postrm "ABI=$release"
@@ -162,7 +163,7 @@ module()
 	END
 }
 
-# headers ID: the package with what Debian's headers of that kernel lack.
+# headers ID: makes the package with the Rust metadata of the kernel.
 headers()
 {
 	local kdir=$build/kdir/$1 source release debian kbuild deb
@@ -172,7 +173,7 @@ headers()
 		echo "    no linux-headers-rust-$release: its procedural macros would run on $(dpkg --print-architecture) only"
 		return
 	fi
-	# Compressing it takes a minute. The version of what is in it tells whether it is needed.
+	# Compressing the package takes a minute. Skip that if there is a package of this version.
 	local -x SOURCE_DATE_EPOCH=$HEADERS_EPOCH
 	local version
 	version=$(stamped "$HEADERS_EPOCH")
@@ -207,7 +208,7 @@ headers()
 	END
 }
 
-# downloaded PACKAGE VERSION: the file, which make kdir has downloaded.
+# downloaded PACKAGE VERSION: prints the path of the package that make kdir has downloaded.
 downloaded()
 {
 	local file

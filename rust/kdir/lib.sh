@@ -6,8 +6,8 @@
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=$top/build
 
-# The kernel series that this module is written for, other series that it can be built for, and the suites of the archive
-# that may contain them, best first.
+# The kernel series that this module is written for, other series that it can be built for, and the suites of the
+# archive that may contain them, best first.
 series=7.3
 others=7.2
 suites='trixie-backports forky sid'
