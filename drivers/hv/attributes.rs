@@ -172,7 +172,7 @@ pub(crate) fn offset(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Resul
     of_host_clock(this, text, |host| host.offset().ok())
 }
 
-/// Shows the age of the last sample in milliseconds; `none` without a sample.
+/// Shows the age of the last sample in milliseconds; `none` if it is unknown.
 pub(crate) fn age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| host.age().map(|age| age / 10_000))
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Integration services whose work a daemon does: their conversation with the host.
+//! Integration services whose work a daemon in user space does: their conversation with the host.
 //!
 //! Such a service handles one request at a time, as the protocol requires. Later messages stay in
 //! the ring. A negotiation is taken at once: the host starts over, and no longer waits for earlier

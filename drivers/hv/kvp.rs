@@ -37,7 +37,8 @@ static INFO: daemon::Info = daemon::Info {
         newest: Some(&kvp_protocol),
     },
     ring: RING,
-    // The host sends keys and IP settings once, as soon as the negotiation is answered.
+    // The host sends keys and IP settings once, as soon as the negotiation is answered. Answer it
+    // when there is a daemon.
     waits_for_daemon: true,
     unique: Unique::new(),
     protocol: Protocol {
@@ -111,8 +112,8 @@ impl Kvp {
         session::log_failure(self.limit.as_ref(), "KVP", why, request, status)
     }
 
-    /// Logs why GET_IP_INFO failed, or what it left out, if that has changed. A line that the limit
-    /// suppresses comes with the next one.
+    /// Logs why GET_IP_INFO failed, or what the answer lacks, if that has changed. If the limit
+    /// suppresses the line, the next GET_IP_INFO tries again.
     fn log_addresses(&mut self, body: &[u8], told: Result<Omitted, addresses::Error>) {
         if told == self.told {
             return;

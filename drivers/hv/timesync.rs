@@ -113,8 +113,8 @@ impl Service for TimeSync {
     }
 
     fn restarted(&mut self) -> Option<Infallible> {
-        // The virtual machine may have been saved, or may have hibernated. The reference time does
-        // not advance meanwhile, so the last sample may be wrong.
+        // The virtual machine may have been saved or hibernated. The reference time then has
+        // stopped or begun anew, so the last sample may be wrong.
         self.host.forget();
         None
     }

@@ -95,7 +95,7 @@ pub(crate) struct Vss {
 /// Progress of the current request.
 #[derive(Clone, Copy)]
 enum Step {
-    /// There is no request, or only the daemon has to handle it.
+    /// There is no request, or the request only needs the daemon.
     None,
     /// FREEZE: the worker records which file systems are already frozen.
     Preparing,

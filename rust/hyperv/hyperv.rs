@@ -4,7 +4,8 @@
 //! specific to Hyper-V.
 //!
 //! Upstream, this crate would be part of `rust/kernel/`. It contains all unsafe code of this
-//! project and knows no particular device. A driver on top of it needs no unsafe code.
+//! project, and except for [`trace`], it knows no particular driver. A driver on top of it needs no
+//! unsafe code.
 //!
 //! Safe code cannot leave a callback behind. Dropping a channel closes the channel. Dropping a
 //! character device or a PTP clock unregisters the device or clock. If the object was leaked

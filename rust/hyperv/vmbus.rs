@@ -212,7 +212,7 @@ impl Guid {
 pub struct DeviceId(pub(crate) bindings::hv_vmbus_device_id);
 
 impl DeviceId {
-    /// Matches all devices of a class.
+    /// Creates an id that matches all devices of a class.
     pub const fn from_class(class: Guid) -> Self {
         Self(bindings::hv_vmbus_device_id {
             guid: bindings::guid_t { b: class.0 },

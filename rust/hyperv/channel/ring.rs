@@ -32,7 +32,7 @@ impl RingSize {
     ///
     /// # Panics
     ///
-    /// If `data` is 0 or more than [`Self::LARGEST`]. In a `const`, the build fails.
+    /// Panics if `data` is 0 or more than [`Self::LARGEST`]. In a `const`, the build fails instead.
     pub const fn with_data(data: usize) -> Self {
         assert!(data > 0 && data <= Self::LARGEST);
         let page = kernel::page::PAGE_SIZE;
