@@ -1,15 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # choose.sh [FLAVOUR]: chooses the best kernel in the archive that this module can be built for. Prints
-#   VERSION ABI SUITE
-# of its packages, linux-source-SERIES and linux-headers-ABI-FLAVOUR, and a line for the user to standard error.
-# The best kernel is that of the first series, then of the first suite, in the order of lib.sh. If there is no kernel,
-# prints the supported series and those in the archive, and exits with status 3.
-#
-# Environment: SERIES= and SUITE= select a series and a suite. HIDE=REGEX hides lines "SUITE PACKAGE VERSION" of the
-# archive. ARCHIVE=URL replaces the mirror.
-#
-# choose.sh --unfit KDIR: prints a hint after a failed build for KDIR, if the series of KDIR is not supported.
+#   VERSION ABI SUITE       of the packages: linux-source-SERIES, linux-headers-ABI-FLAVOUR
+# and describes the choice in one line on standard error. The series matters more than the suite. lib.sh has the order of
+# both. If there is no such kernel, prints the supported series and the contents of the archive, and exits with status 3.
+#   SERIES= and SUITE= in the environment select other series and suites.
+#   HIDE=REGEX hides lines "SUITE PACKAGE VERSION" of the archive.
+#   ARCHIVE=URL replaces the mirror.
+# choose.sh --unfit KDIR: called after a failed build for KDIR. Prints a message if the series of KDIR is not supported.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
@@ -40,7 +38,8 @@ from=${SUITE:-$suites}
 lists=$(mktemp -d)
 trap 'rm -rf "$lists"' EXIT
 
-# look SUITE: writes the lines of the suite to $lists/SUITE. On failure, writes the reason to $lists/SUITE.not.
+# look SUITE: writes the lines of the suite to $lists/SUITE. If the suite cannot be read, writes the reason to
+# $lists/SUITE.not.
 look()
 {
 	local names
@@ -68,7 +67,7 @@ versions()
 	awk -v package="$2" '$2 == package { print $3 }' "$lists/$1" | sort -rV
 }
 
-# abi_of SUITE VERSION: prints the ABI, as in the name of the headers package of this flavour.
+# abi_of SUITE VERSION: prints the ABI in the name of this flavour's headers.
 abi_of()
 {
 	awk -v version="$2" -v flavour="-$flavour" '
@@ -89,7 +88,7 @@ offers()
 	fi
 }
 
-# without SERIES: prints which suites lack the series, and which suites could not be read.
+# without SERIES: prints the suites that lack the series, and those that could not be read.
 without()
 {
 	local name none='' unread=''

@@ -1,8 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# debug-kernel.sh: builds a kernel that looks for faults (see debug-kernel.config), from the source
-# of the stock kernel. Makes
-#   build/kdir/debug      the KDIR; complete if it contains .ready
+# debug-kernel.sh: builds the debug kernel (see debug-kernel.config) from the source of the stock kernel. Makes
+#   build/kdir/debug      its KDIR; complete if it has the file .ready
 #   build/kernel/debug    the kernel: vmlinuz, release, System.map, lib/modules/
 set -eu
 # shellcheck source-path=SCRIPTDIR
@@ -27,14 +26,14 @@ fi
 alone kdir
 
 tree=$(readlink -f "$build/linux-source")
-# Do not reuse a tree of another version, as in kdir.sh.
+# A tree of another version is not reused, as in kdir.sh.
 if [ "$(cat "$kdir/.version" 2>/dev/null)" != "$version" ]; then
 	rm -rf "$kdir"
 	mkdir -p "$kdir"
 	echo "$version" >"$kdir/.version"
 fi
 rm -f "$kdir/.ready"
-# With KASAN, the kernel supports Rust only if clang compiles it.
+# With KASAN, a kernel supports Rust only if it is built with clang.
 cat >"$kdir/.kernelvariables" <<END
 override KERNELRELEASE = $release
 CC = clang
@@ -47,9 +46,9 @@ kmake()
 
 step "configuring $release"
 logged debug-config kmake KCONFIG_ALLCONFIG="$config" tinyconfig
-# Without one of the options, some faults would not be found.
+# Without one of these options, the kernel would not detect some faults.
 lost=$(grep '^CONFIG_' "$config" | grep -vxFf "$kdir/.config" || true)
-[ -z "$lost" ] || die "the configuration lacks: $(echo "$lost" | tr '\n' ' ')" "see what those depend on"
+[ -z "$lost" ] || die "the configuration lacks: $(echo "$lost" | tr '\n' ' ')" "look for the dependencies of these options"
 
 step "building $release (10 to 20 min)"
 logged debug-build kmake bzImage modules

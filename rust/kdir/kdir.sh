@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# kdir.sh [ID]: makes a tree to build modules in Rust for a stock kernel of Debian. The headers package lacks the Rust
-# metadata. ID is [SERIES-][SUITE-]FLAVOUR, for example amd64, 7.2-rt-amd64 or 7.2-sid-amd64. choose.sh chooses the
-# series and the suite if ID does not contain them. Makes
-#   build/linux-source      a link to the kernel's source with Debian's patches, for all flavours
-#   build/kdir/ID           the KDIR; complete if it contains .ready. Its .suite names the suite of the tools.
+# kdir.sh [ID]: makes a KDIR for Debian's stock kernel with Rust metadata, which the headers package lacks. ID is
+# [SERIES-][SUITE-]FLAVOUR (amd64, 7.2-rt-amd64, 7.2-sid-amd64). choose.sh chooses the parts that ID omits. Makes
+#   build/linux-source      -> the kernel's source with Debian's patches, for all flavours
+#   build/kdir/ID           a KDIR for modules in Rust; complete if it has the file .ready; .suite names the suite of its
+#                           tools
 #   build/kernel/ID         the stock kernel: vmlinuz, release, System.map, lib/modules/
-# The series and the suite in ID also become part of the source's name: build/linux-source-7.2-sid.
-# UPDATE=1 looks for a newer kernel even if there is one already. Exits with status 3 if the archive has no such kernel.
+# If ID has a series or a suite, the name of the source ends with them: build/linux-source-7.2-sid. UPDATE=1 looks for a
+# newer kernel even if there is one. The exit status is 3 if the archive has no such kernel.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
@@ -19,7 +19,7 @@ kernel=$build/kernel/$id
 
 parse "$id"
 other=${of_series:+-$of_series}${of_suite:+-$of_suite}
-# The flavours of a series share these.
+# The flavours of a series share these two.
 source=$build/linux-source$other
 resolved=$build/kernel$other.version
 
@@ -27,7 +27,7 @@ if [ -z "${UPDATE:-}" ] && [ -e "$kdir/.ready" ] && [ -e "$kernel/.ready" ] && [
 	exit 0
 fi
 
-# Use the apt and dpkg of Debian 13.
+# Use apt and dpkg of Debian 13.
 if [ "${HV_ENTERED:-}" != "$suite" ]; then
 	"$top/rust/kdir/root.sh"
 	HV_ENTERED='' exec "$top/rust/kdir/enter" env HV_ENTERED="$suite" "$0" "$id"
@@ -39,12 +39,10 @@ case $flavour in
 *) architecture=amd64 ;;
 esac
 
-# choose: chooses a kernel, and writes the choice to $resolved. All flavours of a series use the same choice, so that
-# they share the source.
+# choose: writes the choice to $resolved. All flavours of a series use the same choice, so that they share the source.
 choose()
 {
-	# SERIES and SUITE of the environment apply only if the user has asked for this kernel. The ID of a kernel does not
-	# contain the usual series and suite.
+	# ID omits the usual series and suite. Use SERIES and SUITE only if they belong to this ID.
 	if [ "$(kernel_id "$flavour" "${SERIES:-}" "${SUITE:-}")" != "$id" ]; then
 		SERIES='' SUITE=''
 	fi
@@ -57,7 +55,7 @@ choose()
 	read -r version abi from <"$resolved"
 }
 
-# has NAME: returns whether the archive has this version of the package.
+# has NAME: returns whether the archive has the package in this version.
 has()
 {
 	apt-cache madison "$1" | awk -F ' *\\| *' -v version="$version" -v line="$from $1 $version" '$2 == version { print line }' |
@@ -71,7 +69,7 @@ if [ -n "${UPDATE:-}" ] || [ -z "${from:-}" ]; then
 fi
 archive "$from" "$architecture"
 if ! has "linux-headers-$abi-$flavour"; then
-	# If this fails, choose.sh prints the reason.
+	# If the update fails, choose.sh prints the reason.
 	apt-get update >"$build/log/kdir-update.log" 2>&1 || true
 	if ! has "linux-headers-$abi-$flavour"; then
 		echo "$what: $from has no linux-headers-$abi-$flavour $version any more, if there ever was one"
@@ -94,7 +92,7 @@ for name in "linux-modules-$release" "linux-base-$release" "linux-binary-$releas
 	! has "$name" || debs+=("$name")
 done
 cd "$build/downloads"
-# download NAME: downloads the package, unless it was downloaded before.
+# download NAME: downloads the package, once.
 download()
 {
 	if ! [ -e "$1_$version.ok" ]; then
@@ -105,12 +103,12 @@ download()
 for name in "${debs[@]}"; do
 	download "$name"
 done
-# make deb links to the files of this package. It makes packages for kernels of this architecture only.
+# linux-headers-rust of make deb has links to the files of linux-kbuild. That package is made only for this architecture.
 if [ "$architecture" = "$(dpkg --print-architecture)" ]; then
 	kbuild=$(dpkg-deb -f "linux-headers-${release}_${version//:/%3a}_$architecture.deb" Depends | grep -o 'linux-kbuild-[^ ,]*')
 	download "$kbuild"
 fi
-# unpack NAME DIR: unpacks the package. In file names, apt writes the ':' of a version as %3a.
+# unpack NAME DIR: unpacks the package. In names of files, apt replaces ':' in a version with %3a.
 unpack()
 {
 	dpkg-deb -x "$build/downloads/${1}_${version//:/%3a}_"a*.deb "$2"
@@ -118,7 +116,7 @@ unpack()
 cd "$top"
 
 step "unpacking the kernel and its source"
-# Kbuild does not support special characters in a path.
+# Kbuild does not accept all characters in a path.
 tree=$build/linux-${version//[!a-z0-9.-]/_}
 if [ ! -e "$tree/Makefile" ]; then
 	rm -rf "$tree.new"
@@ -162,12 +160,12 @@ unpack "linux-headers-$release" "$headers"
 headers=$headers/usr/src/linux-headers-$release
 want=$(sed -n 's/^CONFIG_RUSTC_VERSION=//p' "$headers/.config")
 [ -n "$want" ] || die "$release was built without Rust (no CONFIG_RUSTC_VERSION in its configuration)"
-# The headers name a compiler, such as x86_64-linux-gnu-gcc-14. Find its package.
+# The compiler that the headers name, such as x86_64-linux-gnu-gcc-14, and its package.
 # shellcheck disable=SC2016 # make expands $(CC)
 cc=$(printf '%s\n' 'include .kernelvariables' 'cc: ; @echo $(CC)' | make -s -C "$headers" -f - cc)
 compiler=$(echo "${cc##* }" | sed 's/^\(.*\)-\(gcc-[0-9]*\)$/\2-\1/; s/_/-/g')
 "$top/rust/kdir/root.sh" "$tools" "$compiler"
-# run CMD...: runs CMD in the system that has these tools.
+# run CMD...: runs CMD in the system with these tools.
 run()
 {
 	"$top/rust/kdir/enter" --suite "$tools" "$@"
@@ -175,7 +173,7 @@ run()
 have=$(run "$tree/scripts/rustc-version.sh" rustc)
 [ "$want" = "$have" ] || die "$release was built with rustc $want, but $tools has $have" \
 	"metadata is only valid for the very same rustc: remove $(root_of "$tools") and run make kdir again"
-# Do not reuse a tree of another version: its metadata is stale.
+# Do not reuse a tree of another version: its metadata would be stale.
 if [ "$(cat "$kdir/.version" 2>/dev/null)" != "$version" ]; then
 	rm -rf "$kdir"
 	mkdir -p "$kdir"
@@ -184,11 +182,11 @@ fi
 rm -f "$kdir/.ready"
 cp "$headers/.config" "$kdir/.config"
 echo "$tools" >"$kdir/.suite"
-# Debian's kernel reads this file in its build directory, also when modules are built later.
+# The makefile of Debian's kernel includes this file from the build folder, in this build and in later ones.
 cp "$headers/.kernelvariables" "$kdir/.kernelvariables"
 options=()
 if grep -qx 'CONFIG_COMPAT_VDSO=y' "$headers/.config"; then
-	# Only the compat vDSO needs a 32-bit compiler.
+	# Only the vDSO needs a 32-bit compiler.
 	options=("CC_COMPAT=clang --target=arm-linux-gnueabi" LD_COMPAT=ld.lld)
 fi
 kmake()
@@ -196,7 +194,7 @@ kmake()
 	run make -C "$tree" O="$kdir" LOCALVERSION= "${options[@]}" -j "$(nproc)" "$@"
 }
 logged "kdir-$id-config" kmake olddefconfig
-# A lost option may change the names of symbols. Ignore options that depend on linking programs: none are linked here.
+# A lost option could change the input of the symbol mangling. Ignore CC_CAN_LINK: the root cannot link programs.
 changed=$(diff <(grep -vE '_VERSION|CC_CAN_LINK' "$headers/.config") <(grep -vE '_VERSION|CC_CAN_LINK' "$kdir/.config") || true)
 [ -z "$changed" ] || printf '%s: the configuration is not quite the same:\n%s\n' "$what" "$changed"
 step "rebuilding Rust's metadata for $release (about 75 s)"
@@ -204,7 +202,7 @@ logged "kdir-$id-prepare" kmake prepare
 logged "kdir-$id-modules" kmake modules_prepare
 
 step "comparing mangled symbols with the packaged Module.symvers"
-# Compare the symbols that the Rust objects of the kernel itself export.
+# Both lists have the symbols that the kernel's own Rust objects export.
 rust_objects=$(find "$kdir/rust" -maxdepth 1 -name '*.o' ! -name 'exports.o' | sort)
 # shellcheck disable=SC2086
 run llvm-nm -g --defined-only $rust_objects | awk '$2 ~ /[TRDBW]/ && $3 ~ /^_R/ { print $3 }' | sort -u >"$kdir/.symbols.built"
@@ -214,8 +212,8 @@ all=$(wc -l <"$kdir/.symbols.packaged")
 [ "$all" -gt 0 ] || die "Module.symvers of $release exports no Rust symbol"
 [ "$lost" -eq 0 ] || die "$lost of the $all Rust symbols of $release have other names here: modules would not load" \
 	"compare build/kdir/$id/.symbols.built with .symbols.packaged"
-# vmlinux contains only the kernel's BTF, on which the BTF of modules is based.
-# modules_install passes System.map to depmod.
+# vmlinux has only the kernel's BTF, on which the BTF of the modules is based.
+# modules_install calls depmod with System.map.
 cp "$headers/Module.symvers" "$kdir/Module.symvers"
 cp "$kernel/System.map" "$kdir/System.map"
 if [ -e "$headers/vmlinux" ]; then

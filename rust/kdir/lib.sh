@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0
-# Functions that the scripts of rust/kdir and tests share: paths, progress lines, logged commands.
+# Shared by the scripts of rust/kdir, drivers/packages and tests: paths, progress lines, logged commands.
 # shellcheck shell=bash disable=SC2034
 
-# The directory of the project. All results are in its build/.
+# The folder of the project. All created files are in its folder build/.
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=$top/build
 
-# The kernel series that this module is written for, other series that it can be built for, and the suites of the
-# archive that may contain them, best first.
+# The kernel series that this module is written for, the further series that it supports, and the suites of the archive
+# to search, best first.
 series=7.3
 others=7.2
 suites='trixie-backports forky sid'
-# The Debian release of the tools and the tests. Kernels of its backports are built with its toolchain. Kernels of
-# another suite are built with the toolchain of that suite. A KDIR contains the name of the suite in its file .suite.
+# The Debian release of the tools and the tests. Its toolchain also builds the kernels of its backports. For a kernel of
+# another suite, the toolchain of that suite is used. The file .suite of a KDIR names the suite.
 suite=trixie
 
-# parse ID: sets $flavour, and $of_series and $of_suite if ID contains them.
+# parse ID: splits ID into $of_series, $of_suite and $flavour. The first two may be empty.
 parse()
 {
 	flavour=$1 of_series='' of_suite=''
@@ -33,8 +33,8 @@ parse()
 	esac
 }
 
-# kernel_id FLAVOUR [SERIES [SUITE]]: prints the ID of a kernel: the name of its directories in build/. The ID does not
-# contain the usual series and suite. The usual series is that of the kernel that was chosen without SERIES.
+# kernel_id FLAVOUR [SERIES [SUITE]]: prints the name of the kernel's folders in build/. The name omits the usual series and
+# suite: those that choose.sh chooses if neither is given.
 kernel_id()
 {
 	local usual
@@ -44,7 +44,7 @@ kernel_id()
 	printf '%s\n' "$1"
 }
 
-# step TEXT: prints a progress line "WHAT: [i/n] TEXT (at t s)". The caller sets $what and $steps.
+# step TEXT: prints a progress line "$what: [i/$steps] TEXT (at t s)". The caller sets $steps and $what.
 step_nr=0
 step()
 {
@@ -52,7 +52,7 @@ step()
 	printf '%s: [%d/%d] %s (at %d s)\n' "${what:-build}" "$step_nr" "${steps:-1}" "$1" "$SECONDS"
 }
 
-# die TEXT [HINT]: prints an error and the way out, and exits.
+# die TEXT [HINT]: prints the error and the remedy, and fails.
 die()
 {
 	printf '%s: error: %s\n' "${what:-build}" "$1" >&2
@@ -62,7 +62,7 @@ die()
 	exit 1
 }
 
-# logged NAME CMD...: runs CMD with its output in build/log/NAME.log. On failure, prints the end of the log, and exits.
+# logged NAME CMD...: runs CMD with its output in build/log/NAME.log. On failure, prints the end of the output.
 logged()
 {
 	local log=$build/log/$1.log
@@ -75,20 +75,20 @@ logged()
 	printf '%s: the last lines of %s:\n' "${what:-build}" "$log" >&2
 	tail -n 15 "$log" | sed 's/^/    /' >&2
 	if expired <"$log"; then
-		die "the mirror's list of packages has expired: it was not updated for long" \
-			"to use it all the same: CHECK_VALID_UNTIL=no make ..."
+		die "the mirror's list of packages has expired: the mirror is no longer updated" \
+			"to use it anyway: CHECK_VALID_UNTIL=no make ..."
 	fi
 	die "that step failed; the whole output is in $log" \
 	    "correct the cause shown above and run the same command again: finished steps are kept"
 }
 
-# expired <LOG: returns whether apt has refused a Release file because of its age.
+# expired <LOG: returns whether apt refused a Release file because of its age.
 expired()
 {
 	grep -qE 'Release file for .* is expired|Release file .* expired'
 }
 
-# alone NAME: takes the lock NAME, and holds it until this shell ends. Waits if another shell holds the lock.
+# alone NAME: takes the lock NAME, and holds it until this shell ends.
 alone()
 {
 	mkdir -p "$build"
@@ -99,21 +99,21 @@ alone()
 	fi
 }
 
+# codename: prints the codename of this machine's Debian, or none.
 codename()
 {
 	# shellcheck source=/dev/null
 	(. /etc/os-release && echo "${VERSION_CODENAME:-none}")
 }
 
-# packages SUITE: prints the packages to be installed in a system of SUITE, one per line. The usual suite also gets the
-# packages for the tests.
+# packages SUITE: prints the packages to install in that suite, one per line. Only the usual suite needs those of the tests.
 packages()
 {
 	sed 's/#.*//; /^[[:space:]]*$/d' "$top/rust/kdir/packages"
 	[ "$1" != "$suite" ] || sed 's/#.*//; /^[[:space:]]*$/d' "$top/tests/packages"
 }
 
-# root_of SUITE: prints the directory that contains the root of SUITE.
+# root_of SUITE: prints the folder of the root with that suite.
 root_of()
 {
 	if [ "$1" = "$suite" ]; then
@@ -123,15 +123,15 @@ root_of()
 	fi
 }
 
-# archives [FILTER]: prints the archives in this machine's apt configuration. apt 3 knows them only after an update.
+# archives [LABEL]: prints the archives that this machine's apt uses. apt 3 prints nothing before an update.
 # shellcheck disable=SC2016 # apt expands $(SITE)
 archives()
 {
 	apt-get indextargets --format '$(SITE)' 'Identifier: Packages' "$@" 2>/dev/null
 }
 
-# mirror: prints the URL of the Debian mirror that this machine's apt uses. In build/root, prints the mirror that the
-# root was made from.
+# mirror: prints the Debian mirror that this machine's apt uses. In build/root, prints the mirror that build/root was made
+# from.
 mirror()
 {
 	local url
@@ -142,16 +142,16 @@ mirror()
 	[ -n "$(archives)" ] || logged apt-update apt-get update
 	url=$(archives 'Label: Debian' | head -n 1)
 	[ -n "$url" ] || url=$(archives | grep -m 1 '/debian/*$') ||
-		die "apt knows no archive of Debian's" "name one in /etc/apt/sources.list"
+		die "apt has no Debian archive" "add an archive to /etc/apt/sources.list"
 	echo "$url"
 }
 
-# sources [SUITE]: prints the lines of sources.list for SUITE, and for its backports if SUITE is the usual suite.
+# sources [SUITE]: prints apt's lines for the suite. For the usual suite, also prints the line for its backports.
 sources()
 {
 	local from name option=signed-by=/usr/share/keyrings/debian-archive-keyring.gpg
 	if [ -n "${ARCHIVE:-}" ]; then
-		# A test has made this archive.
+		# An archive of a test.
 		from=$ARCHIVE option=trusted=yes
 	else
 		from=$(mirror)
@@ -161,7 +161,7 @@ sources()
 	done
 }
 
-# valid: prints apt's configuration for expired Release files.
+# valid: prints apt's option for expired Release files.
 valid()
 {
 	case ${CHECK_VALID_UNTIL:-} in
@@ -169,8 +169,8 @@ valid()
 	esac
 }
 
-# archive SUITE [ARCHITECTURE]: makes apt use only this suite of the archive, with sources and lists of its own. The
-# lists are those of the last "apt-get update" for this suite.
+# archive SUITE [ARCHITECTURE]: configures apt to use only this suite of the archive, with separate sources and lists. The
+# machine's own are not changed. The lists are from the last "apt-get update" with this configuration.
 archive()
 {
 	local architecture=${2:-amd64}

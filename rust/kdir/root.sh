@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# root.sh [SUITE [PACKAGE...]]: makes a root: a Debian system with the toolchain that has built Debian's kernels. The
-# root of Debian 13 is build/root, that of another SUITE is build/root-SUITE. Installs PACKAGEs there in addition to the
-# listed packages. If this machine runs SUITE, installs the packages on the machine instead, and makes no root.
+# root.sh [SUITE [PACKAGE...]]: makes build/root, a Debian 13 with the toolchain of Debian's kernels, or build/root-SUITE.
+# Installs PACKAGEs in addition to those of the lists. If this machine itself has that suite, installs the packages on this
+# machine, and makes no root.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
@@ -10,7 +10,7 @@ of=${1:-$suite}
 shift $(($# > 0))
 what=root
 steps=2
-# The packages come from the sources of the system itself.
+# Use the sources of the system, not those of archive().
 unset APT_CONFIG
 root=$(root_of "$of")
 name=${root##*/}
@@ -21,7 +21,7 @@ wanted()
 	[ $# -eq 0 ] || printf '%s\n' "$@"
 }
 
-# missing DIR PACKAGE...: prints the packages that the system below DIR lacks.
+# missing DIR PACKAGE...: prints the packages that the system in DIR lacks.
 missing()
 {
 	local dir=$1 have
@@ -30,7 +30,7 @@ missing()
 	wanted "$@" | grep -vxF "$have" || true
 }
 
-# install ENTER... -- PACKAGE...: installs the packages in the system that the command ENTER runs in.
+# install ENTER... -- PACKAGE...: installs packages in the system that the command ENTER enters.
 install()
 {
 	local enter=() options=()
@@ -72,13 +72,13 @@ fi
 command -v mmdebstrap >/dev/null || install -- mmdebstrap
 
 step "this machine is not Debian $of: installing $(wanted "$@" | wc -l) packages into build/$name from $(mirror) (about 60 s)"
-# The root gets its final name when it is complete, so an incomplete root is never used.
+# A finished root is renamed. So an interrupted run does not leave a folder that looks complete.
 rm -rf "$root.new"
 mkdir -p "$root.new"
 sources "$of" >"$root.list"
 options=()
 [ -z "$(valid)" ] || options=(--aptopt="$(valid)")
-# Do not sync after each file: an incomplete root is discarded.
+# force-unsafe-io: do not wait for the disk after each file, because an interrupted root is removed.
 logged "$name" mmdebstrap --mode=root --variant=apt --architectures=amd64 \
 	--include="$(wanted "$@" | paste -s -d ,)" \
 	--dpkgopt='force-unsafe-io' \
@@ -86,6 +86,6 @@ logged "$name" mmdebstrap --mode=root --variant=apt --architectures=amd64 \
 	--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' "${options[@]}" \
 	"$of" "$root.new" "$root.list"
 
-step "keeping it"
+step "renaming it to build/$name"
 mv "$root.new" "$root"
 echo "root: ready: $(chroot "$root" rustc --version)"
