@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# check.sh [WORD]: runs the tests, in steps; make check calls it when all is built. With WORD the step
-# of that name, or else the tests that have it in their names. A step prints "ok - NAME",
-# "not ok - NAME" or "ok - NAME # SKIP REASON" for each of its tests; here they are counted.
+# check.sh [WORD]: runs the tests, in steps. make check calls this script after the build. With WORD, runs the step
+# of that name, or else the tests with WORD in their names. A step prints "ok - NAME", "not ok - NAME" or
+# "ok - NAME # SKIP REASON" for each of its tests. This script counts them.
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../rust/kdir/lib.sh"
@@ -16,14 +16,14 @@ logs=$build/check
 mkdir -p "$logs"
 alone check
 
-# files PATTERN...: those files of the repository, one a line, without what a build made.
+# files PATTERN...: prints the matching files of the repository, one per line, without files made by a build.
 files()
 {
 	find dkms.conf rust drivers samples tests .ci -type f \( "$@" \) ! -name '*_generated.rs' ! -name '*.mod.c' \
 		! -name '.*' | LC_ALL=C sort
 }
 
-# each NAME CMD...: a test that passes if CMD succeeds and is silent.
+# each NAME CMD...: runs a test, which passes if CMD succeeds and prints nothing.
 each()
 {
 	local name=$1 out
@@ -53,7 +53,7 @@ step_shellcheck()
 	done < <(files ! -name '*.rs' | xargs grep -lE '^#!/bin/(ba)?sh|^# shellcheck shell=')
 }
 
-# The module as make builds it, anew, with every warning that the kernel and clippy have.
+# warnings_of_module FLAVOUR: rebuilds the module with all warnings of the kernel and clippy. Prints the warnings.
 warnings_of_module()
 {
 	local out=$build/check/module-$1
@@ -72,13 +72,13 @@ clippy()
 		-o "$logs/clippy.rmeta" "$@"
 }
 
-# remembered NAME KEY CMD...: what CMD prints; where it passed before with the same KEY, what it printed then.
+# remembered NAME KEY CMD...: runs CMD. If CMD has passed before with the same KEY, prints the earlier output instead.
 remembered()
 {
 	local name=$1 key=$2 status=0
 	shift 2
 	if [ "$(cat "$logs/$name.key" 2>/dev/null)" = "$key" ]; then
-		sed -n -e '/^ok .* # SKIP/ { p; d; }' -e 's/^ok - .*/& # KEPT nothing of it has changed/p' "$logs/$name.passed"
+		sed -n -e '/^ok .* # SKIP/ { p; d; }' -e 's/^ok - .*/& # KEPT nothing that it tests has changed/p' "$logs/$name.passed"
 		return
 	fi
 	rm -f "$logs/$name.key"
@@ -102,38 +102,38 @@ all_of_clippy()
 		each "clippy: module, $flavour" warnings_of_module "$flavour"
 	done
 	each "clippy: tests/host" clippy --crate-type rlib --crate-name host tests/host/src/lib.rs
-	# A test's table is read where it stands: a name for its type would not help.
+	# A name for the type of a test's table would not make the table easier to read.
 	each "clippy: tests/scenarios" clippy -A clippy::type_complexity --crate-name scenarios \
 		--extern "host=$build/host/libhost.rlib" tests/scenarios/main.rs
 	each "clippy: tests/unit" clippy --crate-name properties \
 		--extern "host=$build/host/libhost.rlib" tests/unit/properties.rs
 }
 
-# samples_in DIR: builds the module there with all that is never installed.
+# samples_in DIR: builds the module, and all modules that are never installed, in DIR.
 samples_in()
 {
 	make -s -j "$(nproc)" -C "$build/kdir/amd64" M="$top" MO="$1" EXTRAS=1 modules >"$1.log" 2>&1
 }
 
-# make_in DIR TARGET...: make for that folder, as a user calls it.
+# make_in DIR TARGET...: calls make as a user does, with its output in DIR.
 make_in()
 {
 	make -s KDIR=build/kdir/amd64 MO="$1" INSTALL_MOD_PATH="$1/root" "${@:2}" >>"$1.log" 2>&1
 }
 
-# make installs the module alone, even from a folder that the samples were built in.
+# installed: tests that modules_install installs the module only, even if the folder has other modules.
 installed()
 {
 	local out=$build/check/install kept=$build/check/kept.ko
 	rm -rf "$out" "$kept"
 	mkdir -p "$out"
-	# make puts the module here, too, where the user's may be.
+	# make also copies the module to the top folder. Keep the user's module there.
 	[ ! -e hv_utils.ko ] || cp -p hv_utils.ko "$kept"
-	# shellcheck disable=SC2064 # the variables are gone by then
+	# shellcheck disable=SC2064 # the variables no longer exist when the trap runs
 	trap "if [ -e '$kept' ]; then mv -f '$kept' hv_utils.ko; else rm -f hv_utils.ko; fi" EXIT
 	samples_in "$out" || { tail -n 15 "$out.log"; return; }
 	if make_in "$out" modules_install || [ -e "$out/root" ]; then
-		echo "modules_install takes a folder that holds more than the module"
+		echo "modules_install accepts a folder with more than the module"
 	fi
 	make_in "$out" modules || tail -n 15 "$out.log"
 	touch "$out.built"
@@ -145,13 +145,14 @@ installed()
 	says_what_it_installs "$out" "$out.log"
 }
 
-# says_what_it_installs DIR LOG: into a root without a kernel, and into one that has its own module.
+# says_what_it_installs DIR LOG: tests the output of modules_install, for a root without a kernel and for a root with the
+# kernel's own module.
 says_what_it_installs()
 {
 	local release dir
 	release=$(cat build/kernel/amd64/release)
 	dir=$1/root/lib/modules/$release
-	grep -q '^modprobe finds it after "depmod ' "$2" || echo "it does not say that depmod is to run"
+	grep -q '^modprobe finds it after "depmod ' "$2" || echo "modules_install does not say that depmod must run"
 	if grep -i warning "$2"; then
 		echo "installing into a root without a kernel warns"
 	fi
@@ -159,18 +160,18 @@ says_what_it_installs()
 	cp build/kernel/amd64/lib/modules/"$release"/modules.* "$dir/"
 	cp build/kernel/amd64/lib/modules/"$release"/kernel/drivers/hv/hv_utils.ko* "$dir/kernel/drivers/hv/"
 	make_in "$1" modules_install || tail -n 15 "$2"
-	grep -qx "installed: $dir/updates/hv_utils.ko.*" "$2" || echo "it does not say what it installed"
+	grep -qx "installed: $dir/updates/hv_utils.ko.*" "$2" || echo "modules_install does not name the installed file"
 	grep -q "^replaces:  $dir/kernel/drivers/hv/hv_utils.ko.* (which stays where it is)$" "$2" ||
-		echo "it does not say what it replaces"
+		echo "modules_install does not name the replaced file"
 	grep -q "^go back:   rm $dir/updates/hv_utils.ko\* && depmod -b $1/root $release$" "$2" ||
-		echo "it does not say how to go back"
+		echo "modules_install does not say how to go back"
 	modprobe -d "$1/root" -S "$release" --show-depends hv_utils 2>/dev/null | grep -q "/updates/hv_utils.ko" ||
-		echo "modprobe does not find it"
+		echo "modprobe does not find the installed module"
 }
 
 step_install()
 {
-	each "install: the module alone" installed
+	each "install: only the module" installed
 }
 
 step_checkpatch()
@@ -182,7 +183,7 @@ step_checkpatch()
 	done < <(files -name '*.[ch]')
 }
 
-# What in the folder "linux" uses of the rest of its crate, which would not be there upstream.
+# outside_linux: prints the lines of rust/hyperv/linux that use the rest of the crate, which would not exist upstream.
 outside_linux()
 {
 	awk '
@@ -193,13 +194,14 @@ outside_linux()
 		rust/hyperv/linux/*.rs
 }
 
-# series_steps FILE...: the steps between series that these files name.
+# series_steps FILE...: prints the steps between kernel series that the files name.
 series_steps()
 {
 	grep -ohE '(hyperv_before|HYPERV_BEFORE)_[0-9_]+' "$@" | LC_ALL=C sort -u
 }
 
-# What asks for the kernel's version outside its seam, and steps that only one of rust/Kbuild and the seam knows.
+# outside_seam: prints the lines outside the seam that check the kernel's version, and the steps that only rust/Kbuild or
+# only the seam has.
 outside_seam()
 {
 	find Kbuild rust drivers samples tests/modules -path rust/kdir -prune -o -type f ! -name '*_generated.rs' ! -name '.*' \
@@ -208,8 +210,8 @@ outside_seam()
 	diff <(series_steps rust/Kbuild) <(series_steps rust/hyperv/compat.rs rust/helpers/compat.c) || true
 }
 
-# What is too long to be read: a file of more than 800 lines, not counting the unit tests of the module's, or a function
-# of more than 80. rustfmt has put the end of a function where its first line begins.
+# too_long: prints files of more than 800 lines (without the unit tests of the module's files) and functions of more than
+# 80. rustfmt gives the last line of a function the indentation of its first line.
 too_long()
 {
 	# shellcheck disable=SC2016 # these are awk's
@@ -227,7 +229,7 @@ too_long()
 		match($0, /fn [a-z_0-9]+/)
 		function_name = substr($0, RSTART, RLENGTH)
 	}
-	# A declaration, or all in one line.
+	# The function ends: its last line, a declaration, or a function on one line.
 	first && ($0 == at "}" || /;$/ && indent == at || FNR == first && /\}$/) {
 		if (FNR - first + 1 > 80) print name ": " function_name ": " FNR - first + 1 " lines"
 		first = 0
@@ -242,7 +244,7 @@ step_layers()
 	each "layers: no file and no function is too long" too_long
 }
 
-# What the log can say stands in the administrator's page, and what is in the page's table of attributes is there.
+# Tests that administration.rst has all log messages, attributes, tracepoints and parameters.
 step_log_texts()
 {
 	local file
@@ -255,7 +257,7 @@ step_log_texts()
 	each "log texts: parameters" undescribed '' '^hyperv::module_param_\w+!\(\n    (\w+),$' drivers/hv/parameters.rs
 }
 
-# undescribed PREFIX PATTERN FILE: names in the file, which the pattern finds, that the administrator's page does not have.
+# undescribed PREFIX PATTERN FILE: prints the names in FILE that match PATTERN and are missing in administration.rst.
 undescribed()
 {
 	local name names
@@ -266,7 +268,8 @@ undescribed()
 	done
 }
 
-# What the document of faults would have otherwise, had make faults written it with the verdicts that it has.
+# faults_otherwise: prints the differences between faults.rst and the page that make faults would write with the same
+# verdicts.
 faults_otherwise()
 {
 	build/host/scenarios list faults <Documentation/faults.rst >"$logs/faults.rst"
@@ -274,7 +277,7 @@ faults_otherwise()
 	grep -n -- ' - not run$' Documentation/faults.rst || true
 }
 
-# The scenarios that the tables of faults and of C's patches name, and whether the first has all that make faults would write.
+# Tests that the scenarios in faults.rst and in the table of C's patches exist, and that faults.rst is up to date.
 step_faults()
 {
 	local name
@@ -286,8 +289,8 @@ step_faults()
 	each "faults: Documentation/faults.rst has the faults of tests/scenarios/faults.rs" faults_otherwise
 }
 
-# Rust's own test runner, retold. Its exit status does not matter: a failure has its line, and
-# a runner that ends before its last line is noticed.
+# retell STEP <OUTPUT: translates the output of Rust's test runner. Its exit status does not matter: a failure
+# has a line, and the last line is missing if the runner itself has failed.
 retell()
 {
 	awk -v step="$1" '
@@ -308,7 +311,7 @@ step_host()
 	  "$logs/scenarios-unit" ${pattern:+"$pattern"}; } 2>&1 | retell host
 }
 
-# The services' pure code, on this machine.
+# The unit tests of the services' pure code, on this machine.
 step_unit()
 {
 	local part
@@ -319,7 +322,7 @@ step_unit()
 	done
 }
 
-# What holds for that code whatever it is given.
+# Properties of this code for any input.
 step_properties()
 {
 	rustc --edition 2021 -O -C debug-assertions=on -C overflow-checks=on --crate-name properties \
@@ -327,7 +330,7 @@ step_properties()
 	"$logs/properties"
 }
 
-# What the results of the module in C depend on: while this is the same, they are, and are kept.
+# peer: prints a hash of all files that the results of the C module depend on. The results are kept until the hash changes.
 peer()
 {
 	{
@@ -337,22 +340,22 @@ peer()
 	} | sha256sum | cut -c 1-32
 }
 
-# scenarios FLAVOUR OPTION...: what comes out of the emulated machine comes in pieces of lines.
+# scenarios FLAVOUR OPTION...: runs scenarios. sed joins the emulated machine's output, which arrives in pieces of lines.
 scenarios()
 {
 	OUTER_TIMEOUT=${OUTER_TIMEOUT:-1800} build/host/scenarios --flavour "$@" check ${pattern:+"$pattern"} 2>&1 |
 		sed -u ''
 }
 
-# has KIND: whether scenarios of that kind are to run.
+# has KIND: returns whether to run scenarios of that kind.
 has()
 {
 	build/host/scenarios list "$1" | grep -e "$pattern" >/dev/null
 }
 
-# Two machines at a time. With both modules everything on the kernel of most guests, then a little on the cloud kernel.
-# Meanwhile this module alone: with two processors and an old VMBus what these matter to, and races; on the kernel that
-# looks for faults what no other can tell; and what waits for minutes, where waiting takes no time.
+# Uses two machines at a time. The first one runs the scenarios with both modules on amd64, then some on cloud-amd64.
+# Meanwhile the second one runs, with this module only, scenarios that depend on two processors or on an old VMBus, races,
+# and scenarios for the debug kernel. Then it runs scenarios that wait for minutes, in emulated time and with both modules.
 step_scenarios()
 {
 	local status=0 first key
@@ -374,7 +377,7 @@ step_scenarios()
 	return $status
 }
 
-# Kernels other than the two that all tests run on, as far as they are built.
+# All kernels that are built, except the two that all other tests use.
 step_kernels()
 {
 	local key
@@ -383,28 +386,28 @@ step_kernels()
 	remembered kernels "$key" tests/kernels.sh --built
 }
 
-# Which kernel is chosen, of an archive that is written down.
+# The choice of a kernel, with archives made by the test.
 step_choose()
 {
 	tests/choose.sh
 }
 
-# shell_session NAME [OPTION]...: the commands of tests/shell/NAME.commands at the host's prompt; silent if each does
-# what it is to.
+# shell_session NAME [OPTION]...: runs the commands of tests/shell/NAME.commands at the host's prompt. Prints nothing if
+# all of them work as expected.
 shell_session()
 {
 	local log=$logs/shell-$1.log
 	OUTER_TIMEOUT=1200 build/host/host --commands "tests/shell/$1.commands" "${@:2}" >"$log" 2>&1 </dev/null || tail -n 40 "$log"
 }
 
-# The same prompt for a guest that has nothing of this project's.
+# foreign_session: tests the prompt with a guest without files of this project.
 foreign_session()
 {
 	shell_session foreign --kernel build/kernel/cloud-amd64/vmlinuz --initrd build/guest/debian-cloud-amd64.cpio \
 		--append "console=ttyS0 quiet root=/dev/pmem0 rw pci=conf1" --pmem build/guest/debian-cloud-amd64.ext4 --memory 1024
 }
 
-# A host takes wrong input for nothing: what was sent is what right commands sent.
+# wrong_input: tests that wrong input does nothing. Prints requests that the right commands do not send.
 wrong_input()
 {
 	shell_session wrong
@@ -412,8 +415,8 @@ wrong_input()
 		sed 's/ \[[0-9a-f]*\]$//; / flags 0 reason/d' | grep -v 'negotiate' || true
 }
 
-# replayed FILE COUNT [LINE]: a transcript is replayed; silent if so many services answer as recorded, and the output
-# has that line.
+# replayed FILE COUNT [LINE]: replays a transcript. Prints nothing if COUNT services answer as recorded, and the output
+# has LINE.
 replayed()
 {
 	local log=$logs/shell-${1##*/}.log
@@ -423,14 +426,14 @@ replayed()
 	fi
 }
 
-# What a guest answers is compared: in this one, an answer is to be another.
+# spoiled_replay: changes an answer in the transcript, and tests that the replay reports the difference.
 spoiled_replay()
 {
 	sed 's/ = "good day" \[/ = "bad day" [/' tests/shell/replay.transcript >"$logs/spoiled.transcript"
 	replayed "$logs/spoiled.transcript" 5 '^kvp: .* 1 differ$'
 }
 
-# Someone at a terminal has the guest backed up, and is gone: the guest is thawed first.
+# gone_amid_a_backup: ends the input during a backup. The host must thaw the guest before it ends.
 gone_amid_a_backup()
 {
 	local log=$logs/shell-gone.log
@@ -447,13 +450,13 @@ step_shell()
 	wait
 	each "shell: a transcript that the guest does not match" spoiled_replay
 	if [ -e build/guest/debian-cloud-amd64.cpio ]; then
-		each "shell: a guest of another's" foreign_session
+		each "shell: a guest without files of this project" foreign_session
 	else
-		echo "ok - shell: a guest of another's # SKIP no image: make build/guest/debian-cloud-amd64.cpio"
+		echo "ok - shell: a guest without files of this project # SKIP no image: make build/guest/debian-cloud-amd64.cpio"
 	fi
 }
 
-# What cheap requests cost, in instructions and exits, against the committed baseline and C.
+# The instructions and exits of cheap requests, compared with the committed baseline and with C.
 step_bench()
 {
 	local key
@@ -461,7 +464,7 @@ step_bench()
 	remembered bench "$key" build/host/scenarios bench check
 }
 
-# All of it on the kernel that looks for faults, which takes half an hour: make check-debug.
+# make check-debug: all scenarios on the debug kernel, which takes half an hour.
 step_debug()
 {
 	local status=0
@@ -470,7 +473,7 @@ step_debug()
 	return $status
 }
 
-# Nor this one, which takes minutes of emulation: make check-systemd. $REPEAT boots of each kind.
+# make check-systemd: $REPEAT boots of each kind. Emulation takes minutes.
 step_systemd()
 {
 	local pattern status=0
@@ -481,15 +484,15 @@ step_systemd()
 	return $status
 }
 
-# The same where apt has installed it: make check-packages.
+# make check-packages: a boot of a guest where apt has installed the packages.
 step_packaged()
 {
 	local pattern=packaged_services
 	OUTER_TIMEOUT=3600 scenarios "${FLAVOUR:-cloud-amd64}" --module rust --vcpus 2 --vmbus 6.0
 }
 
-# For as long as $SOAK says (90s, 10m, 1h): what holds for the pure code, a twentieth of that, and all that hosts
-# and programs can do, on that kernel too. The seeds are others each time: make soak.
+# make soak: runs all fuzzers on the debug kernel for the time $SOAK (90s, 10m, 1h), and the properties of the pure code for
+# a twentieth of that time. Each run has new seeds.
 step_soak()
 {
 	local seconds=${SOAK:-10m} pattern=fuzz
@@ -514,7 +517,7 @@ step_soak()
 	}' "$logs/soak.said"
 }
 
-# kind STEP: what its tests are, as the summary calls them.
+# kind STEP: prints the summary's name for the tests of the step.
 kind()
 {
 	case $1 in
@@ -525,8 +528,8 @@ kind()
 	esac
 }
 
-# tally STEP <LOG: a line "KIND;passed;failed;skipped;kept" for each kind of test in a step's log. What was kept
-# from an earlier run counts as kept only; what runs inside a scenario, test by test, is a kind of its own.
+# tally STEP <LOG: prints a line "KIND;passed;failed;skipped;kept" for each kind of test in the step's log. A result that
+# was kept from an earlier run counts as kept only. Tests that run inside a scenario are a separate kind.
 tally()
 {
 	awk -v kind="$(kind "$1")" '
@@ -546,7 +549,7 @@ tally()
 	}'
 }
 
-# sum <TALLIES: the same, added up by kind.
+# sum <TALLIES: adds the tallies of each kind.
 sum()
 {
 	awk -F ';' '
@@ -560,7 +563,7 @@ sum()
 	}'
 }
 
-# words <TALLIES: them in words.
+# words <TALLIES: prints the tallies in words.
 words()
 {
 	awk -F ';' '{
@@ -570,7 +573,7 @@ words()
 
 : >"$logs/tallies"
 : >"$logs/seconds"
-# run STEP: runs it, and adds what its lines say.
+# run STEP: runs the step, and adds its results to the tallies.
 run()
 {
 	local log=$logs/$1.log start=$SECONDS status=0
@@ -609,13 +612,13 @@ fi
 for name in "${steps[@]}"; do
 	grep '^not ok' "$logs/$name.log" || true
 done
-# slowest: the ten scenarios that took longest, in seconds.
+# slowest: prints the ten scenarios that took longest, with their seconds.
 slowest()
 {
 	sed -n 's/^ok [0-9]* \(.*\]\) \([0-9.]*\) s$/\2 \1/p' "${steps[@]/#/$logs/}" | sort -rn | head -n 10
 }
 
-# breakdowns: how many times the emulation broke down, in all machines.
+# breakdowns: prints the number of breakdowns of the emulation, in all machines.
 breakdowns()
 {
 	sed -n 's/^# breakdowns of the emulation: \([0-9]*\) of the inner guest, \([0-9]*\) of the outer.*/\1 \2/p' \
@@ -627,7 +630,7 @@ if [ "$(breakdowns)" -gt 3 ]; then
 	echo "not ok - the emulation of processors broke down $(breakdowns) times"
 	echo "scenarios;0;1;0;0" >>"$logs/tallies"
 fi
-# What the C module does by chance is no failure of this module, but is told.
+# Names the scenarios that the C module failed at first: its chance faults are no failure of this module.
 grep -h '^# the C module failed' "${steps[@]/#/$logs/}" || true
 echo "check: seconds of each step"
 awk '{ printf "%6d s  %s\n", $1, $2 }' "$logs/seconds"

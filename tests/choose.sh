@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# choose.sh: tests which kernel is chosen, with archives of its own: one as Debian's was in November 2026, of which
-# parts are hidden, and one that is out of date. It prints "ok - NAME" or "not ok - NAME" for each test.
+# choose.sh: tests the choice of a kernel, with archives that this script makes: one like Debian's in November 2026, with
+# parts of it hidden, and one that has expired. Prints "ok - NAME" or "not ok - NAME" for each test.
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../rust/kdir/lib.sh"
@@ -12,7 +12,7 @@ archives=$build/check/archives
 rm -rf "$archives"
 mkdir -p "$archives"
 
-# release SUITE FLAVOURS SERIES VERSION ABI: the packages of a kernel.
+# release SUITE FLAVOURS SERIES VERSION ABI: adds the packages of a kernel to $list.
 release()
 {
 	local package
@@ -23,7 +23,7 @@ release()
 	done >>"$list"
 }
 
-# suite_of NAME SUITE VALID-UNTIL: the index of what was listed in $list.
+# suite_of NAME SUITE VALID-UNTIL: makes the suite with the packages in $list.
 suite_of()
 {
 	local dir=$archives/$1/dists/$2 file=main/binary-amd64/Packages
@@ -52,14 +52,15 @@ for name in new old; do
 	suite_of $name sid "$until"
 done
 
-# says NAME EXPECTED [VARIABLE=VALUE...] [FLAVOUR]: what choose.sh prints: the line on standard error, then the choice.
+# says NAME EXPECTED [VARIABLE=VALUE...] CMD...: tests that CMD prints EXPECTED, standard error included. If CMD fails, the
+# last line is "status STATUS".
 says()
 {
 	local name=$1 expected=$2 said
 	shift 2
 	said=$(env HIDE='' SERIES='' SUITE='' CHECK_VALID_UNTIL='' ARCHIVE="file://$archives/new" "$@" 2>&1 </dev/null) || said="$said
 status $?"
-	# What depends on the state of build/.
+	# Remove output that depends on the state of build/.
 	said=$(sed '/: waiting for another run/d; / any more, if there ever was one$/d; s/ (at [0-9]* s)$//' <<<"$said")
 	if [ "$said" = "$expected" ]; then
 		echo "ok - choose: $name"
@@ -136,7 +137,7 @@ says "an expired suite all the same" "\
 kernel: Linux 7.2 of sid, 7.2.13-1 (no 7.3 in sid)
 7.2.13-1 7.2.13+deb14 sid" ARCHIVE="$old" SUITE=sid CHECK_VALID_UNTIL=no "$choose"
 
-# The build of a series that is not supported says so when it fails.
+# If the build for an unsupported series fails, a message says that the series is not supported.
 mkdir -p "$archives/kdir/include/config"
 echo 7.4.1+deb14-amd64 >"$archives/kdir/include/config/kernel.release"
 says "a newer series does not fit" "\
@@ -145,7 +146,7 @@ kernel: this module is written for Linux 7.3, 7.2. What does not fit Linux 7.4 i
 echo 7.3.9+deb13-amd64 >"$archives/kdir/include/config/kernel.release"
 says "a supported series has no excuse" "" "$choose" --unfit "$archives/kdir"
 
-# A kernel that is nowhere any more.
+# A kernel that no archive has.
 gone="the archive has no kernel with the flavour odd-amd64 of Linux"
 says "a KDIR of a kernel that is gone" "\
 kdir 7.2-odd-amd64: [1/6] looking for the newest kernel

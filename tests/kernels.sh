@@ -1,9 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# kernels.sh [--built] [WORD]: builds the module for each kernel that it is for, boots those of x86 on the emulated host
-# with the scenarios that are for each kernel, and prints a table; make kernels calls it. With WORD, only for those with
-# the word in "ID SERIES SUITE"; FLAVOURS= in the environment names other flavours. It prints "ok - NAME", "not ok - NAME" or "ok - NAME # SKIP REASON" for each test.
-#   --built     only those kernels whose KDIR is there, without the two that all other tests run on
+# kernels.sh [--built] [WORD]: called by make kernels. Builds the module for all supported kernels, boots the x86 kernels on
+# the emulated host, runs the scenarios that are meant for each kernel, and prints a table. Prints "ok - NAME",
+# "not ok - NAME" or "ok - NAME # SKIP REASON" for each test. FLAVOURS= in the environment selects other flavours.
+#   --built     only kernels that have a KDIR, without the two that all other tests use
+#   WORD        only kernels with WORD in "ID SERIES SUITE"
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../rust/kdir/lib.sh"
@@ -24,7 +25,7 @@ if [ "${1:-}" = --built ]; then
 fi
 word=${1:-}
 
-# The kernels, one a line: ID SERIES SUITE. The newest series of sid is for the newest compilers.
+# kernels: prints the kernels, one per line: ID SERIES SUITE. The kernel of sid tests the newest compilers.
 kernels()
 {
 	local number flavour flavours=${FLAVOURS:-amd64 cloud-amd64 rt-amd64 arm64 cloud-arm64}
@@ -36,13 +37,13 @@ kernels()
 	echo "$(kernel_id "${flavours%% *}" '' sid) - sid"
 }
 
-# tell STATUS NAME [REASON]: the line of a test.
+# tell STATUS NAME [REASON]: prints the line of a test.
 tell()
 {
 	echo "$1 - kernels: $2${3:+ # SKIP $3}"
 }
 
-# make_kdir ID SERIES SUITE: as a user calls it. The exit status is 3 if the archive has no such kernel.
+# make_kdir ID SERIES SUITE: makes the KDIR as make kdir does. The exit status is 3 if the archive has no such kernel.
 make_kdir()
 {
 	local number=$2
@@ -50,7 +51,7 @@ make_kdir()
 	SERIES=$number SUITE=$3 "$top/rust/kdir/kdir.sh" "$1" >"$logs/$1.kdir" 2>&1
 }
 
-# build_module ID: with every warning that the kernel and clippy have; what is wrong is printed.
+# build_module ID: builds the module with all warnings of the kernel and clippy. Prints warnings and errors.
 build_module()
 {
 	local kdir=$build/kdir/$1 out=$logs/$1
@@ -63,14 +64,14 @@ build_module()
 	[ -e "$out/hv_utils.ko" ] || echo "no hv_utils.ko was built"
 }
 
-# size ID: of the module as Debian installs its own, without debugging information, in KiB.
+# size ID: prints the size of the module without debug information, as Debian installs its own modules, in KiB.
 size()
 {
 	"$enter" --for "$build/kdir/$1" llvm-strip --strip-debug -o "$logs/$1.ko" "$logs/$1/hv_utils.ko"
 	echo "$((($(stat -c %s "$logs/$1.ko") + 1023) / 1024))"
 }
 
-# boot ID: the scenarios for each kernel.
+# boot ID: runs the scenarios that are meant for each kernel.
 boot()
 {
 	make -s "guest-$1" host >"$logs/$1.guest" 2>&1 </dev/null || {
@@ -82,7 +83,7 @@ boot()
 		check 2>&1 </dev/null | sed -u 's/\r//' || true
 }
 
-# row ID RESULT: a line of the table.
+# row ID RESULT: adds a line to the table.
 row()
 {
 	local kdir=$build/kdir/$1 symbols=- rustc=- kib=- release=-
@@ -95,7 +96,7 @@ row()
 	printf '%-16s %-28s %-8s %-10s %-8s %s\n' "$1" "$release" "$rustc" "$symbols" "$kib" "$2" >>"$table"
 }
 
-# check_kernel ID: tests one whose KDIR is there.
+# check_kernel ID: tests a kernel that has a KDIR.
 check_kernel()
 {
 	local id=$1 release out passed failed
@@ -172,7 +173,7 @@ if [ -n "$built" ] && [ "$tried" -eq 0 ]; then
 fi
 lost=
 if [ -z "$built" ]; then
-	# Of each series that was asked for, one passes.
+	# At least one kernel of each selected series must pass.
 	while read -r number; do
 		if grep -qxF "$number" "$passing"; then
 			tell ok "one of Linux $number passes"

@@ -1,8 +1,7 @@
 #!/usr/bin/perl
 # SPDX-License-Identifier: GPL-2.0
-# log-texts.pl PAGE FILE...: prints the texts of the module that PAGE does not have: in these Rust files,
-# all texts of several words that are no comments, descriptions or tests'. {...} in a text stands for
-# anything on the page.
+# log-texts.pl PAGE FILE...: prints all texts in the Rust files that PAGE does not have. A text is a string
+# literal of several words that is not a description and not in a test. {...} in a text matches anything.
 use strict;
 use warnings;
 
@@ -23,7 +22,7 @@ foreach my $name (@ARGV) {
 
 	# The tests are at the end of a file.
 	$source =~ s/^#\[cfg\(any\(test.*//ms;
-	# What the compiler says.
+	# Messages of the compiler.
 	$source =~ s/reason = "[^"]*"|\bassert!\(.*?\);//sg;
 	# Descriptions for modinfo.
 	$source =~ s/^(?:hyperv::module_param_\w+!\(|module! \{).*?^(?:\);|\})//msg;

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# mainline.sh: applies Documentation/mainline/*.patch to the kernel's own hv_utils, one by one, and builds that. Then
-# the scenarios that the patches are for have to fail with the stock module and pass with the patched one, and what
-# passes with C has to pass as before; make mainline calls it. With "build" as its argument it runs none of them.
+# mainline.sh [build]: called by make mainline. Applies Documentation/mainline/*.patch to the kernel's own hv_utils one by
+# one, and builds the module each time. Then tests that the scenarios of the patches fail with the stock module and pass
+# with the patched one, and that all other scenarios of C still pass. With "build", runs no scenarios.
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../rust/kdir/lib.sh"
@@ -16,7 +16,7 @@ source=$build/linux-source
 flavours=(amd64 debug)
 failed=0
 
-# tell NAME CMD...: a step that passes if CMD succeeds; what it says is in build/log, and here if it fails.
+# tell NAME CMD...: runs a step, which passes if CMD succeeds. The output is in build/log. A failure also prints it.
 tell()
 {
 	local name=$1 log
@@ -33,7 +33,7 @@ tell()
 	fi
 }
 
-# The sources of hv_utils, and the folder's makefile: build_for leaves the rest of it out.
+# copy: copies the sources of hv_utils, and the makefile of the folder. build_for disables the other modules of that makefile.
 copy()
 {
 	rm -rf "$work"
@@ -42,19 +42,20 @@ copy()
 		"$tree/drivers/hv/"
 }
 
-# apply FILE: applies a patch to the copy. That is below a repository, but not of it.
+# apply FILE: applies a patch to the copy. The copy is in the project's folder, but git must not use its repository.
 apply()
 {
 	GIT_CEILING_DIRECTORIES=$work git -C "$tree" apply -v "$top/$1"
 }
 
-# clean FILE: whether it is as mainline takes it. By its name, a file of a repository would be checked as a source.
+# clean FILE: checks the patch as for mainline. checkpatch reads standard input, because it would check a file in a git
+# repository as a source file.
 clean()
 {
 	"$enter" perl "$source/scripts/checkpatch.pl" --no-tree --strict --quiet --no-summary - <"$1"
 }
 
-# build_for FLAVOUR: builds the module as the copy is now.
+# build_for FLAVOUR: builds the module from the current state of the copy.
 build_for()
 {
 	local out=$work/$1 said
@@ -66,13 +67,13 @@ build_for()
 	[ -e "$out/hv_utils.ko" ] && [ -z "$said" ]
 }
 
-# image FLAVOUR: the initramfs in which it is the module "c".
+# image FLAVOUR: makes the initramfs in which the built module is the module "c".
 image()
 {
 	tests/guest/module-cpio.sh "$work/c-$1.cpio" c/hv_utils.ko="$work/$1/hv_utils.ko"
 }
 
-# patched: whether each patch is clean, applies, and leaves a module that builds.
+# patched: tests that each patch is clean and applies, and that the module then builds.
 patched()
 {
 	local file name
@@ -87,7 +88,7 @@ patched()
 	done
 }
 
-# scenarios FLAVOUR OPTION...
+# scenarios FLAVOUR OPTION...: runs scenarios.
 scenarios()
 {
 	local flavour=$1
@@ -101,12 +102,12 @@ if [ "${1:-}" = build ]; then
 	exit "$failed"
 fi
 
-# Debian's kernel waits in emulated time: see make faults.
+# Debian's kernel runs in emulated time, as in make faults.
 scenarios amd64 --time emulated mainline
 scenarios debug mainline
 scenarios amd64 --time emulated --patched "$work/c-amd64.cpio" mainline
 scenarios debug --patched "$work/c-debug.cpio" mainline
-# What C passes without them, as in make check.
+# The scenarios that C passes without the patches, as in make check.
 scenarios amd64 --module c --vcpus 1 --vmbus 6.0 --patched "$work/c-amd64.cpio" check
 scenarios amd64 --time emulated --module c --vcpus 1 --vmbus 6.0 --patched "$work/c-amd64.cpio" check
 [ "$failed" -eq 0 ]

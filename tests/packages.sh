@@ -1,10 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# packages.sh [WORD]: tests what make deb made, on a Debian 13 of its own with Debian's kernels; make check-packages calls
-# it. It prints "ok - NAME" or "not ok - NAME" for each test, of which each goes on from where the one before has ended.
-# With WORD the first test that has it in its name is the last one.
-#   build/packages/base    Debian 13 with the tools and the downloaded packages, kept
-#   build/packages/root    the same for the tests, which change it; only they see it
+# packages.sh [WORD]: called by make check-packages. Tests the packages of make deb, on a separate Debian 13 with Debian's
+# kernels. Prints "ok - NAME" or "not ok - NAME" for each test. Each test starts in the state that the previous test has
+# left. With WORD, stops after the first test with WORD in its name.
+#   build/packages/base    Debian 13 with the tools and the downloaded packages; kept
+#   build/packages/root    a copy for the tests, which change it; other processes do not see it
 # shellcheck disable=SC2317 # test_that calls functions by their names
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -18,23 +18,23 @@ log=$here/log
 failed=0
 [ "$(id -u)" = 0 ] || die "making a $suite root needs root's rights" "run it with sudo"
 word=${1:-}
-# The mounts go with this script.
+# The mounts disappear when this script ends.
 if [ "${UNSHARED:-}" != 1 ]; then
 	exec unshare --mount --propagation private env UNSHARED=1 "$0" "$@"
 fi
 alone packages
 mkdir -p "$here"
 
-# The kernel that the guest has, and the one that it is upgraded to.
+# The kernel of the guest, and the kernel of the upgrade.
 old=$(cat "$build/kernel/cloud-amd64/release")
 new=$(cat "$build/kernel/amd64/release")
 version=$(cat "$build/kdir/amd64/.ready")
 
-# inside ROOT CMD...: runs CMD in ROOT, which sees the project at the same path, read only. It has no /sys: there
-# the modules of this machine's kernel are, which modprobe would take for its own.
+# inside ROOT CMD...: runs CMD in ROOT, with the project at the same path, read only. ROOT has no /sys, because modprobe
+# would use the list of modules of this machine's kernel.
 inside()
 {
-	# The mounts go with the last process in their namespace.
+	# The mounts disappear with the last process in their namespace.
 	# shellcheck disable=SC2016
 	unshare --mount --propagation private sh -eu -c '
 		for dir in /dev /proc; do
@@ -49,7 +49,7 @@ inside()
 	' sh "$1" "$top" "${@:2}" </dev/null 9>&-
 }
 
-# stub NAME FILE [FIELD]...: a package with that one program.
+# stub NAME FILE [FIELD]...: makes a package with only the program FILE, and further control fields.
 stub()
 {
 	local tree=$here/stub
@@ -68,7 +68,7 @@ if [ "$(cat "$base/.made" 2>/dev/null)" != "$old $new $version" ]; then
 	rm -rf "$base" "$base.new"
 	mkdir -p "$base.new"
 	sources >"$here/list"
-	# In place of 100 MB that pack an initramfs.
+	# Replaces 100 MB of tools for an initramfs.
 	stub no-initramfs /usr/sbin/update-initramfs 'Provides: linux-initramfs-tool'
 	logged packages-base mmdebstrap --mode=root --variant=apt --architectures=amd64 \
 		--include=rustc,bindgen,dkms,openssl,systemd \
@@ -85,7 +85,7 @@ if [ "$(cat "$base/.made" 2>/dev/null)" != "$old $new $version" ]; then
 		"linux-image-$new" "linux-headers-$new" "linux-headers-$old" "hyperv-daemons/$suite-backports"
 	logged packages-download inside "$base.new" apt-get install -y --download-only \
 		"linux-source-$series=$version" rust-src bc bison flex libelf-dev libssl-dev openssl pahole python3-minimal
-	# Should Debian's headers have Rust metadata one day, they are without it here.
+	# Exclude Rust metadata, in case Debian's headers include it one day.
 	printf 'path-exclude=%s\n' '/usr/src/linux-headers-[0-9]*.rmeta' '/usr/lib/modules/*.rmeta' \
 		>"$base.new/etc/dpkg/dpkg.cfg.d/no-rust-metadata"
 	echo "$old $new $version" >"$base.new/.made"
@@ -101,20 +101,20 @@ clear_root()
 
 clear_root
 mkdir -p "$root" "$here/upper" "$here/work"
-# A copy of 2 GB is what takes long.
+# An overlay avoids a copy of 2 GB.
 mount -t overlay -o "lowerdir=$base,upperdir=$here/upper,workdir=$here/work" none "$root" 2>/dev/null ||
 	cp -a "$base/." "$root/"
 stub fcopy-of-debian-12 /usr/sbin/hv_fcopy_daemon
 mkdir -p "$root/debs"
 cp "$build"/deb/*.deb "$here/fcopy-of-debian-12.deb" "$root/debs/"
 
-# deb NAME: the file of that package.
+# deb NAME: prints the file of the package, as seen in the root.
 deb()
 {
 	(cd "$root" && echo "debs/$1"_*.deb) | sed 's|^|/|'
 }
 
-# run CMD...: runs CMD in the root. Its output ends up in the log.
+# run CMD...: runs CMD in the root, with its output in the log.
 run()
 {
 	local status=0
@@ -124,13 +124,13 @@ run()
 	return "$status"
 }
 
-# says PATTERN: the log has it.
+# says PATTERN: checks that the log has a line that matches.
 says()
 {
 	grep -q -e "$1" "$log" || { echo "# the log has no \"$1\"" >>"$log"; return 1; }
 }
 
-# configured: no package is left half installed.
+# configured: checks that no package is half installed.
 configured()
 {
 	inside "$root" dpkg --audit >"$log.audit" || { echo "# dpkg --audit failed" >>"$log"; return 1; }
@@ -138,13 +138,13 @@ configured()
 	[ ! -s "$log.audit" ]
 }
 
-# apt ARGUMENT...: apt-get, which has to end with 0 and leave nothing half done.
+# apt ARGUMENT...: runs apt-get, which must exit with status 0 and leave no package half installed.
 apt()
 {
 	run apt-get -y -o Dpkg::Use-Pty=0 "$@" && configured
 }
 
-# picks RELEASE FILE [OPTION]: modprobe would insert that file of the kernel, with those options.
+# picks RELEASE FILE [OPTION]: checks that modprobe would load FILE for the kernel RELEASE, with these options.
 picks()
 {
 	local is
@@ -157,13 +157,13 @@ kernels_own=kernel/drivers/hv/hv_utils.ko.xz
 prebuilt=updates/hv-utils-rust/hv_utils.ko.xz
 by_dkms=updates/dkms/hv-utils.ko.xz
 
-# untouched RELEASE: the kernel's files are as its package has them.
+# untouched RELEASE: checks that the kernel's files are those of its package.
 untouched()
 {
 	run dpkg --verify "linux-modules-$1" && ! grep -q '^..5\|^missing' "$log"
 }
 
-# test_that NAME FUNCTION
+# test_that NAME FUNCTION: runs a test.
 test_that()
 {
 	local start=$SECONDS
@@ -195,7 +195,7 @@ installs()
 		picks "$old" "$prebuilt" && untouched "$old"
 }
 
-# depends NAME TEXT...: that package depends on each.
+# depends NAME TEXT...: checks that the package depends on each TEXT.
 depends()
 {
 	local text
@@ -333,7 +333,7 @@ builds_again()
 		rmdir "$cache/$old"
 }
 
-# options WORDS: what modprobe would insert the module with.
+# options WORDS: checks the options with which modprobe would load the module.
 options()
 {
 	picks "$new" "$by_dkms" "$1"
@@ -391,7 +391,7 @@ rebuilds_metadata()
 		apt install --reinstall "linux-headers-$new" && picks "$new" "$by_dkms"
 }
 
-# rebuild ARGUMENT...: what prevents that, or what comes of it.
+# rebuild ARGUMENT...: runs rebuild-metadata in the root.
 rebuild()
 {
 	run /usr/src/hv_utils-1.0/drivers/packages/rebuild-metadata "$@"
@@ -411,7 +411,7 @@ rebuilds_another_configuration()
 	local headers=/root/other-headers
 	mkdir "$root$headers"
 	cp -a "$root/usr/src/linux-headers-$new/." "$root$headers/"
-	# olddefconfig turns it on again, as others select it.
+	# olddefconfig enables the option again, because other options select it.
 	sed -i 's/^CONFIG_ZLIB_INFLATE=.*/# CONFIG_ZLIB_INFLATE is not set/' "$root$headers/.config"
 	! rebuild "$new" "$headers" /root/other && says 'the configuration is not quite the same' &&
 		says '^> CONFIG_ZLIB_INFLATE=' && [ ! -e "$root/root/other" ]
@@ -456,7 +456,7 @@ is_reproducible()
 {
 	local file
 	rm -rf "$here/again"
-	# make kdir has fetched all that it takes.
+	# make kdir has downloaded all files, so deb.sh needs no network.
 	OUT=$here/again unshare --net "$top/drivers/packages/deb.sh" cloud-amd64 >>"$log" 2>&1 || return 1
 	[ "$(find "$here/again" -name '*.deb' | wc -l)" = 4 ] || return 1
 	for file in "$here/again"/*.deb; do
@@ -466,20 +466,20 @@ is_reproducible()
 
 : >"$here/times"
 test_that "the module for one kernel is installed" installs
-test_that "a package depends on those of the same age" goes_with_its_kind
-test_that "it comes again" comes_again
-test_that "the rules are applied to the devices that are there" applies_the_rules
-test_that "without a signature it warns of Secure Boot" warns_of_secure_boot
-test_that "an upgrade of the kernel leaves that to its own module" upgrades_the_kernel
+test_that "a package depends on packages of the same version" goes_with_its_kind
+test_that "the package is reinstalled" comes_again
+test_that "the udev rules are applied to existing devices" applies_the_rules
+test_that "an unsigned module prints a warning about Secure Boot" warns_of_secure_boot
+test_that "after a kernel upgrade, the new kernel uses its own module" upgrades_the_kernel
 test_that "DKMS skips a kernel without metadata" lacks_metadata
-test_that "DKMS skips a kernel that is not of a package" not_of_a_package
+test_that "DKMS skips a kernel that does not come from a package" not_of_a_package
 test_that "DKMS builds with linux-headers-rust" builds_by_dkms
-test_that "linux-headers-rust builds a module that is not ours" hello
+test_that "linux-headers-rust builds a module of another project" hello
 test_that "linux-headers-rust builds the samples" samples
-test_that "the module for one kernel is preferred to DKMS'" prefers_the_prebuilt
+test_that "modprobe prefers the module for one kernel to that of DKMS" prefers_the_prebuilt
 test_that "the module for one kernel is removed" removes_the_prebuilt
-test_that "DKMS skips a kernel of another rustc" another_rustc
-test_that "a build that fails leaves the kernel's own module" fails_to_build
+test_that "DKMS skips a kernel built with another rustc" another_rustc
+test_that "after a failed build, the kernel uses its own module" fails_to_build
 test_that "a later build succeeds" builds_again
 test_that "fcopy: Debian's daemon alone" fcopy_by_debian
 test_that "fcopy: both daemons" fcopy_by_both

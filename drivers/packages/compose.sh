@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# compose.sh FULL SOURCE ROOT RELEASE OUT [PLACE]: makes OUT, a tree to build modules in Rust against. OUT contains links
-# to the files of Debian's headers package for the kernel RELEASE, and the Rust metadata that this package lacks.
-#   SOURCE   the source of the kernel
-#   FULL     a build tree of the kernel, made by "make prepare" in SOURCE
-#   ROOT     the directory with the unpacked headers and kbuild packages; empty if they are installed
-#   PLACE    the path at which the tree will be used, if not OUT
+# compose.sh FULL SOURCE ROOT RELEASE OUT [PLACE]: makes OUT, a tree to build modules in Rust against. OUT has links to the
+# files of Debian's headers package for the kernel RELEASE, and copies of the metadata that this package lacks.
+#   FULL     a build tree of the kernel, after make prepare
+#   SOURCE   the kernel's source
+#   ROOT     the folder with the unpacked headers and kbuild packages; empty if they are installed
+#   PLACE    the final path of the tree, if not OUT
 set -eu
 full=$1
 source=$2
@@ -25,7 +25,7 @@ for file in .config .kernelvariables Module.symvers arch include tools vmlinux; 
 		ln -s "$headers/$file" "$out/$file"
 	fi
 done
-# Link each file, not the directory: the directory gets additional files.
+# Link the files of scripts, not the folder: further files are added to it.
 for file in "$root$kbuild"/*; do
 	ln -s "$kbuild/${file##*/}" "$out/scripts/"
 done

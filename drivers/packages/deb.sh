@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# deb.sh [--module] ID...: makes Debian packages in build/deb (or in OUT) for kernels. build/kdir/ID is the tree of a
-# kernel, build/out/ID contains the module for it. "make deb" calls this script.
+# deb.sh [--module] ID...: called by make deb. Makes Debian packages in build/deb (or in OUT), for the kernels with the
+# trees build/kdir/ID and the modules in build/out/ID.
 #   hv-utils-rust-RELEASE        the module for one kernel
-#   linux-headers-rust-RELEASE   the Rust metadata that Debian's headers package lacks
-#   hv-utils-rust-dkms           the source of the module, for DKMS
-#   hv-utils-rust-common         the files that the other packages share
-# --module omits linux-headers-rust. If KEY and CERT are set to the files of a key and its certificate, the modules are
-# signed. The same commit and the same trees result in identical packages.
+#   linux-headers-rust-RELEASE   the files for modules in Rust that Debian's headers package lacks
+#   hv-utils-rust-dkms           the module's source, for DKMS
+#   hv-utils-rust-common         the files that both kinds of module package need
+# --module omits linux-headers-rust. KEY and CERT are the files of a key and its certificate, and sign the modules.
+# The same commit and the same trees give identical packages, byte by byte.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../../rust/kdir/lib.sh"
@@ -22,7 +22,7 @@ if [ "${HV_ENTERED:-}" != 1 ]; then
 	HEADERS_EPOCH=$(git -c safe.directory="$top" -C "$top" log -1 --format=%ct -- dkms.conf \
 		drivers/packages/{compose.sh,headers.postinst,deb.sh} 2>/dev/null) || HEADERS_EPOCH=
 	HEADERS_EPOCH=${HEADERS_EPOCH:-$SOURCE_DATE_EPOCH}
-	# The root does not contain the caller's files. Copy the key and the certificate to the project.
+	# The root has other files at the caller's paths. Copy the key into the project.
 	for file in "${KEY:-}" "${CERT:-}"; do
 		[ -z "$file" ] || [ -r "$file" ] || die "cannot read $file"
 	done
@@ -42,8 +42,7 @@ PATH=$PATH:/usr/sbin:/sbin
 work=$(mktemp -d "$build/deb.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# The version of a package contains that of dkms.conf and the time of the last commit. So newer packages replace older
-# ones.
+# The version is that of dkms.conf, followed by the time of the last commit. So newer packages replace older ones.
 dkms_version=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$/\1/p' "$top/dkms.conf")
 stamped()
 {
@@ -65,11 +64,11 @@ architecture()
 	elif [ "$(config "$1" ARM64)" = y ]; then
 		echo arm64
 	else
-		die "$1 is for an architecture that Debian has no Hyper-V kernels for"
+		die "$1 is for an architecture without Hyper-V kernels in Debian"
 	fi
 }
 
-# triplet KDIR: prints the prefix of the names of the kernel's tools.
+# triplet KDIR: prints the prefix of the names of its tools.
 triplet()
 {
 	case $(architecture "$1") in
@@ -78,7 +77,7 @@ triplet()
 	esac
 }
 
-# begin NAME: begins the package NAME.
+# begin NAME: starts a package.
 begin()
 {
 	name=$1
@@ -86,7 +85,7 @@ begin()
 	mkdir -p "$tree/DEBIAN" "$tree/usr/share/doc/$name"
 }
 
-# script FILE KIND [NAME=VALUE]...: adds a maintainer script, or triggers. Replaces each @NAME@ by VALUE.
+# script FILE KIND [NAME=VALUE]...: adds a maintainer script, or triggers, and replaces each @NAME@ in it.
 script()
 {
 	local file=$tree/DEBIAN/$2 pair
@@ -102,7 +101,7 @@ put()
 	install -D -m "${3:-644}" "$1" "$tree/$2"
 }
 
-# finish VERSION ARCHITECTURE <CONTROL: makes the package. CONTROL contains the remaining control fields.
+# finish VERSION ARCHITECTURE <CONTROL: makes the package. CONTROL has the remaining control fields.
 finish()
 {
 	local deb=$out/${name}_$1_$2.deb
@@ -129,7 +128,7 @@ finish()
 	(cd "$tree" && find . -type f ! -path './DEBIAN/*' -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' md5sum) \
 		>"$tree/DEBIAN/md5sums"
 	rm -f "$out/${name}_"*.deb
-	# The output of xz depends on the number of threads.
+	# xz's output depends on the number of threads.
 	dpkg-deb --root-owner-group -Zxz --threads-max=2 -b "$tree" "$deb" >/dev/null
 	rm -rf "$tree"
 	echo "    ${deb#"$top/"} ($(du -k "$deb" | cut -f 1) kB)"
@@ -149,7 +148,7 @@ module()
 	if [ -n "${KEY:-}" ]; then
 		"$kdir/scripts/sign-file" "$(config "$kdir" MODULE_SIG_HASH)" "$KEY" "$CERT" "$place/hv_utils.ko"
 	fi
-	# Compress the module like the kernel's own modules.
+	# The same compression as for the kernel's own modules.
 	xz --check=crc32 --lzma2=dict=1MiB "$place/hv_utils.ko"
 	script module.postinst postinst "ABI=$release"
 	script module.postrm postrm "ABI=$release"
@@ -157,23 +156,23 @@ module()
 		Depends: hv-utils-rust-common (>= $version), kmod, linux-modules-$release (>= $(cat "$kdir/.ready"))
 		Enhances: hyperv-daemons
 		Description: Hyper-V guest services in Rust, for Linux $release
-		 The module hv_utils of Hyper-V's integration services: heartbeat, shutdown,
-		 time synchronisation, data exchange, backup and file copy. It takes the place
-		 of the kernel's own for as long as this package is installed.
+		 The module hv_utils serves Hyper-V's integration services: heartbeat,
+		 shutdown, time synchronisation, data exchange, backup and file copy. It
+		 replaces the kernel's own module while this package is installed.
 	END
 }
 
-# headers ID: makes the package with the Rust metadata of the kernel.
+# headers ID: makes the package with the files that Debian's headers of the kernel lack.
 headers()
 {
 	local kdir=$build/kdir/$1 source release debian kbuild deb
 	release=$(cat "$kdir/include/config/kernel.release")
 	debian=$(cat "$kdir/.ready")
 	if [ "$(architecture "$kdir")" != "$(dpkg --print-architecture)" ]; then
-		echo "    no linux-headers-rust-$release: its procedural macros would run on $(dpkg --print-architecture) only"
+		echo "    no linux-headers-rust-$release: its procedural macros run on $(dpkg --print-architecture) only"
 		return
 	fi
-	# Compressing the package takes a minute. Skip that if there is a package of this version.
+	# Compression takes a minute. Skip it if the package with this version exists.
 	local -x SOURCE_DATE_EPOCH=$HEADERS_EPOCH
 	local version
 	version=$(stamped "$HEADERS_EPOCH")
@@ -197,18 +196,18 @@ headers()
 		Depends: linux-headers-$release (= $debian)
 		Recommends: rustc, bindgen
 		Description: Linux $release, for modules in Rust
-		 What linux-headers-$release lacks to build a module in Rust: the metadata of
-		 the kernel's crates and the procedural macros. /usr/src/$name
-		 is a tree to build modules against, in Rust or C:
+		 The files that linux-headers-$release lacks to build a module in Rust: the
+		 metadata of the kernel's crates and the procedural macros. To build modules
+		 in Rust or C, use the tree /usr/src/$name:
 		 .
 		  make -C /usr/src/$name M=\$PWD
 		 .
-		 It takes the very compiler that the kernel was built with:
+		 It needs the compiler that built the kernel:
 		 $(config "$kdir" RUSTC_VERSION_TEXT).
 	END
 }
 
-# downloaded PACKAGE VERSION: prints the path of the package that make kdir has downloaded.
+# downloaded PACKAGE VERSION: prints the file of the package. make kdir has downloaded it.
 downloaded()
 {
 	local file
@@ -218,6 +217,7 @@ downloaded()
 	echo "$file"
 }
 
+# dkms: makes the package with the source.
 dkms()
 {
 	local from file
@@ -237,13 +237,14 @@ dkms()
 		Suggests: bc, bison, flex, libelf-dev, libssl-dev, pahole, python3-minimal, rust-src
 		Enhances: hyperv-daemons
 		Description: Hyper-V guest services in Rust, built by DKMS
-		 The module hv_utils of Hyper-V's integration services, built for the running
-		 and the newest kernel, of the 7.2 or 7.3 series. Each new kernel needs its
-		 linux-headers-... and linux-headers-rust-..., or linux-source to rebuild the
-		 latter from. Without them its own module serves.
+		 The module hv_utils serves Hyper-V's integration services. DKMS builds it for
+		 the running and the newest kernel of the 7.2 or 7.3 series. Each new kernel
+		 needs linux-headers-RELEASE and linux-headers-rust-RELEASE, or linux-source
+		 in place of the latter. Without them, the kernel uses its own module.
 	END
 }
 
+# common: makes the package with the common files.
 common()
 {
 	local daemon
@@ -270,10 +271,10 @@ common()
 	finish "$version" all <<-END
 		Recommends: hyperv-daemons (>= 7.2~)
 		Description: Hyper-V guest services in Rust, common files
-		 What goes with the module hv_utils, from hv-utils-rust-dkms or from a package
-		 for one kernel: rules for udev that start the daemon of file copy, drop-ins
-		 that restart daemons that die, a unit that tells the host that the guest is
-		 healthy, which is disabled by default, and documents.
+		 Files for the module hv_utils, whether DKMS or a package for one kernel
+		 provides it: udev rules that start the daemon for file copy, systemd drop-ins
+		 that restart daemons after a crash, a unit (disabled by default) that tells
+		 the host that the guest is healthy, and documents.
 	END
 }
 

@@ -194,7 +194,7 @@ kmake()
 	run make -C "$tree" O="$kdir" LOCALVERSION= "${options[@]}" -j "$(nproc)" "$@"
 }
 logged "kdir-$id-config" kmake olddefconfig
-# A lost option could change the input of the symbol mangling. Ignore CC_CAN_LINK: the root cannot link programs.
+# A lost option could change the input of the symbol mangling. Ignore CC_CAN_LINK: this build links no programs.
 changed=$(diff <(grep -vE '_VERSION|CC_CAN_LINK' "$headers/.config") <(grep -vE '_VERSION|CC_CAN_LINK' "$kdir/.config") || true)
 [ -z "$changed" ] || printf '%s: the configuration is not quite the same:\n%s\n' "$what" "$changed"
 step "rebuilding Rust's metadata for $release (about 75 s)"

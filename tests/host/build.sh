@@ -1,17 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # build.sh [--test]: builds the emulated host into build/host, or runs its unit tests.
-# Run it with rust/kdir/enter, which has rustc and bindgen; it needs nothing else (no cargo, no crates).
+# Run it with rust/kdir/enter, which provides rustc and bindgen. It needs no cargo and no crates.
 #   build/host/libhost.rlib   the host as a library
-#   build/host/host           boots one guest and lets it run (host --help)
-#   build/host/scenarios      what host and guest do together (scenarios --help)
+#   build/host/host           boots and runs one guest (host --help)
+#   build/host/scenarios      tests with host and guest (scenarios --help)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 out=$top/build/host
 mkdir -p "$out"
 
-# newer TARGET SOURCE...: is TARGET missing or older than anything in SOURCE (files or folders)?
+# newer TARGET SOURCE...: returns whether TARGET is missing, or older than a file in SOURCE (files or folders).
 newer()
 {
 	local target=$1
