@@ -33,7 +33,7 @@ tell()
 	fi
 }
 
-# copy: copies the sources of hv_utils, and the makefile of the folder. build_for disables the other modules of that makefile.
+# copy: copies the sources of hv_utils, and the makefile of their folder. build_for disables the other modules in it.
 copy()
 {
 	rm -rf "$work"

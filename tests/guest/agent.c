@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The guest's agent: runs what the emulated host wants run, a shell's command line at a time.
+ * The guest's agent: runs shell command lines for the emulated host, one at a time.
  *
- * A serial port costs the host an exit for each byte. So command lines and what they print go
- * through a mailbox, memory above what the guest takes for its own, and the second serial port
- * only says when: the agent sends READY as it starts, the host a byte for each command line in the
- * mailbox, the agent DONE once the answer is there. The mailbox: for the agent, the length of the
- * line and the line; for the host, the status as a shell has it, the length of the output and the
- * output.
+ * Each byte on a serial port costs an exit to the host. So command lines and their output go
+ * through a mailbox, which is memory above the guest's own. The second serial port only signals:
+ * the agent sends READY when it starts, the host sends a byte when a command line is in the
+ * mailbox, and the agent sends DONE when the answer is in the mailbox. A command is the length of
+ * the line, and the line. An answer is the exit status as in a shell, the length of the output, and
+ * the output.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -22,7 +22,7 @@
 
 #define READY "\002"
 #define DONE "\001"
-/* Of the mailbox; tests/host/src/mailbox.rs has the same. */
+/* The size of the mailbox, the same as in tests/host/src/mailbox.rs. */
 #define SIZE (2 << 20)
 
 union mailbox {
@@ -57,7 +57,7 @@ static int serial_port(const char *name)
 	return port;
 }
 
-/* The host says where it is on the kernel's command line. */
+/* The kernel command line has the address of the mailbox. */
 static union mailbox *map_mailbox(void)
 {
 	char text[4096] = "", *at;
@@ -81,7 +81,7 @@ static union mailbox *map_mailbox(void)
 	return mailbox;
 }
 
-/* Runs a command line with its output in a file; gives its status as a shell does. */
+/* Runs a command line with its output in a file. Returns the status as a shell does. */
 static unsigned int run(const char *line, int output)
 {
 	int status;

@@ -1,14 +1,19 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# images.sh outer | inner-FLAVOUR | daemons-FLAVOUR | disks-FLAVOUR | chrony | systemd-FLAVOUR | packaged-FLAVOUR | debian-FLAVOUR: makes
-# build/guest/NAME.cpio, the initramfs of a guest (daemons-FLAVOUR, disks-FLAVOUR and chrony are to be appended to
-# inner-FLAVOUR), and build/kernel/FLAVOUR/vmlinux, the kernel out of its vmlinuz.
-# debian-FLAVOUR is what Debian's initramfs-tools makes, and has nothing of this project's.
-# None is compressed: an emulated processor reads them faster than it unpacks them.
+# images.sh NAME: makes build/guest/NAME.cpio, the initramfs of a guest, and build/kernel/FLAVOUR/vmlinux, the unpacked
+# vmlinuz. NAME is one of
+#   outer               the outer guest
+#   inner-FLAVOUR       the inner guest
+#   daemons-FLAVOUR, disks-FLAVOUR, chrony
+#                       further files, to be appended to inner-FLAVOUR
+#   systemd-FLAVOUR     Debian with systemd
+#   packaged-FLAVOUR    Debian with packages that apt has installed
+#   debian-FLAVOUR      the initramfs of Debian's initramfs-tools, without files of this project
+# The images are not compressed: an emulated processor reads them faster than it unpacks them.
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../../rust/kdir/lib.sh"
-name=${1:?outer or inner-FLAVOUR}
+name=${1:?outer, inner-FLAVOUR or another image}
 what="image $name"
 here=$top/tests/guest
 if [ "${HV_ENTERED:-}" != "$suite" ]; then
@@ -34,7 +39,7 @@ tree=$(mktemp -d "$build/guest/$name.XXXXXX")
 trap 'rm -rf "$tree" "$tree.root"' EXIT
 chmod 755 "$tree"
 
-# Busybox with all its applets by their names.
+# base: adds Busybox, with links for all its applets.
 base()
 {
 	mkdir -p "$tree"/{bin,dev,etc,proc,root,run,sys,tmp,usr,var,modules}
@@ -48,7 +53,7 @@ base()
 	done
 }
 
-# put FILE DEST: a module of the kernel, decompressed.
+# put FILE DEST: copies a module of the kernel, decompressed.
 put()
 {
 	case $1 in
@@ -58,7 +63,7 @@ put()
 	esac
 }
 
-# modules NAME...: those modules and what they need, in the order of loading, into /modules.
+# modules NAME...: adds the modules and their dependencies to /modules. /modules/order has the order of loading.
 modules()
 {
 	local module kind path file rest
@@ -76,7 +81,7 @@ modules()
 	rm -f "$tree.order"
 }
 
-# program FILE: a program with the libraries it is linked to, each where it looks for them.
+# program FILE: adds a program, and its libraries at the paths where it looks for them.
 program()
 {
 	local library
@@ -87,7 +92,7 @@ program()
 	done
 }
 
-# fetch SUITE PACKAGE...: the newest of each package in SUITE, in a folder of $debs with its name.
+# fetch SUITE PACKAGE...: downloads the newest version of each package in SUITE, and unpacks it to $debs/SUITE-PACKAGE.
 fetch()
 {
 	local from=$1 package
@@ -107,17 +112,17 @@ fetch()
 	done
 }
 
-# agent FILE: the program that runs the emulated host's commands, as FILE.
+# agent FILE: builds the program that runs the emulated host's commands, as FILE.
 agent()
 {
 	gcc -O2 -Wall -static -o "$1" "$here/agent.c"
 }
 
-# The daemons as Debian ships them, and what they and their tests work with.
+# daemons: adds Debian's daemons, and the programs that they and their tests use.
 daemons()
 {
 	local debs=$build/downloads/daemons from=$suite-backports file name
-	# The last release whose file copy daemon spoke to the character device.
+	# The last release with the file copy daemon for the character device.
 	fetch bookworm hyperv-daemons
 	fetch "$suite" e2fsprogs libext2fs2t64
 	fetch "$from" hyperv-daemons
@@ -128,7 +133,7 @@ daemons()
 	done
 	cp -r "$debs/$from-hyperv-daemons/usr/libexec/hypervkvpd" "$tree/usr/libexec/"
 	cp -L /etc/os-release "$tree/etc/"
-	# A file system that can be frozen, on a disk that the VSS daemon does not pass over.
+	# For a file system that can be frozen, on a disk that the VSS daemon does not skip.
 	cp -L "$debs/$suite-libext2fs2t64/usr/lib/x86_64-linux-gnu/"lib{ext2fs,e2p}.so.2 "$tree/lib/x86_64-linux-gnu/"
 	program "$debs/$suite-e2fsprogs/usr/sbin/mke2fs"
 	ln -s mke2fs "$tree/bin/mkfs.ext4"
@@ -138,14 +143,14 @@ daemons()
 			-o "$tree/selftests/hv_utils/$name" "$top/tests/selftests/hv_utils/$name.c" -lpthread
 	done
 	gcc -O2 -Wall -static -o "$tree/bin/register-by-netlink" "$here/register-by-netlink.c"
-	# Busybox has no program that gives another a priority of real time.
+	# Busybox's programs cannot set a real-time priority.
 	program /usr/bin/chrt
-	# dummy: an interface to have addresses.
+	# dummy: a network interface for addresses.
 	modules brd ext4 dummy uio_hv_generic
 	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/daemons/"
 }
 
-# File systems other than ext4, which the VSS daemon freezes as well.
+# disks: adds file systems other than ext4, which the VSS daemon also freezes.
 disks()
 {
 	local debs=$build/downloads/daemons package
@@ -161,7 +166,7 @@ disks()
 	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/disks/"
 }
 
-# A time service that reads the PTP clock.
+# chrony: adds a time service that reads the PTP clock.
 chrony()
 {
 	local debs=$build/downloads/daemons
@@ -170,11 +175,11 @@ chrony()
 	cp -L "$debs/$suite-libedit2/usr/lib/x86_64-linux-gnu/libedit.so.2" "$tree/lib/x86_64-linux-gnu/"
 	program "$debs/$suite-chrony/usr/sbin/chronyd"
 	program "$debs/$suite-chrony/usr/bin/chronyc"
-	# It looks its user up.
+	# chronyd looks up its user.
 	echo 'root:x:0:0:root:/:/bin/sh' >"$tree/etc/passwd"
 }
 
-# bootstrap VARIANT [OPTION]...: Debian with systemd and the daemons, as a variant of mmdebstrap's, in $tree.
+# bootstrap VARIANT [OPTION]...: makes a Debian with systemd and the daemons in $tree, with this variant of mmdebstrap.
 bootstrap()
 {
 	sources >"$tree.list"
@@ -188,7 +193,7 @@ bootstrap()
 	(cd "$tree" && rm -rf var/lib/apt var/cache var/lib/dpkg boot dev/*)
 }
 
-# bootable: what is in $tree starts as the first process, with the agent and without what takes long.
+# bootable: makes systemd in $tree the first process, adds the agent, and disables slow units.
 bootable()
 {
 	ln -s usr/lib/systemd/systemd "$tree/init"
@@ -196,15 +201,15 @@ bootable()
 	install -m 644 "$here/systemd/agent.service" "$tree/etc/systemd/system/"
 	mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
 	ln -s ../agent.service "$tree/etc/systemd/system/multi-user.target.wants/"
-	# init-chrony enables it.
+	# init-chrony enables chrony.
 	rm -f "$tree"/etc/systemd/system/{multi-user.target.wants/chrony.service,chronyd.service}
-	# Nobody logs in, and what a first boot updates is new: emulated, each unit takes seconds.
+	# Disable logins and the updates of a first boot: under emulation, each unit takes seconds.
 	ln -s /dev/null "$tree/etc/systemd/system/getty.target"
 	touch "$tree/etc/.updated" "$tree/var/.updated"
 }
 
-# Debian as it is installed, as far as that needs no disk: systemd and udev are to find the devices, load
-# the module that depmod prefers, and start the daemons.
+# systemd: makes an installed Debian, but without a disk. systemd and udev have to find the devices, load the module that
+# depmod prefers, and start the daemons.
 systemd()
 {
 	local made=$build/modules/$flavour/hv_utils.ko modules=$tree/usr/lib/modules/$release module path file
@@ -214,7 +219,7 @@ systemd()
 	bootstrap essential
 	mkdir -p "$modules/updates"
 	cp "$kernel/lib/modules/$release/modules."{order,builtin*} "$modules/"
-	# brd and ext4: a root that can be frozen.
+	# brd and ext4: for a root that can be frozen.
 	for module in hv_utils uio_hv_generic brd ext4; do
 		modprobe -d "$kernel" -S "$release" --show-depends "$module"
 	done >"$tree.order"
@@ -226,16 +231,16 @@ systemd()
 	rm -f "$tree.order"
 	cp "$made" "$modules/updates/"
 	depmod -b "$tree" "$release"
-	# The module itself comes with rust-FLAVOUR.
+	# The module itself is in rust-FLAVOUR.
 	ln -sf /modules/rust/hv_utils.ko "$modules/updates/hv_utils.ko"
 
 	bootable
 	install -m 755 "$here/systemd/"init-{chrony,disk,fcopy} "$tree/usr/local/sbin/"
-	# The daemon that Debian no longer has.
+	# The daemon that Debian 13 no longer has.
 	install -m 755 "$debs/bookworm-hyperv-daemons/usr/sbin/hv_fcopy_daemon" "$tree/usr/sbin/"
 }
 
-# The same with Debian's modules of the kernel, and with ours, from packages that apt installs.
+# packaged: makes an installed Debian where apt installs the kernel's modules and this module from packages.
 packaged()
 {
 	local package packages=()
@@ -254,7 +259,7 @@ packaged()
 	bootable
 }
 
-# The initramfs that Debian itself makes of the kernel's modules, unpacked.
+# debian: adds the unpacked initramfs that Debian's initramfs-tools makes.
 debian()
 {
 	local root=$tree.root modules=$tree.root/usr/lib/modules/$release
@@ -269,7 +274,7 @@ debian()
 	cp -r "$kernel/lib/modules/$release/." "$modules/"
 	cp "$kernel/config" "$root/boot/config-$release"
 	depmod -b "$root" "$release"
-	# What a real disk's drivers would be for, and the services before there is a root.
+	# Drivers for the disk of the root, and for the services before the root is mounted.
 	printf '%s\n' hv_utils nd_e820 nd_pmem >>"$root/etc/initramfs-tools/modules"
 	logged "initramfs-$name" chroot "$root" mkinitramfs -o /initramfs "$release"
 	logged "unpack-$name" chroot "$root" unmkinitramfs /initramfs /unpacked
@@ -282,7 +287,7 @@ debian()
 	small_root
 }
 
-# build/guest/NAME.ext4: a root file system for that, with just enough to count its boots and to be switched off.
+# small_root: makes build/guest/NAME.ext4, a root file system for debian(). It counts its boots and can be shut down.
 small_root()
 {
 	local debs=$build/deb/daemons root=$tree.root applet
@@ -301,7 +306,7 @@ small_root()
 	mv "$build/guest/$name.ext4.new" "$build/guest/$name.ext4"
 }
 
-# The archive is put in place only when whole.
+# pack: makes the archive. Renames it when it is complete.
 pack()
 {
 	(cd "$tree" && find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc --quiet -R 0:0) >"$build/guest/$name.cpio.new"
@@ -326,12 +331,12 @@ esac
 case $name in
 outer)
 	modules virtio_pci 9pnet_virtio 9p kvm_amd
-	# Without their signatures, as checking those takes a second of emulation.
+	# Removes the signatures: checking them takes a second of emulation.
 	strip --strip-debug "$tree"/modules/*.ko
 	install -m 755 "$here/outer/init" "$tree/init"
 	;;
 inner-*)
-	# The in-tree module in C, which every scenario can be run against as well.
+	# The in-tree module in C, with which scenarios also run.
 	modules hv_utils
 	mkdir "$tree/modules/c"
 	mv "$tree/modules/hv_utils.ko" "$tree/modules/c/"
@@ -342,7 +347,7 @@ inner-*)
 	install -m 755 "$here/inner/poweroff" "$tree/bin/poweroff"
 	ln -s poweroff "$tree/bin/reboot"
 	ln -s poweroff "$tree/bin/halt"
-	# Real clients of the PTP clock.
+	# Clients of the PTP clock.
 	program /usr/sbin/phc_ctl
 	gcc -O2 -static -o "$tree/bin/testptp" "$build/linux-source/tools/testing/selftests/ptp/testptp.c"
 	for program in ptp-now ptp-reads; do

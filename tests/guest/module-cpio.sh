@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# module-cpio.sh OUT NAME=FILE...: an initramfs holding FILE as /modules/NAME (or as NAME where it
-# begins with a slash), to be appended to an inner guest's. Executables stay executable. Modules lose their
-# debug information, as in a distribution: a guest loads them sooner. Under bare/ they also lose their signature
-# and type information (BTF), which not every build adds: what is left is of the same kind, whoever built it.
+# module-cpio.sh OUT NAME=FILE...: makes an initramfs to append to that of an inner guest. It has FILE as /modules/NAME, or
+# as NAME if NAME begins with a slash. Executables stay executable. Modules are stripped of debug information, as in a
+# distribution: a guest loads them faster. Modules in bare/ are also stripped of their signature and type information (BTF),
+# which not every build adds. So modules from different builds can be compared.
 # For example: module-cpio.sh build/guest/rust-amd64.cpio rust/hv_utils.ko=build/modules/amd64/hv_utils.ko
 set -eu
 # shellcheck source-path=SCRIPTDIR
@@ -33,11 +33,11 @@ for pair in "$@"; do
 	*) cp "$file" "$dest" ;;
 	esac
 	case $name in
-	# A signature is behind the file's end as strip sees it.
+	# strip also removes a signature, which follows the end of the ELF file.
 	bare/*) strip --strip-debug -R .BTF -R .BTF.base "$dest" ;;
 	*.ko) strip --strip-debug "$dest" ;;
 	esac
 done
-# Concatenated archives begin at multiples of four bytes, and cpio ends at one of 512.
+# Concatenated archives must begin at a multiple of 4 bytes. The size of a cpio archive is a multiple of 512.
 (cd "$tree" && find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc --quiet -R 0:0) >"$out.new"
 mv "$out.new" "$out"

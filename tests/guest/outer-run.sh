@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# outer-run.sh CMD...: runs a shell line in the outer guest, where /dev/kvm works (in software),
-# with the project at the same path and the same current folder. Its output comes out here as it
-# is printed; its exit status is this script's (124: out of time, 125: the guest died).
-#   OUTER_TIMEOUT  seconds until the guest is ended (600)
-#   OUTER_ARGS     more arguments for QEMU, such as -icount ...
-#   OUTER_APPEND   more of the kernel command line
-#   OUTER_INPUT    if set, standard input is what /dev/ttyS0 reads in the guest
+# outer-run.sh CMD...: runs a shell command line in the outer guest, where /dev/kvm works (in software), with the project at
+# the same path and in the same current folder. Prints its output immediately. The exit status is that of the command, 124
+# after a time-out, or 125 if the guest died.
+#   OUTER_TIMEOUT  seconds until the guest is killed (600)
+#   OUTER_ARGS     further arguments for QEMU, such as -icount ...
+#   OUTER_APPEND   further parameters of the kernel command line
+#   OUTER_INPUT    if set, the guest's /dev/ttyS0 reads the standard input of this script
 set -eu
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../../rust/kdir/lib.sh"
@@ -16,7 +16,7 @@ for file in guest/outer.cpio kernel/amd64/vmlinux; do
 	[ -e "$build/$file" ] || die "there is no build/$file" "make guests creates it"
 done
 
-# As many guests at a time as there are processors here: each keeps about one busy.
+# Run at most one guest per processor of this machine: each guest keeps about one processor busy.
 slot=1
 while exec 8>"$build/vm.$slot.lock" && ! flock -n 8; do
 	if [ "$slot" -ge "$(nproc)" ]; then
@@ -55,10 +55,10 @@ else
 	exec 7</dev/null
 fi
 
-# nohz=off highres=off: under emulation a processor at times misses an interrupt, until it gets another one. A
-# timer that is periodic gives it one; where each tick sets up the next, a missed one is the last.
-# One processor: with two, what one does to the other at times reaches it in the middle of an exit from the inner
-# guest, and host and guest get each other's registers.
+# nohz=off highres=off: an emulated processor sometimes misses an interrupt until the next interrupt arrives. A periodic
+# timer soon sends another one. If each tick programs the next one, a missed tick is the last.
+# One processor: with two, an interrupt of the other processor sometimes arrives during an exit from the inner guest. Then
+# host and guest get each other's registers.
 # shellcheck disable=SC2086
 "$top/rust/kdir/enter" timeout -k 5 "${OUTER_TIMEOUT:-600}" \
 	qemu-system-x86_64 -machine q35 -accel tcg -cpu EPYC,+svm,+npt,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec \

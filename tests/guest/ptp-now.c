@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * ptp-now DEVICE: prints what a PTP clock says. Right before and after reading it, it writes to an
- * I/O port at which the emulated host looks at its own clock (tests/host/src/ports.rs).
+ * ptp-now DEVICE: reads a PTP clock and prints its time. Right before and right after the reading,
+ * writes to an I/O port, at which the emulated host reads its own clock (tests/host/src/ports.rs).
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -23,9 +23,9 @@ int main(int argc, char **argv)
 		perror(fd < 0 ? argv[1] : "/dev/port");
 		return 1;
 	}
-	/* The first round has all pages there for the second, which counts. */
+	/* The first round brings all pages into memory. The second one counts. */
 	for (int i = 0; i < 2; i++) {
-		/* The clock of a file, see clock_getres(2). */
+		/* The clock id of a file, see clock_getres(2). */
 		if (pwrite(ports, "", 1, LOOK) != 1 ||
 		    clock_gettime((~(clockid_t)fd << 3) | 3, &now) ||
 		    pwrite(ports, "", 1, LOOK) != 1) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * ptp-reads DEVICE TIMES: reads a PTP clock so many times by clock_gettime(), and that is all.
- * Other programs that read one spend most of their time on telling what they have read.
+ * ptp-reads DEVICE TIMES: reads a PTP clock TIMES times with clock_gettime(). Does nothing else:
+ * other programs that read a PTP clock spend most of their time on output.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -20,7 +20,7 @@ int main(int argc, char **argv)
 		perror(argv[1]);
 		return 1;
 	}
-	/* The clock of a file, see clock_getres(2). */
+	/* The clock id of a file, see clock_getres(2). */
 	for (long left = atol(argv[2]); left > 0; left--) {
 		if (clock_gettime((~(clockid_t)fd << 3) | 3, &time)) {
 			perror("clock_gettime");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What any user could do to the driver in C: registers as the KVP daemon, over the connector.
+ * Registers as the KVP daemon over the connector. With the driver in C, any user can do this.
  */
 #include <linux/connector.h>
 #include <linux/hyperv.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The character devices of hv_utils as a daemon sees them: one opener, whole messages, waiting,
- * and what is left of an open file when its device goes.
+ * Tests the character devices of hv_utils as a daemon uses them: a single opener, whole messages,
+ * waiting, and open files after the removal of the device.
  *
  * Skips a device that a daemon has open.
  */
@@ -23,7 +23,7 @@
 #define BUS	"/sys/bus/vmbus"
 #define LONGEST	8192
 
-/* Where no process has memory. */
+/* An address without memory. */
 #define NOWHERE	((void *)-4096L)
 
 FIXTURE(chardev) {
@@ -36,10 +36,10 @@ FIXTURE_VARIANT(chardev) {
 	const char *path;
 	const char *driver;
 	const char *class;
-	/* What a daemon writes: bytes, and how the first ones say that it registers. */
+	/* The length of a daemon's message, and its first byte in a registration. */
 	size_t len;
 	unsigned char registration;
-	/* What it reads then. */
+	/* The length of the confirmation that the daemon then reads, and its first byte. */
 	size_t confirmation;
 	unsigned char confirmed;
 };
@@ -74,7 +74,7 @@ FIXTURE_VARIANT_ADD(chardev, fcopy) {
 	.confirmed = 1,
 };
 
-/* Finds the VMBus device of a class; returns whether there is one. */
+/* Finds the VMBus device of a class. Returns whether there is one. */
 static int find_device(const char *class, char *id, size_t size)
 {
 	char path[512], text[64];
@@ -100,7 +100,7 @@ static int find_device(const char *class, char *id, size_t size)
 	return found;
 }
 
-/* Writes the device's id to the driver's file: "bind" or "unbind". */
+/* Writes the device's id to the driver's file "bind" or "unbind". */
 static int rebind(const char *driver, const char *name, const char *id)
 {
 	char path[128];
@@ -206,7 +206,7 @@ TEST_F(chardev, keeps_a_message_until_it_is_read)
 	EXPECT_EQ(0, ready(self->fd, 0));
 }
 
-/* hv_fcopy_daemon does nothing else. */
+/* hv_fcopy_daemon uses only pread() and pwrite(). */
 TEST_F(chardev, reads_and_writes_at_any_position)
 {
 	self->message[0] = variant->registration;
@@ -219,7 +219,7 @@ TEST_F(chardev, takes_no_answer_without_a_question)
 {
 	self->message[0] = variant->registration;
 	ASSERT_EQ(variant->len, write(self->fd, self->message, variant->len));
-	/* Not before the confirmation was read, and not after. */
+	/* Refused before and after the confirmation is read. */
 	EXPECT_EQ(-1, write(self->fd, self->message, variant->len));
 	EXPECT_EQ(EINVAL, errno);
 	ASSERT_EQ(variant->confirmation, read(self->fd, self->message, LONGEST));
@@ -255,7 +255,7 @@ TEST_F(chardev, waits_until_a_signal)
 	setitimer(ITIMER_REAL, &timer, NULL);
 }
 
-/* What a process that waits reports by its exit status. */
+/* Waits. The result is the exit status of the waiting process. */
 static int wait_reading(int fd)
 {
 	unsigned char message[LONGEST];
@@ -300,7 +300,7 @@ TEST_F(chardev, is_revoked_when_its_device_goes)
 	EXPECT_EQ(POLLERR | POLLHUP, ready(self->fd, 0));
 	EXPECT_EQ(-1, access(variant->path, F_OK));
 
-	/* The device comes back while the old file is open still; that stays as it is. */
+	/* The device returns while the old file is still open. The old file stays revoked. */
 	ASSERT_EQ(0, rebind(variant->driver, "bind", self->id));
 	EXPECT_EQ(POLLERR | POLLHUP, ready(self->fd, 0));
 	close(self->fd);

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh disable=SC2034
-# What the tests share. Sourced; DIR is the folder of the test.
+# Shared functions. The tests source this file. DIR is the folder of the test.
 
 # shellcheck source=/dev/null
 . "${KSELFTESTS:-$DIR/..}/kselftest/ktap_helpers.sh"
@@ -12,7 +12,7 @@ HEARTBEAT=57164f39-9115-4e78-ab55-382f3bd5422d
 SHUTDOWN=0e0b6031-5213-4934-818b-38d90ced39db
 TIMESYNC=9527e630-d0ae-497b-adce-e80ab0175caf
 
-# skip_all REASON: ends the test with nothing tested.
+# skip_all REASON: skips the whole test.
 skip_all()
 {
 	ktap_print_header
@@ -20,15 +20,15 @@ skip_all()
 	exit "$KSFT_SKIP"
 }
 
-# What every test needs: root, a VMBus, the module.
+# require_driver: skips the test without root, VMBus, or the module.
 require_driver()
 {
 	[ "$(id -u)" = 0 ] || skip_all "not run as root"
-	[ -d "$BUS" ] || skip_all "no VMBus: this is no Hyper-V guest"
+	[ -d "$BUS" ] || skip_all "no VMBus: this is not a Hyper-V guest"
 	[ -d /sys/module/hv_utils ] || skip_all "the module hv_utils is not loaded"
 }
 
-# devices CLASS: the ids of the devices that the host offers of a class.
+# devices CLASS: prints the ids of the devices of a class that the host offers.
 devices()
 {
 	for device in "$BUS"/devices/*; do
@@ -37,13 +37,13 @@ devices()
 	return 0
 }
 
-# is_bound ID: whether a device is bound to hv_utils.
+# is_bound ID: returns whether a device is bound to hv_utils.
 is_bound()
 {
 	[ -e "$DRIVER/$1" ]
 }
 
-# ptp_clock: the name of the PTP clock that hv_utils registered, e.g. ptp0; nothing without one.
+# ptp_clock: prints the name of the PTP clock that hv_utils registered, e.g. ptp0, if any.
 ptp_clock()
 {
 	for clock in /sys/class/ptp/*; do

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# The driver is where other software looks for it, and bound to what the host offers.
+# The driver has the name that other software expects, and is bound to the devices that the host offers.
 DIR=$(dirname "$(readlink -f "$0")")
 # shellcheck source=common.sh
 . "$DIR/common.sh"

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * fuzz [SECONDS [SEED]]: does anything to hv_utils' character devices, parameters and attributes,
- * as no daemon would, for that time (5) or until SIGINT. A seed that is printed repeats what each
- * process decides, though not when.
+ * fuzz [SECONDS [SEED]]: makes random calls on hv_utils' character devices, parameters and
+ * attributes, for SECONDS (5) or until SIGINT. Prints the seed. The same seed repeats the decisions
+ * of each process, but not their timing.
  *
- * What must hold beside what the kernel's log says: a second opener is refused, nothing is longer
- * than asked for, and all programs end.
+ * Checks that a second opener is refused, that no read or write exceeds its size, and that all
+ * processes end. The caller has to check the kernel's log.
  *
  * Skips a device that a daemon has open.
  */
@@ -33,14 +33,14 @@
 #include "kselftest.h"
 
 #define LONGEST	8192
-/* Where no process has memory. */
+/* An address without memory. */
 #define NOWHERE	((void *)-4096L)
-/* Seconds within which a program must end when its time is over. */
+/* Seconds within which a process must end when its time is over. */
 #define PATIENCE 20
 
 struct device {
 	const char *path;
-	/* What a daemon writes: bytes, and how the first ones say that it registers. */
+	/* The length of a daemon's message, and its first byte in two kinds of registration. */
 	size_t len;
 	unsigned char registration[2];
 };
@@ -51,10 +51,10 @@ static const struct device devices[] = {
 	{ "/dev/vmbus/hv_fcopy", 4, { 1, 0 } },
 };
 
-/* The heartbeat's attribute, which only this module has. */
+/* The path of the heartbeat's attribute. Only the module in Rust has the attribute. */
 static char application_state[512];
 
-/* Those that are not there are left out. */
+/* Missing files are skipped. */
 static const char * const parameters[] = {
 	"/sys/module/hv_utils/parameters/timesync_implicit",
 	"/sys/module/hv_utils/parameters/vss_freeze_limit",
@@ -63,10 +63,10 @@ static const char * const parameters[] = {
 	application_state,
 };
 
-/* Where the KVP daemon's texts about addresses begin, each at the end of the one before. */
+/* The offsets of the texts in the KVP daemon's message about addresses, and the end of the last. */
 static const size_t texts[] = { 262, 2310, 4358, 5382, 7430 };
 
-/* What the processes have in common: how often each thing was done, and whether all went well. */
+/* Shared by all processes: counters of the calls, and whether a check has failed. */
 enum { OPENS, READS, WRITES, ANSWERS, OTHERS, COUNTS };
 
 static const char * const names[COUNTS] = { "opens", "reads", "writes", "answers", "others" };
@@ -79,7 +79,7 @@ struct shared {
 
 static struct shared *shared;
 
-/* Numbers that look random (xorshift64*); each thread has its own. */
+/* The state of a pseudorandom number generator (xorshift64*), for each thread. */
 static __thread unsigned long long state;
 
 static void seed_with(unsigned long long seed)
@@ -134,8 +134,8 @@ static void stop(int signal)
 }
 
 /*
- * Signals end what waits, without anything else coming of it. Of a process' threads the first one
- * gets them all, unless it blocks them.
+ * Signals only interrupt waiting calls. The first thread of a process gets all signals, unless it
+ * blocks them.
  */
 static void interrupt_often(void)
 {
@@ -149,7 +149,7 @@ static void interrupt_often(void)
 	setitimer(ITIMER_REAL, &timer, NULL);
 }
 
-/* A size: that of a message, one close to it, or any. */
+/* Returns the size of a message, a size close to it, or any size. */
 static size_t any_size(const struct device *device)
 {
 	switch (below(4)) {
@@ -239,14 +239,14 @@ static void hello(int device, int fd, unsigned char *message)
 		(void)!read(fd, message, LONGEST);
 }
 
-/* Addresses, subnets, gateways and name servers as the KVP daemon says them, of any number. */
+/* Writes any number of addresses, subnets, gateways and name servers in the KVP daemon's format. */
 static void fill_addresses(unsigned char *message)
 {
 	static const char * const entries[] = {
 		"10.9.8.7;", "255.255.255.0;", "fd00::1;", "2001:db8:1:2:3:4:5:6;", "64;", "129;",
 		"fe80::2%eth0;", ";", "x", "10.9.8.7",
 	};
-	/* Mostly one kind, so that some are right. */
+	/* Mostly of one kind, so that some lists are valid. */
 	int i, most, left;
 
 	for (i = 0; i + 1 < ARRAY_SIZE(texts); i++) {
@@ -267,7 +267,7 @@ static void fill_addresses(unsigned char *message)
 	}
 }
 
-/* Reads a question, if there is one soon, and answers it: more or less. */
+/* Waits 10 ms for a question, and answers it, right or wrong. */
 static void answer(int device, int fd, unsigned char *message)
 {
 	struct pollfd pollfd = { .fd = fd, .events = POLLIN };
@@ -303,7 +303,7 @@ static void poll_any(int fd)
 	close(set);
 }
 
-/* What no daemon does with a device, and what it isn't for. */
+/* Makes calls that no daemon makes, or that the devices do not support. */
 static void other(int device, int fd)
 {
 	int ends[2];
@@ -392,7 +392,7 @@ struct helper {
 	unsigned long long seed;
 };
 
-/* A second thread or process at the same file. */
+/* Runs in a second thread or process that uses the same file. */
 static void *help(void *context)
 {
 	struct helper *helper = context;
@@ -405,7 +405,7 @@ static void *help(void *context)
 	return NULL;
 }
 
-/* From an open to the last close. */
+/* Opens the device, uses it, and closes it. */
 static void live(int device)
 {
 	static const int ways[] = {
@@ -445,7 +445,7 @@ static void live(int device)
 	}
 	for (left = below(30); left && !is_over(); left--)
 		anything(device, fd, message);
-	/* At times while the other one is at it. */
+	/* The other thread or process may still use the file. */
 	if (one_in(2))
 		close(fd);
 	if (has_thread) {
@@ -464,7 +464,7 @@ static void live(int device)
 		;
 }
 
-/* Looks for the heartbeat's attribute. */
+/* Finds the heartbeat's attribute. */
 static void find_application_state(void)
 {
 	static const char drivers[] = "/sys/bus/vmbus/drivers/hv_utils";
@@ -481,7 +481,7 @@ static void find_application_state(void)
 		closedir(folder);
 }
 
-/* All there is to be said to the parameters. */
+/* Writes valid and invalid values to the parameters and the attribute. */
 static void write_parameters(void)
 {
 	static const char * const values[] = {
@@ -509,7 +509,7 @@ static void write_parameters(void)
 	usleep(1000);
 }
 
-/* A process that does one of these until it is told to stop; gives its number. */
+/* Starts a process that runs live() or write_parameters() until stopped. Returns its pid. */
 static pid_t start(int device, unsigned long long seed)
 {
 	pid_t child = fork();
@@ -536,7 +536,7 @@ static double now(void)
 	return at.tv_sec + at.tv_nsec / 1e9;
 }
 
-/* Whether a process has ended by itself, in time. */
+/* Returns whether a process ends by itself before this time. */
 static int has_ended(pid_t child, double until)
 {
 	int status;
@@ -596,7 +596,7 @@ int main(int argc, char **argv)
 			continue;
 		}
 		if (!has_ended(children[i], end))
-			failed(i, "a program does not end");
+			failed(i, "a process does not end");
 		ksft_print_msg("%s:", devices[i].path);
 		for (what = 0; what < COUNTS; what++)
 			printf(" %lu %s", shared->count[i][what], names[what]);

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# The PTP clock is named hyperv, tells the time once the host has, and cannot be set.
+# The PTP clock is named hyperv, can be read after the host's first sample, and cannot be set.
 DIR=$(dirname "$(readlink -f "$0")")
 # shellcheck source=common.sh
 . "$DIR/common.sh"
@@ -10,7 +10,7 @@ clock=$(ptp_clock)
 [ -n "$clock" ] || skip_all "no PTP clock: the host offers no time synchronisation"
 command -v testptp >/dev/null || skip_all "no testptp in PATH (it is in the kernel's selftests)"
 
-# now: the clock's time in seconds. Without a sample from the host there is none.
+# now: prints the clock's time in seconds. Prints nothing before the host's first sample.
 now()
 {
 	testptp -d "/dev/$clock" -g 2>/dev/null | sed -n 's/^clock time: \([0-9]*\)\..*/\1/p'
@@ -24,7 +24,7 @@ advances()
 	[ "$before" -lt "$after" ] && [ "$after" -le $((before + 60)) ]
 }
 
-# testptp does not tell by its status.
+# testptp's exit status does not show the failure.
 refuses_to_be_set()
 {
 	testptp -d "/dev/$clock" -T 1000000000 >/dev/null 2>&1

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# Each device can be unbound and bound again; unbinding takes the PTP clock away.
+# Each device can be unbound and bound again. Unbinding removes the PTP clock.
 DIR=$(dirname "$(readlink -f "$0")")
 # shellcheck source=common.sh
 . "$DIR/common.sh"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# The parameter timesync_implicit can be read and changed at run time, to truth values only.
+# The parameter timesync_implicit can be read and changed at run time, and accepts only boolean values.
 DIR=$(dirname "$(readlink -f "$0")")
 # shellcheck source=common.sh
 . "$DIR/common.sh"
@@ -23,10 +23,10 @@ ktap_print_header
 ktap_set_plan 4
 
 old=$(cat $param)
-ktap_test_result "everybody can read it, root can write it" test "$(stat -c %a $param)" = 644
-ktap_test_result "it takes Y" takes Y
-ktap_test_result "it refuses what is no truth value" refuses maybe
-ktap_test_result "it takes N" takes N
+ktap_test_result "all users can read it, root can write it" test "$(stat -c %a $param)" = 644
+ktap_test_result "it accepts Y" takes Y
+ktap_test_result "it refuses other values" refuses maybe
+ktap_test_result "it accepts N" takes N
 echo "$old" >$param
 
 ktap_finished
