@@ -457,7 +457,7 @@ fn host_asks_for_addresses(t: &Context<'_>) -> Result<()> {
             return t.check(
                 error
                     .as_deref()
-                    .is_some_and(|error| error.contains("from version 5.0 on")),
+                    .is_some_and(|error| error.contains("need version 5.0")),
                 &format!("the host does not ask ({error:?})"),
             );
         }

@@ -299,15 +299,12 @@ fn finds_nothing(t: &Context<'_>) -> Result<()> {
 }
 
 /// The first leak in kmemleak's report that is not known. One is known: `uio_hv_generic` connects its rings at each
-/// opening, and hv_vmbus leaks the packet buffer of the last opening.
+/// opening, and hv_vmbus leaks the packet buffer of the last opening. The report has no name for the functions of
+/// `uio_hv_generic` if that module was removed. This module does not call `vmbus_connect_ring()`.
 fn unknown_leak(text: &str) -> Option<&str> {
     let mut objects = text.split("unreferenced object");
     let before = objects.next().filter(|before| !before.trim().is_empty());
-    let is_known = |object: &&str| {
-        ["vmbus_connect_ring", "hv_uio_open"]
-            .iter()
-            .all(|function| object.contains(&format!("{function}+")))
-    };
+    let is_known = |object: &&str| object.contains("vmbus_connect_ring+");
     before.or_else(|| objects.find(|object| !is_known(object)))
 }
 
@@ -339,14 +336,13 @@ mod tests {
 
     #[test]
     fn one_leak_is_known_and_nothing_else() {
-        let known = "unreferenced object 0x1 (size 8):\n    vmbus_connect_ring+0x1/0x2\n    hv_uio_open+0x3/0x4\n";
-        let ours = known.replace("hv_uio_open", "hv_utils_probe");
+        let known = "unreferenced object 0x1 (size 8):\n    vmbus_connect_ring+0x1/0x2\n    0xffffffffa03e9f76\n";
+        let ours = known.replace("vmbus_connect_ring", "hv_utils_probe");
         assert_eq!(unknown_leak(""), None);
         assert_eq!(unknown_leak(&known.repeat(2)), None);
         assert!(
             unknown_leak(&format!("{known}{ours}")).is_some_and(|what| what.contains("hv_utils"))
         );
-        assert!(unknown_leak(&known.replace("vmbus_connect_ring", "other")).is_some());
         assert_eq!(unknown_leak("cat: no memory\n"), Some("cat: no memory\n"));
     }
 }
