@@ -1,8 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * Tracepoints of the integration services. Strings come from Rust: they have a
- * length, and no terminating NUL.
+ * length, and no terminating NUL. The events copy them to arrays, because
+ * bpftrace 0.23 of Debian 13 looks for __string() at a wrong offset.
  */
+
+#ifndef _HV_UTILS_TRACE_COPY
+#define _HV_UTILS_TRACE_COPY
+
+#include <linux/minmax.h>
+#include <linux/string.h>
+
+/* Copies a string to an array, and truncates the string if it does not fit. */
+#define hv_utils_copy(to, from, len) \
+	__hv_utils_copy((to), sizeof(to), (from), (len))
+
+static inline void __hv_utils_copy(char *to, size_t room, const char *from, size_t len)
+{
+	len = min(len, room - 1);
+	memcpy(to, from, len);
+	memset(to + len, 0, room - len);
+}
+
+#endif /* _HV_UTILS_TRACE_COPY */
 
 #undef TRACE_SYSTEM
 #define TRACE_SYSTEM hv_utils
@@ -19,13 +39,13 @@
 TRACE_EVENT(hv_utils_negotiation,
 	    TP_PROTO(const char *service, size_t service_len, u16 major, u16 minor),
 	    TP_ARGS(service, service_len, major, minor),
-	    TP_STRUCT__entry(__string_len(service, service, service_len)
+	    TP_STRUCT__entry(__array(char, service, 16)
 			     __field(u16, major)
 			     __field(u16, minor)),
-	    TP_fast_assign(__assign_str(service);
+	    TP_fast_assign(hv_utils_copy(__entry->service, service, service_len);
 			   __entry->major = major;
 			   __entry->minor = minor;),
-	    TP_printk("service=%s version=%u.%u", __get_str(service), __entry->major,
+	    TP_printk("service=%s version=%u.%u", __entry->service, __entry->major,
 		      __entry->minor)
 );
 
@@ -37,15 +57,15 @@ TRACE_EVENT(hv_utils_request,
 	    TP_PROTO(const char *service, size_t service_len, u64 transaction, u16 type,
 		     size_t len),
 	    TP_ARGS(service, service_len, transaction, type, len),
-	    TP_STRUCT__entry(__string_len(service, service, service_len)
+	    TP_STRUCT__entry(__array(char, service, 16)
 			     __field(u64, transaction)
 			     __field(u32, len)
 			     __field(u16, type)),
-	    TP_fast_assign(__assign_str(service);
+	    TP_fast_assign(hv_utils_copy(__entry->service, service, service_len);
 			   __entry->transaction = transaction;
 			   __entry->len = len;
 			   __entry->type = type;),
-	    TP_printk("service=%s transaction=%llu type=%u len=%u", __get_str(service),
+	    TP_printk("service=%s transaction=%llu type=%u len=%u", __entry->service,
 		      __entry->transaction, __entry->type, __entry->len)
 );
 
@@ -58,18 +78,18 @@ TRACE_EVENT(hv_utils_reply,
 	    TP_PROTO(const char *service, size_t service_len, u64 transaction, u32 status,
 		     u64 latency, bool sent),
 	    TP_ARGS(service, service_len, transaction, status, latency, sent),
-	    TP_STRUCT__entry(__string_len(service, service, service_len)
+	    TP_STRUCT__entry(__array(char, service, 16)
 			     __field(u64, transaction)
 			     __field(u64, latency)
 			     __field(u32, status)
 			     __field(bool, sent)),
-	    TP_fast_assign(__assign_str(service);
+	    TP_fast_assign(hv_utils_copy(__entry->service, service, service_len);
 			   __entry->transaction = transaction;
 			   __entry->latency = latency;
 			   __entry->status = status;
 			   __entry->sent = sent;),
 	    TP_printk("service=%s transaction=%llu status=%#x latency=%llu sent=%u",
-		      __get_str(service), __entry->transaction, __entry->status, __entry->latency,
+		      __entry->service, __entry->transaction, __entry->status, __entry->latency,
 		      __entry->sent)
 );
 
@@ -77,11 +97,11 @@ TRACE_EVENT(hv_utils_reply,
 TRACE_EVENT(hv_utils_asked,
 	    TP_PROTO(const char *service, size_t service_len, size_t len),
 	    TP_ARGS(service, service_len, len),
-	    TP_STRUCT__entry(__string_len(service, service, service_len)
+	    TP_STRUCT__entry(__array(char, service, 16)
 			     __field(u32, len)),
-	    TP_fast_assign(__assign_str(service);
+	    TP_fast_assign(hv_utils_copy(__entry->service, service, service_len);
 			   __entry->len = len;),
-	    TP_printk("service=%s len=%u", __get_str(service), __entry->len)
+	    TP_printk("service=%s len=%u", __entry->service, __entry->len)
 );
 
 /*
@@ -92,11 +112,11 @@ TRACE_EVENT(hv_utils_answered,
 	    TP_PROTO(const char *service, size_t service_len, const char *outcome,
 		     size_t outcome_len),
 	    TP_ARGS(service, service_len, outcome, outcome_len),
-	    TP_STRUCT__entry(__string_len(service, service, service_len)
-			     __string_len(outcome, outcome, outcome_len)),
-	    TP_fast_assign(__assign_str(service);
-			   __assign_str(outcome);),
-	    TP_printk("service=%s outcome=%s", __get_str(service), __get_str(outcome))
+	    TP_STRUCT__entry(__array(char, service, 16)
+			     __array(char, outcome, 16)),
+	    TP_fast_assign(hv_utils_copy(__entry->service, service, service_len);
+			   hv_utils_copy(__entry->outcome, outcome, outcome_len);),
+	    TP_printk("service=%s outcome=%s", __entry->service, __entry->outcome)
 );
 
 /* A packet that gets no answer. */
@@ -104,20 +124,20 @@ TRACE_EVENT(hv_utils_ignored,
 	    TP_PROTO(const char *service, size_t service_len, const char *reason,
 		     size_t reason_len),
 	    TP_ARGS(service, service_len, reason, reason_len),
-	    TP_STRUCT__entry(__string_len(service, service, service_len)
-			     __string_len(reason, reason, reason_len)),
-	    TP_fast_assign(__assign_str(service);
-			   __assign_str(reason);),
-	    TP_printk("service=%s reason=%s", __get_str(service), __get_str(reason))
+	    TP_STRUCT__entry(__array(char, service, 16)
+			     __array(char, reason, 16)),
+	    TP_fast_assign(hv_utils_copy(__entry->service, service, service_len);
+			   hv_utils_copy(__entry->reason, reason, reason_len);),
+	    TP_printk("service=%s reason=%s", __entry->service, __entry->reason)
 );
 
 /* A file system was frozen for a backup. */
 TRACE_EVENT(hv_utils_frozen,
 	    TP_PROTO(const char *device, size_t device_len),
 	    TP_ARGS(device, device_len),
-	    TP_STRUCT__entry(__string_len(device, device, device_len)),
-	    TP_fast_assign(__assign_str(device);),
-	    TP_printk("device=%s", __get_str(device))
+	    TP_STRUCT__entry(__array(char, device, 32)),
+	    TP_fast_assign(hv_utils_copy(__entry->device, device, device_len);),
+	    TP_printk("device=%s", __entry->device)
 );
 
 /*
@@ -128,14 +148,14 @@ TRACE_EVENT(hv_utils_thawed,
 	    TP_PROTO(const char *device, size_t device_len, const char *cause, size_t cause_len,
 		     int error),
 	    TP_ARGS(device, device_len, cause, cause_len, error),
-	    TP_STRUCT__entry(__string_len(device, device, device_len)
-			     __string_len(cause, cause, cause_len)
+	    TP_STRUCT__entry(__array(char, device, 32)
+			     __array(char, cause, 48)
 			     __field(int, error)),
-	    TP_fast_assign(__assign_str(device);
-			   __assign_str(cause);
+	    TP_fast_assign(hv_utils_copy(__entry->device, device, device_len);
+			   hv_utils_copy(__entry->cause, cause, cause_len);
 			   __entry->error = error;),
-	    TP_printk("device=%s error=%d cause=%s", __get_str(device), __entry->error,
-		      __get_str(cause))
+	    TP_printk("device=%s error=%d cause=%s", __entry->device, __entry->error,
+		      __entry->cause)
 );
 
 #endif /* _HV_UTILS_TRACE_H */
