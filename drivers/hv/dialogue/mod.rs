@@ -281,31 +281,28 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
     /// Closes the device. The kernel calls this after the last read has ended.
     pub(crate) fn release(&mut self) {
         self.settle();
-        let lost = self.lose().map(|lost| match lost {
+        if matches!(self.state, State::Quiet(End::Revoked(_), _)) {
+            return;
+        }
+        let (desk, lost) = self.lose();
+        let lost = lost.map(|lost| match lost {
             Lost::Working => Lost::Over,
             lost => lost,
         });
-        if let State::Quiet(end, of) = &mut self.state {
-            match end.take_desk() {
-                desk if matches!(end, End::Revoked(_)) => *end = End::Revoked(desk),
-                Desk::Free(memory) | Desk::Owing(memory, _) => {
-                    (*end, *of) = (End::Absent(memory), lost);
-                    self.effects.service = true;
-                }
-                // Cannot happen: a read holds the file open. The reader has the memory, so the
-                // device cannot be used again.
-                desk @ Desk::Reading(_) => *end = End::Revoked(desk),
-            }
-        }
+        let end = match desk {
+            Desk::Free(memory) | Desk::Owing(memory, _) => End::Absent(memory),
+            // Cannot happen: a read holds the file open. The reader has the memory, so the
+            // device cannot be used again.
+            Desk::Reading(_) => End::Revoked(desk),
+        };
+        self.state = State::Quiet(end, lost);
+        self.effects.service = true;
     }
 
     /// Revokes the device: from now on, all calls of the daemon except `close()` fail.
     pub(crate) fn revoke(&mut self) {
-        let lost = self.lose();
-        if let State::Quiet(end, _) = &mut self.state {
-            let end = End::Revoked(end.take_desk());
-            self.state = State::Quiet(end, lost);
-        }
+        let (desk, lost) = self.lose();
+        self.state = State::Quiet(End::Revoked(desk), lost);
         self.effects.daemon = true;
     }
 
@@ -434,12 +431,15 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         owed
     }
 
-    /// Gives up the pending question, if any. Returns how the last question failed, if it failed
-    /// and its outcome was not taken.
-    fn lose(&mut self) -> Option<Lost> {
-        match self.state {
-            State::Quiet(_, lost) => lost,
-            State::Pending(..) => Some(self.give_up()),
+    /// Gives up the pending question, if any. Returns the memory with the answer that is owed, and
+    /// how the last question failed, if it failed and its outcome was not taken.
+    fn lose(&mut self) -> (Desk<M>, Option<Lost>) {
+        match &mut self.state {
+            State::Quiet(end, lost) => (end.take_desk(), *lost),
+            State::Pending(_, late, question) => {
+                let (desk, lost) = question.give_up(*late);
+                (desk, Some(lost))
+            }
         }
     }
 }
@@ -498,5 +498,74 @@ mod tests {
     fn every_sequence_of_events_keeps_the_rules() {
         // A change of the state machine changes the number of its states.
         assert_eq!(model::visit_all(), Ok(1347));
+    }
+
+    /// A dialogue with a daemon that is ready.
+    fn registered() -> Dialogue<(), u8> {
+        let mut dialogue = Dialogue::new(1);
+        let _ = dialogue.open();
+        let _ = dialogue.write(&mut 2, |_| Some(((), None)));
+        dialogue.take_effects();
+        dialogue
+    }
+
+    #[test]
+    fn a_second_question_waits_for_the_outcome_of_the_first() {
+        let mut dialogue = registered();
+        let daemon = dialogue.daemon();
+        dialogue.ask(daemon, &mut 3, 1, Late::Dropped);
+        dialogue.take_effects();
+        let mut second = 4;
+        dialogue.ask(daemon, &mut second, 1, Late::Dropped);
+        assert_eq!(second, 4);
+        assert!(dialogue.take_effects() == Effects::default());
+        assert_eq!(dialogue.begin_read(1), Ok(Some((3, 1))));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_question_that_was_never_asked() {
+        let mut dialogue = registered();
+        assert!(matches!(dialogue.outcome(&mut 3, false), Outcome::Pending));
+        let outcome = dialogue.outcome(&mut 3, true);
+        assert!(matches!(outcome, Outcome::TimedOut(Lost::Unread)));
+    }
+
+    #[test]
+    fn a_read_that_never_began_changes_nothing() {
+        for was_read in [false, true] {
+            let mut dialogue = Dialogue::<(), u8>::new(1);
+            let before = dialogue.clone();
+            dialogue.end_read(9, was_read);
+            assert!(dialogue == before);
+            let mut dialogue = registered();
+            let before = dialogue.clone();
+            dialogue.end_read(9, was_read);
+            assert!(dialogue == before);
+        }
+        let mut dialogue = Dialogue::new(1);
+        let _ = dialogue.open();
+        // A confirmation waits to be read.
+        let _ = dialogue.write(&mut 2, |_| Some(((), Some(1))));
+        let before = dialogue.clone();
+        dialogue.end_read(9, true);
+        assert!(dialogue == before);
+        assert_eq!(dialogue.begin_read(1), Ok(Some((2, 1))));
+    }
+
+    #[test]
+    fn a_file_that_closes_amid_a_read_takes_the_device_with_it() {
+        let mut dialogue = registered();
+        let daemon = dialogue.daemon();
+        dialogue.ask(daemon, &mut 3, 1, Late::Dropped);
+        assert_eq!(dialogue.begin_read(1), Ok(Some((3, 1))));
+        dialogue.release();
+        assert!(dialogue.take_effects().service);
+        assert!(matches!(
+            dialogue.outcome(&mut 4, false),
+            Outcome::Gone(Lost::Over)
+        ));
+        assert_eq!(dialogue.open(), Err(Refused::Gone));
+        dialogue.end_read(3, true);
+        assert_eq!(dialogue.open(), Err(Refused::Gone));
     }
 }
