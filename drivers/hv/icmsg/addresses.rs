@@ -600,6 +600,7 @@ impl Write for Entries<'_> {
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
 #[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_addresses))]
 mod tests {
+    use super::super::tests::shows;
     use super::*;
 
     const BODY_LEN: usize = Layout::Text.host_len();
@@ -926,5 +927,51 @@ mod tests {
         assert_eq!(result(52, &[0xaa, 0xbb]), Ok(()));
         assert_eq!(result(52, &[0x0a, 0xab, 0x00, 0x0c]), too_long);
         assert_eq!(result(64, &[]), too_long);
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown_with_its_field() {
+        let of = |family, field| Error::TooMany {
+            field,
+            family,
+            room: 64,
+        };
+        for (error, text) in [
+            (
+                of(Family::V4, Field::Addresses),
+                "more than 64 IPv4 addresses",
+            ),
+            (
+                of(Family::V6, Field::Gateways),
+                "more than 64 IPv6 gateways",
+            ),
+            (
+                Error::TooLong(Field::Adapter),
+                "too long for the daemon: adapter's id",
+            ),
+            (
+                Error::Endless(Field::NameServers),
+                "the daemon's text of name servers has no end",
+            ),
+            (Error::Invalid(Field::Subnets), "invalid subnets"),
+            (
+                Error::TooManySubnets,
+                "the daemon has more subnets than addresses",
+            ),
+        ] {
+            assert!(shows(error, text));
+        }
+    }
+
+    #[test]
+    fn what_the_answer_lacks_is_shown() {
+        let omitted = Omitted {
+            subnets: 2,
+            not_addresses: 3,
+        };
+        assert!(shows(
+            omitted,
+            "subnets missing: 2, gateways and name servers that are no addresses: 3"
+        ));
     }
 }

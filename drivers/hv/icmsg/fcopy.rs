@@ -302,4 +302,55 @@ mod tests {
         wire::put_u32(&mut body, OPERATION, 4);
         assert_eq!(to_daemon(&body, &mut message), Err(Status::NOT_SUPPORTED));
     }
+
+    #[test]
+    fn operations_have_numbers_and_names() {
+        for (number, operation, name) in [
+            (0, Operation::Start, "START_FILE_COPY"),
+            (1, Operation::Write, "WRITE_TO_FILE"),
+            (2, Operation::Complete, "COMPLETE_FCOPY"),
+            (3, Operation::Cancel, "CANCEL_FCOPY"),
+        ] {
+            let mut body = [0; HEADER_LEN];
+            wire::put_u32(&mut body, OPERATION, number);
+            assert_eq!(Operation::parse(&body), Ok(operation));
+            assert_eq!(operation.name(), name);
+        }
+    }
+
+    #[test]
+    fn a_piece_has_a_size() {
+        let mut message = [0; DAEMON_LEN];
+        let body: [u8; WRITE_DATA] = write(0);
+        let asked = to_daemon(&body, &mut message);
+        assert_eq!(asked, Ok((Operation::Write, WRITE_LEN)));
+        let asked = to_daemon(&body[..WRITE_DATA - 1], &mut message);
+        assert_eq!(asked, Err(Status::INVALID_ARGUMENT));
+    }
+
+    #[test]
+    fn daemons_register_with_a_number() {
+        for (number, known, confirmed) in [
+            (0, Some(Registration::Legacy), None),
+            (1, Some(Registration::Current), Some(ANSWER_LEN)),
+            (2, None, None),
+        ] {
+            let mut message = [0xa5; 8];
+            wire::put_u32_native(&mut message, 0, number);
+            assert_eq!(registration(&message), known);
+            message[..ANSWER_LEN].fill(0xa5);
+            assert_eq!(known.and_then(|it| confirm(it, &mut message)), confirmed);
+            if confirmed.is_some() {
+                assert_eq!(wire::u32_native_at(&message, 0), number);
+            }
+            assert_eq!(message[ANSWER_LEN..], [0xa5; 4]);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_a_status() {
+        let mut answer = [0; ANSWER_LEN];
+        wire::put_u32_native(&mut answer, 0, Status::FAIL.0);
+        assert_eq!(status(&answer), Status::FAIL);
+    }
 }

@@ -564,4 +564,81 @@ mod tests {
         assert_eq!(status, Status::INVALID_ARGUMENT);
         assert!(why.is_some());
     }
+
+    #[test]
+    fn operations_have_numbers_and_names() {
+        for (number, operation, name) in [
+            (0, Operation::Get, "GET"),
+            (1, Operation::Set, "SET"),
+            (2, Operation::Delete, "DELETE"),
+            (3, Operation::Enumerate, "ENUMERATE"),
+            (4, Operation::GetAddresses, "GET_IP_INFO"),
+            (5, Operation::SetAddresses, "SET_IP_INFO"),
+        ] {
+            assert_eq!(Operation::parse(&[number]), Ok(operation));
+            assert_eq!(operation.name(), name);
+            assert_eq!(is_delete(&[number]), number == 2);
+        }
+        assert!(!is_delete(&[]));
+    }
+
+    #[test]
+    fn daemons_register_with_a_number() {
+        for (number, known) in [(4, Registration::Legacy), (100, Registration::Current)] {
+            let mut message = [0xff; DAEMON_LEN];
+            message[OPERATION] = number;
+            assert_eq!(registration(&message), Some(known));
+            assert_eq!(confirm(known, &mut message), DAEMON_LEN);
+            assert_eq!(message[..BODY], [number, 0, 0, 0]);
+            assert_eq!(&message[BODY..BODY + 4], b"3.1\0");
+            assert!(message[BODY + 4..].iter().all(|byte| *byte == 0));
+        }
+        for number in [0, 3, 5, 99, 101] {
+            assert_eq!(registration(&[number; DAEMON_LEN]), None);
+        }
+    }
+
+    #[test]
+    fn a_delete_names_its_key() {
+        let mut host = body(2, 1);
+        let size = put_text(&mut host[BODY + 4..], b"k");
+        wire::put_u32(&mut host, BODY, size);
+        let mut message = [0xff; DAEMON_LEN];
+        let asked = to_daemon(Layout::Text, &host, Registration::Legacy, &mut message);
+        assert_eq!(asked, Ok(()));
+        assert_eq!(message[..2], [2, 1]);
+        assert_eq!(wire::u32_native_at(&message, BODY), 2);
+        assert_eq!(&message[BODY + 4..][..3], b"k\0\0");
+        // The answer says that the key is gone, and no more.
+        wire::put_u32_native(&mut message, 0, 0);
+        message[BODY..].fill(0xff);
+        let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
+        assert_eq!(told, Ok(None));
+        assert_eq!(host[..2], [2, 1]);
+        assert_eq!(wire::u32_at(&host, BODY), size);
+        assert_eq!(&host[BODY + 4..][..4], b"k\0\0\0");
+    }
+
+    #[test]
+    fn an_enumeration_has_an_index() {
+        let mut host = body(3, 4);
+        wire::put_u32(&mut host, BODY, i32::MAX as u32);
+        let mut message = [0xff; DAEMON_LEN];
+        let asked = to_daemon(Layout::Text, &host, Registration::Current, &mut message);
+        assert_eq!(asked, Ok(()));
+        assert_eq!(message[..BODY], [3, 4, 0, 0]);
+        assert_eq!(wire::u32_native_at(&message, BODY), i32::MAX as u32);
+    }
+
+    #[test]
+    fn a_legacy_daemon_says_by_its_key_that_there_is_one() {
+        let mut host = body(3, 2);
+        let mut message = [0; DAEMON_LEN];
+        wire::put_u32_native(&mut message, 0, Status::FAIL.0);
+        message[BODY + 4 + value::KEY] = b'k';
+        let told = from_daemon(Layout::Text, Registration::Legacy, &message, &mut host);
+        assert_eq!(told, Ok(None));
+        assert_eq!(wire::u32_at(&host, BODY + 4 + value::KEY_SIZE), 4);
+        assert_eq!(&host[BODY + 4 + value::KEY..][..4], b"k\0\0\0");
+    }
 }

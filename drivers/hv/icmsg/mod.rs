@@ -369,6 +369,22 @@ mod tests {
         }
     }
 
+    /// What is still to be shown of a text.
+    struct Rest<'a>(&'a str);
+
+    impl fmt::Write for Rest<'_> {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 = self.0.strip_prefix(text).ok_or(fmt::Error)?;
+            Ok(())
+        }
+    }
+
+    /// Returns whether `value` is shown as `text`. Needs no memory for the text.
+    pub(super) fn shows(value: impl fmt::Display, text: &str) -> bool {
+        let mut rest = Rest(text);
+        fmt::write(&mut rest, format_args!("{value}")).is_ok() && rest.0.is_empty()
+    }
+
     fn counts(packet: &[u8]) -> (u16, u16) {
         (
             wire::u16_at(packet, HEADER_LEN),
@@ -545,5 +561,43 @@ mod tests {
         assert_eq!(negotiate(&mut packet), None);
         assert_eq!(wire::u32_at(&packet, STATUS), Status::FAIL.0);
         assert_eq!(packet[FLAGS], 5);
+    }
+
+    #[test]
+    fn a_request_says_what_it_asks_for() {
+        let mut packet = [0u8; HEADER_LEN];
+        wire::put_u16(&mut packet, TYPE, 0x0107);
+        assert_eq!(kind(&packet), Kind(0x0107));
+        let asked = Request::new(&mut packet).map(|request| request.kind());
+        assert_eq!(asked.ok(), Some(Kind(0x0107)));
+    }
+
+    #[test]
+    fn versions_are_shown_with_both_numbers() {
+        assert!(shows(Version::new(3, 2), "3.2"));
+        assert!(shows(Version::new(65535, 0), "65535.0"));
+        for text in ["", "3", "3.", "3.20", "2.3"] {
+            assert!(!shows(Version::new(3, 2), text));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_answered_has_a_reason() {
+        for (reason, name, text) in [
+            (
+                Unanswerable::Short { len: 27 },
+                "short",
+                "packet of 27 bytes has no message header",
+            ),
+            (
+                Unanswerable::Response,
+                "response",
+                "message is a response, not a request",
+            ),
+            (Unanswerable::OutOfBand, "not in-band", "not in-band data"),
+        ] {
+            assert_eq!(reason.name(), name);
+            assert!(shows(reason, text));
+        }
     }
 }

@@ -110,6 +110,7 @@ impl fmt::Display for Text<'_> {
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
 #[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_shutdown))]
 mod tests {
+    use super::super::tests::shows;
     use super::*;
 
     fn request(flags: u32) -> [u8; 12] {
@@ -168,5 +169,21 @@ mod tests {
         }
         assert_eq!(shown.next(), Some('\u{1f600}'));
         assert_eq!(shown.next(), None);
+    }
+
+    #[test]
+    fn a_line_of_text_is_shown() {
+        const LINE: [u8; Text::SHOWN] = [b'x'; Text::SHOWN];
+
+        let mut body = [0; TEXT + 2 * (Text::SHOWN + 1)];
+        for unit in body[TEXT..].chunks_exact_mut(2) {
+            unit[0] = b'x';
+        }
+        let line = core::str::from_utf8(&LINE).unwrap_or_default();
+        let shown =
+            |body: &[u8], line| Shutdown::parse(body).is_some_and(|read| shows(read.text, line));
+        assert!(shown(&body, line));
+        assert!(shown(&body[..TEXT + 6], "xxx"));
+        assert!(shown(&body[..TEXT], ""));
     }
 }

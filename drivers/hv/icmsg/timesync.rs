@@ -282,4 +282,14 @@ mod tests {
         assert_eq!(age(taken - APART), Some(Ok(0)));
         assert_eq!(age(taken - APART - 1), Some(Err(Stale)));
     }
+
+    #[test]
+    fn no_time_is_later_than_the_latest() {
+        // A sample of the latest time but for a second.
+        const SECOND: u64 = 10_000_000;
+        let parsed = TimeSync::parse(V4, &message(UNIX_EPOCH + LATEST - SECOND, 0, 0), 0);
+        let latest = Ok((LATEST * NSEC_PER_UNIT) as i64);
+        assert_eq!(time_at(parsed, SECOND), latest);
+        assert_eq!(time_at(parsed, SECOND + 1), Err(Stale));
+    }
 }

@@ -181,4 +181,76 @@ mod tests {
         let body = [5; DAEMON_LEN - 1];
         assert_eq!(Operation::parse(V6, &body), Err(Status::INVALID_ARGUMENT));
     }
+
+    const OPERATIONS: [(u8, Operation, &str); 6] = [
+        (0, Operation::Notice, "NOTICE"),
+        (2, Operation::HotBackup, "HOT_BACKUP"),
+        (3, Operation::GetInfo, "GET_DM_INFO"),
+        (5, Operation::Freeze, "FREEZE"),
+        (6, Operation::Thaw, "THAW"),
+        (
+            8,
+            Operation::QueryCluster,
+            "QUERY_GUEST_CLUSTER_INFORMATION",
+        ),
+    ];
+
+    #[test]
+    fn operations_have_numbers_and_names() {
+        for (number, operation, name) in OPERATIONS {
+            let mut body = [0xa5; DAEMON_LEN];
+            body[OPERATION] = number;
+            assert_eq!(Operation::parse(V6, &body), Ok(operation));
+            assert_eq!(operation.name(), name);
+            // The daemon gets the number, and nothing else.
+            let mut message = [0xa5; DAEMON_LEN];
+            operation.write(&mut message);
+            assert_eq!(message[OPERATION], number);
+            assert!(message[1..].iter().all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn only_answers_that_have_flags_get_them() {
+        for (operation, flags) in [
+            (Operation::HotBackup, 5),
+            (Operation::GetInfo, 0),
+            (Operation::Freeze, 0xa5a5_a5a5),
+            (Operation::Thaw, 0xa5a5_a5a5),
+            (Operation::Notice, 0xa5a5_a5a5),
+        ] {
+            let mut body = [0xa5; DAEMON_LEN + 4];
+            operation.succeed(&mut body);
+            assert_eq!(wire::u32_at(&body, FLAGS), flags);
+            assert_eq!(body[..FLAGS], [0xa5; 8]);
+            assert_eq!(body[DAEMON_LEN..], [0xa5; 4]);
+        }
+    }
+
+    #[test]
+    fn daemons_register_with_a_number() {
+        for (number, known, confirmed) in [
+            (128, Registration::Legacy, None),
+            (129, Registration::Current, Some(4)),
+        ] {
+            let mut message = [0xa5; DAEMON_LEN];
+            message[OPERATION] = number;
+            assert_eq!(registration(&message), Some(known));
+            assert_eq!(version(known), number);
+            assert_eq!(confirm(known, &mut message), confirmed);
+            if confirmed.is_some() {
+                assert_eq!(wire::u32_native_at(&message, 0), u32::from(number));
+            }
+        }
+        for number in [0, 5, 127, 130] {
+            assert_eq!(registration(&[number; DAEMON_LEN]), None);
+        }
+    }
+
+    #[test]
+    fn an_answer_begins_with_a_status() {
+        let mut answer = [0xa5; DAEMON_LEN];
+        wire::put_u32_native(&mut answer, 0, Status::FAIL.0);
+        assert_eq!(status(&answer), Status::FAIL);
+    }
 }
