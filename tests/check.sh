@@ -330,6 +330,12 @@ step_properties()
 	"$logs/properties"
 }
 
+# Which lines of it the unit tests run: all.
+step_coverage()
+{
+	tests/coverage.sh
+}
+
 # peer: prints a hash of all files that the results of the C module depend on. The results are kept until the hash changes.
 peer()
 {
@@ -522,7 +528,7 @@ kind()
 {
 	case $1 in
 	format | shellcheck | clippy | install | checkpatch | layers | log_texts | faults | choose) echo "source and build" ;;
-	host | unit | properties) echo "unit tests" ;;
+	host | unit | properties | coverage) echo "unit tests" ;;
 	bench) echo "benchmark" ;;
 	*) echo "scenarios" ;;
 	esac
@@ -591,7 +597,7 @@ run()
 	words <"$log.tally" | sed 's/^/    /'
 }
 
-steps=(format shellcheck choose clippy install checkpatch layers log_texts faults host unit properties shell scenarios kernels bench)
+steps=(format shellcheck choose clippy install checkpatch layers log_texts faults host unit properties coverage shell scenarios kernels bench)
 pattern=$word
 for name in "${steps[@]}" debug systemd packaged soak; do
 	if [ "$name" = "$word" ]; then
