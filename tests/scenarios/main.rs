@@ -87,6 +87,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
        scenarios [OPTION]... bench profile ROW   prints the functions that a row of the benchmark spends its time in
        scenarios list [debug|waits]         lists all scenarios, or those for the debug kernel, or those for emulated
                                             time
+       scenarios explain NAME               prints where a scenario runs and why, and what its flags mean
        scenarios list faults <DOCUMENT      prints the table of faults with the document's verdicts
   --flavour F      kernel, a folder of build/kernel (amd64)
   --module M       only rust or c
@@ -138,6 +139,20 @@ fn all() -> Vec<&'static Scenario> {
     .collect()
 }
 
+/// Prints the text, or why there is none.
+fn print(text: Result<String, impl std::fmt::Display>) -> ExitCode {
+    match text {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("scenarios: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut options = runner::Options::default();
@@ -155,16 +170,10 @@ fn main() -> ExitCode {
         }
     }
     match words.as_slice() {
-        ["list", "faults"] => match std::io::read_to_string(std::io::stdin()) {
-            Ok(written) => {
-                print!("{}", faults::rewritten(&written));
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("scenarios: {error}");
-                ExitCode::FAILURE
-            }
-        },
+        ["list", "faults"] => {
+            let written = std::io::read_to_string(std::io::stdin());
+            print(written.map(|written| faults::rewritten(&written)))
+        }
         ["list", which @ ..] if matches!(which, [] | ["debug" | "waits"]) => {
             let mut listed = all();
             listed.retain(|scenario| match which {
@@ -177,6 +186,7 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        ["explain", name] => print(runner::explain(&all(), name)),
         [command @ ("check" | "faults" | "mainline"), word @ ..] if word.len() < 2 => {
             let filter = word.first().map(|word| (*word).to_owned());
             options.filter = filter

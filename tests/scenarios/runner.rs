@@ -3,6 +3,7 @@
 //! Runs scenarios. Boots as few guests as possible, prints a line for each result, and writes the transcripts.
 
 mod attempt;
+mod explain;
 mod group;
 mod options;
 mod place;
@@ -26,6 +27,7 @@ use crate::faults::Kernel;
 use crate::report::Report;
 use crate::scenario::Scenario;
 
+pub use self::explain::explain;
 pub use self::options::Options;
 
 /// The kernels of the table of faults, each with its number of processors.
@@ -67,11 +69,7 @@ pub fn check_faults(scenarios: &[&'static Scenario], mut options: Options) -> Ex
 /// Runs the scenarios that a patch for mainline lets C pass, with C alone, stock or patched. Writes the table of the
 /// patches.
 pub fn check_mainline(scenarios: &[&'static Scenario], mut options: Options) -> ExitCode {
-    options.mainline = true;
-    if let Err(error) = options.set("--module", Module::C.name()) {
-        println!("# {error}");
-        return ExitCode::FAILURE;
-    }
+    options.for_mainline();
     check_table(scenarios, options, "mainline.txt", || {
         faults::patches(|scenario, kernel, is_patched| {
             let (flavour, vcpus) = KERNELS[kernel as usize];
@@ -90,15 +88,10 @@ fn check_table(
     name: &str,
     document: impl Fn() -> String,
 ) -> ExitCode {
-    let kernel = KERNELS
-        .into_iter()
-        .find(|(flavour, ..)| *flavour == options.flavour);
-    let Some((_, vcpus)) = kernel else {
+    let Some(vcpus) = options.for_table() else {
         println!("# the table of faults is not from {}", options.flavour);
         return ExitCode::FAILURE;
     };
-    options.vcpus = vec![vcpus];
-    options.versions = vec![(6, 0)];
     // Remove the verdicts of former runs.
     for (scenario, place) in options.jobs(scenarios, vcpus, (6, 0), true) {
         let file = place.file(scenario.name(), &options.kernel());

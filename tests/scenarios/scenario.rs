@@ -83,6 +83,36 @@ pub enum Runs {
     Apart,
 }
 
+impl Runs {
+    /// The flag and its meaning. [`Runs::Once`] has none.
+    fn flag(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Once => None,
+            Self::Versions => Some((
+                "versions",
+                "Runs also with two processors and an old VMBus version: channels are opened, closed or rescinded.",
+            )),
+            Self::Race => Some(("race", "Runs only with two processors: a race.")),
+            Self::Everywhere => Some((
+                "everywhere",
+                "Runs also with two processors and an old VMBus version, and on each other kernel.",
+            )),
+            Self::Waits => Some((
+                "waits",
+                "Runs in emulated time, which skips idle time: the scenario waits for minutes.",
+            )),
+            Self::DebugKernel => Some((
+                "debug_kernel",
+                "Runs on the debug kernel: the stock kernel does not notice the fault.",
+            )),
+            Self::Apart => Some((
+                "apart",
+                "Runs only if the whole name is given: takes long, or needs images that make check does not build.",
+            )),
+        }
+    }
+}
+
 impl Scenario {
     /// A scenario for both modules that runs [once](Runs::Once).
     pub const fn new(name: &'static str, run: fn(&Context<'_>) -> Result<()>) -> Self {
@@ -184,6 +214,68 @@ impl Scenario {
     pub const fn by_chance(mut self) -> Self {
         self.by_chance = true;
         self
+    }
+
+    /// The scenario's flags as in its table, and the meaning of each.
+    pub fn flags(&self) -> Vec<(String, &'static str)> {
+        // A new flag has to be added here: each field is named.
+        let Self {
+            name: _,
+            run: _,
+            scripted,
+            expected_log,
+            machine,
+            unloaded,
+            ends_guest,
+            rust_only,
+            by_chance,
+            daemons,
+            runs,
+        } = self;
+        let machine = machine.as_ref().map(|machine| machine.name);
+        let scripted: Vec<&str> = scripted.iter().map(|service| service.name()).collect();
+        let set = |is_set: bool, flag: &str| is_set.then(|| flag.to_owned());
+        let flags = [
+            (
+                set(*daemons, "daemons"),
+                "The scenario acts for the services that have daemons, and may start the distribution's daemons.",
+            ),
+            (
+                set(!scripted.is_empty(), &format!("scripted({})", scripted.join(", "))),
+                "The emulated host does nothing for these services: the scenario does.",
+            ),
+            (
+                set(!expected_log.is_empty(), &format!("expects_log({expected_log:?})")),
+                "Warnings and errors in the kernel's log may contain these texts.",
+            ),
+            (
+                machine.map(|name| format!("machine({name:?})")),
+                "Runs on this machine instead of the shared one. Costs a boot.",
+            ),
+            (
+                set(*unloaded, "unloaded"),
+                "The scenario inserts the module itself.",
+            ),
+            (
+                set(*ends_guest, "ends_guest"),
+                "The guest is off or broken afterwards: the next scenario restores the snapshot of the boot.",
+            ),
+            (
+                set(*rust_only, "rust_only"),
+                "Does not run with C: C lacks this feature, or does not survive the scenario.",
+            ),
+            (
+                set(*by_chance, "by_chance"),
+                "The messages depend on chance: the transcripts of the modules are not compared.",
+            ),
+        ];
+        let place = runs
+            .flag()
+            .map(|(flag, meaning)| (flag.to_owned(), meaning));
+        let flags = flags
+            .into_iter()
+            .filter_map(|(flag, meaning)| Some((flag?, meaning)));
+        place.into_iter().chain(flags).collect()
     }
 
     /// The scenario's name.

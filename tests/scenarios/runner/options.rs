@@ -12,6 +12,7 @@ use host::machine::Config;
 use host::service::Version;
 
 use super::place::Place;
+use super::KERNELS;
 use crate::daemon;
 use crate::faults;
 use crate::faults::Kernel;
@@ -109,6 +110,23 @@ impl Options {
             _ => return Err(wrong()),
         }
         Ok(())
+    }
+
+    /// Selects the scenarios of the table of patches, with C.
+    pub(super) fn for_mainline(&mut self) {
+        self.mainline = true;
+        self.modules = vec![Module::C];
+    }
+
+    /// Selects the processors and the VMBus version of the tables of faults and patches. Returns the number of
+    /// processors; `None` if the tables do not have the kernel.
+    pub(super) fn for_table(&mut self) -> Option<u32> {
+        let (_, vcpus) = KERNELS
+            .into_iter()
+            .find(|(flavour, ..)| *flavour == self.flavour)?;
+        self.vcpus = vec![vcpus];
+        self.versions = vec![(6, 0)];
+        Some(vcpus)
     }
 
     /// The name of the kernel in the names of result files. It says whether C's module is patched.
@@ -219,57 +237,5 @@ impl Options {
             config.command_line = "kunit.autorun=0".to_owned();
         }
         config
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The options of a run of `make check`, as in `tests/check.sh`.
-    fn options(texts: &[(&str, &str)]) -> Options {
-        let mut options = Options::default();
-        for (name, value) in texts {
-            options.set(name, value).unwrap();
-        }
-        options
-    }
-
-    #[test]
-    fn each_scenario_runs_in_make_check() {
-        let runs = [
-            options(&[("--flavour", FLAVOUR), ("--vcpus", "1"), ("--vmbus", "6.0")]),
-            options(&[
-                ("--flavour", FLAVOUR),
-                ("--whole", "no"),
-                ("--vcpus", "2"),
-                ("--vmbus", "4.0"),
-            ]),
-            options(&[
-                ("--flavour", DEBUG),
-                ("--whole", "no"),
-                ("--module", "rust"),
-                ("--vcpus", "2"),
-                ("--vmbus", "6.0"),
-            ]),
-            options(&[
-                ("--flavour", FLAVOUR),
-                ("--time", "emulated"),
-                ("--vcpus", "1"),
-                ("--vmbus", "6.0"),
-            ]),
-        ];
-        let all = crate::all();
-        let run: Vec<&str> = runs
-            .iter()
-            .flat_map(|run| run.jobs(&all, run.vcpus[0], run.versions[0], run.whole))
-            .filter(|(_, place)| place.module == Module::Rust)
-            .map(|(scenario, _)| scenario.name())
-            .collect();
-        let idle = all
-            .iter()
-            .filter(|scenario| scenario.place() != Runs::Apart && !run.contains(&scenario.name()));
-        let idle: Vec<&str> = idle.map(|scenario| scenario.name()).collect();
-        assert_eq!(idle, [""; 0]);
     }
 }
