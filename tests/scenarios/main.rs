@@ -4,6 +4,8 @@
 //!
 //! # Adding a scenario
 //!
+//! `Documentation/scenarios.rst` has three complete examples.
+//!
 //! Write a function in the file of its service or fault, and a line in that file's `SCENARIOS`:
 //!
 //! ```ignore
@@ -57,6 +59,8 @@ mod packaged;
 mod plot;
 mod profile;
 mod pushed;
+#[cfg(test)]
+mod quoted;
 mod reload;
 mod removal;
 mod report;

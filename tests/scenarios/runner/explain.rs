@@ -179,7 +179,7 @@ impl Run {
         Ok(Some(options))
     }
 
-    /// The lines about the scenario in this run, if the run has it. `is_asked_for`: the run is given the scenario's whole
+    /// The lines about the scenario in this run, if the run has it. `is_asked_for`: the run gets the scenario's whole
     /// name.
     fn line(
         &self,
@@ -276,10 +276,7 @@ fn guest(scenarios: &[&'static Scenario], scenario: &Scenario) -> String {
         .filter(|other| key(other) == key(scenario) && other.name() != scenario.name());
     let others: Vec<&str> = others.map(|other| other.name()).collect();
     let mut text = match (key(scenario), others.as_slice()) {
-        (None, others) => format!(
-            "  The shared machine, with {} other scenarios.\n",
-            others.len()
-        ),
+        (None, _) => "  The shared machine.\n".to_owned(),
         (Some(_), []) => "  A machine of its own.\n".to_owned(),
         (Some(name), others) => format!("  The machine {name:?}, with {}.\n", others.join(", ")),
     };
