@@ -36,7 +36,7 @@ pub(crate) fn replies(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Resu
     write!(text, "{}", this.facts.replies())
 }
 
-/// Shows the number of answers that report a failure.
+/// Shows the number of answers that report a failure, or that no version is common.
 pub(crate) fn refused(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write!(text, "{}", this.facts.refused())
 }
@@ -76,7 +76,7 @@ pub(crate) fn late(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result 
     write!(text, "{}", work(&this)?.late())
 }
 
-/// Shows what the service waits for; see [`daemon::Awaited`].
+/// Shows the event that the service waits for; see [`daemon::Awaited`].
 pub(crate) fn state(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     write!(text, "{}", work(&this)?.awaited().name())
 }
@@ -92,8 +92,8 @@ pub(crate) fn has_freezer(this: Pin<&BoundService<'_>>) -> bool {
 }
 
 /// Shows the block devices of the file systems that are frozen for the host, separated by spaces;
-/// `none` if no file system is frozen, `thawing` while the module thaws them. Cuts off text that
-/// does not fit into a page.
+/// `none` if no file system is frozen, `thawing` while the module thaws them. If a name does not fit
+/// into a page, the list ends before this name.
 pub(crate) fn frozen(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     let freezer = this.freezer.as_ref().ok_or(ENODEV)?;
     let mut result = Ok(());
@@ -111,8 +111,8 @@ pub(crate) fn frozen(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Resul
     }
 }
 
-/// Shows how long all file systems have been frozen for the host, in milliseconds; `none` if they
-/// are not all frozen.
+/// Shows the time since the daemon had frozen all file systems for the host, in milliseconds; `none`
+/// unless all of them are still frozen.
 pub(crate) fn frozen_age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     let freezer = this.freezer.as_ref().ok_or(ENODEV)?;
     write_or_none(text, freezer.frozen_for())
@@ -152,14 +152,14 @@ fn of_host_clock<T: Display>(
     write_or_none(text, this.host_clock.as_deref().and_then(get))
 }
 
-/// Shows the leap indicator in the last sample; `none` without one.
+/// Shows the leap indicator in the last sample; `none` if there is no sample or no indicator.
 pub(crate) fn leap(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| {
         host.quality().map(|quality| quality.leap)
     })
 }
 
-/// Shows the stratum in the last sample; `none` without one.
+/// Shows the stratum in the last sample; `none` if there is no sample or no stratum.
 pub(crate) fn stratum(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| {
         host.quality().map(|quality| quality.stratum)
@@ -172,12 +172,12 @@ pub(crate) fn offset(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Resul
     of_host_clock(this, text, |host| host.offset().ok())
 }
 
-/// Shows the age of the last sample in milliseconds; `none` if it is unknown.
+/// Shows the age of the last sample in milliseconds; `none` if the age is unknown.
 pub(crate) fn age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| host.age().map(|age| age / 10_000))
 }
 
-/// Shows the number of samples that were taken in the future, by the guest's reference time.
+/// Shows the number of samples whose reference time was more than 10 ms ahead of the guest's.
 pub(crate) fn samples_ahead(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     of_host_clock(this, text, |host| Some(host.samples_ahead()))
 }
