@@ -92,8 +92,8 @@ pub(crate) fn has_freezer(this: Pin<&BoundService<'_>>) -> bool {
 }
 
 /// Shows the block devices of the file systems that are frozen for the host, separated by spaces;
-/// `none` if no file system is frozen, `thawing` while the module thaws them. If a name does not fit
-/// into a page, the list ends before this name.
+/// `none` if no file system is frozen, `thawing` while the module thaws them. If a name does not
+/// fit into a page, the list ends before this name.
 pub(crate) fn frozen(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     let freezer = this.freezer.as_ref().ok_or(ENODEV)?;
     let mut result = Ok(());
@@ -111,8 +111,8 @@ pub(crate) fn frozen(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Resul
     }
 }
 
-/// Shows the time since the daemon had frozen all file systems for the host, in milliseconds; `none`
-/// unless all of them are still frozen.
+/// Shows the time since the daemon had frozen all file systems for the host, in milliseconds;
+/// `none` unless all of them are still frozen.
 pub(crate) fn frozen_age(this: Pin<&BoundService<'_>>, text: &mut Text<'_>) -> Result {
     let freezer = this.freezer.as_ref().ok_or(ENODEV)?;
     write_or_none(text, freezer.frozen_for())

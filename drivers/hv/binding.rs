@@ -63,8 +63,9 @@ pub(crate) struct BoundService<'bound> {
     pub(crate) channel: Channel<'bound>,
     pub(crate) _ptp: Option<ptp::Registration>,
     pub(crate) _claim: Option<Claim>,
+    /// The facts about the session, for sysfs.
     pub(crate) facts: Arc<Facts>,
-    /// `Some` for services with a daemon.
+    /// The facts about the daemon, for sysfs. `Some` for services with a daemon.
     pub(crate) work: Option<Arc<daemon::Facts>>,
     /// `Some` for VSS.
     pub(crate) freezer: Option<Arc<Freezer>>,

@@ -78,10 +78,10 @@ pub(crate) struct Info {
     pub(crate) session: session::Info,
     /// The size of each ring.
     pub(crate) ring: RingSize,
-    /// Whether negotiations wait until a daemon has registered. The host sends data once, right
-    /// after the negotiation.
+    /// Whether negotiations wait until a daemon has registered. Needed if the host sends data only
+    /// once, right after the negotiation.
     pub(crate) waits_for_daemon: bool,
-    /// The claim on the service, which only one device can have.
+    /// Ensures that only one device has the service.
     pub(crate) unique: Unique,
     /// Constants of the service's dialogue with its daemon.
     pub(crate) protocol: Protocol,
@@ -197,7 +197,7 @@ impl Reason {
     }
 }
 
-/// What a service waits for: the attribute `state`.
+/// The event that a service waits for, shown by the attribute `state`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Awaited {
@@ -245,7 +245,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// Creates the facts of a service without a daemon, which waits for the host.
+    /// Creates the facts of a service that waits for the host, and has no daemon yet.
     pub(crate) fn new() -> Self {
         let this = Self {
             registered: Since::never(),
@@ -262,7 +262,7 @@ impl Facts {
         self.registered.get().map(Moment::age)
     }
 
-    /// Returns what the service waits for.
+    /// Returns the event that the service waits for.
     pub(crate) fn awaited(&self) -> Awaited {
         let number = self.awaited.read();
         let is_it = |awaited: &Awaited| *awaited as u32 == number;
@@ -282,7 +282,7 @@ impl Facts {
         self.late.get()
     }
 
-    /// Records what the service waits for from now on.
+    /// Records the event that the service waits for from now on.
     fn wait_for(&self, awaited: Awaited) {
         let awaited = awaited as u32;
         if self.awaited.read() != awaited {
@@ -401,7 +401,7 @@ impl WithDaemon {
         sender.defer_until(next);
     }
 
-    /// Records what the service waits for.
+    /// Records the event that the service waits for now.
     fn note(&self) {
         self.facts.wait_for(match self.current {
             Current::None(_) if self.blocked_until.is_some() => Awaited::Daemon,

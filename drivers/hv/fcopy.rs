@@ -48,8 +48,8 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
 /// The file copy service.
 struct Fcopy {
     progress: Progress,
-    /// The daemon is being asked to cancel the last copy. After that, it is asked about the current
-    /// request.
+    /// The daemon is being asked to cancel the last copy. After that, the daemon is asked about the
+    /// current request.
     is_cancelling: bool,
     /// Limits the lines that the host or the daemon can cause.
     limit: Pin<KBox<RateLimit>>,
@@ -115,7 +115,7 @@ impl Fcopy {
         Next::Answer(status)
     }
 
-    /// Returns the step that asks the daemon the first `len` bytes of the message.
+    /// Returns the step that sends the first `len` bytes of the message to the daemon.
     const fn question(len: usize) -> Next {
         Next::Ask {
             len,

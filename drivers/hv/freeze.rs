@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Thaws file systems that the daemon has frozen for the host, if the daemon does not.
+//! Thaws file systems that the daemon has frozen for the host, if the daemon does not thaw them.
 //!
-//! The service checks and decides in softirq context. A worker, which is detached work, records and
-//! thaws in process context. Both may have to wait for a running freeze, which takes minutes. Only
-//! the removal of the module waits for the worker.
+//! The service checks and decides in softirq context. In process context, a worker records which
+//! file systems are frozen, and thaws them. Recording and thawing wait for running freezes, which
+//! may take minutes. So the worker is detached work: only the removal of the module waits for it.
 
 use crate::{
     transport::LateListener,
@@ -45,7 +45,8 @@ use kernel::{
 };
 
 /// Claimed while a record exists. Two records would mistake each other's freezes for their own. So
-/// the next device cannot freeze before everything is thawed that was frozen for the last device.
+/// the next device cannot freeze until the file systems that were frozen for the last device are
+/// thawed.
 static RECORD: Unique = Unique::new();
 
 /// Why file systems are or were thawed.
@@ -111,7 +112,7 @@ pub(crate) enum Backup {
     Spoilt(Cause),
 }
 
-/// A record, and the claim on the right to have a record.
+/// A record of the frozen file systems, and the claim on [`RECORD`].
 struct Held {
     record: Record,
     /// The time at which the daemon had frozen all file systems.
@@ -141,6 +142,7 @@ enum Preparation {
     Ended(Result<(), Refusal>),
 }
 
+/// The state of the freezes for one device.
 struct State {
     stage: Stage,
     preparation: Preparation,
@@ -425,7 +427,8 @@ impl Freezer {
         }
     }
 
-    /// Lets the worker thaw what is frozen for the host, although the host has not asked for it.
+    /// Lets the worker thaw the file systems that are frozen for the host, although the host has
+    /// not asked for a thaw.
     pub(crate) fn thaw(&self, cause: Cause) {
         self.shared.state.lock().spoil(cause);
         self.schedule();
@@ -448,8 +451,9 @@ impl Freezer {
         }
     }
 
-    /// Finishes the thaw, after the daemon has thawed or failed: lets the worker thaw what is left.
-    /// `daemon_succeeded` says whether the daemon has reported success.
+    /// Finishes the thaw, after the daemon has thawed or failed: lets the worker thaw the file
+    /// systems that are still frozen. `daemon_succeeded` says whether the daemon has reported
+    /// success.
     pub(crate) fn finish_thaw(&self, daemon_succeeded: bool) {
         {
             let mut state = self.shared.state.lock();
@@ -478,7 +482,7 @@ impl Freezer {
         self.schedule();
     }
 
-    /// Returns the result of the thaw, or `None` while the worker thaws.
+    /// Returns the result of the last thaw, or `None` until the worker has finished a thaw.
     pub(crate) fn thawed(&self) -> Option<Result> {
         let state = self.shared.state.lock();
         match state.stage {
@@ -516,8 +520,8 @@ impl Freezer {
 
     /// Schedules the worker.
     fn schedule(&self) {
-        // A driver is registered while a device is bound. While only a daemon has the device open,
-        // the module cannot be removed, so its driver stays registered, too.
+        // This cannot fail, because a driver of the module is registered: while the device is
+        // bound, and while a daemon has the device open, as the module cannot be removed then.
         Detached::schedule(&self.work);
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn bind<'bound>(dev: &'bound Device<'_>) -> Result<BoundService<'boun
     })
 }
 
-/// The state of the guest's applications. User space sets the state; the kernel cannot know it.
+/// The state of the guest's applications. The kernel does not know this state: user space sets it.
 pub(crate) struct Health(RwOnce<u32>);
 
 impl Health {
@@ -39,7 +39,7 @@ impl Health {
         ApplicationState::from_number(self.0.read())
     }
 
-    /// Sets the state. The answer to the next heartbeat reports it to the host.
+    /// Sets the state. The answer to the next heartbeat reports the state to the host.
     pub(crate) fn set(&self, state: ApplicationState) {
         self.0.write(state as u32);
     }

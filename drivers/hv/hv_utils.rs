@@ -69,7 +69,7 @@ hyperv::vmbus_device_table! {
 /// The driver of file copy, or the driver of all other services.
 ///
 /// `uio_hv_generic` also matches the device of file copy, and the driver that is registered first
-/// gets the device. So file copy has a driver of its own. This driver is registered only if the
+/// gets the device. So file copy has a driver of its own, which is registered only if the
 /// parameter `fcopy_chardev` is set.
 struct HvUtils<const IS_FCOPY: bool>;
 

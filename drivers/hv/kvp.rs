@@ -37,8 +37,8 @@ static INFO: daemon::Info = daemon::Info {
         newest: Some(&kvp_protocol),
     },
     ring: RING,
-    // The host sends keys and IP settings once, as soon as the negotiation is answered. Answer it
-    // when there is a daemon.
+    // The host sends keys and IP settings once, as soon as the negotiation is answered. So answer
+    // the negotiation when there is a daemon.
     waits_for_daemon: true,
     unique: Unique::new(),
     protocol: Protocol {
@@ -102,9 +102,9 @@ impl Kvp {
         }
     }
 
-    /// Logs why the request in `body` fails. Returns whether the limit allowed it.
+    /// Logs why the request in `body` fails. Returns false if the limit suppressed the line.
     fn fail(&self, body: &[u8], status: Status, why: &dyn fmt::Display) -> bool {
-        // For example, the end of an enumeration is not a failure.
+        // `NO_MORE_ITEMS`, for example at the end of an enumeration, is not a failure.
         if !status.is_failure() {
             return true;
         }
@@ -112,8 +112,9 @@ impl Kvp {
         session::log_failure(self.limit.as_ref(), "KVP", why, request, status)
     }
 
-    /// Logs why GET_IP_INFO failed, or what the answer lacks, if that has changed. If the limit
-    /// suppresses the line, the next GET_IP_INFO tries again.
+    /// Logs why GET_IP_INFO failed, or which information the answer lacks, if this result differs
+    /// from the last logged result. If the limit suppresses the line, the next GET_IP_INFO tries
+    /// again.
     fn log_addresses(&mut self, body: &[u8], told: Result<Omitted, addresses::Error>) {
         if told == self.told {
             return;

@@ -106,7 +106,7 @@ pub(crate) trait Service: Send + 'static {
     /// Work that a request asks for, done by [`Service::act`].
     type Action;
 
-    /// Work that is needed to answer a message later, passed to [`Service::take`].
+    /// Data that is needed to answer a message later, passed to [`Service::take`].
     type Later;
 
     /// The reason in the log if [`Service::answer`] refuses a request. `None` if the service logs

@@ -126,7 +126,9 @@ impl Service for TimeSync {
 /// reverse order. So a reader may combine a new offset with an older reference time, which is
 /// harmless, but never an old offset with a newer reference time.
 pub(crate) struct HostClock {
+    /// See [`Sample::offset`].
     offset: Atomic<u64>,
+    /// See [`Sample::reference`]. [`Self::NEVER`] if there is no sample.
     reference: Atomic<u64>,
     /// The leap indicator in the high bits, and the stratum in the low 8 bits. [`Self::UNKNOWN`] if
     /// the sample does not contain them.
@@ -191,7 +193,8 @@ impl HostClock {
         sample.age(timer::read_reference_counter()).ok()
     }
 
-    /// Returns the quality of the host's clock in the last sample.
+    /// Returns the quality of the host's clock in the last sample. Returns `None` without a sample,
+    /// or if the sample does not contain the quality.
     pub(crate) fn quality(&self) -> Option<Quality> {
         self.sample()?;
         match self.quality.read() {

@@ -104,7 +104,7 @@ impl DerefMut for Message {
 #[pin_data]
 pub(crate) struct Transport {
     protocol: &'static Protocol,
-    /// Wakes the service. `None` after the device is gone.
+    /// Wakes the service. `None` after the character device was revoked.
     #[pin]
     waker: Mutex<Option<Waker>>,
     listener: Option<Arc<dyn LateListener>>,
@@ -147,8 +147,8 @@ impl Transport {
         }))
     }
 
-    /// Returns the daemon, if one has registered, and whether it can be asked. If not, the service
-    /// is woken when it can be asked.
+    /// Returns the daemon, if a daemon has registered, and whether the daemon can be asked. If not,
+    /// the service is woken when the daemon can be asked.
     pub(crate) fn daemon(&self) -> (Option<Daemon>, bool) {
         let dialogue = self.dialogue.lock();
         (dialogue.daemon(), dialogue.is_free())

@@ -35,11 +35,11 @@ impl Unique {
         Self(Atomic::new(false))
     }
 
-    /// Claims the service for `dev` until the claim is dropped. Drop the claim last. May sleep for
-    /// up to 10 s.
+    /// Claims the service for `dev` until the claim is dropped. Drop all other parts of the service
+    /// before the claim. May sleep for up to 10 s.
     ///
-    /// Fails with `ENODEV` and a line in the log if another device still has the service after
-    /// that.
+    /// Fails with `ENODEV` and a line in the log if another device still has the service after 10
+    /// s.
     pub(crate) fn claim(&'static self, dev: &vmbus::Device<Core<'_>>) -> Result<Claim> {
         let mut looks = PATIENCE.as_millis() / INTERVAL.as_millis();
         loop {

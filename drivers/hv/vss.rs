@@ -103,8 +103,8 @@ enum Step {
     Freezing,
     /// THAW: the daemon thaws the file systems.
     Thawing(Backup),
-    /// THAW: the worker thaws what the daemon has left frozen. `Status` is that of the daemon's
-    /// answer, which the host gets if nothing was frozen for it.
+    /// THAW: the worker thaws the file systems that the daemon has left frozen. `Status` is the
+    /// status of the daemon's answer. The host gets this status if nothing was frozen for the host.
     Finishing(Backup, Status),
 }
 
@@ -126,7 +126,7 @@ enum Why {
     NoAnswer(Reason),
     /// File systems were thawed before the host asked for it.
     Spoilt(Cause),
-    /// Nothing can be frozen.
+    /// The freeze cannot begin.
     Refused(Refusal),
     /// The kernel failed to thaw a file system.
     FileSystems(Error),
@@ -181,8 +181,8 @@ impl Vss {
         }
     }
 
-    /// Lets the worker thaw what the daemon has left frozen. `status` is that of the daemon's
-    /// answer.
+    /// Lets the worker thaw the file systems that the daemon has left frozen. `status` is that of
+    /// the daemon's answer.
     fn finish_thaw(&mut self, backup: Backup, status: Status) -> Next {
         self.freezer.finish_thaw(status == Status::OK);
         self.thaw_done(backup, status)
@@ -225,7 +225,7 @@ impl Vss {
     }
 
     /// Answers the request with the failure `status`, and logs the reason. If the request is a
-    /// freeze that has begun, everything is thawed.
+    /// freeze that has begun, lets the worker thaw all file systems that were frozen for the host.
     fn fail(&mut self, operation: Operation, status: Status, why: &Why) -> Next {
         self.log_failure(operation, status, why);
         match self.step {

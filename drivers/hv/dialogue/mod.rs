@@ -247,7 +247,7 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
         }
     }
 
-    /// Gives the question up. Returns how far the daemon has got with it.
+    /// Gives the question up. Returns how far the daemon has got with the question.
     pub(crate) fn give_up(&mut self) -> Lost {
         let (end, lost) = match &mut self.state {
             State::Quiet(_, lost) => return lost.take().unwrap_or(Lost::Unread),
@@ -371,12 +371,12 @@ impl<R: Copy + PartialEq, M: Default> Dialogue<R, M> {
     /// Handles a message that the daemon writes: a registration if the daemon has just opened the
     /// device, otherwise an answer. If the message is kept, swaps other memory into `message`.
     ///
-    /// `register` reads a registration, and returns `None` if the message is not a valid one. It
-    /// may write a confirmation to the memory of the message, and then also returns the length of
-    /// the confirmation in bytes.
+    /// `register` reads a registration, and returns `None` if the message is not a valid
+    /// registration. `register` may write a confirmation to the memory of the message, and then
+    /// also returns the length of the confirmation in bytes.
     ///
-    /// Returns the registration, if the message is one. Fails with [`Refused::Invalid`] if the
-    /// message is unexpected or not valid, or [`Refused::Gone`].
+    /// Returns the registration, if the message is a registration. Fails with [`Refused::Invalid`]
+    /// if the message is unexpected or not valid, or [`Refused::Gone`].
     pub(crate) fn write(
         &mut self,
         message: &mut M,

@@ -6,8 +6,8 @@
 //! The daemon uses UTF-8 text: a `struct hv_kvp_ipaddr_value` with four lists, whose entries are
 //! separated by `;`. Up to version 4.0, the host uses the same structure with UTF-16 text. Since
 //! version 5.0, the host uses binary numbers at offset 4 of the body, with the following layout.
-//! The source is OpenVMM (crate `hyperv_ic_protocol`). Numbers are little-endian. The bytes of an
-//! address are in network order.
+//! The source is OpenVMM, Microsoft's open-source virtual machine monitor (crate
+//! `hyperv_ic_protocol`). Numbers are little-endian. The bytes of an address are in network order.
 //!
 //! | Offset | Field                                                                            |
 //! | ------ | -------------------------------------------------------------------------------- |
@@ -98,7 +98,7 @@ const MAX_PREFIX: u32 = 128;
 
 /// The origins of addresses.
 mod origin {
-    /// Another origin than those with a number of their own, such as DHCP.
+    /// An origin that has no number of its own, such as DHCP.
     pub(super) const OTHER: u16 = 1;
     pub(super) const STATIC: u16 = 2;
 }
@@ -292,6 +292,7 @@ const TEXT_LISTS: [(Field, Range<usize>); 4] = [
     (Field::NameServers, text::NAME_SERVERS),
 ];
 
+/// See [`Layout::to_daemon`]. `from` and `to` begin with the IP settings, here and below.
 fn text_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Error> {
     let mut convert = |field, at: Range<usize>| {
         utf16_to_utf8(&from[at.clone()], &mut to[at]).map_err(|_| Error::TooLong(field))
@@ -307,6 +308,7 @@ fn text_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Error>
     Ok(())
 }
 
+/// See [`Layout::to_host`].
 fn text_from_daemon(from: &[u8], to: &mut [u8]) {
     utf8_to_utf16(&from[text::ADAPTER], &mut to[text::ADAPTER]);
     to[text::FAMILY] = from[text::FAMILY];
@@ -414,6 +416,7 @@ fn put<const N: usize>(to: &mut [u8], at: usize, index: usize, number: &[u8; N])
     to[at + index * N..][..N].copy_from_slice(number);
 }
 
+/// See [`Layout::to_daemon`].
 fn binary_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Error> {
     utf16_to_utf8(&from[binary::ADAPTER], &mut to[text::ADAPTER])
         .map_err(|_| Error::TooLong(Field::Adapter))?;
@@ -451,6 +454,7 @@ fn binary_to_daemon(from: &[u8], is_set: bool, to: &mut [u8]) -> Result<(), Erro
     write_entries(Field::NameServers, servers, &mut to[text::NAME_SERVERS])
 }
 
+/// See [`Layout::to_host`].
 fn binary_from_daemon(from: &[u8], to: &mut [u8]) -> Result<Omitted, Error> {
     to[..binary::ADAPTER.start].fill(0);
     to[binary::FAMILY..binary::LEN].fill(0);
@@ -585,7 +589,7 @@ impl<'a> Entries<'a> {
 
 impl Write for Entries<'_> {
     /// Leaves at least two zero bytes: the daemon looks for another entry behind the NUL of the
-    /// last one.
+    /// last entry.
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let end = self.len + text.len();
         if end + 2 > self.to.len() {

@@ -2,9 +2,9 @@
 
 //! File copy messages: conversion of the host's requests to messages for the daemon.
 //!
-//! A request begins with the operation (u32) and two ids (16 bytes each), which nobody uses.
-//! `START` names a file. `WRITE` contains a piece of the file. Messages to the daemon have the same
-//! layout, but names are in UTF-8.
+//! A request begins with the operation (u32) and two ids (16 bytes each), which neither this module
+//! nor the daemon uses. `START` names a file. `WRITE` contains a piece of the file. Messages to the
+//! daemon have the same layout, but names are in UTF-8.
 //!
 //! C header: [`include/uapi/linux/hyperv.h`](srctree/include/uapi/linux/hyperv.h)
 //! (`struct hv_start_fcopy`, `struct hv_do_fcopy`).
@@ -19,8 +19,8 @@ use super::{
 /// Size of the longest message to the daemon, `struct hv_do_fcopy`, in bytes.
 pub(crate) const DAEMON_LEN: usize = WRITE_LEN;
 
-/// Size of a message from the daemon, in bytes. A message is a number: first the version of the
-/// daemon's protocol, then the status of each operation.
+/// Size of a message from the daemon, in bytes. Each message is a u32: the first message is the
+/// version of the daemon's protocol, each further message is the status of an operation.
 pub(crate) const ANSWER_LEN: usize = 4;
 
 const OPERATION: usize = 0;

@@ -54,7 +54,7 @@ mod value_type {
     pub(super) const SZ: u32 = 1;
     pub(super) const EXPAND_SZ: u32 = 2;
     pub(super) const DWORD: u32 = 4;
-    /// The number of `REG_U64` in Linux, where `QWORD` is meant.
+    /// `REG_U64` in Linux's header, which stands for `QWORD` but has this number.
     pub(super) const LINUX_U64: u32 = 8;
     pub(super) const QWORD: u32 = 11;
 }
@@ -177,6 +177,8 @@ pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> usize {
 
 /// Converts the request in `body` to a message for the daemon. `layout` is that of the message
 /// version.
+///
+/// Fails with the status for the answer. If IP settings are the reason, also returns the reason.
 pub(crate) fn to_daemon(
     layout: Layout,
     body: &[u8],
@@ -293,7 +295,9 @@ fn decimal(mut number: u64, to: &mut [u8]) -> usize {
 }
 
 /// Converts the daemon's `answer` to the answer in `body`. [`to_daemon`] must have accepted `body`
-/// with the same layout. For a `GET_IP_INFO`, returns what the answer lacks.
+/// with the same layout. For a `GET_IP_INFO`, returns the information that the answer lacks.
+///
+/// Fails as [`to_daemon`] does, or with the status that the daemon reports.
 pub(crate) fn from_daemon(
     layout: Layout,
     daemon: Registration,

@@ -65,7 +65,8 @@ const VERSION_LEN: usize = 4;
 /// two versions.
 const NEGOTIATE_ANSWER_LEN: u16 = 16;
 
-/// A version of the framework or of a service's messages.
+/// A version of the framework or of a service's messages. The framework is the part that all
+/// services share: the header and the negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version {
     /// The major number. Messages with different major numbers may have different layouts.

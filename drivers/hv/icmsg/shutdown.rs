@@ -27,7 +27,7 @@ const FLAGS: usize = 8;
 const TEXT: usize = 12;
 const TEXT_MAX: usize = 2048;
 
-/// What the guest shall do.
+/// The operation that the host requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     /// Power off.
@@ -41,7 +41,7 @@ pub(crate) enum Operation {
 /// A shutdown request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shutdown<'a> {
-    /// The operation. `None` if the flags do not name a known one.
+    /// The operation. `None` if the flags do not name a known operation.
     pub(crate) operation: Option<Operation>,
     /// Whether to ignore objections of applications. The kernel always ignores them.
     pub(crate) force: bool,

@@ -11,7 +11,7 @@
 //!
 //! Times are in units of 100 ns. The host's time begins in 1601. The reference time begins with the
 //! start of the virtual machine. Leap indicator and stratum are those of NTP and describe the
-//! host's clock. Hosts that do not know them send 0.
+//! host's clock. Hosts that do not know these values send 0.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 //! (`struct ictimesync_data`, `struct ictimesync_ref_data`).
@@ -48,8 +48,8 @@ const STALE: u64 = 600 * 10_000_000;
 /// ns.
 const APART: u64 = 10_000;
 
-/// A sample is counted as ahead if its reference time is further ahead than this: 10 ms, in units
-/// of 100 ns.
+/// A sample is counted as ahead if its reference time is more than this ahead of the guest's: 10
+/// ms, in units of 100 ns.
 const AHEAD: u64 = 100_000;
 
 /// The contents of a message.
@@ -136,6 +136,8 @@ pub(crate) struct Stale;
 
 impl Sample {
     /// Returns the age of the sample at reference time `now`, both in units of 100 ns.
+    ///
+    /// Fails if the reference time was set back by more than 1 ms.
     #[inline(always)]
     pub(crate) fn age(&self, now: u64) -> Result<u64, Stale> {
         // Processors may read slightly different reference times. A greater difference means that
@@ -149,6 +151,9 @@ impl Sample {
 
     /// Returns the host's time at reference time `now` (units of 100 ns), as Unix time in
     /// nanoseconds.
+    ///
+    /// Fails as [`Sample::age`] does, if the sample is more than 600 s old, or if the host's time
+    /// is after 2262.
     pub(crate) fn at(&self, now: u64) -> Result<i64, Stale> {
         let age = self.age(now)?;
         if age > STALE {
