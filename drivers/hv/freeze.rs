@@ -4,7 +4,8 @@
 //!
 //! The service checks and decides in softirq context. In process context, a worker records which
 //! file systems are frozen, and thaws them. Recording and thawing wait for running freezes, which
-//! may take minutes. So the worker is detached work: only the removal of the module waits for it.
+//! may take minutes. So the worker is detached work: unbinding does not wait for the
+//! worker, the removal of the module does.
 
 use crate::{
     transport::LateListener,

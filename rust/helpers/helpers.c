@@ -74,7 +74,7 @@ u64 rust_helper_hv_read_reference_counter(void)
 
 /*
  * Returns whether a channel's callback was called by vmbus_isr(), not by the channel's
- * tasklet. vmbus_isr() calls it in the interrupt, or in a thread on PREEMPT_RT.
+ * tasklet. vmbus_isr() calls callbacks in the interrupt, or in a thread on PREEMPT_RT.
  */
 bool rust_helper_in_vmbus_isr(void)
 {

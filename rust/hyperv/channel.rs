@@ -69,10 +69,10 @@ pub use sender::{
 pub enum Context {
     /// Softirq context.
     Softirq,
-    /// The host's interrupt for its first four packets, softirq for the others. Saves the latency
-    /// of the softirq. Every lock that the handler takes must disable interrupts. The handler must
-    /// not print in the interrupt: hv_vmbus holds a spinlock there, and consoles are slow. See
-    /// [`Sender::is_in_interrupt`] and [`Packet::postpone`].
+    /// The host's interrupt for the first four packets, softirq for all further packets. Saves the
+    /// latency of the softirq. Every lock that the handler takes must disable interrupts. The
+    /// handler must not print in the interrupt: hv_vmbus holds a spinlock there, and consoles are
+    /// slow. See [`Sender::is_in_interrupt`] and [`Packet::postpone`].
     ///
     /// On PREEMPT_RT, hv_vmbus uses a real-time thread instead of the interrupt. The same rules
     /// apply.

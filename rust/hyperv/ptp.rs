@@ -57,6 +57,8 @@ impl From<Unreadable> for Error {
 pub trait Clock: Send + Sync + 'static {
     /// Returns the Unix time in nanoseconds at the reference time `reference` (units of 100 ns).
     /// `reference` is close to the current time. Must not sleep.
+    ///
+    /// Fails if no time is known, or if the last known time is too old.
     fn at(&self, reference: u64) -> Result<i64, Unreadable>;
 }
 
@@ -148,6 +150,8 @@ impl<T: Clock> Inner<T> {
         info
     }
 
+    /// Returns the registration of the clock with this `info`.
+    ///
     /// # Safety
     ///
     /// `info` must be the pointer that the PTP core passes to the clock's functions. It points to a

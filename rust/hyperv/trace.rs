@@ -75,7 +75,7 @@ pub fn request(service: &str, transaction: u64, kind: u16, len: usize) {
 }
 
 /// Traces the answer to a message. `start` is the time at which the service has accepted the
-/// message. `was_sent` says whether the answer is in the outbound ring.
+/// message. `status` is an `HRESULT`. `was_sent` says whether the answer is in the outbound ring.
 #[inline(always)]
 pub fn reply(service: &str, transaction: u64, status: u32, start: Start, was_sent: bool) {
     let latency = start.map_or(0, |start| start.elapsed().as_nanos());
@@ -104,7 +104,7 @@ pub fn answered(service: &str, outcome: &str) {
     unsafe { raw::hv_utils_answered(name, name_len, outcome, outcome_len) };
 }
 
-/// Traces a packet that gets no answer.
+/// Traces a packet that gets no answer. `reason` is "short", "response" or "not in-band".
 #[inline(always)]
 pub fn ignored(service: &str, reason: &str) {
     let ((name, name_len), (reason, reason_len)) = (c(service), c(reason));
@@ -123,7 +123,7 @@ pub fn frozen(device: &[u8]) {
 }
 
 /// Traces a file system that was thawed or failed to thaw. `device` is the name of its block
-/// device.
+/// device. `cause` says why the file system was thawed, or who thawed the file system.
 #[inline(always)]
 pub fn thawed(device: &[u8], cause: &str, result: Result) {
     let ((device, device_len), (cause, cause_len)) = (c(device), c(cause));

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Abstractions for the VMBus.
+//! Abstractions for the VMBus, the bus between a Hyper-V host and its guest.
+//!
+//! The host offers devices. Each device has a primary channel. The host rescinds a device to take
+//! the device away: hv_vmbus then unbinds the driver.
 //!
 //! C header: [`include/linux/hyperv.h`](srctree/include/linux/hyperv.h)
 
@@ -332,6 +335,8 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
     }
 
     /// Sends a change uevent with one variable, `KEY=value`, to user space. May sleep.
+    ///
+    /// Fails as `kobject_uevent_env()` does, for example with `ENOMEM`.
     pub fn uevent_change(&self, variable: &'static CStr) -> Result {
         let mut environment = [variable.as_char_ptr().cast_mut(), core::ptr::null_mut()];
 

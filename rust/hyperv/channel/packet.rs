@@ -24,7 +24,7 @@ pub struct Handled(pub(super) Next);
 pub(super) enum Next {
     /// The packet was handled or taken. Continue with the next packet.
     Advance,
-    /// Leave the packet in the ring until the next event.
+    /// Leave the packet in the ring until the next invocation of the callback.
     Stay,
     /// Leave the packet in the ring, and handle it in the softirq.
     Postpone,
@@ -133,8 +133,8 @@ impl<'a> Packet<'a> {
         Ok((Handled(Next::Advance), taken))
     }
 
-    /// Leaves the packet in the ring. This packet and all packets behind it are handled with the
-    /// next event.
+    /// Leaves the packet in the ring. This packet and all later packets are handled in the next
+    /// invocation of the channel's callback.
     pub fn leave(self) -> Handled {
         Handled(Next::Stay)
     }
@@ -169,7 +169,9 @@ impl<'a> Packet<'a> {
 pub struct Buffer(Option<KVec<u8>>);
 
 impl Buffer {
-    /// Allocates memory for the longest packet of a ring of size `ring`.
+    /// Allocates memory for the longest packet of a ring of size `ring`. May sleep.
+    ///
+    /// Fails with `ENOMEM`.
     pub fn new(ring: RingSize) -> Result<Self> {
         Ok(Self(Some(KVec::with_capacity(
             ring.largest_packet(),

@@ -50,7 +50,7 @@ impl RingSize {
         self.0 as u32
     }
 
-    /// Returns the size of the longest packet that fits, including its descriptor.
+    /// Returns the size in bytes of the longest packet that fits, including its descriptor.
     ///
     /// A full ring would look empty, so [`GAP`] bytes stay free besides the packet and its trailer.
     /// hv_vmbus truncates a packet with an invalid length to this size. So an answer of the same

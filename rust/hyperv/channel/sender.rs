@@ -90,7 +90,8 @@ impl<'a> Sender<'a> {
     /// Sends the payload of a taken packet as the answer to that packet, if the outbound ring has
     /// room for it, see [`Packet::reply`].
     ///
-    /// If there is no room, returns the packet. [`Handler::woken`] is called when there is room.
+    /// If there is no room, returns the packet: call this again in [`Handler::woken`], which is
+    /// called when there is room.
     pub fn reply(&self, mut taken: Taken) -> Result<(Buffer, Sent), Taken> {
         if !self.has_room(taken.payload.len()) {
             return Err(taken);
@@ -231,7 +232,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Passes the packets in the ring to `handler`, as long as there is room for their answers.
-    /// Returns whether the remaining packets, if any, can wait for the next event.
+    /// Returns whether the remaining packets, if any, can wait for the next signal or wake-up.
     pub(super) fn poll<H: Handler>(&self, handler: &mut H) -> bool {
         let mut next = self.first();
         for done in 0..BUDGET {
@@ -257,8 +258,8 @@ impl<'a> Sender<'a> {
                 self.publish_read_index();
                 return true;
             }
-            // The host has corrupted the indices. Sending would make hv_vmbus print, so leave that
-            // to the softirq.
+            // The host has corrupted the indices. Sending would make hv_vmbus print, so leave the
+            // packet to the softirq.
             if self.room.get() == u32::MAX && self.is_in_interrupt() {
                 break;
             }

@@ -2,25 +2,27 @@
 
 //! Thawing of file systems that user space has frozen, without the help of user space.
 //!
-//! Create a [`Record`] before asking user space to freeze. It pins the superblocks that user space
-//! may freeze. To thaw these, the record does not look up paths, load modules or allocate memory,
-//! as each of these may wait for a frozen file system.
+//! Create a [`Record`] before asking user space to freeze. The record pins the superblocks that
+//! user space may freeze: it takes an active reference (`s_active`) to each, which keeps the
+//! superblock valid after an unmount. To thaw these superblocks, the record does not look up paths,
+//! load modules or allocate memory, as each of these may wait for a frozen file system.
 //!
 //! The record finds superblocks by their file system types, because `iterate_supers_type()` is
 //! exported and `iterate_supers()` is not. It uses the types in `/proc/filesystems` that need a
-//! block device, except `fuseblk`, and holds a reference to the module of each type. It leaves out
-//! other types: an iteration over their superblocks may wait for a server, and hv_vss_daemon does
-//! not freeze them.
+//! block device, except `fuseblk`, and holds a reference to the module of each type. The record
+//! leaves out other types: an iteration over their superblocks may wait for a server, and
+//! hv_vss_daemon does not freeze them.
 //!
 //! The record does not use the paths in `/proc/mounts`. A path lookup may wait for a server or an
-//! automounter. It also misses file systems that are mounted over, or were unmounted while frozen.
+//! automounter. Such a lookup also misses file systems that are mounted over, or were unmounted
+//! while frozen.
 //!
 //! One race can load a module: if the module of a type is removed after the record has read
 //! `/proc/filesystems`, `get_fs_type()` loads this module again. At that time, nothing is frozen
 //! for the record's owner.
 //!
-//! `iterate_supers_type()` holds `s_umount` shared during its callback, and `thaw_super()` takes it
-//! exclusively. So the callback only takes an active reference, the pin. An iteration may also
+//! `iterate_supers_type()` holds `s_umount` shared during its callback, and `thaw_super()` takes
+//! `s_umount` exclusively. So the callback only pins the superblock. An iteration may also
 //! wait, because `s_umount` is held exclusively by a freeze while it syncs, by a mount until it has
 //! finished, and by an unmount while it writes. So the record thaws all pinned superblocks before
 //! it iterates again.

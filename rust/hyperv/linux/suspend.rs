@@ -52,12 +52,12 @@ pub trait Hibernation: Send + Sync + 'static {
 /// unbinding the device ends the registration.
 ///
 /// The registration takes effect some time after the creation, so a hibernation that begins before
-/// may go unnoticed. A running call of the listener continues after the registration has ended.
-/// Only the removal of the module waits for this call.
+/// that time may go unnoticed. A running call of the listener continues after the registration has
+/// ended. Only the removal of the module waits for this call.
 pub struct HibernationNotifier(#[expect(dead_code)] Managed);
 
 impl HibernationNotifier {
-    /// Registers `listener`.
+    /// Registers `listener`, until this is dropped or `dev` is unbound.
     ///
     /// Fails with `ENOMEM`.
     pub fn new(dev: &Device<Bound>, listener: Arc<dyn Hibernation>) -> Result<Self> {

@@ -45,7 +45,8 @@ pub fn set_wall_clock(unix_time: i64) -> Result {
 pub struct Deadline(Jiffies);
 
 impl Deadline {
-    /// Creates the deadline `delay` from now. May be called in any context.
+    /// Creates the deadline `delay` from now, in steps of one jiffy. A negative `delay` counts as
+    /// 0. May be called in any context.
     pub fn after(delay: Delta) -> Self {
         let delay = delay.as_millis().clamp(0, i64::from(Msecs::MAX));
         // CAST: `delay` was clamped to the range of the type.
@@ -57,7 +58,7 @@ impl Deadline {
         self.left() == 0
     }
 
-    /// Returns the number of jiffies until the deadline; 0 if it is over.
+    /// Returns the number of jiffies until the deadline; 0 if the deadline is over.
     pub(crate) fn left(self) -> Jiffies {
         let left = self.0.wrapping_sub(jiffies());
         // Jiffies wrap. If more than half of the range is left, the deadline is over.

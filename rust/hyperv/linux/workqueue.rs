@@ -68,8 +68,8 @@ impl Run for Option<KBox<dyn Run>> {
     }
 }
 
-/// A work item that runs after a delay. Its queue has a rescuer: memory reclaim may wait for the
-/// work.
+/// A work item that runs after a delay. Its queue has a rescuer: a thread that runs the work when
+/// no memory for further threads is available. So memory reclaim may wait for the work.
 ///
 /// Must not be leaked while it is scheduled. The owner must be dropped before the module is
 /// removed.
