@@ -58,10 +58,15 @@ pub(crate) const RING: RingSize = RingSize::with_data(3 * 4096);
 /// - the PTP clock;
 /// - the claim: from now on, another device can have the service.
 pub(crate) struct BoundService<'bound> {
+    /// `Some` for VSS.
     pub(crate) _hibernation: Option<HibernationNotifier>,
+    /// `Some` for services with a daemon.
     pub(crate) _chardev: Option<miscdevice::Registration>,
+    /// The channel, which owns the service and the job.
     pub(crate) channel: Channel<'bound>,
+    /// `Some` for time synchronisation, unless the registration has failed.
     pub(crate) _ptp: Option<ptp::Registration>,
+    /// `Some` for services that only one device can have.
     pub(crate) _claim: Option<Claim>,
     /// The facts about the session, for sysfs.
     pub(crate) facts: Arc<Facts>,

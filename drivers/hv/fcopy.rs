@@ -167,7 +167,7 @@ impl DaemonService for Fcopy {
     }
 
     fn unanswered(&mut self, body: &mut [u8], lost: Lost, reason: Reason) -> Next {
-        // The daemon may have done all or part of what it was asked.
+        // The daemon may have carried out all or part of the operation.
         if lost != Lost::Unread {
             self.progress = Progress::Broken;
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bindings to the C side: those of the kernel crate, and additional ones listed in
-//! `bindgen_parameters`.
+//! Bindings to the C side: the bindings of the kernel crate, and the additional bindings that
+//! `bindgen_parameters` lists.
 
 #![allow(
     clippy::all,

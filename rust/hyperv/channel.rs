@@ -374,8 +374,8 @@ impl Inner {
     ///
     /// # Safety
     ///
-    /// `channel` must be the device's channel. It must not be open, and the device's lock must be
-    /// held.
+    /// `channel` must be the device's channel. The channel must not be open, and the device's lock
+    /// must be held.
     unsafe fn prepare(&self, channel: *mut bindings::vmbus_channel, context: *mut c_void) {
         // If another driver's `vmbus_open()` failed, that driver's callback may still be set.
         // Remove it.

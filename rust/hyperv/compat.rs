@@ -125,8 +125,8 @@ mod imp {
 
     /// Returns the driver's information about `id`, or `None` if `id` is not in the id table.
     ///
-    /// In 7.2, `driver_data` is an index. It is 0 for the first entry of the table, and also for
-    /// ids outside the table. So compare the addresses to find out whether `id` is an entry.
+    /// In 7.2, `driver_data` is an index. The index is 0 for the first entry of the table, and also
+    /// for ids outside the table. So compare the addresses to find out whether `id` is an entry.
     ///
     /// # Safety
     ///

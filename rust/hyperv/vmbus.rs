@@ -120,8 +120,8 @@ impl<T: Driver> Adapter<T> {
         from_result(|| {
             // SAFETY: `DeviceId` is a `#[repr(transparent)]` wrapper of `struct hv_vmbus_device_id`
             // and does not add additional invariants, so it's safe to transmute. `id` is valid or
-            // null. It is null if `driver_override` or the driver's dynamic ids have changed since
-            // the match.
+            // null. `id` is null if `driver_override` or the driver's dynamic ids have changed
+            // since the match.
             let id = unsafe { id.cast::<DeviceId>().as_ref() }.ok_or(ENODEV)?;
 
             // SAFETY: `id` is an entry of `T::ID_TABLE`, which is of type `IdArray<_, T::IdInfo>`,
@@ -363,8 +363,8 @@ impl Device {
         // field before it registers the device, and never changes it.
         let channel = unsafe { (*self.as_raw()).channel };
 
-        // SAFETY: hv_vmbus creates each device for a channel, so the pointer is not null. It frees
-        // the channel of a registered device only in the device's release function.
+        // SAFETY: hv_vmbus creates each device for a channel, so the pointer is not null. hv_vmbus
+        // frees the channel of a registered device only in the device's release function.
         unsafe { NonNull::new_unchecked(channel) }
     }
 }

@@ -108,9 +108,9 @@ pub(crate) enum Outcome<R> {
 pub(crate) enum Lost {
     /// The daemon has not read the question, and never will.
     Unread,
-    /// The daemon has read or is reading the question, and may still do what it asks.
+    /// The daemon has read or is reading the question, and may still act on the question.
     Working,
-    /// The daemon has read the question and may have done what it asks, but does nothing more: the
+    /// The daemon has read the question and may have acted on it, but does nothing more: the
     /// daemon has answered too late, or has closed the device.
     Over,
 }
@@ -473,7 +473,7 @@ impl<M: Default> Desk<M> {
 }
 
 impl<M: Default> Question<M> {
-    /// Takes the memory out. Returns what the daemon continues to do, and how the question failed.
+    /// Takes the memory out. Returns the daemon's state from now on, and how the question failed.
     fn give_up(&mut self, late: Late) -> (Desk<M>, Lost) {
         match self {
             Self::Sent(Sent::Unread(memory, _, None)) => {

@@ -44,7 +44,7 @@ use core::{
     str, //
 };
 
-/// The layout of `struct hv_kvp_ipaddr_value`.
+/// The layout of `struct hv_kvp_ipaddr_value`. Offsets and sizes are in bytes.
 mod text {
     use super::Range;
 
@@ -58,7 +58,7 @@ mod text {
     pub(super) const LEN: usize = 7426;
 }
 
-/// The layout of the host's binary numbers. Offsets are those of the table above.
+/// The layout of the host's binary numbers. Offsets are those of the table above, in bytes.
 mod binary {
     use super::{
         Field,

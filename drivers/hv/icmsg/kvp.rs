@@ -37,7 +37,7 @@ const POOLS: u8 = 5;
 /// Offset at which the rest of a message begins, except in a host's message about IP settings.
 const BODY: usize = 4;
 
-/// `struct hv_kvp_exchg_msg_value`, with offsets from its start.
+/// `struct hv_kvp_exchg_msg_value`, with offsets from its start. Offsets and sizes are in bytes.
 mod value {
     pub(super) const TYPE: usize = 0;
     pub(super) const KEY_SIZE: usize = 4;

@@ -8,9 +8,9 @@
 //! load modules or allocate memory, as each of these may wait for a frozen file system.
 //!
 //! The record finds superblocks by their file system types, because `iterate_supers_type()` is
-//! exported and `iterate_supers()` is not. It uses the types in `/proc/filesystems` that need a
-//! block device, except `fuseblk`, and holds a reference to the module of each type. The record
-//! leaves out other types: an iteration over their superblocks may wait for a server, and
+//! exported and `iterate_supers()` is not. The record uses the types in `/proc/filesystems` that
+//! need a block device, except `fuseblk`, and holds a reference to the module of each type. The
+//! record leaves out other types: an iteration over their superblocks may wait for a server, and
 //! hv_vss_daemon does not freeze them.
 //!
 //! The record does not use the paths in `/proc/mounts`. A path lookup may wait for a server or an
