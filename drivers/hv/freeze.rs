@@ -4,8 +4,8 @@
 //!
 //! The service checks and decides in softirq context. In process context, a worker records which
 //! file systems are frozen, and thaws them. Recording and thawing wait for running freezes, which
-//! may take minutes. So the worker is detached work: unbinding does not wait for the
-//! worker, the removal of the module does.
+//! may take minutes. So the worker is detached work: unbinding does not wait for the worker,
+//! but the removal of the module does.
 
 use crate::{
     transport::LateListener,
