@@ -474,7 +474,9 @@ fn harmless(t: &Context<'_>, service: Service) -> Vec<u8> {
         Service::Kvp => kvp::enumerate(kvp::AUTO, 0),
         Service::Vss => vss::body(vss::HOT_BACKUP),
         Service::FCopy => fcopy::end(fcopy::CANCEL),
-        Service::Heartbeat | Service::Echo => heartbeat::body(7, heartbeat::RESERVED),
+        Service::Heartbeat | Service::Echo | Service::Socket => {
+            heartbeat::body(7, heartbeat::RESERVED)
+        }
     }
 }
 

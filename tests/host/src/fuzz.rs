@@ -102,7 +102,9 @@ pub fn body(service: Service, moment: &Moment, random: &mut Random) -> Vec<u8> {
             2 => fcopy::end(fcopy::COMPLETE),
             _ => fcopy::end(fcopy::CANCEL),
         },
-        Service::Heartbeat | Service::Echo => heartbeat::body(random.any(), heartbeat::RESERVED),
+        Service::Heartbeat | Service::Echo | Service::Socket => {
+            heartbeat::body(random.any(), heartbeat::RESERVED)
+        }
     }
 }
 

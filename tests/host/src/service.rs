@@ -10,7 +10,7 @@ use crate::guid::Guid;
 /// A version: major, minor.
 pub type Version = (u16, u16);
 
-/// An integration service, or the device of a sample driver.
+/// An integration service, the device of a sample driver, or Hyper-V sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Service {
     /// vmicheartbeat
@@ -27,6 +27,8 @@ pub enum Service {
     FCopy,
     /// Not a service: the device of the driver in `samples/vmbus_echo.rs`. Scenarios lead it.
     Echo,
+    /// No service: each connection of Hyper-V sockets has a channel of its own, see [`crate::vmbus::socket`]
+    Socket,
 }
 
 impl Service {
@@ -55,10 +57,16 @@ impl Service {
             Self::Vss => "vss",
             Self::FCopy => "fcopy",
             Self::Echo => "echo",
+            Self::Socket => "socket",
         }
     }
 
-    /// The class id: the kind of device.
+    /// Whether the packets hold messages of integration services.
+    pub const fn is_framed(self) -> bool {
+        !matches!(self, Self::Echo | Self::Socket)
+    }
+
+    /// The class id: the kind of device. The class id of a Hyper-V socket also has the port.
     pub const fn class(self) -> Guid {
         match self {
             Self::Heartbeat => Guid::parse("57164f39-9115-4e78-ab55-382f3bd5422d"),
@@ -68,6 +76,7 @@ impl Service {
             Self::Vss => Guid::parse("35fa2e29-ea23-4236-96ae-3a6ebacba440"),
             Self::FCopy => Guid::parse("34d14be3-dee4-41c8-9ae7-6b174977c192"),
             Self::Echo => Guid::parse("7a0e3c4b-5d29-4f0e-9c1e-2f6d8a41b3c7"),
+            Self::Socket => Guid::parse("00000000-facb-11e6-bd58-64006a7986d3"),
         }
     }
 
@@ -81,6 +90,7 @@ impl Service {
             Self::Vss => Guid::parse("2450ee40-33bf-4fbd-892e-9fb06e9214cf"),
             Self::FCopy => Guid::parse("eb765408-105f-49b6-b4aa-c123b64d17d4"),
             Self::Echo => Guid::parse("0c5a1d7e-93f4-4b2c-8e61-d7b90f3a5c12"),
+            Self::Socket => self.class(),
         }
     }
 
@@ -93,7 +103,7 @@ impl Service {
             Self::TimeSync => 4,
             Self::Vss => 5,
             Self::FCopy => 7,
-            Self::Echo => 0xff,
+            Self::Echo | Self::Socket => 0xff,
         }
     }
 
@@ -116,7 +126,7 @@ impl Service {
             Self::Kvp => &[(1, 0), (3, 0), (4, 0), (5, 0)],
             Self::Vss => &[(4, 0), (5, 0), (6, 0), (7, 0)],
             Self::FCopy => &[(1, 1)],
-            Self::Echo => &[],
+            Self::Echo | Self::Socket => &[],
         }
     }
 }

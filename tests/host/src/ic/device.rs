@@ -142,7 +142,7 @@ impl Device {
         Self {
             service,
             mode: match service {
-                Service::Echo => Mode::Script,
+                Service::Echo | Service::Socket => Mode::Script,
                 _ => Mode::Auto,
             },
             state: State::Closed,
@@ -330,7 +330,7 @@ impl Device {
 
     /// A packet has arrived. To be called only while [`Device::wants_packet`].
     pub fn received(&mut self, packet: Packet, moment: &Moment) -> Option<Remark> {
-        if self.service != Service::Echo && !self.tolerant {
+        if self.service.is_framed() && !self.tolerant {
             if let Err(rejection) = frame::check_packet(&packet) {
                 return self.reject(rejection.to_string());
             }

@@ -15,6 +15,7 @@ use crate::service::Version;
 use crate::vmbus::packet::Packet;
 use crate::vmbus::packet::COMPLETION_REQUESTED;
 use crate::vmbus::packet::DATA_INBAND;
+use crate::vmbus::socket;
 
 /// Offset of the body from the start of the payload.
 pub const BODY: usize = 28;
@@ -257,6 +258,9 @@ pub fn negotiated(reply: &Message) -> Result<(Version, Version), Rejection> {
 
 /// One line about a payload for the transcript.
 pub fn describe(service: Service, payload: &[u8]) -> String {
+    if service == Service::Socket {
+        return socket::describe(payload);
+    }
     let Some(message) = Message::parse(payload) else {
         return format!("{} bytes", payload.len());
     };
@@ -290,7 +294,7 @@ pub fn describe(service: Service, payload: &[u8]) -> String {
             }
             Service::Vss => super::vss::describe(&message.body),
             Service::FCopy => super::fcopy::describe(&message.body),
-            Service::Echo => format!("{} bytes", message.body.len()),
+            Service::Echo | Service::Socket => format!("{} bytes", message.body.len()),
         };
         format!("{service} {role} {body}")
     } else {

@@ -147,6 +147,7 @@ fn name(service: Service) -> &'static str {
         Service::Vss => "VSS (vss)",
         Service::FCopy => "Guest Service Interface (fcopy)",
         Service::Echo => "Echo (echo)",
+        Service::Socket => "Sockets (socket)",
     }
 }
 

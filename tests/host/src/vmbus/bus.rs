@@ -13,7 +13,9 @@ mod gpadls;
 mod offers;
 mod record;
 mod second;
+mod sockets;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -83,6 +85,10 @@ pub struct Bus {
     channels: Vec<Channel>,
     /// A service, and how many messages that close its channel are still to be refused.
     refused_closes: (Service, u32),
+    /// The ports at which the host accepts connections of Hyper-V sockets.
+    listening: BTreeSet<u32>,
+    /// So many such connections there have been.
+    connections: u32,
 }
 
 impl Bus {
@@ -106,6 +112,8 @@ impl Bus {
             connection: Connection::Disconnected,
             channels: services.into_iter().map(Channel::new).collect(),
             refused_closes: (Service::Kvp, 0),
+            listening: BTreeSet::new(),
+            connections: 0,
         }
     }
 
@@ -174,7 +182,7 @@ impl Bus {
             if self.channels[index].present {
                 self.unplug(index);
             }
-            self.drop_seconds();
+            self.drop_gone();
         }
         let Some(channel) = self
             .channels
@@ -222,18 +230,19 @@ impl Bus {
         for channel in &mut self.channels {
             channel.close();
             channel.offered = None;
+            // A connection does not outlive the bus'.
+            channel.present &= channel.socket.is_none();
         }
-        self.drop_seconds();
+        self.drop_gone();
         self.connection = Connection::Disconnected;
     }
 
     /// The state for a snapshot. Fails if a channel is in use: rings and services are not part of the state.
     pub fn state(&self) -> Result<State, String> {
         let in_use = |channel: &&Channel| {
-            channel
-                .offered
-                .as_ref()
-                .is_some_and(|offered| offered.open.is_some() || !offered.gpadls.is_empty())
+            let is_socket = channel.socket.is_some();
+            let offered = channel.offered.as_ref();
+            is_socket || offered.is_some_and(|it| it.open.is_some() || !it.gpadls.is_empty())
         };
         if let Some(channel) = self.channels.iter().find(in_use) {
             return Err(format!("{} is in use", channel.service));
@@ -399,6 +408,9 @@ impl Bus {
                 relid,
                 target_vp: vp,
             } => self.modify_channel(version, target_vp, relid, vp),
+            FromGuest::TlConnect { endpoint, service } if self.accepts(&endpoint, &service) => {
+                self.offer_connection(endpoint, service);
+            }
             // Before 4.1 there is no refusal. The guest waits for an offer that never comes.
             FromGuest::TlConnect { .. } if version < (4, 1) => {}
             FromGuest::TlConnect { endpoint, service } => {

@@ -44,11 +44,30 @@ impl Offered {
     }
 }
 
+/// A connection of Hyper-V sockets. Each connection has a channel of its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Socket {
+    /// The number of the connection. No other connection has the same number.
+    pub(super) number: u32,
+    /// Whether the host has requested the connection.
+    pub(super) is_from_host: bool,
+    /// The port of the listener, in the guest or on the host.
+    pub(super) port: u32,
+    /// Whether the guest has requested the connection, and nobody on the host has accepted it yet.
+    pub(super) is_unclaimed: bool,
+    /// Whether the guest has sent its last byte.
+    pub(super) has_ended: bool,
+}
+
 /// A device on the bus, with or without an offer.
 pub struct Channel {
     pub(super) service: Service,
+    /// The class id of the device.
+    pub(super) class: Guid,
     /// The instance id of the device.
     pub(super) instance: Guid,
+    /// The connection of Hyper-V sockets, if the channel is one.
+    pub(super) socket: Option<Socket>,
     /// Whether the device is the second of its class, see [`Bus::offer_second`](super::bus::Bus::offer_second).
     pub(super) is_second: bool,
     pub(super) device: Device,
@@ -70,7 +89,9 @@ impl Channel {
     pub(super) fn new(service: Service) -> Self {
         Self {
             service,
+            class: service.class(),
             instance: service.instance(),
+            socket: None,
             is_second: false,
             device: Device::new(service),
             present: true,
@@ -80,6 +101,11 @@ impl Channel {
             left: 0,
             unfinished: None,
         }
+    }
+
+    /// Whether the device stays on the bus when it is unplugged and released.
+    pub(super) fn is_lasting(&self) -> bool {
+        !self.is_second && self.socket.is_none()
     }
 
     /// The device.

@@ -206,9 +206,23 @@ impl FromGuest {
     }
 }
 
+/// What an offer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfferKind {
+    /// A device.
+    Device,
+    /// A connection of Hyper-V sockets.
+    Socket {
+        /// The guest is to accept it; else the guest has asked for it.
+        is_for_accept: bool,
+    },
+}
+
 /// An offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
+    /// What it is for.
+    pub kind: OfferKind,
     /// The kind of device.
     pub class: Guid,
     /// The device itself.
@@ -287,8 +301,14 @@ pub enum ToGuest {
 
 /// VMBUS_CHANNEL_ENUMERATE_DEVICE_INTERFACE and VMBUS_CHANNEL_NAMED_PIPE_MODE: the flags of the services' offers.
 const OFFER_FLAGS: u16 = 0x0001 | 0x0010;
+/// Added to these: VMBUS_CHANNEL_TLNPI_PROVIDER_OFFER
+const OFFER_TLNPI_PROVIDER: u16 = 0x2000;
+/// VMBUS_PIPE_TYPE_BYTE
+const PIPE_MODE_BYTE: u32 = 0;
 /// VMBUS_PIPE_TYPE_MESSAGE
 const PIPE_MODE_MESSAGE: u32 = 4;
+/// The version of the parameters in a socket's offer, since Windows Server 2019.
+const SOCKET_PARAMETERS: u32 = 1;
 /// The channel has no bit in the monitor pages.
 const NO_MONITOR: u8 = 0xff;
 
@@ -307,8 +327,18 @@ impl ToGuest {
                 let mut out = message(1, &[]);
                 put(&mut out, 8, &offer.class.0);
                 put(&mut out, 24, &offer.instance.0);
-                put(&mut out, 56, &OFFER_FLAGS.to_le_bytes());
-                put(&mut out, 60, &PIPE_MODE_MESSAGE.to_le_bytes());
+                let (flags, mode) = match offer.kind {
+                    OfferKind::Device => (OFFER_FLAGS, PIPE_MODE_MESSAGE),
+                    OfferKind::Socket { .. } => {
+                        (OFFER_FLAGS | OFFER_TLNPI_PROVIDER, PIPE_MODE_BYTE)
+                    }
+                };
+                put(&mut out, 56, &flags.to_le_bytes());
+                put(&mut out, 60, &mode.to_le_bytes());
+                if let OfferKind::Socket { is_for_accept } = offer.kind {
+                    put(&mut out, 64, &[u8::from(is_for_accept)]);
+                    put(&mut out, 66, &SOCKET_PARAMETERS.to_le_bytes());
+                }
                 put(&mut out, 60 + USER_DEFINED + 4, &offer.relid.to_le_bytes());
                 put(&mut out, 188, &[NO_MONITOR, 0]);
                 put(&mut out, 190, &1u16.to_le_bytes()); // is_dedicated_interrupt
@@ -461,13 +491,14 @@ mod tests {
 
     #[test]
     fn an_offer_has_the_layout_of_the_guests_structure() {
-        let offer = Offer {
+        let mut offer = Offer {
+            kind: OfferKind::Device,
             class: Guid([1; 16]),
             instance: Guid([2; 16]),
             relid: 7,
             connection_id: 0x10007,
         };
-        let bytes = ToGuest::Offer(offer).encode();
+        let bytes = ToGuest::Offer(offer.clone()).encode();
         assert_eq!(bytes.len(), 196);
         assert_eq!(bytes[8..24], [1; 16]);
         assert_eq!(bytes[24..40], [2; 16]);
@@ -476,6 +507,15 @@ mod tests {
         assert_eq!(u32_at(&bytes, 184), Some(7));
         assert_eq!(bytes[188..192], [0xff, 0, 1, 0]);
         assert_eq!(u32_at(&bytes, 192), Some(0x10007));
+        for is_for_accept in [false, true] {
+            offer.kind = OfferKind::Socket { is_for_accept };
+            let bytes = ToGuest::Offer(offer.clone()).encode();
+            assert_eq!(bytes.len(), 196);
+            assert_eq!(u16_at(&bytes, 56), Some(0x2011));
+            assert_eq!(u32_at(&bytes, 60), Some(0));
+            assert_eq!(bytes[64..72], [is_for_accept.into(), 0, 1, 0, 0, 0, 0, 0]);
+            assert_eq!(u32_at(&bytes, 184), Some(7));
+        }
     }
 
     #[test]

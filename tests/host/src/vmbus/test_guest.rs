@@ -152,9 +152,14 @@ impl TestGuest {
         assert_eq!(u32_at(&self.last(), 16), Some(0));
     }
 
-    /// Sends the GPADL: a header with five pages and a body with three.
+    /// Sends the GPADL of channel 1: a header with five pages and a body with three.
     pub(super) fn gpadl(&mut self) -> Vec<u32> {
-        let mut header = vec![1, GPADL, 1 << 16 | 72, 8 * 4096, 0];
+        self.gpadl_of(1)
+    }
+
+    /// The same of any channel.
+    pub(super) fn gpadl_of(&mut self, relid: u32) -> Vec<u32> {
+        let mut header = vec![relid, GPADL, 1 << 16 | 72, 8 * 4096, 0];
         let words = |pages: &[u64]| {
             pages
                 .iter()

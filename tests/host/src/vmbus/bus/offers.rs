@@ -13,6 +13,7 @@ use crate::service::Service;
 use crate::vmbus::channel::Channel;
 use crate::vmbus::channel::Offered;
 use crate::vmbus::message::Offer;
+use crate::vmbus::message::OfferKind;
 use crate::vmbus::message::ToGuest;
 
 impl Bus {
@@ -54,8 +55,15 @@ impl Bus {
         let relid = relid.or_else(|| (1..).find(is_free)).unwrap_or(1);
         let channel = &mut self.channels[index];
         channel.offered = Some(Offered::new(relid));
+        let kind = match channel.socket {
+            None => OfferKind::Device,
+            Some(socket) => OfferKind::Socket {
+                is_for_accept: socket.is_from_host,
+            },
+        };
         let offer = Offer {
-            class: channel.service.class(),
+            kind,
+            class: channel.class,
             instance: channel.instance,
             relid,
             connection_id: relid + CHANNEL_CONNECTIONS,
@@ -151,11 +159,13 @@ impl Bus {
             (true, true) => self.offer(index, target_vp),
             (true, false) => {
                 channel.offered = None;
-                self.drop_seconds();
+                self.drop_gone();
             }
             // A guest may release a channel that it could use. The channel is offered again in the next connection.
             (false, _) => {
                 channel.offered = None;
+                channel.present &= channel.socket.is_none();
+                self.drop_gone();
                 self.note(format!(
                     "{service} is released, though it was not rescinded"
                 ));

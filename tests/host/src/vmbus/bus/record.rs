@@ -5,6 +5,7 @@
 use super::Bus;
 use crate::transcript::Speaker;
 use crate::vmbus::message::FromGuest;
+use crate::vmbus::message::OfferKind;
 use crate::vmbus::message::ToGuest;
 
 impl Bus {
@@ -62,7 +63,18 @@ impl Bus {
     /// The transcript's text on a message to the guest.
     pub(super) fn details_to_guest(&self, message: &ToGuest) -> String {
         match message {
-            ToGuest::Offer(offer) => self.service_name(offer.relid).to_owned(),
+            ToGuest::Offer(offer) => {
+                let name = self.service_name(offer.relid);
+                match offer.kind {
+                    OfferKind::Device => name.to_owned(),
+                    OfferKind::Socket {
+                        is_for_accept: true,
+                    } => {
+                        format!("{name} to {}", offer.class)
+                    }
+                    OfferKind::Socket { .. } => format!("{name} from the guest to {}", offer.class),
+                }
+            }
             ToGuest::Rescind { .. } => String::new(),
             ToGuest::OpenResult { relid, status, .. } => {
                 format!("{} status {status:#x}", self.service_name(*relid))

@@ -37,7 +37,7 @@ impl Bus {
         self.channels.swap(first, second);
         self.channels[first].is_second = false;
         self.channels[second].is_second = true;
-        self.drop_seconds();
+        self.drop_gone();
         Ok(())
     }
 
@@ -48,7 +48,7 @@ impl Bus {
             .filter(|&index| self.channels[index].present)
             .ok_or_else(|| format!("there is no second {service}"))?;
         self.unplug(index);
-        self.drop_seconds();
+        self.drop_gone();
         Ok(())
     }
 
@@ -64,10 +64,10 @@ impl Bus {
         self.channels.iter().position(is_it)
     }
 
-    /// Removes second devices that are unplugged and released.
-    pub(super) fn drop_seconds(&mut self) {
+    /// Removes second devices and connections that are unplugged and released.
+    pub(super) fn drop_gone(&mut self) {
         self.channels
-            .retain(|channel| !channel.is_second || channel.present || channel.offered.is_some());
+            .retain(|channel| channel.is_lasting() || channel.present || channel.offered.is_some());
     }
 }
 
