@@ -10,6 +10,8 @@ mod bus;
 mod channel;
 mod console;
 mod error;
+pub mod relay;
+mod socket;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -30,6 +32,8 @@ pub use self::channel::ChannelHandle;
 pub use self::console::ConsoleReader;
 pub use self::error::Error;
 pub use self::error::Result;
+pub use self::socket::Connection;
+pub use self::socket::Listener;
 
 /// The time-out of most waits.
 pub const TIMEOUT: Duration = Duration::from_secs(60);

@@ -30,6 +30,15 @@ pub fn daemons(flavour: &str) -> PathBuf {
     guest.join(format!("daemons-{flavour}.cpio"))
 }
 
+/// The folder with Debian's ssh, its libraries, the client's key and the guest's public key. `None` unless `initrds` has
+/// an archive of a guest with systemd.
+pub fn ssh_folder(initrds: &[PathBuf]) -> Option<PathBuf> {
+    initrds.iter().find_map(|archive| {
+        let flavour = archive.file_stem()?.to_str()?.strip_prefix("systemd-")?;
+        Some(archive.with_file_name(format!("ssh-{flavour}")))
+    })
+}
+
 /// A flavour's initramfs archives: the guest's, and that of this project's module if it was built.
 pub fn initrds(flavour: &str) -> Vec<PathBuf> {
     let guest = build_folder().join("guest");

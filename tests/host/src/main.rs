@@ -3,11 +3,13 @@
 //! `host`: boots one guest and offers the integration services. It lets the guest run until the guest powers off, or
 //! connects the caller to the guest's console and the host's prompt.
 
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use std::time::Instant;
 
+use host::guest::relay;
 use host::guest::Guest;
 use host::guest::Module;
 use host::images;
@@ -40,6 +42,7 @@ the guest's console. There ^] goes to the host's prompt. The command help explai
   --transcript FILE  file for the transcript (build/results/host.transcript)
   --restore N        takes a snapshot after the boot. Runs the commands N more times, each time from the snapshot (0)
   --quiet            does not print the console
+  --relay SOCKET     no guest: carries standard input and output to and from a Unix socket, as ssh's ProxyCommand
 ";
 
 struct Options {
@@ -227,7 +230,22 @@ fn run(options: &Options) -> Result<(), host::guest::Error> {
     result
 }
 
+/// What ssh runs to reach the guest.
+fn relayed(path: &Path) -> ExitCode {
+    match relay::pipe(path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("host: {}: {error}", path.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [relay::OPTION, path] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return relayed(Path::new(path));
+    }
     let options = match options() {
         Ok(options) => options,
         Err(error) => {
