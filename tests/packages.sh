@@ -374,11 +374,17 @@ health_is_disabled()
 	says '^disabled$' && run systemctl enable hv-utils-rust-health.service
 }
 
+ssh_is_disabled()
+{
+	run systemctl is-enabled hv-utils-rust-ssh.socket || true
+	says '^disabled$' && run systemctl enable hv-utils-rust-ssh.socket
+}
+
 units_are_right()
 {
 	apt install "hyperv-daemons/$suite-backports" &&
 		run systemd-analyze verify --man=no hv-utils-rust-health.service hv-kvp-daemon.service hv-vss-daemon.service \
-			hv-fcopy-uio-daemon.service && ! grep -qi 'hv-utils-rust.*\(unknown\|ignoring\)' "$log" &&
+			hv-fcopy-uio-daemon.service hv-utils-rust-ssh.socket && ! grep -qi 'hv-utils-rust.*\(unknown\|ignoring\)' "$log" &&
 		[ -e "$root/usr/lib/systemd/system/hv-fcopy-daemon.service.d/50-hv-utils-rust.conf" ]
 }
 
@@ -487,6 +493,7 @@ test_that "fcopy: the daemon of the character device alone" fcopy_by_the_old_one
 test_that "fcopy: neither daemon" fcopy_by_neither
 test_that "fcopy: the administrator's link stays" fcopy_by_the_administrator
 test_that "the health unit is disabled" health_is_disabled
+test_that "the ssh unit is disabled" ssh_is_disabled
 test_that "systemd understands the units" units_are_right
 test_that "DKMS rebuilds the metadata from linux-source" rebuilds_metadata
 test_that "the metadata is not rebuilt without pahole" rebuilds_without_pahole

@@ -254,6 +254,9 @@ common()
 	put "$here/fcopy-by-character-device.conf" usr/lib/hv-utils-rust/fcopy-by-character-device.conf
 	put "$here/application-state" usr/libexec/hv-utils-rust/application-state 755
 	put "$here/hv-utils-rust-health.service" usr/lib/systemd/system/hv-utils-rust-health.service
+	for file in hv-utils-rust-ssh.socket hv-utils-rust-ssh@.service; do
+		put "$here/$file" "usr/lib/systemd/system/$file"
+	done
 	for daemon in hv-kvp-daemon hv-vss-daemon hv-fcopy-uio-daemon hv-fcopy-daemon; do
 		put "$here/restart-daemon.conf" "usr/lib/systemd/system/$daemon.service.d/50-hv-utils-rust.conf"
 	done
@@ -273,8 +276,9 @@ common()
 		Description: Hyper-V guest services in Rust, common files
 		 Files for the module hv_utils, whether DKMS or a package for one kernel
 		 provides it: udev rules that start the daemon for file copy, systemd drop-ins
-		 that restart daemons after a crash, a unit (disabled by default) that tells
-		 the host that the guest is healthy, and documents.
+		 that restart daemons after a crash, a unit that tells the host that the guest
+		 is healthy, a unit for ssh from the host (both disabled by default), and
+		 documents.
 	END
 }
 
