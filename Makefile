@@ -98,7 +98,8 @@ build/guest/outer.cpio: $(images) tests/guest/outer/init | build/kdir/amd64/.rea
 	@echo "[3/6] the outer guest"
 	@tests/guest/images.sh outer
 
-build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) tests/guest/agent.c $(wildcard tests/guest/ptp-*.c) | build/kdir/%/.ready
+build/guest/inner-%.cpio: $(images) $(wildcard tests/guest/inner/*) tests/guest/agent.c $(wildcard tests/guest/ptp-*.c) \
+		tests/guest/vsock.c | build/kdir/%/.ready
 	@echo "[4/6] the inner guest, $*"
 	@tests/guest/images.sh inner-$*
 
@@ -122,7 +123,8 @@ build/modules/%/hv_utils.ko: $(sources) build/kdir/%/.ready
 		{ rust/kdir/choose.sh --unfit build/kdir/$*; exit 1; }
 	@touch $@
 
-build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) tests/guest/agent.c | build/modules/%/hv_utils.ko
+build/guest/systemd-%.cpio: $(images) $(wildcard tests/guest/systemd/*) tests/guest/agent.c \
+		$(wildcard drivers/packages/hv-utils-rust-ssh*) | build/modules/%/hv_utils.ko
 	@echo "[4/6] Debian with systemd, $* (about 40 s)"
 	@tests/guest/images.sh systemd-$*
 
@@ -159,10 +161,15 @@ guests: root build/guest/chrony.cpio $(addprefix guest-,$(flavours)) $(patsubst 
 demo: root build/kdir/$(stock)/.ready guest-$(stock) host
 	@$(enter) build/host/scenarios --flavour $(stock) demo
 
-## shell                opens a guest's console, and its host's prompt (^]); MODULE=c FLAVOUR= VCPUS= KERNEL= COMMANDS=FILE
-shell: root guest-$(FLAVOUR) host
-	@$(enter) env OUTER_TIMEOUT=$${OUTER_TIMEOUT:-86400} build/host/host --flavour $(FLAVOUR) --module $(or $(MODULE),rust) \
-		$(if $(VCPUS),--vcpus $(VCPUS)) $(if $(KERNEL),--kernel $(KERNEL)) $(if $(COMMANDS),--commands $(COMMANDS))
+## shell                opens a guest's console, and its host's prompt (^]); MODULE=c FLAVOUR= VCPUS= KERNEL= COMMANDS=FILE GUEST=systemd
+#  With systemd, Debian's sshd waits for the host. Like a foreign guest, this guest has no agent.
+shell-guest := $(if $(filter systemd,$(GUEST)),--kernel $(or $(KERNEL),build/kernel/$(FLAVOUR)/vmlinux) --memory 1024 \
+	--initrd build/guest/systemd-$(FLAVOUR).cpio --initrd build/guest/rust-$(FLAVOUR).cpio \
+	--append "console=ttyS0 quiet panic=-1 nokaslr pci=off systemd.wants=hv-utils-rust-ssh.socket", \
+	--module $(or $(MODULE),rust) $(if $(KERNEL),--kernel $(KERNEL)))
+shell: root guest-$(FLAVOUR) $(if $(filter systemd,$(GUEST)),build/guest/systemd-$(FLAVOUR).cpio) host
+	@$(enter) env OUTER_TIMEOUT=$${OUTER_TIMEOUT:-86400} build/host/host --flavour $(FLAVOUR) $(shell-guest) \
+		$(if $(VCPUS),--vcpus $(VCPUS)) $(if $(COMMANDS),--commands $(COMMANDS))
 
 ## check                runs all tests; T=word runs those with the word in their names
 check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \

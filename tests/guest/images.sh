@@ -208,6 +208,29 @@ bootable()
 	touch "$tree/etc/.updated" "$tree/var/.updated"
 }
 
+# ssh_client: makes build/guest/ssh-FLAVOUR with Debian's ssh for the host, its libraries, a key that the guest in $tree
+# accepts, and the public key of the guest. The guest gets the package's units, and no sshd that waits for a network.
+ssh_client()
+{
+	local dir=$build/guest/ssh-$flavour library
+	rm -rf "$dir" "$dir.new"
+	mkdir -p "$dir.new/lib" "$tree/root/.ssh"
+	cp "$tree/usr/bin/ssh" "$dir.new/"
+	mknod -m 666 "$tree/dev/null" c 1 3
+	for library in $(chroot "$tree" ldd /usr/bin/ssh | grep -o '/[^ ]*'); do
+		cp -L "$tree$library" "$dir.new/lib/"
+	done
+	chroot "$tree" ssh-keygen -q -t ed25519 -N '' -C 'the host' -f /root/key
+	rm "$tree/dev/null"
+	mv "$tree/root/key" "$dir.new/"
+	mv "$tree/root/key.pub" "$tree/root/.ssh/authorized_keys"
+	chmod 700 "$tree/root/.ssh"
+	sed 's/^/guest /' "$tree/etc/ssh/ssh_host_ed25519_key.pub" >"$dir.new/known_hosts"
+	mv "$dir.new" "$dir"
+	install -m 644 "$top/drivers/packages/hv-utils-rust-ssh"{.socket,@.service} "$tree/usr/lib/systemd/system/"
+	find "$tree/etc/systemd/system" -name 'ssh*' -type l -delete
+}
+
 # systemd: makes an installed Debian, but without a disk. systemd and udev have to find the devices, load the module that
 # depmod prefers, and start the daemons.
 systemd()
@@ -216,11 +239,11 @@ systemd()
 	local debs=$build/downloads/daemons
 	[ -e "$made" ] || die "there is no $made" "make guests builds it"
 	fetch bookworm hyperv-daemons
-	bootstrap essential
+	bootstrap essential --include=openssh-server
 	mkdir -p "$modules/updates"
 	cp "$kernel/lib/modules/$release/modules."{order,builtin*} "$modules/"
-	# brd and ext4: for a root that can be frozen.
-	for module in hv_utils uio_hv_generic brd ext4; do
+	# brd and ext4: for a root that can be frozen. hv_sock: for a session without a network.
+	for module in hv_utils uio_hv_generic brd ext4 hv_sock; do
 		modprobe -d "$kernel" -S "$release" --show-depends "$module"
 	done >"$tree.order"
 	while read -r _ path _; do
@@ -235,6 +258,7 @@ systemd()
 	ln -sf /modules/rust/hv_utils.ko "$modules/updates/hv_utils.ko"
 
 	bootable
+	ssh_client
 	install -m 755 "$here/systemd/"init-{chrony,disk,fcopy} "$tree/usr/local/sbin/"
 	# The daemon that Debian 13 no longer has.
 	install -m 755 "$debs/bookworm-hyperv-daemons/usr/sbin/hv_fcopy_daemon" "$tree/usr/sbin/"
@@ -334,6 +358,8 @@ outer)
 	# Removes the signatures: checking them takes a second of emulation.
 	strip --strip-debug "$tree"/modules/*.ko
 	install -m 755 "$here/outer/init" "$tree/init"
+	# ssh looks its user up.
+	echo 'root:x:0:0:root:/root:/bin/sh' >"$tree/etc/passwd"
 	;;
 inner-*)
 	# The in-tree module in C, with which scenarios also run.
@@ -342,6 +368,12 @@ inner-*)
 	mv "$tree/modules/hv_utils.ko" "$tree/modules/c/"
 	sed -i '/^hv_utils\.ko/d' "$tree/modules/order"
 	install -m 755 "$here/inner/init" "$tree/init"
+	# Hyper-V sockets, which only scenarios about them insert.
+	mkdir "$tree/modules/sockets"
+	mv "$tree/modules/order" "$tree/modules/order.others"
+	modules hv_sock
+	mv "$tree/modules/"{vsock,hv_sock}.ko "$tree/modules/order" "$tree/modules/sockets/"
+	mv "$tree/modules/order.others" "$tree/modules/order"
 	agent "$tree/bin/agent"
 	rm "$tree"/bin/{poweroff,reboot,halt}
 	install -m 755 "$here/inner/poweroff" "$tree/bin/poweroff"
@@ -350,7 +382,7 @@ inner-*)
 	# Clients of the PTP clock.
 	program /usr/sbin/phc_ctl
 	gcc -O2 -static -o "$tree/bin/testptp" "$build/linux-source/tools/testing/selftests/ptp/testptp.c"
-	for program in ptp-now ptp-reads; do
+	for program in ptp-now ptp-reads vsock; do
 		gcc -O2 -Wall -static -o "$tree/bin/$program" "$here/$program.c"
 	done
 	;;

@@ -291,7 +291,7 @@ fn device_without_memory(t: &Context<'_>, service: Service) -> Result<()> {
 }
 
 /// Checks that kmemleak finds no leak.
-fn finds_nothing(t: &Context<'_>) -> Result<()> {
+pub fn finds_nothing(t: &Context<'_>) -> Result<()> {
     match unknown_leak(&found(t)?) {
         None => Ok(()),
         Some(what) => Err(format!("kmemleak says: {what}").into()),

@@ -70,6 +70,7 @@ mod sample;
 mod scenario;
 mod selftests;
 mod shutdown;
+mod sockets;
 mod statistics;
 mod systemd;
 mod timeouts;
@@ -134,6 +135,7 @@ fn all() -> Vec<&'static Scenario> {
         fault::SCENARIOS,
         fuzz::SCENARIOS,
         shutdown::SCENARIOS,
+        sockets::SCENARIOS,
         systemd::SCENARIOS,
         packaged::SCENARIOS,
         debug::SCENARIOS,
