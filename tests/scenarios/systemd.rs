@@ -2,9 +2,15 @@
 
 //! Debian as installed: udev loads the module for the devices, and systemd starts the daemons.
 
+use std::io::Write;
 use std::path::Path;
+use std::process::Command;
+use std::process::Stdio;
 use std::time::Duration;
 
+use host::guest::relay::Relay;
+use host::guest::relay::SSH_PORT;
+use host::guest::Error;
 use host::guest::Result;
 use host::ic::kvp::AUTO;
 use host::ic::vss;
@@ -53,6 +59,11 @@ pub const SCENARIOS: &[Scenario] = &[
     .unloaded()
     .rust_only()
     .apart(),
+    Scenario::new("systemd_ssh", ssh)
+        .machine(DEBIAN)
+        .unloaded()
+        .rust_only()
+        .apart(),
     Scenario::new("systemd_chrony", chrony)
         .machine(DEBIAN_WITH_CHRONY)
         .unloaded()
@@ -310,6 +321,104 @@ fn chrony(t: &Context<'_>) -> Result<()> {
     wait(t, IS_SELECTED)?;
     t.sh_ok("systemctl stop chrony hv-kvp-daemon hv-vss-daemon")
         .map(|_| ())
+}
+
+/// Runs `command` with `input`, and returns its output. Fails if the program fails.
+fn output_of(mut command: Command, input: &[u8]) -> Result<Vec<u8>> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn()?;
+    let mut pipe = child.stdin.take().ok_or("no standard input")?;
+    let output = std::thread::scope(|scope| {
+        // A program that fails does not read all of the input.
+        scope.spawn(move || pipe.write_all(input));
+        child.wait_with_output()
+    })?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(format!("{command:?}: {}: {said}", output.status).into()),
+    }
+}
+
+/// Logs in by ssh, runs a shell line with `input`, and returns its output.
+fn logged_in(relay: &Relay, line: &str, input: &[u8]) -> Result<Vec<u8>> {
+    let mut command = relay.ssh("root")?;
+    command.arg(line);
+    output_of(command, input)
+}
+
+/// The administrator enables the package's unit. If systemd does not listen by itself, the host's ssh logs in to Debian's
+/// sshd through the unit, without a network. If systemd listens, the unit does not start.
+fn ssh(t: &Context<'_>) -> Result<()> {
+    const UNIT: &str = "hv-utils-rust-ssh.socket";
+    const OWN: &str = "sshd-vsock.socket";
+    wait(t, "systemctl is-system-running >/dev/null")?;
+    let is_enabled = t.sh(&format!("systemctl is-enabled {UNIT}"))?.text;
+    t.equal("the unit", is_enabled.as_str(), "disabled")?;
+    t.sh_ok(&format!(
+        "systemctl stop {OWN}; mkdir -p /etc/systemd/system-generators && \
+         ln -s /dev/null /etc/systemd/system-generators/systemd-ssh-generator && \
+         systemctl daemon-reload && systemctl --quiet enable --now {UNIT} && systemctl is-active {UNIT}"
+    ))?;
+    let relay = t.relay(SSH_PORT)?;
+    sessions(t, &relay)?;
+
+    t.sh_ok("rm /etc/systemd/system-generators/systemd-ssh-generator; systemctl daemon-reload")?;
+    let generated = format!("[ -e /run/systemd/generator/{OWN} ]");
+    if t.sh(&generated)?.status == 0 {
+        t.sh_ok(&format!(
+            "systemctl stop {UNIT} && systemctl start {UNIT} {OWN} && ! systemctl is-active {UNIT}"
+        ))?;
+        t.equal(
+            "user",
+            logged_in(&relay, "id -un", b"")?,
+            b"root\n".to_vec(),
+        )?;
+    }
+    t.sh_ok(&format!(
+        "systemctl --quiet disable {UNIT}; systemctl stop {UNIT} {OWN}"
+    ))?;
+
+    drop(relay);
+    t.wait_no_connections()?;
+    wait(t, NO_SESSIONS)?;
+    let failed = t.sh_ok("systemctl --failed --plain --no-legend")?;
+    t.equal("units that failed", failed.as_str(), "")?;
+    t.sh_ok("systemctl stop hv-kvp-daemon hv-vss-daemon")
+        .map(|_| ())
+}
+
+/// A shell condition: no session is left, whichever unit has accepted it.
+const NO_SESSIONS: &str =
+    "[ -z \"$(systemctl list-units --plain --no-legend hv-utils-rust-ssh@* sshd-vsock@*)\" ]";
+
+/// A file goes to the guest and back. Sessions at the same time do not disturb each other. A session ends when the host's
+/// ssh is killed.
+fn sessions(t: &Context<'_>, relay: &Relay) -> Result<()> {
+    let run = |line: &str, input: &[u8]| logged_in(relay, line, input);
+    t.equal("user", run("id -un", b"")?, b"root\n".to_vec())?;
+    let file: Vec<u8> = (0..250_000u32).flat_map(u32::to_le_bytes).collect();
+    let there = run("tee /root/file | sha256sum", &file)?;
+    let here = output_of(Command::new("sha256sum"), &file)?;
+    t.equal("checksums", there, here)?;
+    t.check(run("cat /root/file", b"")? == file, "the file comes back")?;
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..3)
+            .map(|number| scope.spawn(move || run(&format!("echo {number}"), b"")))
+            .collect();
+        for (number, one) in (0..).zip(all) {
+            let said = one.join().map_err(|_| "a thread has panicked")??;
+            t.equal("said", said, format!("{number}\n").into_bytes())?;
+        }
+        Ok::<_, Error>(())
+    })?;
+    let mut command = relay.ssh("root")?;
+    command.arg("touch /run/here; sleep 1000");
+    let mut lasting = command.stdin(Stdio::null()).spawn()?;
+    wait(t, "[ -e /run/here ]")?;
+    lasting.kill()?;
+    lasting.wait()?;
+    wait(t, NO_SESSIONS)
 }
 
 /// Checks that data exchange and backup work.
