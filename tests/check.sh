@@ -479,6 +479,14 @@ step_debug()
 	return $status
 }
 
+# ssh_session FLAVOUR: runs ssh at the prompt, to Debian's sshd in the guest.
+ssh_session()
+{
+	shell_session ssh --kernel "build/kernel/$1/vmlinux" --memory 1024 --initrd "build/guest/systemd-$1.cpio" \
+		--initrd "build/guest/rust-$1.cpio" \
+		--append "console=ttyS0 quiet panic=-1 nokaslr pci=off systemd.wants=hv-utils-rust-ssh.socket"
+}
+
 # make check-systemd: $REPEAT boots of each kind. Emulation takes minutes.
 step_systemd()
 {
@@ -487,6 +495,7 @@ step_systemd()
 		OUTER_TIMEOUT=3600 scenarios "${FLAVOUR:-amd64}" --module rust --vcpus 2 --vmbus 6.0 \
 			--repeat "${REPEAT:-1}" || status=$?
 	done
+	each "shell: ssh" ssh_session "${FLAVOUR:-amd64}"
 	return $status
 }
 

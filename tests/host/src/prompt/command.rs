@@ -64,6 +64,15 @@ pub enum Command {
         /// Replaces a file that is there.
         overwrite: bool,
     },
+    /// Connects to a port of the guest's, and sends a file.
+    Connect(u32, Option<PathBuf>),
+    /// Logs in by ssh.
+    Ssh {
+        /// As whom.
+        user: String,
+        /// What is to be done there, if it is not a session.
+        line: Option<String>,
+    },
     /// Moves the host's clock by so many seconds.
     Clock(i64),
     /// Has the host sleep for so long.
@@ -120,6 +129,8 @@ pub(super) const USAGES: &[(&str, &str)] = &[
     ("ip set [{ID}] dhcp | ADDRESS/PREFIX... [via GATEWAY...] [dns SERVER...]", "gives an adapter addresses"),
     ("backup [TIME]", "asks, freezes the guest's file systems, holds them for a time (2s), thaws, completes"),
     ("copy FILE [DESTINATION] [--overwrite]", "copies a file into the guest, into /tmp/ if nothing is said"),
+    ("connect PORT [FILE]", "connects to a port of the guest's, without a network, and sends a file: port 7 sends it back"),
+    ("ssh [USER@] [COMMAND]", "the guest's sshd, without a network: carries out a command, or is a session (^] ends it)"),
     ("clock STEP", "moves the host's clock, such as +1h or -90s"),
     ("sleep TIME", "has the host sleep, such as 20m: the guest stands still, clocks go on"),
     ("save", "saves the machine: it stands still"),
@@ -162,6 +173,11 @@ impl Command {
             ("backup", []) => Self::Backup(HOLD),
             ("backup", [time]) => Self::Backup(hold(time)?),
             ("copy", rest) => return copy(rest),
+            ("connect", [port, file @ ..]) if file.len() < 2 => {
+                let file = file.first().map(PathBuf::from);
+                Self::Connect(words::number(port, 1, words::LAST_PORT)?, file)
+            }
+            ("ssh", rest) => ssh(rest)?,
             ("clock", [step]) => Self::Clock(words::step(step)?),
             ("sleep", [time]) => Self::Sleep(words::time(time)?),
             ("save", []) => Self::Save,
@@ -257,6 +273,19 @@ fn copy(rest: &[&str]) -> Result<Command, String> {
     })
 }
 
+/// The words behind `ssh`.
+fn ssh(rest: &[&str]) -> Result<Command, String> {
+    let user = rest.first().and_then(|word| word.strip_suffix('@'));
+    if let Some(wrong) = user.filter(|it| it.is_empty() || it.starts_with('-')) {
+        return Err(format!("a user's name, not {wrong:?}"));
+    }
+    let line = rest[usize::from(user.is_some())..].join(" ");
+    Ok(Command::Ssh {
+        user: user.unwrap_or("root").to_owned(),
+        line: (!line.is_empty()).then_some(line),
+    })
+}
+
 /// The words behind `ip set`.
 fn ip_set(rest: &[&str]) -> Result<IpSet, String> {
     let mut set = IpSet::default();
@@ -315,6 +344,7 @@ mod tests {
                 .map(|word| match word {
                     "SERVICE" => "kvp",
                     "N" => "3",
+                    "PORT" => "7",
                     "STEP" => "+1h",
                     "TIME" => "20m",
                     other => other,
@@ -336,6 +366,13 @@ mod tests {
             parsed("kvp set 'a key' '' guest"),
             Command::KvpSet(kvp::GUEST, "a key".to_owned(), String::new())
         );
+        let ssh = |user: &str, line: Option<&str>| Command::Ssh {
+            user: user.to_owned(),
+            line: line.map(str::to_owned),
+        };
+        assert_eq!(parsed("ssh"), ssh("root", None));
+        assert_eq!(parsed("ssh me@"), ssh("me", None));
+        assert_eq!(parsed("ssh id -u"), ssh("root", Some("id -u")));
         assert_eq!(
             parsed("copy a --overwrite /x/"),
             Command::Copy {
@@ -389,6 +426,11 @@ mod tests {
             ("flood kvp 0", "a number from 1 to 10000, not \"0\""),
             ("backup 16m", "a time of at most 15m, not \"16m\""),
             ("copy", "copy FILE [DESTINATION] [--overwrite]"),
+            ("connect", "connect PORT [FILE]"),
+            ("connect 7 a b", "connect PORT [FILE]"),
+            ("connect 0", "a number from 1 to 4294967294, not \"0\""),
+            ("ssh @ id", "a user's name, not \"\""),
+            ("ssh -oX@ id", "a user's name, not \"-oX\""),
             ("copy a b", "a destination that begins with /, not \"b\""),
             ("copy a --force", "--overwrite, not \"--force\""),
             ("clock 1h", "a step of the clock, such as +1h or -90s, not \"1h\""),

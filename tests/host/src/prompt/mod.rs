@@ -15,6 +15,7 @@ mod power;
 mod preparation;
 mod replay;
 mod session;
+mod sockets;
 mod status;
 mod terminal;
 mod words;

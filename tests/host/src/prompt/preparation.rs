@@ -58,6 +58,11 @@ const WAIT: &str = "i=0; until grep -qE 'TEXT' /tmp/daemons.log; do \
 const SHELL: &str = "setsid sh -c 'export PS1=\"guest:\\w# \" HOME=/root TERM=vt100; cd; \
     while :; do setsid -c sh -i </dev/ttyS0 >/dev/ttyS0 2>&1; done' >/dev/null 2>&1 &";
 
+/// Hyper-V sockets, with a program that sends back what it gets: at the port of that name (RFC 862).
+const SOCKETS: &str =
+    "while read -r name rest; do insmod /modules/sockets/$name $rest || exit; done \
+    </modules/sockets/order; vsock listen 7 1000000 cat";
+
 /// The end of what kernel and daemons have logged.
 pub(super) const LOGS: &str = "dmesg | tail -n 5; tail -n 5 /tmp/daemons.log";
 
@@ -79,5 +84,6 @@ pub(super) fn prepare(guest: &Guest, module: Module) -> Result<()> {
     for text in REGISTERED {
         guest.sh_ok(&WAIT.replace("TEXT", text))?;
     }
+    guest.sh_ok(SOCKETS)?;
     guest.sh_ok(SHELL).map(|_| ())
 }

@@ -22,7 +22,7 @@ use crate::machine::Exit;
 use crate::service::Service;
 
 /// How long a service may take until it can be asked for something.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a command did not do what it was to.
 pub(super) enum Failure {
@@ -167,6 +167,8 @@ impl Session {
                 destination,
                 overwrite,
             } => self.copy(&file, destination, overwrite),
+            Command::Connect(port, file) => self.connect(port, file.as_deref()),
+            Command::Ssh { user, line } => self.ssh(&user, line.as_deref()),
             Command::Clock(step) => self.clock(step),
             Command::Sleep(time) => self.sleep(time),
             Command::Save => self.save(),

@@ -4,9 +4,12 @@
 //!
 //! Keys come one by one, as the terminal is raw. A thread of its own waits for them, another one for what the console says.
 
+use std::io;
 use std::io::Read;
 use std::io::Write;
+use std::process::Child;
 use std::process::ExitCode;
+use std::process::ExitStatus;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
@@ -101,6 +104,31 @@ impl Terminal {
 
     fn is_at_console(&self) -> bool {
         self.screen().at_console
+    }
+
+    /// Gives the keys to a program that has the terminal's output, until it ends; it is ended by the key that goes to the
+    /// console, and at the end of keys.
+    pub(super) fn give_to(&self, mut child: Child) -> io::Result<ExitStatus> {
+        println!("  in a session; ^] ends it");
+        let mut input = child.stdin.take();
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            match self.keys.recv_timeout(LOOK) {
+                Ok(keys) if !keys.contains(&ESCAPE) => {
+                    // A program that has ended takes none.
+                    if let Some(input) = &mut input {
+                        let _ = input.write_all(&keys).and_then(|()| input.flush());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                _ => {
+                    child.kill()?;
+                    return child.wait();
+                }
+            }
+        }
     }
 
     /// Is at the console for so long, or until a key that leaves it, or the end of keys.

@@ -19,6 +19,9 @@ const POOLS: [&str; 5] = [
     "auto-internal",
 ];
 
+/// The last port of a guest's: the next number stands for any.
+pub(super) const LAST_PORT: u32 = u32::MAX - 1;
+
 /// The longest time that a command takes.
 const LONGEST: u64 = 366 * 86400;
 
