@@ -3,20 +3,18 @@
 //! If `/dev/kvm` is absent or has no SynIC, a program runs itself in a QEMU guest that has a SynIC: the same binary,
 //! arguments, output and exit status.
 
-use std::io;
-use std::io::IsTerminal;
-use std::io::Read;
-use std::io::Write;
-use std::path::Path;
+mod live;
+
 use std::path::PathBuf;
 use std::process::Command;
-use std::process::ExitStatus;
-use std::process::Stdio;
-use std::sync::OnceLock;
-use std::time::Duration;
 
 use crate::images::build_folder;
 use crate::kvm::Kvm;
+
+pub use self::live::is_terminal;
+pub use self::live::open_input;
+pub use self::live::terminal_size;
+pub use self::live::tidy_up;
 
 /// Set in the QEMU guest. A program that finds no SynIC there gives up.
 const NESTED: &str = "HV_HOST_NESTED";
@@ -34,23 +32,12 @@ const DIED: i32 = 125;
 /// options exclude all input that differs between runs.
 const COUNTING: &str = "-icount shift=0,sleep=off -seed 1 -rtc base=2026-01-01,clock=vm";
 
-/// Marks the end of standard input in the QEMU guest, where standard input is a serial port. No text contains this
-/// byte.
-pub const END: u8 = 0xff;
-
-/// Names a file whose existence says that the program in the QEMU guest reads its standard input. Unset if the program
-/// does not read it.
-const READING: &str = "HV_READING";
-
-/// Tells the program in the QEMU guest whether standard input is a terminal.
-const TERMINAL: &str = "HV_TERMINAL";
-
 /// The standard input of a program in the QEMU guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Input {
     /// Empty.
     Empty,
-    /// This program's input, byte by byte. [`END`] ends it.
+    /// This program's input, byte by byte. A mark ends it.
     Live,
 }
 
@@ -60,54 +47,9 @@ pub fn ensure_synic() {
     ensure_with(Input::Empty);
 }
 
-/// Like [`ensure_synic`], for a program that reads its standard input: the QEMU guest gets the input. A terminal is in
-/// raw mode from here on, until [`tidy_up`].
+/// Like [`ensure_synic`], for a program that reads its standard input by [`open_input`]: the QEMU guest gets the input.
 pub fn ensure_synic_live() {
     ensure_with(Input::Live);
-    match std::env::var_os(READING) {
-        Some(file) => {
-            let _ = std::fs::write(file, "");
-        }
-        None => make_raw(),
-    }
-}
-
-/// Whether standard input is a terminal: here, or outside of the QEMU guest.
-pub fn is_terminal() -> bool {
-    match std::env::var_os(TERMINAL) {
-        Some(value) => value == "1",
-        None => std::io::stdin().is_terminal(),
-    }
-}
-
-/// The terminal's settings before raw mode, in the format of `stty -g`.
-static BEFORE: OnceLock<String> = OnceLock::new();
-
-/// Runs `stty` on the terminal. Returns its output.
-fn stty(arguments: &[&str]) -> Option<String> {
-    let ran = Command::new("stty")
-        .args(arguments)
-        .stdin(Stdio::inherit())
-        .output();
-    let text = String::from_utf8(ran.ok()?.stdout).ok()?;
-    Some(text.trim().to_owned())
-}
-
-/// Sets a terminal on standard input to raw mode.
-fn make_raw() {
-    if std::io::stdin().is_terminal() {
-        if let Some(before) = stty(&["-g"]) {
-            let _ = BEFORE.set(before);
-            let _ = stty(&["raw", "-echo", "opost", "onlcr"]);
-        }
-    }
-}
-
-/// Restores the terminal's settings.
-pub fn tidy_up() {
-    if let Some(before) = BEFORE.get() {
-        let _ = stty(&[before]);
-    }
 }
 
 fn ensure_with(input: Input) {
@@ -152,9 +94,9 @@ fn run_nested(settings: &[(&str, &str)], input: Input) -> ! {
         "{NESTED}=1 {PROGRESS}={} ",
         quote(&progress.to_string_lossy())
     );
-    for (name, value) in std::env::vars()
-        .filter(|(name, _)| name.starts_with("HV_") && name != "HV_ENTERED" && name != TERMINAL)
-    {
+    for (name, value) in std::env::vars().filter(|(name, _)| {
+        name.starts_with("HV_") && name != "HV_ENTERED" && name != live::TERMINAL
+    }) {
         line.push_str(&format!("{name}={} ", quote(&value)));
     }
     let program = std::env::current_exe().unwrap_or_default();
@@ -165,15 +107,8 @@ fn run_nested(settings: &[(&str, &str)], input: Input) -> ! {
     }
     let reading = progress.with_extension("reading");
     if input == Input::Live {
-        // Inherits TERMINAL if it is set: a program may stand in for the person at the terminal.
-        let terminal = u8::from(is_terminal());
-        line.insert_str(
-            0,
-            &format!(
-                "{READING}={} {TERMINAL}={terminal} ",
-                quote(&reading.to_string_lossy())
-            ),
-        );
+        let reading = quote(&reading.to_string_lossy());
+        line.insert_str(0, &live::settings(&reading));
         line.push_str(" </dev/ttyS0");
     }
     let run = || {
@@ -181,7 +116,7 @@ fn run_nested(settings: &[(&str, &str)], input: Input) -> ! {
         command.arg(&line).envs(settings.iter().copied());
         let status = match input {
             Input::Empty => command.status(),
-            Input::Live => run_live(&mut command, &reading),
+            Input::Live => live::run(&mut command, &reading),
         };
         status.map(|status| status.code().unwrap_or(1))
     };
@@ -205,42 +140,6 @@ fn run_nested(settings: &[(&str, &str)], input: Input) -> ! {
             std::process::exit(1);
         }
     }
-}
-
-/// Runs a command with this program's standard input. Sends the input once the file says that it is read.
-fn run_live(command: &mut Command, reading: &Path) -> io::Result<ExitStatus> {
-    let _ = std::fs::remove_file(reading);
-    let mut child = command
-        .env("OUTER_INPUT", "yes")
-        .stdin(Stdio::piped())
-        .spawn()?;
-    let pipe = child.stdin.take();
-    let file = reading.to_owned();
-    std::thread::spawn(move || {
-        let Some(mut pipe) = pipe else {
-            return;
-        };
-        while !file.exists() {
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        make_raw();
-        let mut bytes = [0; 4096];
-        let mut input = io::stdin().lock();
-        while let Ok(length @ 1..) = input.read(&mut bytes) {
-            if pipe.write_all(&bytes[..length]).is_err() {
-                return;
-            }
-        }
-        let _ = pipe.write_all(&[END]);
-        // Keep the pipe open: QEMU would take its end for a lost line.
-        loop {
-            std::thread::park();
-        }
-    });
-    let status = child.wait();
-    let _ = std::fs::remove_file(reading);
-    tidy_up();
-    status
 }
 
 /// The file for a program's progress. It exists if the program has written it in a QEMU guest that broke down. `None`

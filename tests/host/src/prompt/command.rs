@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The commands of the prompt, and how they are written.
+//! The commands of the prompt, their syntax, and the list that `help` prints.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,103 +10,103 @@ use super::words;
 use crate::ic::kvp;
 use crate::service::Service;
 
-/// How long a backup holds a guest's file systems frozen where nobody says.
+/// For how long a backup holds the file systems frozen if the command names no time.
 const HOLD: Duration = Duration::from_secs(2);
 
-/// The longest that it may hold them: the time that the module gives a freeze.
+/// The longest time that the module gives a freeze.
 const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
 
-/// How long a guest gets until a service of it is there, where nobody says.
+/// How long `wait` waits if the command names no time.
 const WAIT: Duration = Duration::from_secs(180);
 
-/// How many requests a flood has at most.
+/// The most requests of a flood.
 const FLOOD: u32 = 10_000;
 
-/// Bytes of a name or a folder of a copied file, in UTF-16 with its NUL.
-const NAME: usize = 520;
+/// Bytes of a copied file's name or folder, in UTF-16 with its NUL.
+pub(super) const NAME: usize = 520;
 
 /// A command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Machine and services, as tables.
+    /// Prints machine and services as tables.
     Status,
     /// Switches the machine on.
     Start,
-    /// Has the guest shut down.
+    /// Shuts the guest down.
     Stop {
-        /// Its applications are not asked.
+        /// Without asking its applications.
         force: bool,
     },
-    /// Has the guest restart.
+    /// Restarts the guest.
     Restart,
-    /// Has the guest hibernate.
+    /// Asks the guest to hibernate.
     Hibernate,
     /// Lists the pairs of a pool.
     KvpList(u8),
-    /// Reads the value of a key.
+    /// Prints the value of a key.
     KvpGet(u8, String),
     /// Sets a key to a value.
     KvpSet(u8, String, String),
     /// Deletes a key.
     KvpDelete(u8, String),
-    /// Reads an adapter's addresses: of this MAC address.
+    /// Prints the addresses of the adapter with this MAC address.
     IpGet(Option<String>),
     /// Gives an adapter addresses.
     IpSet(IpSet),
-    /// Freezes the guest's file systems for so long, as a backup does.
+    /// Freezes the guest's file systems for this time, as a backup does.
     Backup(Duration),
     /// Copies a file into the guest.
     Copy {
         /// The file.
         file: PathBuf,
-        /// Where to, if not into `/tmp`. A folder where it ends in a slash.
+        /// A folder, with a slash at its end, or a file in the guest; `/tmp/` if none.
         destination: Option<String>,
-        /// Replaces a file that is there.
+        /// Replaces a file that exists.
         overwrite: bool,
     },
-    /// Connects to a port of the guest's, and sends a file.
+    /// Connects to a port of the guest, and sends a file.
     Connect(u32, Option<PathBuf>),
     /// Logs in by ssh.
     Ssh {
-        /// As whom.
+        /// The user in the guest.
         user: String,
-        /// What is to be done there, if it is not a session.
+        /// The shell line to run; a session if none.
         line: Option<String>,
     },
-    /// Moves the host's clock by so many seconds.
+    /// Moves the host's clock by this many seconds.
     Clock(i64),
-    /// Has the host sleep for so long.
+    /// Puts the host to sleep for this time.
     Sleep(Duration),
     /// Saves the machine.
     Save,
-    /// Goes on with the saved machine.
+    /// Resumes the saved machine.
     Restore,
     /// Unplugs a service's device.
     Rescind(Service),
-    /// Plugs it in again.
+    /// Plugs the device in again.
     Offer(Service),
-    /// Waits until a service can be asked for something.
+    /// Waits until a service can take a request.
     Wait(Service, Duration),
-    /// Waits until the console has said this.
+    /// Waits until the console has printed this.
     Expect(String),
-    /// Sends so many requests at once.
+    /// Sends this many requests at once.
     Flood(Service, u32),
-    /// What host and guest have said: its end, or all of it into a file.
+    /// Prints the end of the transcript, or writes all of it to a file.
     Transcript(Option<PathBuf>),
     /// Goes to the guest's console.
     Console,
-    /// Switches the machine off and ends.
+    /// Switches the machine off and ends the session.
     Quit,
     /// Lists the commands.
     Help,
 }
 
-/// What an adapter is to have.
+/// The new settings of an adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IpSet {
-    /// Its id.
+    /// The adapter's id.
     pub adapter: Option<String>,
-    /// Addresses and prefix lengths; none has it use DHCP.
+    /// Addresses and prefix lengths; DHCP if there is none.
     pub addresses: Vec<(IpAddr, u8)>,
     /// The gateways.
     pub gateways: Vec<IpAddr>,
@@ -114,40 +114,81 @@ pub struct IpSet {
     pub name_servers: Vec<IpAddr>,
 }
 
-/// How each command is written, and what it does.
+/// Each command's syntax and meaning. Documentation/shell.rst has the same list.
 pub(super) const USAGES: &[(&str, &str)] = &[
-    ("status", "the machine, its services and clocks"),
+    ("status", "prints the machine, its services, the clocks"),
     ("start", "switches the machine on"),
-    ("stop [-f]", "has the guest shut down; -f: without asking its applications"),
-    ("restart", "has the guest restart"),
-    ("hibernate", "has the guest hibernate"),
-    ("kvp list [POOL]", "the pairs of a pool: external (if none is said), guest, auto, auto-external, auto-internal"),
-    ("kvp get KEY [POOL]", "the value of a key"),
+    (
+        "stop [-f]",
+        "shuts the guest down; -f does not ask it first",
+    ),
+    ("restart", "restarts the guest"),
+    ("hibernate", "asks the guest to hibernate"),
+    ("kvp list [POOL]", "lists the pairs of a pool"),
+    ("kvp get KEY [POOL]", "prints the value of a key"),
     ("kvp set KEY VALUE [POOL]", "sets a key to a value"),
     ("kvp delete KEY [POOL]", "deletes a key"),
-    ("ip get [MAC]", "the addresses of an adapter"),
-    ("ip set [{ID}] dhcp | ADDRESS/PREFIX... [via GATEWAY...] [dns SERVER...]", "gives an adapter addresses"),
-    ("backup [TIME]", "asks, freezes the guest's file systems, holds them for a time (2s), thaws, completes"),
-    ("copy FILE [DESTINATION] [--overwrite]", "copies a file into the guest, into /tmp/ if nothing is said"),
-    ("connect PORT [FILE]", "connects to a port of the guest's, without a network, and sends a file: port 7 sends it back"),
-    ("ssh [USER@] [COMMAND]", "the guest's sshd, without a network: carries out a command, or is a session (^] ends it)"),
-    ("clock STEP", "moves the host's clock, such as +1h or -90s"),
-    ("sleep TIME", "has the host sleep, such as 20m: the guest stands still, clocks go on"),
-    ("save", "saves the machine: it stands still"),
-    ("restore", "goes on with the saved machine"),
+    ("ip get [MAC]", "prints the addresses of an adapter"),
+    (
+        "ip set [{ID}] dhcp | ADDRESS/PREFIX... [via GATEWAY...] [dns SERVER...]",
+        "gives an adapter addresses",
+    ),
+    (
+        "backup [TIME]",
+        "freezes file systems for a time (2s), thaws",
+    ),
+    (
+        "copy FILE [DESTINATION] [--overwrite]",
+        "copies a file into the guest, to /tmp/",
+    ),
+    (
+        "connect PORT [FILE]",
+        "connects to a guest's port, sends a file; port 7 echoes",
+    ),
+    (
+        "ssh [USER@] [COMMAND]",
+        "runs a command, or a session (^] ends it)",
+    ),
+    ("clock STEP", "moves the host's clock: +1h, -90s"),
+    (
+        "sleep TIME",
+        "puts the host to sleep: the guest stands still",
+    ),
+    ("save", "saves the machine: the guest stands still"),
+    ("restore", "resumes the saved machine"),
     ("rescind SERVICE", "unplugs a service's device"),
-    ("offer SERVICE", "plugs it in again"),
-    ("wait SERVICE [TIME]", "waits until a service can be asked for something (3m at most)"),
-    ("expect TEXT", "waits until the guest's console has said this since the machine was switched on (1m at most)"),
-    ("flood SERVICE N", "sends N requests at once, and waits for the answers"),
-    ("transcript [FILE]", "the end of what host and guest have said, or all of it into a file"),
-    ("console", "the guest's console (^] comes back)"),
+    ("offer SERVICE", "plugs the device in again"),
+    (
+        "wait SERVICE [TIME]",
+        "waits (3m) until a service takes requests",
+    ),
+    (
+        "expect TEXT",
+        "waits (1m) until the console has printed this",
+    ),
+    (
+        "flood SERVICE N",
+        "sends N requests at once, awaits the answers",
+    ),
+    (
+        "transcript [FILE]",
+        "prints the last messages, or writes all",
+    ),
+    ("console", "goes to the guest's console; ^] comes back"),
     ("quit", "switches the machine off and ends"),
-    ("help", "this list"),
+    ("help", "prints this list"),
+];
+
+/// What `help` prints behind the list.
+pub(super) const NOTES: &[&str] = &[
+    "SERVICE is heartbeat, shutdown, timesync, kvp, vss or fcopy.",
+    "POOL is external (the default), guest, auto, auto-external or auto-internal.",
+    "TIME is a number of seconds, or such as 90s, 20m, 1h, 2d.",
+    "Quotes keep blanks together: kvp set Greeting 'good day'.",
 ];
 
 impl Command {
-    /// The command of a line, `None` if that says nothing. The error says what was expected.
+    /// Parses a line; `None` if it is empty or a comment. The error says what was expected.
     pub fn parse(line: &str) -> Result<Option<Self>, String> {
         let words = words::split(line)?;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -222,7 +263,7 @@ impl Command {
     }
 }
 
-/// What is expected of a command with this name, of one word or two.
+/// The syntax of the commands that begin with these words.
 fn usage(name: &str) -> String {
     let usages = USAGES.iter().map(|(usage, _)| *usage);
     let begins = |usage: &&str| {
@@ -236,7 +277,7 @@ fn usage(name: &str) -> String {
     }
 }
 
-/// How long a backup holds.
+/// The time of a backup.
 fn hold(word: &str) -> Result<Duration, String> {
     let time = words::time(word)?;
     match time <= LONGEST_HOLD {
@@ -245,7 +286,7 @@ fn hold(word: &str) -> Result<Duration, String> {
     }
 }
 
-/// The words behind `copy`.
+/// Parses the words after `copy`.
 fn copy(rest: &[&str]) -> Result<Command, String> {
     let overwrite = rest.contains(&"--overwrite");
     let names: Vec<&str> = rest
@@ -273,7 +314,7 @@ fn copy(rest: &[&str]) -> Result<Command, String> {
     })
 }
 
-/// The words behind `ssh`.
+/// Parses the words after `ssh`.
 fn ssh(rest: &[&str]) -> Result<Command, String> {
     let user = rest.first().and_then(|word| word.strip_suffix('@'));
     if let Some(wrong) = user.filter(|it| it.is_empty() || it.starts_with('-')) {
@@ -286,7 +327,7 @@ fn ssh(rest: &[&str]) -> Result<Command, String> {
     })
 }
 
-/// The words behind `ip set`.
+/// Parses the words after `ip set`.
 fn ip_set(rest: &[&str]) -> Result<IpSet, String> {
     let mut set = IpSet::default();
     let mut words = rest;
@@ -300,15 +341,20 @@ fn ip_set(rest: &[&str]) -> Result<IpSet, String> {
         return Ok(set);
     }
     let mut place = "";
+    let mut is_unfinished = false;
     for word in words {
         match (*word, place) {
-            ("via" | "dns", _) => place = *word,
+            ("via" | "dns", _) if !is_unfinished => {
+                place = *word;
+                is_unfinished = true;
+                continue;
+            }
             (_, "via") => set.gateways.push(words::address(word)?),
             (_, "dns") => set.name_servers.push(words::address(word)?),
             _ => set.addresses.push(words::subnet(word)?),
         }
+        is_unfinished = false;
     }
-    let is_unfinished = matches!(words.last(), Some(&("via" | "dns")));
     match set.addresses.is_empty() || is_unfinished {
         true => Err(usage("ip set")),
         false => Ok(set),
@@ -352,6 +398,30 @@ mod tests {
                 .collect();
             let line = line.join(" ");
             assert!(matches!(Command::parse(&line), Ok(Some(_))), "{line}");
+        }
+    }
+
+    /// A usage up to its first argument.
+    fn name(usage: &str) -> String {
+        let is_name = |word: &&str| word.chars().all(|letter| letter.is_ascii_lowercase());
+        let words: Vec<&str> = usage.split(' ').take_while(is_name).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn each_command_is_documented_and_tried() {
+        let page = include_str!("../../../../Documentation/shell.rst");
+        let every = include_str!("../../../shell/every.commands");
+        for (usage, meaning) in USAGES {
+            let entry = format!("``{usage}``\n    {meaning}\n");
+            assert!(
+                page.contains(&entry),
+                "no {entry} in Documentation/shell.rst"
+            );
+            let name = name(usage);
+            // Nobody looks at a console when commands come from a file.
+            let is_tried = every.lines().any(|line| line.starts_with(&name));
+            assert!(is_tried || name == "console", "no {name} in every.commands");
         }
     }
 
@@ -405,6 +475,7 @@ mod tests {
             "ip sett",
             "ip set dhcp x",
             "ip set 10.0.0.2/24 via",
+            "ip set 10.0.0.2/24 via dns 10.0.0.3",
         ] {
             assert!(!expected(line).is_empty(), "{line}");
         }

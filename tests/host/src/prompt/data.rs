@@ -102,7 +102,7 @@ impl Session {
         let version = channel.wait_negotiated()?.message;
         let body = kvp::set_ip_info(version, &addresses(&set, &adapter));
         let Some(body) = body else {
-            return expected("no more addresses than there is room for");
+            return expected("fewer addresses: these do not fit a message");
         };
         self.ask(Service::Kvp, "ip set", body)?;
         match set.addresses.len() {
@@ -116,7 +116,7 @@ impl Session {
     }
 }
 
-/// The addresses as data exchange has them: those of IPv4 first.
+/// The settings in data exchange's form: the addresses of IPv4 first.
 fn addresses(set: &IpSet, adapter: &str) -> kvp::Addresses {
     let mut pairs = set.addresses.clone();
     pairs.sort_by_key(|(address, _)| address.is_ipv6());
@@ -145,13 +145,13 @@ fn addresses(set: &IpSet, adapter: &str) -> kvp::Addresses {
     }
 }
 
-/// The mask of a prefix.
+/// The mask of a prefix length.
 fn mask(length: u8) -> Ipv4Addr {
     let bits = u32::MAX.checked_shl(32 - u32::from(length.min(32)));
     Ipv4Addr::from(bits.unwrap_or(0))
 }
 
-/// A number of things.
+/// A number with its noun.
 pub(super) fn count(number: usize, what: &str) -> String {
     match (number, what.ends_with('s')) {
         (1, _) => format!("1 {what}"),

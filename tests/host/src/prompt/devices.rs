@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Commands about the devices themselves: plugged in and out, flooded, and what they have said.
+//! Commands about the devices themselves: unplugged and plugged in, waited for, flooded; and the transcript.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,8 +10,10 @@ use super::session::expected;
 use super::session::Failure;
 use super::session::Outcome;
 use super::session::Session;
+use super::session::PATIENCE;
 use crate::guest::ChannelHandle;
 use crate::guest::Result;
+use crate::ic::device::State;
 use crate::ic::frame::Message;
 use crate::ic::heartbeat;
 use crate::ic::kvp;
@@ -19,10 +21,10 @@ use crate::ic::timesync;
 use crate::ic::vss;
 use crate::service::Service;
 
-/// How many lines of the transcript are shown.
+/// Lines of the transcript that are printed.
 const SHOWN: usize = 20;
 
-/// How long the guest may take for each answer to a flood.
+/// How long to wait for each answer to a flood.
 const ANSWER: Duration = Duration::from_secs(20);
 
 impl Session {
@@ -41,7 +43,7 @@ impl Session {
         Ok(())
     }
 
-    /// Plugs it in again.
+    /// Plugs a device in again.
     pub(super) fn offer(&self, service: Service) -> Outcome {
         self.runs()?;
         let channel = self.guest.channel(service);
@@ -56,35 +58,53 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until a service can be asked for something.
+    /// Waits until a service can take a request.
     pub(super) fn wait(&self, service: Service, time: Duration) -> Outcome {
         self.runs()?;
         let channel = self.guest.channel(service);
         channel.wait_ready(time)?;
         let versions = channel.wait_negotiated()?;
         let (major, minor) = versions.message;
-        self.say(&format!("{service} is there, with version {major}.{minor}"));
+        self.say(&format!(
+            "{service} takes requests, with version {major}.{minor}"
+        ));
         Ok(())
     }
 
-    /// Waits until the console has said this.
+    /// Waits until the console has printed a text.
     pub(super) fn expect(&self, text: &str) -> Outcome {
         self.runs()?;
         match self.guest.wait_console(text, 0) {
             Ok(()) => {
-                self.say(&format!("the console has said {text:?}"));
+                self.say(&format!("the console has printed {text:?}"));
                 Ok(())
             }
             Err(_) => Err(Failure::Failed(format!(
-                "the console has not said {text:?}"
+                "the console has not printed {text:?}"
             ))),
         }
     }
 
+    /// Takes the lead of a service while no answer is outstanding: that would be taken for the flood's.
+    fn lead(&self, service: Service) -> Outcome<ChannelHandle<'_>> {
+        let channel = self.ready(service)?;
+        let what = format!("{service}: no outstanding request");
+        self.guest.wait_bus_within(&what, PATIENCE, |bus| {
+            let led = bus.with_device(service, |device, _| {
+                let is_ready = *device.state() == State::Ready;
+                if is_ready {
+                    device.script();
+                }
+                is_ready.then_some(())
+            });
+            led.flatten()
+        })?;
+        Ok(channel)
+    }
+
     /// Sends many requests at once, and waits for the answers.
     pub(super) fn flood(&self, service: Service, count: u32) -> Outcome {
-        let channel = self.ready(service)?;
-        channel.script()?;
+        let channel = self.lead(service)?;
         let flooded = flood(channel, count, &self.guest.moment());
         channel.auto()?;
         let seconds = flooded?.as_secs_f64();
@@ -97,7 +117,7 @@ impl Session {
         Ok(())
     }
 
-    /// Shows the end of what was said, or saves all of it.
+    /// Prints the end of the transcript, or writes all of it to a file.
     pub(super) fn transcript(&self, file: Option<PathBuf>) -> Outcome {
         let length = self.guest.transcript_length();
         match file {
@@ -123,7 +143,7 @@ impl Session {
     }
 }
 
-/// Sends the requests, and takes an answer to each; how long that took.
+/// Sends the requests, and takes the answer to each; gives the time until the last.
 fn flood(
     channel: ChannelHandle<'_>,
     count: u32,
@@ -153,7 +173,7 @@ fn flood(
     Ok(start.elapsed())
 }
 
-/// A request that changes nothing in the guest: where a service has none, a negotiation.
+/// A request that changes nothing in the guest; a negotiation if the service has none.
 fn request(channel: ChannelHandle<'_>, number: u32, moment: &crate::ic::Moment) -> Result<Message> {
     let service = channel.service();
     let body = match service {

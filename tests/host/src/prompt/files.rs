@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
+use super::command::NAME;
 use super::session::expected;
 use super::session::meaning;
 use super::session::Failure;
@@ -19,14 +20,11 @@ use crate::ic::E_FILE_EXISTS;
 use crate::ic::S_OK;
 use crate::service::Service;
 
-/// Bytes of a name or a folder, in UTF-16 with its NUL.
-const NAME: usize = 520;
-
-/// A file smaller than this is there before anyone wonders.
+/// A smaller file is copied without a line of progress.
 const SMALL: u64 = 200_000;
 
 impl Session {
-    /// A backup: the guest's file systems are frozen for so long.
+    /// Backs the guest up: freezes its file systems for this time.
     pub(super) fn backup(&self, hold: Duration) -> Outcome {
         let ask = |what: &str, operation: u8| self.ask(Service::Vss, what, vss::body(operation));
         ask("HOT_BACKUP", vss::HOT_BACKUP)?;
@@ -73,13 +71,13 @@ impl Session {
         match begun.status {
             S_OK => {}
             E_FILE_EXISTS => {
-                let why = format!("{folder}{name} is there: --overwrite replaces it");
+                let why = format!("{folder}{name} exists: --overwrite replaces it");
                 return Err(Failure::Failed(why));
             }
             status => return Err(Failure::Failed(format!("copy: {}", meaning(status)))),
         }
         if let Err(why) = self.pieces(open, size) {
-            // The guest removes what it has.
+            // The guest removes the part that it has.
             let _ = channel.ask(fcopy::end(fcopy::CANCEL));
             return Err(why);
         }
@@ -100,7 +98,7 @@ impl Session {
             let most = (size - sent).min(fcopy::PIECE as u64);
             let read = file.by_ref().take(most).read_to_end(&mut piece);
             if read.as_ref().ok() != Some(&(most as usize)) {
-                let why = "copy: the file has become shorter, or cannot be read any more";
+                let why = "copy: the file has shrunk, or can no longer be read";
                 return Err(Failure::Failed(why.to_owned()));
             }
             let reply = channel.ask(fcopy::write(sent, &piece))?;
@@ -119,17 +117,17 @@ impl Session {
     }
 }
 
-/// Opens a file; its size.
+/// Opens a file; gives its size, too. Opening anything but a file might block.
 fn open(path: &Path) -> std::io::Result<(File, u64)> {
-    let file = File::open(path)?;
-    let about = file.metadata()?;
-    match about.is_file() {
-        true => Ok((file, about.len())),
-        false => Err(std::io::Error::other("not a file")),
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("not a file"));
     }
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    Ok((file, size))
 }
 
-/// Folder and name in the guest; `None` if one is too long. Without a destination it is `/tmp/`.
+/// The file's folder and name in the guest; `None` if one is too long.
 fn place(file: &Path, destination: Option<String>) -> Option<(String, String)> {
     let destination = destination.unwrap_or_else(|| "/tmp/".to_owned());
     let at = destination.rfind('/')? + 1;

@@ -1,39 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Commands that nobody types: from a file or a pipe, one a line.
+//! Commands from a file or a pipe, one a line.
 //!
-//! A `!` in front of a command says that it must fail.
+//! A `!` in front of a command: the command must fail. A line that begins with `=`: the output of the command before must
+//! have this text, whatever the number of blanks.
 
 use std::io::BufRead;
 use std::process::ExitCode;
 
+use super::session::expected;
 use super::session::Session;
 use crate::guest::Result;
-use crate::nested;
 
-/// Carries out the commands; the status is that of a failure if one failed.
+/// Carries out the commands. The exit status says whether each did what it must.
 pub(super) fn run(mut session: Session, mut input: impl BufRead) -> Result<ExitCode> {
     let mut failed = 0;
-    while let Some(line) = next(&mut input)? {
-        let command = line.trim();
-        if command.is_empty() || command.starts_with('#') {
-            continue;
-        }
-        session.say(&format!("> {command}"));
-        let (command, is_to_fail) = match command.strip_prefix('!') {
-            Some(command) => (command, true),
-            None => (command, false),
-        };
-        let is_done = session.execute(command);
-        if is_done == is_to_fail {
-            failed += 1;
-            match is_done {
-                true => session.say("error: this was to fail"),
-                false => session.explain(),
-            }
-        }
-        if session.is_over() {
+    let mut bytes = Vec::new();
+    while !session.is_over() {
+        bytes.clear();
+        if input.read_until(b'\n', &mut bytes)? == 0 {
             break;
+        }
+        if !carry_out(&mut session, &bytes) {
+            failed += 1;
         }
     }
     if let Some(status) = session.breakdown() {
@@ -43,40 +32,48 @@ pub(super) fn run(mut session: Session, mut input: impl BufRead) -> Result<ExitC
     match failed {
         0 => Ok(ExitCode::SUCCESS),
         _ => {
-            session.say(&format!("# {failed} commands failed"));
+            session.say(&format!("# {failed} lines failed"));
             Ok(ExitCode::FAILURE)
         }
     }
 }
 
-/// The next line, `None` at the end. Through the QEMU guest's console, a byte stands for the end.
-fn next(input: &mut impl BufRead) -> Result<Option<String>> {
-    let mut bytes = Vec::new();
-    loop {
-        let (used, is_over) = {
-            let ready = input.fill_buf()?;
-            match ready
-                .iter()
-                .position(|&byte| byte == b'\n' || byte == nested::END)
-            {
-                Some(at) => {
-                    bytes.extend(&ready[..at]);
-                    (at + usize::from(ready[at] == b'\n'), true)
-                }
-                None => {
-                    bytes.extend(ready);
-                    (ready.len(), ready.is_empty())
-                }
-            }
-        };
-        let is_end = used == 0 && is_over;
-        input.consume(used);
-        match (is_over, is_end && bytes.is_empty()) {
-            (_, true) => return Ok(None),
-            (true, _) => return Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-            _ => {}
-        }
+/// Carries out a line; gives whether it did what it must.
+fn carry_out(session: &mut Session, bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let line = text.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return true;
     }
+    if let Some(text) = line.strip_prefix('=') {
+        let has_said = has_text(&session.said(), text);
+        if !has_said {
+            session.say(&format!("error: the command did not print {}", text.trim()));
+        }
+        return has_said;
+    }
+    session.say(&format!("> {line}"));
+    let (command, must_fail) = match line.strip_prefix('!') {
+        Some(command) => (command, true),
+        None => (line, false),
+    };
+    let is_done = match std::str::from_utf8(bytes) {
+        Ok(_) => session.execute(command),
+        Err(_) => session.conclude(expected("a line in UTF-8")),
+    };
+    match (is_done, must_fail) {
+        (true, true) => session.say("error: the command did not fail"),
+        (false, false) => session.explain(),
+        _ => return true,
+    }
+    false
+}
+
+/// Whether a line of the output has the text.
+fn has_text(output: &str, text: &str) -> bool {
+    let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = squeezed(text);
+    output.lines().any(|line| squeezed(line).contains(&text))
 }
 
 #[cfg(test)]
@@ -84,18 +81,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_end_and_so_does_the_input() {
-        let read = |mut text: &[u8]| {
-            let mut lines = Vec::new();
-            while let Some(line) = next(&mut text).unwrap() {
-                lines.push(line);
-            }
-            lines
-        };
-        assert_eq!(read(b"a\nb\n"), ["a", "b"]);
-        assert_eq!(read(b"a\n\nb"), ["a", "", "b"]);
-        assert_eq!(read(b"a\n\xffnever"), ["a"]);
-        assert_eq!(read(b"a\xff"), ["a"]);
-        assert_eq!(read(b""), [""; 0]);
+    fn texts_are_found_in_lines() {
+        let output = "Service   Enabled\nHeartbeat  True   OK\n";
+        assert!(has_text(output, " Heartbeat True"));
+        assert!(has_text(output, "True    OK"));
+        assert!(!has_text(output, "Enabled Heartbeat"));
+        assert!(!has_text(output, "HeartbeatTrue"));
+        assert!(!has_text("", "x"));
     }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The host's prompt: the console of a guest, live in both directions, and commands to its host.
+//! The host's prompt: the console of a guest, live in both directions, and commands to the host.
 //!
-//! All that commands do they do with [`Guest`](crate::guest::Guest) and [`ChannelHandle`](crate::guest::ChannelHandle),
-//! as scenarios do. [`command`] reads them, [`session`] carries them out, [`terminal`] is where they come from if someone
-//! types them, [`preparation`] makes one of this project's guests ready for them.
+//! Commands use [`Guest`](crate::guest::Guest) and [`ChannelHandle`](crate::guest::ChannelHandle) alone, as scenarios do.
+//! [`command`] parses commands, [`session`] carries them out, [`terminal`] and [`lines`] read them from a terminal and from
+//! a file, [`preparation`] prepares one of this project's guests.
 
 pub mod command;
 mod data;
@@ -20,6 +20,8 @@ mod status;
 mod terminal;
 mod words;
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -29,46 +31,34 @@ use crate::nested;
 
 use self::session::Session;
 
-/// What the prompt is given.
+/// What the command line says.
 #[derive(Clone)]
 pub struct Options {
     /// The machine.
     pub config: Config,
-    /// The module that answers for the services in one of this project's guests.
+    /// The module that serves in one of this project's guests.
     pub module: Module,
     /// A file with commands, instead of standard input.
     pub commands: Option<PathBuf>,
-    /// A transcript to be replayed, instead of any commands.
+    /// A transcript to replay, instead of commands.
     pub replay: Option<PathBuf>,
 }
 
-/// The exit status where the emulation broke down: another attempt may do better.
+/// The exit status after a breakdown of the emulation: the caller may try again.
 const BROKEN_DOWN: u8 = 125;
 
-/// Boots the machine and carries out the commands that come. The exit status says whether all of them did what they were
-/// to.
+/// Boots the machine and carries out the commands. The exit status says whether each did what it must.
 pub fn run(options: &Options) -> ExitCode {
-    if let Some(file) = &options.replay {
-        return status(replay::run(options, file));
-    }
-    let is_typed = options.commands.is_none() && nested::is_terminal();
-    let ended = match (&options.commands, is_typed) {
-        (None, true) => Session::start(options).and_then(terminal::run),
-        (None, false) => {
-            Session::start(options).and_then(|it| lines::run(it, std::io::stdin().lock()))
-        }
-        (Some(file), _) => match std::fs::File::open(file) {
-            Ok(open) => {
-                Session::start(options).and_then(|it| lines::run(it, std::io::BufReader::new(open)))
-            }
+    let ended = match (&options.replay, &options.commands) {
+        (Some(file), _) => replay::run(options, file),
+        (None, Some(file)) => match File::open(file) {
+            Ok(open) => Session::start(options).and_then(|it| lines::run(it, BufReader::new(open))),
             Err(error) => Err(format!("{}: {error}", file.display()).into()),
         },
+        (None, None) if nested::is_terminal() => Session::start(options).and_then(terminal::run),
+        (None, None) => Session::start(options)
+            .and_then(|it| lines::run(it, BufReader::new(nested::open_input()))),
     };
-    status(ended)
-}
-
-/// The exit status; what went wrong is printed.
-fn status(ended: crate::guest::Result<ExitCode>) -> ExitCode {
     ended.unwrap_or_else(|error| {
         eprintln!("host: {error}");
         ExitCode::FAILURE

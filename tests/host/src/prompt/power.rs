@@ -17,7 +17,7 @@ use crate::ic::S_OK;
 use crate::machine::Exit;
 use crate::service::Service;
 
-/// How long a guest that has agreed to hibernate gets for it.
+/// How long to wait until a guest that has agreed to hibernate does so.
 const HIBERNATION: Duration = Duration::from_secs(10);
 
 impl Session {
@@ -34,12 +34,12 @@ impl Session {
         }
     }
 
-    /// Sends a shutdown request; how the guest ended within `timeout`, and the seconds that took.
+    /// Sends a shutdown request; gives how the guest ended within `timeout`, and after how many seconds.
     fn shut_down(&self, flags: u32, timeout: Duration) -> Outcome<Option<(Exit, f64)>> {
         let asked = Instant::now();
         let channel = self.ready(Service::Shutdown)?;
         channel.start_request(shutdown::body(flags, "asked at the host's prompt"))?;
-        // A guest may be gone before its reply is looked at.
+        // The guest may be off before the host looks at the reply.
         match channel.wait_reply() {
             Ok(reply) if reply.status != S_OK => {
                 return Err(Failure::Failed(format!(
@@ -94,7 +94,7 @@ impl Session {
         }
     }
 
-    /// Has the guest hibernate. Whether it then does is a matter of its user space.
+    /// Asks the guest to hibernate. It agrees if the machine can; then its user space has to act.
     pub(super) fn hibernate(&mut self) -> Outcome {
         match self.shut_down(shutdown::HIBERNATE, HIBERNATION)? {
             Some((Exit::S4, seconds)) => {
@@ -105,17 +105,18 @@ impl Session {
                 return Err(Failure::Failed(format!("the guest ended with {exit:?}")));
             }
             None => self.say(
-                "agreed to: the guest runs on, as nothing in it acts on the kernel's event yet",
+                "the guest agreed, and runs on: nothing in it has acted on the kernel's event",
             ),
         }
         Ok(())
     }
 
-    /// Save-VM: the machine stands still.
+    /// Save-VM: stops the machine where it is.
     pub(super) fn save(&mut self) -> Outcome {
         self.runs()?;
         self.guest.pause()?;
         self.power = Power::Saved;
+        self.saved_at = Some(Instant::now());
         self.say("saved: the machine stands still");
         Ok(())
     }
@@ -123,26 +124,29 @@ impl Session {
     /// Start-VM of a saved machine.
     pub(super) fn restore(&mut self) -> Outcome {
         if self.power != Power::Saved {
-            return expected("a saved machine: save makes this one so");
+            return expected("a saved machine: save saves this one");
         }
         self.guest.resume()?;
+        if let Some(saved_at) = self.saved_at.take() {
+            self.since += saved_at.elapsed();
+        }
         self.power = Power::On;
-        self.say("restored: the guest goes on, services begin anew");
+        self.say("restored: the guest runs, and time sync and data exchange negotiate again");
         Ok(())
     }
 
     /// Moves the host's clock.
     pub(super) fn clock(&mut self, step: i64) -> Outcome {
-        self.offset += step;
+        self.offset = self.offset.saturating_add(step);
         self.set_offset();
         self.say(&format!(
-            "the host's clock is {:+} s from this machine's; the next time sample says so",
+            "the host's clock is {:+} s from this machine's; the next time sample tells the guest",
             self.offset
         ));
         Ok(())
     }
 
-    /// Has time sync tell the host's clock as commands have moved it.
+    /// Gives time sync the clock that commands have moved.
     pub(super) fn set_offset(&self) {
         let offset = self.offset.saturating_mul(10_000_000);
         self.guest.with_bus(|bus| {
@@ -152,15 +156,15 @@ impl Session {
         });
     }
 
-    /// The host sleeps, and its machines with it.
+    /// Puts the host to sleep, and its machine with it: the host's clock goes on, the guest stands still.
     pub(super) fn sleep(&mut self, time: Duration) -> Outcome {
         self.runs()?;
         self.guest.pause()?;
-        self.offset += time.as_secs() as i64;
+        self.offset = self.offset.saturating_add(time.as_secs() as i64);
         self.set_offset();
         self.guest.resume()?;
         self.say(&format!(
-            "the host has slept: its clock is {} s later, the guest's is not until time sync says so",
+            "the host has slept: its clock is {} s ahead of the guest's until time sync sets that",
             time.as_secs()
         ));
         Ok(())

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What one of this project's guests needs for the prompt: a disk to freeze, an adapter to have addresses, the module, the
-//! daemons, and a shell at its console.
+//! Prepares one of this project's guests for the prompt: a disk to freeze, an adapter with addresses, the module, the
+//! daemons, and a shell at the console.
 
 use crate::guest::Guest;
 use crate::guest::Module;
 use crate::guest::Result;
+use crate::nested;
 
 /// The adapter's MAC address.
 pub(super) const MAC: &str = "00:15:5D:01:02:03";
@@ -13,8 +14,8 @@ pub(super) const MAC: &str = "00:15:5D:01:02:03";
 /// Its id.
 pub(super) const ADAPTER: &str = "{f8615163-df3e-46c5-913f-f2d2f965ed0e}";
 
-/// Modules of the kernel, and what the daemons find: an ext4 at /mnt, and dummy0, which has the id of an adapter of
-/// Hyper-V's and a script that sets addresses.
+/// Inserts the kernel's modules. Makes an ext4 at /mnt, the adapter dummy0 with the id of one of Hyper-V's, and the script
+/// with which the daemon sets addresses.
 const SURROUNDINGS: &str = r#"
 while read -r name rest; do
     case $name in uio*) ;; *) insmod /modules/daemons/$name $rest || exit ;; esac
@@ -31,42 +32,43 @@ echo 'ADAPTER' >/tmp/net/dummy0/device/device_id
 cat /sys/class/net/dummy0/address >/tmp/net/dummy0/address
 mount --bind /tmp/net /sys/class/net"#;
 
-/// The daemons of the module in Rust.
+/// The daemons for the module in Rust.
 const DAEMONS: [&str; 3] = ["hv_kvp_daemon", "hv_vss_daemon", "hv_fcopy_daemon"];
 
-/// Those of the one in C, whose file copy is served over UIO.
+/// The daemons for the module in C: file copy is served over UIO.
 const DAEMONS_OF_C: [&str; 3] = ["hv_kvp_daemon", "hv_vss_daemon", "hv_fcopy_uio_daemon"];
 
-/// What the latter needs.
+/// Inserts UIO.
 const UIO: &str = "insmod /modules/daemons/uio.ko && insmod /modules/daemons/uio_hv_generic.ko";
 
-/// Keeps a daemon running, as a service manager does: it ends when its device goes.
+/// Starts a daemon again when it ends, as a service manager does: it ends when its device goes.
 const KEEP: &str = "setsid sh -c 'while :; do DAEMON -n; sleep 1; done' >/dev/null 2>&1 &";
 
-/// What the daemons log once they are registered, or (over UIO) have begun.
+/// The daemons' messages once they are registered, or (over UIO) have begun.
 const REGISTERED: [&str; 3] = [
     "KVP LIC Version",
     "VSS: kernel module version",
     "FCOPY: (kernel module version|starting)",
 ];
 
-/// Waits for that, half a minute at most.
+/// Waits for such a message, half a minute at most.
 const WAIT: &str = "i=0; until grep -qE 'TEXT' /tmp/daemons.log; do \
     i=$((i + 1)); [ $i -lt 300 ] || exit; usleep 100000; done";
 
-/// The shell at the console, which begins anew when it ends.
-const SHELL: &str = "setsid sh -c 'export PS1=\"guest:\\w# \" HOME=/root TERM=vt100; cd; \
-    while :; do setsid -c sh -i </dev/ttyS0 >/dev/ttyS0 2>&1; done' >/dev/null 2>&1 &";
+/// Starts the shell at the console, again when it ends, with the terminal's size. Twice setsid: the second runs in the
+/// background, and unlike with `&`, SIGINT is not ignored there, so ^C works in the shell.
+const SHELL: &str = "setsid setsid sh -c 'export PS1=\"guest:\\w# \" HOME=/root TERM=vt100; cd; \
+    while :; do (stty SIZE; exec setsid -c sh -i) </dev/ttyS0 >/dev/ttyS0 2>&1; done' >/dev/null 2>&1";
 
-/// Hyper-V sockets, with a program that sends back what it gets: at the port of that name (RFC 862).
+/// Loads Hyper-V sockets, and starts a program that echoes at port 7 (RFC 862).
 const SOCKETS: &str =
     "while read -r name rest; do insmod /modules/sockets/$name $rest || exit; done \
     </modules/sockets/order; vsock listen 7 1000000 cat";
 
-/// The end of what kernel and daemons have logged.
+/// Prints the end of the logs of kernel and daemons.
 pub(super) const LOGS: &str = "dmesg | tail -n 5; tail -n 5 /tmp/daemons.log";
 
-/// Makes a guest that has just booted ready.
+/// Prepares a guest that has just booted.
 pub(super) fn prepare(guest: &Guest, module: Module) -> Result<()> {
     let surroundings = SURROUNDINGS.replace("MAC", MAC).replace("ADAPTER", ADAPTER);
     guest.sh_ok(&surroundings)?;
@@ -85,5 +87,8 @@ pub(super) fn prepare(guest: &Guest, module: Module) -> Result<()> {
         guest.sh_ok(&WAIT.replace("TEXT", text))?;
     }
     guest.sh_ok(SOCKETS)?;
-    guest.sh_ok(SHELL).map(|_| ())
+    let size = nested::terminal_size().map_or(String::new(), |(rows, columns)| {
+        format!("rows {rows} cols {columns}")
+    });
+    guest.sh_ok(&SHELL.replace("SIZE", &size)).map(|_| ())
 }

@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long to look for answers that no request has asked for.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// A packet has fewer bytes than this: rings are smaller.
+const LONGEST: usize = 1 << 20;
+
 /// A packet of the transcript.
 #[derive(Debug, PartialEq, Eq)]
 struct Said {
@@ -88,7 +91,9 @@ fn parse_line(number: usize, line: &str) -> std::result::Result<Option<Said>, &'
         service,
         by_host: direction == "->",
         text: text.trim().to_owned(),
-        bytes: parse_bytes(bytes).ok_or("an even number of hexadecimal digits in its brackets")?,
+        bytes: parse_bytes(bytes).ok_or(
+            "an even number of hexadecimal digits (and fewer than a MiB of bytes) in its brackets",
+        )?,
     }))
 }
 
@@ -98,6 +103,9 @@ fn parse_bytes(text: &str) -> Option<Vec<u8>> {
         Some((digits, more)) => (digits, more.strip_suffix(" bytes")?.parse().ok()?),
         None => (text, 0),
     };
+    if more > LONGEST {
+        return None;
+    }
     let digits: Option<Vec<u8>> = digits
         .chars()
         .map(|digit| digit.to_digit(16).map(|it| it as u8))
@@ -196,7 +204,11 @@ pub(super) fn run(options: &Options, file: &Path) -> Result<ExitCode> {
             tally.differ
         ));
     }
+    let breakdown = session.breakdown();
     session.end();
+    if let Some(status) = breakdown {
+        return Ok(status);
+    }
     replayed?;
     let differs = tallies.iter().any(|tally| tally.differ > 0);
     Ok(if differs {
@@ -258,7 +270,7 @@ fn replay(
     }
     for &service in services {
         if let Err(error) = guest.channel(service).expect_silence(QUIET) {
-            session.say(&format!("{error}"));
+            session.say(error.0.lines().next().unwrap_or(""));
             if let Some(index) = services.iter().position(|it| *it == service) {
                 tallies[index].answers += 1;
                 tallies[index].differ += 1;
@@ -307,6 +319,10 @@ mod tests {
             ("1 1 kvp -> text", "line 1: expected bytes"),
             ("\n1 1 kvp -> text [0]", "line 2: expected an even"),
             ("1 1 kvp -> text [0g]", "line 1: expected an even"),
+            (
+                "1 1 kvp -> text [00 and 9999999999 bytes]",
+                "line 1: expected an even",
+            ),
             ("x 1 kvp -> text [00]", "line 1: expected a number"),
             ("1 1 kvp <- text [00]", "expected a line with a packet"),
         ] {

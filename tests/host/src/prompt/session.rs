@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One machine and what is done with it: commands are carried out, one at a time.
+//! A machine and its state at the prompt: carries out commands, one at a time.
 
+use std::cell::RefCell;
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 use std::time::Instant;
 
 use super::command::Command;
+use super::command::NOTES;
 use super::command::USAGES;
 use super::preparation;
 use super::terminal::Terminal;
@@ -21,20 +24,20 @@ use crate::ic::frame::Message;
 use crate::machine::Exit;
 use crate::service::Service;
 
-/// How long a service may take until it can be asked for something.
+/// How long to wait until a service can take a request.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a command did not do what it was to.
+/// Why a command failed.
 pub(super) enum Failure {
-    /// It was not carried out: this was expected.
+    /// The input was wrong, and nothing was done. The text says what was expected.
     Expected(String),
-    /// It went wrong.
+    /// The command was carried out, and went wrong.
     Failed(String),
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        // What follows is for scenarios: where processors are, and the console, which is here anyway.
+        // Further lines are for scenarios: processors, and the console, which the user sees anyway.
         let line = error.0.lines().next().unwrap_or_default();
         let end = line.find("; the console's").unwrap_or(line.len());
         Self::Failed(line[..end].to_owned())
@@ -47,7 +50,7 @@ impl From<String> for Failure {
     }
 }
 
-/// What a command came to.
+/// How a command ended.
 pub(super) type Outcome<T = ()> = std::result::Result<T, Failure>;
 
 /// An error that says what was expected.
@@ -55,7 +58,7 @@ pub(super) fn expected<T>(what: impl Into<String>) -> Outcome<T> {
     Err(Failure::Expected(what.into()))
 }
 
-/// What the machine is about.
+/// The machine's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Power {
     /// It runs.
@@ -71,22 +74,26 @@ pub(super) struct Session {
     pub(super) guest: Guest,
     pub(super) options: Options,
     pub(super) power: Power,
-    /// When it was switched on.
+    /// When the machine was switched on; later by the times for which it was saved.
     pub(super) since: Instant,
+    /// When it was saved, if it is.
+    pub(super) saved_at: Option<Instant>,
     /// Seconds that the host's clock is ahead of this machine's.
     pub(super) offset: i64,
-    /// Where someone types, if someone does.
+    /// The terminal, if a person types the commands.
     pub(super) terminal: Option<Terminal>,
     over: bool,
+    /// The output since the last command began.
+    said: RefCell<String>,
 }
 
 impl Session {
-    /// Boots the machine, and makes its guest ready.
+    /// Boots the machine, and prepares its guest.
     pub(super) fn start(options: &Options) -> Result<Self> {
         Self::start_scripted(options, &[])
     }
 
-    /// The same with these services led by the caller from the beginning.
+    /// The same; the caller leads these services from the beginning.
     pub(super) fn start_scripted(options: &Options, scripted: &[Service]) -> Result<Self> {
         let guest = Guest::boot(&options.config)?;
         for &service in scripted {
@@ -97,15 +104,17 @@ impl Session {
             options: options.clone(),
             power: Power::On,
             since: Instant::now(),
+            saved_at: None,
             offset: 0,
             terminal: None,
             over: false,
+            said: RefCell::default(),
         };
         session.prepare()?;
         Ok(session)
     }
 
-    /// Makes a guest of this project's ready, after each boot.
+    /// Prepares a guest of this project's, after each boot.
     pub(super) fn prepare(&self) -> Result<()> {
         if self.options.config.foreign {
             return Ok(());
@@ -122,15 +131,24 @@ impl Session {
         Ok(())
     }
 
-    /// Prints a line.
+    /// Prints a line. Texts of the guest's may be in it: control characters are escaped.
     pub(super) fn say(&self, line: &str) {
-        use std::io::Write;
+        let line = printable(line) + "\n";
+        self.said.borrow_mut().push_str(&line);
         let mut output = std::io::stdout().lock();
-        let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+        let _ = output
+            .write_all(line.as_bytes())
+            .and_then(|()| output.flush());
     }
 
-    /// Carries out a line; whether it did what it was to.
+    /// The output since the last command began.
+    pub(super) fn said(&self) -> String {
+        self.said.borrow().clone()
+    }
+
+    /// Carries out a line; gives whether the command succeeded.
     pub(super) fn execute(&mut self, line: &str) -> bool {
+        self.said.borrow_mut().clear();
         let outcome = match Command::parse(line) {
             Ok(Some(command)) => {
                 self.notice_exit();
@@ -140,12 +158,17 @@ impl Session {
             Err(what) => expected(what),
         };
         self.notice_exit();
-        match outcome {
-            Ok(()) => return true,
+        self.conclude(outcome)
+    }
+
+    /// Says why a command failed, if it did; gives whether it succeeded.
+    pub(super) fn conclude(&self, outcome: Outcome) -> bool {
+        match &outcome {
+            Ok(()) => {}
             Err(Failure::Expected(what)) => self.say(&format!("expected {what}")),
             Err(Failure::Failed(why)) => self.say(&format!("error: {why}")),
         }
-        false
+        outcome.is_ok()
     }
 
     fn carry_out(&mut self, command: Command) -> Outcome {
@@ -186,15 +209,13 @@ impl Session {
                 Ok(())
             }
             Command::Help => {
-                for (usage, meaning) in USAGES {
-                    self.say(&format!("  {usage:<38} {meaning}"));
-                }
+                help().iter().for_each(|line| self.say(line));
                 Ok(())
             }
         }
     }
 
-    /// Prints what a guest of this project's has logged last, after a failure that nobody expected.
+    /// Prints the end of the guest's logs, after a command of a file has failed.
     pub(super) fn explain(&self) {
         if self.options.config.foreign || self.power != Power::On {
             return;
@@ -206,18 +227,18 @@ impl Session {
         }
     }
 
-    /// Goes to the console, if someone is there.
+    /// Goes to the console.
     fn console(&mut self) -> Outcome {
         match &self.terminal {
             Some(terminal) => {
                 terminal.go_to_console();
                 Ok(())
             }
-            None => expected("a terminal: nobody is here to look at a console"),
+            None => expected("a terminal to show the console at: commands come from a file"),
         }
     }
 
-    /// Whether it is to end.
+    /// Whether the session is over.
     pub(super) fn is_over(&self) -> bool {
         self.over
             || matches!(
@@ -226,7 +247,7 @@ impl Session {
             )
     }
 
-    /// The status to end with where the emulation broke down, and not the guest.
+    /// The exit status if the emulation or the host broke down.
     pub(super) fn breakdown(&self) -> Option<ExitCode> {
         match self.guest.exit() {
             Some(Exit::Breakdown(what)) => {
@@ -241,12 +262,12 @@ impl Session {
         }
     }
 
-    /// Ends it: the machine is switched off.
+    /// Switches the machine off at the end.
     pub(super) fn end(&mut self) {
         self.guest.power_off();
     }
 
-    /// Sees whether the guest has ended the machine's run by itself.
+    /// Looks whether the guest has switched off or reset the machine. Boots it again after a reset.
     pub(super) fn notice_exit(&mut self) {
         if self.power == Power::Off {
             return;
@@ -273,6 +294,7 @@ impl Session {
         self.guest.restart()?;
         self.power = Power::On;
         self.since = Instant::now();
+        self.saved_at = None;
         self.set_offset();
         self.prepare()
     }
@@ -286,7 +308,7 @@ impl Session {
         }
     }
 
-    /// A service's channel, where that can be asked for something.
+    /// A service's channel, once the service can take a request.
     pub(super) fn ready(&self, service: Service) -> Outcome<ChannelHandle<'_>> {
         self.runs()?;
         let channel = self.guest.channel(service);
@@ -299,7 +321,7 @@ impl Session {
         Ok(channel)
     }
 
-    /// Has a service send a request; the reply, which says that all went well.
+    /// Sends a request; gives the reply if its status is success. `what` names the request in the error.
     pub(super) fn ask(&self, service: Service, what: &str, body: Vec<u8>) -> Outcome<Message> {
         let reply = self.ready(service)?.ask(body)?;
         match reply.status {
@@ -308,7 +330,7 @@ impl Session {
         }
     }
 
-    /// Waits, as long as the guest runs; someone at a terminal sees the console, and can end it.
+    /// Waits, as long as the guest runs. A person at a terminal sees the console, and can end the wait.
     pub(super) fn hold(&self, time: Duration) {
         match &self.terminal {
             Some(terminal) => terminal.hold(&self.guest, time),
@@ -319,7 +341,33 @@ impl Session {
     }
 }
 
-/// What a status in a reply says.
+/// The lines of `help`, for a terminal of 80 columns.
+fn help() -> Vec<String> {
+    let mut lines = Vec::new();
+    for (usage, meaning) in USAGES {
+        match usage.len() <= 30 {
+            true => lines.push(format!("  {usage:<30}  {meaning}")),
+            false => lines.extend([format!("  {usage}"), format!("  {:<30}  {meaning}", "")]),
+        }
+    }
+    lines.push(String::new());
+    lines.extend(NOTES.iter().map(|note| format!("  {note}")));
+    lines
+}
+
+/// The text with its control characters escaped.
+fn printable(text: &str) -> String {
+    let mut out = String::new();
+    for letter in text.chars() {
+        match letter.is_control() {
+            true => out.extend(letter.escape_default()),
+            false => out.push(letter),
+        }
+    }
+    out
+}
+
+/// What a reply's status means.
 pub(super) fn meaning(status: u32) -> String {
     let text = match status {
         ic::E_FAIL => "the guest failed to do it",
@@ -333,4 +381,25 @@ pub(super) fn meaning(status: u32) -> String {
         _ => "the guest says no",
     };
     format!("{text} ({status:#010x})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_guests_stay_in_their_line() {
+        assert_eq!(printable("good \u{e4} day"), "good \u{e4} day");
+        assert_eq!(
+            printable("a\n\u{1b}[2J\u{9b}\0"),
+            "a\\n\\u{1b}[2J\\u{9b}\\u{0}"
+        );
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        for line in help() {
+            assert!(line.len() < 80, "{line}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! The machine and its services as tables, as Get-VM and Get-VMIntegrationService print them.
 
 use std::time::Duration;
+use std::time::Instant;
 
 use super::session::Outcome;
 use super::session::Power;
@@ -13,11 +14,11 @@ use crate::ic::device::State;
 use crate::service::Service;
 use crate::service::Version;
 
-/// A service that has not answered for so long has lost communication.
+/// A service has lost communication after this time without an answer.
 const LOST: Duration = Duration::from_secs(10);
 
 impl Session {
-    /// Prints the tables.
+    /// Prints the tables, and how far the clocks are apart.
     pub(super) fn status(&self) -> Outcome {
         self.machine();
         if self.power == Power::Off {
@@ -60,7 +61,7 @@ impl Session {
         Ok(())
     }
 
-    /// The machine itself.
+    /// Prints the table of the machine.
     fn machine(&self) {
         let config = &self.options.config;
         let state = match self.power {
@@ -71,7 +72,8 @@ impl Session {
         let (uptime, vmbus) = match self.power {
             Power::Off => ("-".to_owned(), "-".to_owned()),
             _ => {
-                let seconds = self.since.elapsed().as_secs();
+                let now = self.saved_at.unwrap_or_else(Instant::now);
+                let seconds = now.saturating_duration_since(self.since).as_secs();
                 let version = self.guest.vmbus_version().map_or("-".to_owned(), version);
                 (
                     format!(
@@ -104,40 +106,42 @@ fn version((major, minor): Version) -> String {
     format!("{major}.{minor}")
 }
 
-/// A service's row.
+/// A service's row. Requests and replies count from the host's start; all else is about the channel that is open now.
 fn row(channel: ChannelHandle<'_>) -> Result<[String; 9]> {
-    let (statistics, versions) = (channel.statistics()?, channel.versions()?);
+    let statistics = channel.statistics()?;
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    let status = match channel.state()? {
-        State::Closed | State::Negotiating => "No Contact",
-        State::Ready => "OK",
-        State::Waiting { since } if since.elapsed() < LOST => "OK",
-        State::Waiting { .. } | State::Dead(_) => "Lost Communication",
+    let (status, has_contact) = match channel.state()? {
+        State::Closed | State::Negotiating => ("No Contact", false),
+        State::Ready => ("OK", true),
+        State::Waiting { since } if since.elapsed() < LOST => ("OK", true),
+        State::Waiting { .. } | State::Dead(_) => ("Lost Communication", true),
     };
-    let application = statistics.application_state.map(|state| {
+    let versions = channel.versions()?.filter(|_| has_contact);
+    let state = statistics.application_state.filter(|_| has_contact);
+    let state = state.map(|state| {
         let names = ["Unknown", "Healthy", "Critical", "Stopped"];
         names.get(state as usize).unwrap_or(&"?").to_string()
     });
-    let latency = statistics.latencies.last();
+    let latency = statistics.latencies.last().filter(|_| has_contact);
+    let is_enabled = if channel.is_present() {
+        "True"
+    } else {
+        "False"
+    };
     Ok([
         name(channel.service()).to_owned(),
-        if channel.is_present() {
-            "True"
-        } else {
-            "False"
-        }
-        .to_owned(),
+        is_enabled.to_owned(),
         status.to_owned(),
         or_none(versions.map(|it| version(it.message))),
         or_none(versions.map(|it| version(it.framework))),
-        or_none(application),
+        or_none(state),
         statistics.requests.to_string(),
         statistics.replies.to_string(),
         or_none(latency.map(|it| format!("{:.2} ms", it.as_secs_f64() * 1e3))),
     ])
 }
 
-/// A service as Windows calls it, and as commands do.
+/// A service's name in Windows, and in commands.
 fn name(service: Service) -> &'static str {
     match service {
         Service::Heartbeat => "Heartbeat (heartbeat)",

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Someone at a terminal: the guest's console, live in both directions, and with a key the prompt.
+//! A person at a terminal: the guest's console, live in both directions, and behind a key the prompt.
 //!
-//! Keys come one by one, as the terminal is raw. A thread of its own waits for them, another one for what the console says.
+//! The terminal is raw: each key comes at once. One thread reads keys, another one the console. Keys that are typed while
+//! a command runs are taken after that.
 
 use std::io;
 use std::io::Read;
@@ -33,15 +34,25 @@ const INTERRUPT: u8 = 0x03;
 const END: u8 = 0x04;
 const ERASE_LINE: u8 = 0x15;
 
-/// How often it is looked whether the guest still runs.
+/// How often to look whether the guest still runs.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// The console says at most so much while the prompt is there; of more, the end.
+/// Bytes of the console that are kept while the prompt is there; of more, the last.
 const PENDING: usize = 1 << 16;
 
 const PROMPT: &str = "host> ";
 
-/// What the console has to say, and whether it may.
+/// Prints a text at once. A terminal that has gone is no error: the end of keys says so.
+fn show(text: &str) {
+    show_bytes(text.as_bytes());
+}
+
+fn show_bytes(bytes: &[u8]) {
+    let mut output = std::io::stdout().lock();
+    let _ = output.write_all(bytes).and_then(|()| output.flush());
+}
+
+/// What the console has said, and whether that is shown.
 struct Screen {
     at_console: bool,
     pending: Vec<u8>,
@@ -49,17 +60,14 @@ struct Screen {
 
 impl Screen {
     fn show(&mut self) {
-        let mut output = std::io::stdout().lock();
-        let _ = output
-            .write_all(&self.pending)
-            .and_then(|()| output.flush());
+        show_bytes(&self.pending);
         self.pending.clear();
     }
 }
 
 /// The terminal.
 pub(super) struct Terminal {
-    keys: Receiver<Vec<u8>>,
+    keys: Receiver<u8>,
     screen: Arc<Mutex<Screen>>,
 }
 
@@ -71,12 +79,13 @@ impl Terminal {
             pending: Vec::new(),
         }));
         let (sender, keys) = mpsc::channel();
+        let input = nested::open_input();
         std::thread::spawn(move || {
-            let mut bytes = [0; 256];
-            while let Ok(length @ 1..) = std::io::stdin().read(&mut bytes) {
-                let mut parts = bytes[..length].split(|&byte| byte == nested::END);
-                let keys = parts.next().unwrap_or_default().to_vec();
-                if sender.send(keys).is_err() || parts.next().is_some() {
+            for key in input.bytes() {
+                let Ok(key) = key else {
+                    return;
+                };
+                if sender.send(key).is_err() {
                     return;
                 }
             }
@@ -90,14 +99,14 @@ impl Terminal {
         self.screen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows the console, with what it has said meanwhile.
+    /// Shows the console, from what it has said meanwhile on.
     pub(super) fn go_to_console(&self) {
         let mut screen = self.screen();
         screen.at_console = true;
         screen.show();
     }
 
-    /// Shows it no more.
+    /// Shows the console no more.
     fn leave_console(&self) {
         self.screen().at_console = false;
     }
@@ -106,10 +115,10 @@ impl Terminal {
         self.screen().at_console
     }
 
-    /// Gives the keys to a program that has the terminal's output, until it ends; it is ended by the key that goes to the
-    /// console, and at the end of keys.
+    /// Sends the keys to a program that writes to the terminal, until the program ends. The key that goes to the console
+    /// kills the program, and so does the end of keys.
     pub(super) fn give_to(&self, mut child: Child) -> io::Result<ExitStatus> {
-        println!("  in a session; ^] ends it");
+        show("  in a session; ^] ends it\n");
         let mut input = child.stdin.take();
         loop {
             if let Some(status) = child.try_wait()? {
@@ -117,7 +126,7 @@ impl Terminal {
             }
             match self.keys.recv_timeout(LOOK) {
                 Ok(keys) if !keys.contains(&ESCAPE) => {
-                    // A program that has ended takes none.
+                    // A program that has ended takes no keys.
                     if let Some(input) = &mut input {
                         let _ = input.write_all(&keys).and_then(|()| input.flush());
                     }
@@ -131,9 +140,9 @@ impl Terminal {
         }
     }
 
-    /// Is at the console for so long, or until a key that leaves it, or the end of keys.
+    /// Stays at the console for a time, or until the key that leaves it, the end of keys, or the end of the guest.
     pub(super) fn hold(&self, guest: &Guest, time: Duration) {
-        println!("  at the guest's console; ^] ends the wait");
+        show("  at the guest's console; ^] ends the wait\n");
         let end = Instant::now() + time;
         self.go_to_console();
         while let Some(left) = end.checked_duration_since(Instant::now()) {
@@ -141,18 +150,17 @@ impl Terminal {
                 break;
             }
             match self.keys.recv_timeout(left.min(LOOK)) {
-                Ok(keys) if keys.contains(&ESCAPE) => break,
-                Ok(keys) => guest.type_at_console(&keys),
+                Ok(ESCAPE) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(key) => guest.type_at_console(&[key]),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         self.leave_console();
-        println!();
+        show("\n");
     }
 }
 
-/// Shows or keeps what the console says.
+/// Reads the console: shows what it says, or keeps that while the prompt is there.
 fn follow(mut console: ConsoleReader, screen: &Mutex<Screen>) {
     loop {
         let bytes = console.wait(Duration::from_secs(1));
@@ -166,27 +174,28 @@ fn follow(mut console: ConsoleReader, screen: &Mutex<Screen>) {
     }
 }
 
-/// The line that is being typed at the prompt.
+/// The line that is typed at the prompt.
 #[derive(Default)]
 struct Line {
     text: String,
     /// The first bytes of a character.
     partial: Vec<u8>,
-    /// Lines before it, and which of them the keys up and down have got to.
+    /// Earlier lines.
     history: Vec<String>,
+    /// The place in the history that the keys up and down have got to.
     at: usize,
-    /// What came of an escape sequence.
+    /// The first bytes of an escape sequence.
     sequence: Vec<u8>,
 }
 
 /// What a key at the prompt means.
 #[derive(Debug, PartialEq, Eq)]
 enum Typed {
-    /// So much is to be printed.
+    /// Print this.
     Echo(String),
     /// A line is complete.
     Line(String),
-    /// To the console.
+    /// Go to the console.
     Console,
     /// The end.
     End,
@@ -213,7 +222,12 @@ impl Line {
                 Some(_) => Typed::Echo("\u{8} \u{8}".to_owned()),
                 None => Typed::Echo(String::new()),
             },
-            INTERRUPT | ERASE_LINE => self.replace(String::new()),
+            INTERRUPT => {
+                self.text.clear();
+                self.at = self.history.len();
+                Typed::Line(String::new())
+            }
+            ERASE_LINE => self.replace(String::new()),
             0x1b => {
                 self.sequence.push(byte);
                 Typed::Echo(String::new())
@@ -256,7 +270,7 @@ impl Line {
         self.replace(self.history.get(at).cloned().unwrap_or_default())
     }
 
-    /// Has another line instead.
+    /// Puts another text in the line's place.
     fn replace(&mut self, text: String) -> Typed {
         let erase = "\u{8} \u{8}".repeat(self.text.chars().count());
         self.text = text;
@@ -264,92 +278,75 @@ impl Line {
     }
 }
 
-/// At the console, and at the prompt, until the end.
+/// Serves the person at the terminal until the end.
 pub(super) fn run(mut session: Session) -> Result<ExitCode> {
-    println!("# at the guest's console; ^] goes to the host's prompt, and back");
+    show("# at the guest's console; ^] goes to the host's prompt, and back\n");
     session.terminal = Some(Terminal::new(session.guest.console_reader()));
-    if !session.options.config.foreign {
-        // The shell has said its prompt before anyone looked.
-        session.guest.type_at_console(b"\r");
-    }
     let mut line = Line::default();
     while !session.is_over() {
         let Some(terminal) = &session.terminal else {
             break;
         };
-        let keys = match terminal.keys.recv_timeout(LOOK) {
-            Ok(keys) => keys,
-            Err(RecvTimeoutError::Timeout) => {
-                watch(&mut session);
-                continue;
-            }
+        match terminal.keys.recv_timeout(LOOK) {
+            Ok(key) => handle(&mut session, &mut line, key),
+            Err(RecvTimeoutError::Timeout) => watch(&mut session, &line),
             Err(RecvTimeoutError::Disconnected) => break,
-        };
-        for key in keys {
-            handle(&mut session, &mut line, key);
-            if session.is_over() {
-                break;
-            }
         }
     }
-    println!();
+    show("\n");
     let status = session.breakdown();
     session.end();
     Ok(status.unwrap_or(ExitCode::SUCCESS))
 }
 
-/// The guest may have ended the machine's run: then the prompt is there.
-fn watch(session: &mut Session) {
-    if session.power != Power::Off && session.guest.exit().is_some() {
-        println!();
-        session.notice_exit();
-        let is_off = session.power == Power::Off;
-        if let Some(terminal) = session.terminal.as_ref().filter(|_| is_off) {
+/// Says so if the guest has ended by itself. The prompt comes if the machine is off then.
+fn watch(session: &mut Session, line: &Line) {
+    if session.power == Power::Off || session.guest.exit().is_none() {
+        return;
+    }
+    show("\n");
+    session.notice_exit();
+    if let Some(terminal) = &session.terminal {
+        if session.power == Power::Off {
             terminal.leave_console();
-            prompt();
+        }
+        if !terminal.is_at_console() {
+            show(&format!("{PROMPT}{}", line.text));
         }
     }
 }
 
-fn prompt() {
-    print!("{PROMPT}");
-    let _ = std::io::stdout().flush();
-}
-
-/// A key at the console or the prompt.
+/// Takes a key at the console or the prompt.
 fn handle(session: &mut Session, line: &mut Line, key: u8) {
     let Some(terminal) = &session.terminal else {
         return;
     };
-    if terminal.is_at_console() {
-        if key == ESCAPE {
+    match (terminal.is_at_console(), key) {
+        (true, ESCAPE) => {
             terminal.leave_console();
-            println!();
-            prompt();
-        } else {
-            session.guest.type_at_console(&[key]);
+            show(&format!("\n{PROMPT}{}", line.text));
+            return;
         }
-        return;
+        (true, _) => return session.guest.type_at_console(&[key]),
+        (false, _) => {}
     }
     match line.take(key) {
-        Typed::Echo(text) => {
-            print!("{text}");
-            let _ = std::io::stdout().flush();
-        }
+        Typed::Echo(text) => show(&text),
         Typed::Console => {
-            println!();
+            show("\n");
             terminal.go_to_console();
         }
         Typed::Line(command) => {
-            println!();
+            show("\n");
             session.execute(&command);
             if let Some(terminal) = &session.terminal {
                 if !terminal.is_at_console() && !session.is_over() {
-                    prompt();
+                    show(PROMPT);
                 }
             }
         }
         Typed::End => {
+            show("quit\n");
             session.execute("quit");
         }
     }
@@ -381,6 +378,7 @@ mod tests {
         assert_eq!(line.take(END), Typed::End);
         assert_eq!(line.take(ESCAPE), Typed::Console);
         assert_eq!(type_all(&mut line, b"\x7f\xff\r").1, [""]);
+        assert_eq!(type_all(&mut line, b"stop\x03kvp\r").1, ["", "kvp"]);
     }
 
     #[test]

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The words of a command line, and what single words mean: amounts of time, pools, addresses.
-//!
-//! Errors say what was expected.
+//! Splits a line into words, and parses single words: times, pools, addresses. Errors say what was expected.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,10 +17,10 @@ const POOLS: [&str; 5] = [
     "auto-internal",
 ];
 
-/// The last port of a guest's: the next number stands for any.
+/// The last port of a guest. The next number stands for any port.
 pub(super) const LAST_PORT: u32 = u32::MAX - 1;
 
-/// The longest time that a command takes.
+/// The longest time in a command, in seconds.
 const LONGEST: u64 = 366 * 86400;
 
 /// Splits a line into words. Quotes keep blanks, and a `#` begins a comment.
@@ -66,7 +64,7 @@ pub(super) fn service(word: &str) -> Result<Service, String> {
 /// A pool by its name or number.
 pub(super) fn pool(word: &str) -> Result<u8, String> {
     let number = POOLS.iter().position(|name| *name == word);
-    let number = number.or_else(|| word.parse().ok().filter(|number| *number < POOLS.len()));
+    let number = number.or_else(|| digits(word).filter(|number| *number < POOLS.len()));
     number.map(|number| number as u8).ok_or_else(|| {
         let names = POOLS.join(", ");
         format!("a pool ({names}, or 0 to 4), not {word:?}")
@@ -78,11 +76,18 @@ pub(super) fn pool_name(pool: u8) -> &'static str {
     POOLS.get(usize::from(pool)).unwrap_or(&"unknown")
 }
 
-/// A text that fits so many bytes of UTF-16, its NUL included.
+/// A number of digits alone: no sign.
+fn digits<T: std::str::FromStr>(word: &str) -> Option<T> {
+    let is_digits = word.bytes().all(|byte| byte.is_ascii_digit());
+    word.parse().ok().filter(|_| is_digits)
+}
+
+/// A text that fits this many bytes of UTF-16, its NUL included.
 pub(super) fn text(what: &str, word: &str, bytes: usize) -> Result<String, String> {
     let most = bytes / 2 - 1;
     match word.encode_utf16().count() {
         0 => Err(format!("a {what}, not an empty text")),
+        _ if word.contains('\0') => Err(format!("a {what} without NUL")),
         length if length > most => Err(format!(
             "a {what} of at most {most} UTF-16 units, not {length}"
         )),
@@ -105,7 +110,7 @@ pub(super) fn value(word: &str) -> Result<String, String> {
 
 /// A number in a range.
 pub(super) fn number(word: &str, least: u32, most: u32) -> Result<u32, String> {
-    let number = word.parse().ok();
+    let number = digits(word);
     let number = number.filter(|number| (least..=most).contains(number));
     number.ok_or_else(|| format!("a number from {least} to {most}, not {word:?}"))
 }
@@ -113,18 +118,14 @@ pub(super) fn number(word: &str, least: u32, most: u32) -> Result<u32, String> {
 /// A time, such as `90`, `90s`, `20m`, `1h`, `2d`.
 pub(super) fn time(word: &str) -> Result<Duration, String> {
     let wrong = || format!("a time, such as 90s, 20m, 1h or 2d, not {word:?}");
-    let (digits, unit) = match word.char_indices().last() {
+    let (number, unit) = match word.char_indices().last() {
         Some((at, 's')) => (&word[..at], 1),
         Some((at, 'm')) => (&word[..at], 60),
         Some((at, 'h')) => (&word[..at], 3600),
         Some((at, 'd')) => (&word[..at], 86400),
         _ => (word, 1),
     };
-    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-    let count: u64 = match is_number {
-        true => digits.parse().map_err(|_| wrong())?,
-        false => return Err(wrong()),
-    };
+    let count: u64 = digits(number).ok_or_else(wrong)?;
     match count
         .checked_mul(unit)
         .filter(|seconds| *seconds <= LONGEST)
@@ -146,7 +147,7 @@ pub(super) fn step(word: &str) -> Result<i64, String> {
     Ok(sign * size.as_secs() as i64)
 }
 
-/// A MAC address as hosts write it.
+/// A MAC address, in the form of a host's messages.
 pub(super) fn mac(word: &str) -> Result<String, String> {
     let parts: Vec<&str> = word.split([':', '-']).collect();
     let is_byte =
@@ -159,7 +160,7 @@ pub(super) fn mac(word: &str) -> Result<String, String> {
     }
 }
 
-/// An adapter's id as hosts write it.
+/// An adapter's id, in the form of a host's messages.
 pub(super) fn adapter(word: &str) -> Result<String, String> {
     let inner = word
         .strip_prefix('{')
@@ -187,7 +188,7 @@ pub(super) fn subnet(word: &str) -> Result<(IpAddr, u8), String> {
     let (first, length) = word.split_once('/').ok_or_else(wrong)?;
     let address: IpAddr = first.parse().map_err(|_| wrong())?;
     let most = if address.is_ipv4() { 32 } else { 128 };
-    let length = length.parse().ok().filter(|length| *length <= most);
+    let length = digits(length).filter(|length| *length <= most);
     Ok((address, length.ok_or_else(wrong)?))
 }
 
@@ -238,7 +239,7 @@ mod tests {
             (pool("external"), pool("auto-internal"), pool("1")),
             (Ok(0), Ok(4), Ok(1))
         );
-        for word in ["5", "-1", "Auto", ""] {
+        for word in ["5", "-1", "+1", "Auto", ""] {
             assert!(pool(word).is_err(), "{word}");
         }
         assert_eq!(pool_name(3), "auto-external");
@@ -249,6 +250,7 @@ mod tests {
         assert!(key(&"k".repeat(255)).is_ok());
         assert!(key(&"k".repeat(256)).is_err());
         assert!(key("").is_err());
+        assert!(key("a\0b").is_err());
         assert!(value(&"😀".repeat(511)).is_ok());
         assert!(value(&"😀".repeat(512)).is_err());
         assert_eq!(value(""), Ok(String::new()));
@@ -262,7 +264,13 @@ mod tests {
         assert!(adapter("{f8615163-df3e-46c5-913f-f2d2f965ed0e}").is_ok());
         assert!(adapter("f8615163-df3e-46c5-913f-f2d2f965ed0e").is_err());
         assert_eq!(subnet("10.0.0.2/24"), Ok(("10.0.0.2".parse().unwrap(), 24)));
-        for word in ["10.0.0.2", "10.0.0.2/33", "fd00::1/129", "x/1"] {
+        for word in [
+            "10.0.0.2",
+            "10.0.0.2/33",
+            "10.0.0.2/+8",
+            "fd00::1/129",
+            "x/1",
+        ] {
             assert!(subnet(word).is_err(), "{word}");
         }
         assert!(address("10.0.0").is_err());
