@@ -413,12 +413,38 @@ foreign_session()
 		--append "console=ttyS0 quiet root=/dev/pmem0 rw pci=conf1" --pmem build/guest/debian-cloud-amd64.ext4 --memory 1024
 }
 
-# wrong_input: tests that wrong input does nothing. Prints requests that the right commands do not send.
+# wrong_input: tests that each wrong line is refused with a text that says what was expected, and does nothing. Prints
+# requests that the right commands do not send.
 wrong_input()
 {
+	local log=$logs/shell-wrong.log
 	shell_session wrong
+	grep '^error' "$log" || true
+	[ "$(grep -c '^expected ' "$log")" = "$(grep -c '^!' tests/shell/wrong.commands)" ] || echo "not all input was refused"
 	grep -oE '(kvp|vss|fcopy|shutdown) -> .* request .*' build/results/shell-wrong.transcript |
 		sed 's/ \[[0-9a-f]*\]$//; / flags 0 reason/d' | grep -v 'negotiate' || true
+}
+
+# typed TEXT LOG [NAME=VALUE]...: the host with this standard input; again if the emulation breaks down.
+typed()
+{
+	local status=125 left=3
+	while [ $status = 125 ] && [ $left -gt 0 ]; do
+		left=$((left - 1))
+		status=0
+		printf '%b' "$1" | env "${@:3}" build/host/host >"$2" 2>&1 || status=$?
+	done
+	return $status
+}
+
+# Commands whose output is not as it must be, from standard input: the byte 0xff is no end of it, and no text.
+failing_lines()
+{
+	local log=$logs/shell-failing.log status=0
+	typed 'help\n= no such line\n! help\nkvp set key \0377\n\0377\nnonsense\nhelp\n= prints this list\n' "$log" || status=$?
+	[ $status = 1 ] || echo "it ends with status $status"
+	tail -n 1 "$log" | grep -v '^# 5 lines failed$' || true
+	grep -c '^expected a line in UTF-8$' "$log" | grep -vx 2 || true
 }
 
 # replayed FILE COUNT [LINE]: replays a transcript. Prints nothing if COUNT services answer as recorded, and the output
@@ -443,18 +469,107 @@ spoiled_replay()
 gone_amid_a_backup()
 {
 	local log=$logs/shell-gone.log
-	printf '\035backup 5m\r' | HV_TERMINAL=1 build/host/host >"$log" 2>&1 || echo "it ends with status $?"
+	typed '\0035backup 5m\r' "$log" HV_TERMINAL=1 || echo "it ends with status $?"
 	grep -q '^backed up' "$log" || tail -n 40 "$log"
+}
+
+# types TEXT: on the terminal.
+types()
+{
+	printf '%b' "$1" >&"${terminal[1]}"
+}
+
+# shows TEXT: reads what the terminal shows, up to this text.
+shows()
+{
+	local byte
+	while [[ $shown != *"$1"* ]]; do
+		if ! IFS= read -r -N 1 -t 180 byte <&"${terminal[0]}"; then
+			echo "the terminal does not show \"$1\""
+			return 1
+		fi
+		shown+=$byte
+		printf %s "$byte" >>"$log"
+	done
+	shown=${shown#*"$1"}
+}
+
+# The console in both directions, the prompt behind a key, and the terminal's settings afterwards.
+drive_prompt()
+{
+	shows 'guest:~# ' && types 'stty size; sleep 1000\r' && shows '30 90' &&
+	# It ends the program in the guest, not the host.
+	types '\0003' && shows 'guest:~# ' && types 'echo "status $?"\r' && shows 'status 130' &&
+	types '\0035' && shows 'host> ' && types 'kvp set Greeting "good day"\r' && shows 'in pool external' &&
+	# Here it ends the line, which is not carried out.
+	types 'stop\0003' && shows 'host> stop' && shows 'host> ' && types 'kvp get Greeting\r' && shows 'Greeting = good day' &&
+	types 'backup 5m\r' && shows 'ends the wait' && types 'echo "frozen $((6 * 7))"\r' && shows 'frozen 42' &&
+	# Keys behind the one that ends the wait are a command.
+	types '\0035kvp list\r' && shows 'backed up: frozen for' && shows '1 pair in pool external' &&
+	# Up, then a line that is erased.
+	types '\0033[A\r' && shows '1 pair in pool external' && types 'quit\0025help\r' && shows 'prints this list' &&
+	types '\0035echo "again $((6 * 7))"\r' && shows 'again 42' &&
+	# At the console the guest's shell gets it, and begins again.
+	types '\0004' && shows 'built-in shell' &&
+	types '\0035' && shows 'host> ' && types '\0004' && shows 'the machine is switched off' &&
+	shows 'ended with 0' && wait "$script" && diff "$log.before" "$log.after"
+}
+
+# A host that is killed leaves neither its terminal raw nor its QEMU guest running.
+drive_killed()
+{
+	local pid job left=300
+	shows 'guest:~# ' || return
+	pid=$(cat "$log.pid")
+	job=$(grep -lF "progress.$pid.reading" build/guest/outer.*.cmd)
+	[ "$(stty -g -F "$(cat "$log.tty")")" != "$(cat "$log.before")" ] || echo "the terminal was not raw"
+	kill -KILL "$pid"
+	shows 'ended with 137' || return
+	until [ "$(stty -g -F "$(cat "$log.tty")")" = "$(cat "$log.before")" ] && { [ -z "$job" ] || [ ! -e "$job" ]; }; do
+		left=$((left - 1))
+		[ $left -gt 0 ] || { echo "the terminal stays raw, or the QEMU guest runs on"; return 1; }
+		sleep 0.2
+	done
+	rm -f "build/guest/progress.$pid.reading"
+	types '\r'
+	wait "$script"
+}
+
+# at_terminal DRIVER: the host at a terminal (script makes one) where DRIVER types; again if the emulation breaks down.
+at_terminal()
+{
+	local log=$logs/shell-$1.log attempt script shown command
+	command="stty rows 30 cols 90; stty -g >$log.before; tty >$log.tty
+		sh -c 'echo \$\$ >$log.pid; exec build/host/host'; echo \"ended with \$?\"
+		if [ $1 = drive_killed ]; then read -r line; fi; stty -g >$log.after"
+	for attempt in 1 2 3; do
+		: >"$log"
+		shown=
+		coproc terminal { exec script -qc "$command" /dev/null 2>&1; }
+		script=$terminal_PID
+		if "$1"; then
+			return
+		fi
+		kill "$script" 2>/dev/null || true
+		wait "$script" || true
+		grep -q 'ended with 125' "$log" || break
+	done
+	tail -n 40 "$log"
 }
 
 step_shell()
 {
 	each "shell: every command" shell_session every &
 	each "shell: wrong input" wrong_input
+	each "shell: lines that fail" failing_lines
 	each "shell: the end of input amid a backup" gone_amid_a_backup
 	each "shell: a transcript replayed" replayed tests/shell/replay.transcript 6
 	wait
+	each "shell: every command, the module in C" shell_session every-c --module c &
+	each "shell: a terminal" at_terminal drive_prompt
+	each "shell: a killed host" at_terminal drive_killed
 	each "shell: a transcript that the guest does not match" spoiled_replay
+	wait
 	if [ -e build/guest/debian-cloud-amd64.cpio ]; then
 		each "shell: a guest without files of this project" foreign_session
 	else

@@ -23,14 +23,14 @@ use host::service::Service;
 const USAGE: &str = "\
 usage: host [OPTION]... [COMMAND]...
 Boots a guest, runs each COMMAND (a shell line) in it, and powers it off. Without COMMAND, --run and --restore you get
-the guest's console. There ^] goes to the host's prompt. The command help explains the prompt.
+the guest's console. There ^] goes to the host's prompt. The command help lists the prompt's commands.
   --kernel FILE      bzImage or vmlinux (build/kernel/amd64/vmlinux, vmlinuz)
   --initrd FILE      cpio archive, repeatable (build/guest/{inner,rust}-amd64.cpio)
   --append TEXT      appended to the kernel's command line. At the prompt, with --kernel and --initrd but without
                      --module, the whole command line: then the guest needs no agent
   --flavour F        kernel and archives from build, if --kernel and --initrd are absent (amd64)
   --replay FILE      sends the host's side of a transcript, and reports different answers of the guest
-  --commands FILE    commands to the host, in place of standard input
+  --commands FILE    commands for the prompt, instead of standard input
   --pmem FILE        persistent memory, the guest's /dev/pmem0. The file does not change
   --vcpus N          processors, 1 to 32 (1)
   --memory MIB       memory (384)

@@ -2,14 +2,12 @@
 
 //! Sends the host's side of a transcript to a guest, with its timing, and says where the guest's answers differ.
 //!
-//! A line is `SECONDS REFERENCE SERVICE DIRECTION TEXT [BYTES]`, as [`crate::transcript`] writes it. Of each line that
-//! is about a service and has a direction `->` (of the host) or `<-` (of the guest), the seconds, the bytes and, of a
-//! guest's, the text count; a `-` as its text stands for what the bytes say. `[BYTES and N bytes]` has N bytes more,
-//! which are zero here.
+//! Documentation/shell.rst describes the format, which is that of [`crate::transcript`]. Lines that are about a service and
+//! have a direction `->` (host) or `<-` (guest) count.
 //!
-//! What must match is the length of each answer, that it echoes its request's ids, and its text: operation, versions,
-//! status and what the service answers with. Ids and times are not in it. Time samples tell the time of the replay. What
-//! differs from guest to guest is left out: generated pairs' values, and addresses.
+//! An answer must match in its length, in its request's id, and in its text: operation, versions, status, and the service's
+//! data. Values of generated pairs and addresses differ from guest to guest, and need not match. Time samples have the time
+//! of the replay.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -28,10 +26,10 @@ use crate::ic::frame::NEGOTIATE;
 use crate::ic::Moment;
 use crate::service::Service;
 
-/// How long a guest gets to open a channel, or to answer.
+/// How long to wait until the guest opens a channel, or answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long to look for answers that no request has asked for.
+/// How long to look for packets that answer no request.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// A packet has fewer bytes than this: rings are smaller.
@@ -49,7 +47,7 @@ struct Said {
     bytes: Vec<u8>,
 }
 
-/// The packets of a transcript. An error names the line, and what was expected there.
+/// Parses a transcript. The error names the line, and says what was expected there.
 fn parse(text: &str) -> std::result::Result<Vec<Said>, String> {
     let mut all = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -97,7 +95,7 @@ fn parse_line(number: usize, line: &str) -> std::result::Result<Option<Said>, &'
     }))
 }
 
-/// Bytes in hexadecimal, and zeroes for those that were left out.
+/// Parses bytes in hexadecimal. Zeroes take the place of bytes that were left out.
 fn parse_bytes(text: &str) -> Option<Vec<u8>> {
     let (digits, more) = match text.split_once(" and ") {
         Some((digits, more)) => (digits, more.strip_suffix(" bytes")?.parse().ok()?),
@@ -119,7 +117,7 @@ fn parse_bytes(text: &str) -> Option<Vec<u8>> {
     (pairs.len() % 2 == 0).then_some(bytes)
 }
 
-/// What an answer says, without what differs from guest to guest.
+/// An answer's text without the parts that differ from guest to guest.
 fn normalised(text: &str) -> String {
     let end = text.find(" status 0x").unwrap_or(text.len());
     let (said, status) = text.split_at(end);
@@ -134,7 +132,7 @@ fn normalised(text: &str) -> String {
     format!("{said}{status}")
 }
 
-/// The host's packet as it is sent now: time samples tell this time.
+/// The host's packet as it is sent now: a time sample has this time.
 fn of_now(said: &Said, moment: &Moment) -> Vec<u8> {
     let mut bytes = said.bytes.clone();
     let message = Message::parse(&bytes);
@@ -148,7 +146,7 @@ fn of_now(said: &Said, moment: &Moment) -> Vec<u8> {
     bytes
 }
 
-/// How an answer differs from the recorded one, if it does.
+/// How an answer differs from the recorded answer, if it does.
 fn difference(expected: &Said, got: &[u8]) -> Option<String> {
     let service = expected.service;
     let recorded = match expected.text.as_str() {
@@ -175,7 +173,7 @@ fn difference(expected: &Said, got: &[u8]) -> Option<String> {
     })
 }
 
-/// What became of one service.
+/// The result for a service.
 #[derive(Default)]
 struct Tally {
     sent: usize,
@@ -183,7 +181,7 @@ struct Tally {
     differ: usize,
 }
 
-/// Replays a file; the exit status says whether all answers match.
+/// Replays a file. The exit status says whether all answers match.
 pub(super) fn run(options: &Options, file: &Path) -> Result<ExitCode> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| Error(format!("{}: {error}", file.display())))?;
@@ -280,7 +278,7 @@ fn replay(
     Ok(())
 }
 
-/// The device is told what was negotiated, as the transcript of the replay says it then.
+/// Tells the device the negotiated versions, by which the replay's own transcript decodes messages.
 fn keep_versions(channel: ChannelHandle<'_>, payload: &[u8]) -> Result<()> {
     let reply = Message::parse(payload).filter(|it| it.kind == NEGOTIATE);
     if let Some(Ok((framework, message))) = reply.map(|reply| frame::negotiated(&reply)) {
