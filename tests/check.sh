@@ -495,6 +495,7 @@ shows()
 }
 
 # The console in both directions, the prompt behind a key, and the terminal's settings afterwards.
+# shellcheck disable=SC2016 # the guest's shell expands these
 drive_prompt()
 {
 	shows 'guest:~# ' && types 'stty size; sleep 1000\r' && shows '30 90' &&
@@ -538,22 +539,25 @@ drive_killed()
 # at_terminal DRIVER: the host at a terminal (script makes one) where DRIVER types; again if the emulation breaks down.
 at_terminal()
 {
-	local log=$logs/shell-$1.log attempt script shown command
+	local log=$logs/shell-$1.log left=3 script shown command
 	command="stty rows 30 cols 90; stty -g >$log.before; tty >$log.tty
 		sh -c 'echo \$\$ >$log.pid; exec build/host/host'; echo \"ended with \$?\"
 		if [ $1 = drive_killed ]; then read -r line; fi; stty -g >$log.after"
-	for attempt in 1 2 3; do
+	while [ $left -gt 0 ]; do
+		left=$((left - 1))
 		: >"$log"
 		shown=
 		coproc terminal { exec script -qc "$command" /dev/null 2>&1; }
+		# shellcheck disable=SC2154 # coproc assigns it
 		script=$terminal_PID
-		if "$1"; then
+		if "$1" >"$log.why" 2>&1 && [ ! -s "$log.why" ]; then
 			return
 		fi
 		kill "$script" 2>/dev/null || true
 		wait "$script" || true
 		grep -q 'ended with 125' "$log" || break
 	done
+	cat "$log.why"
 	tail -n 40 "$log"
 }
 
