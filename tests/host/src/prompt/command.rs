@@ -118,10 +118,7 @@ pub struct IpSet {
 pub(super) const USAGES: &[(&str, &str)] = &[
     ("status", "prints the machine, its services, the clocks"),
     ("start", "switches the machine on"),
-    (
-        "stop [-f]",
-        "shuts the guest down; -f does not ask it first",
-    ),
+    ("stop [-f]", "shuts the guest down; -f without asking it"),
     ("restart", "restarts the guest"),
     ("hibernate", "asks the guest to hibernate"),
     ("kvp list [POOL]", "lists the pairs of a pool"),
@@ -150,10 +147,7 @@ pub(super) const USAGES: &[(&str, &str)] = &[
         "runs a command, or a session (^] ends it)",
     ),
     ("clock STEP", "moves the host's clock: +1h, -90s"),
-    (
-        "sleep TIME",
-        "puts the host to sleep: the guest stands still",
-    ),
+    ("sleep TIME", "the host sleeps, and the guest stands still"),
     ("save", "saves the machine: the guest stands still"),
     ("restore", "resumes the saved machine"),
     ("rescind SERVICE", "unplugs a service's device"),
