@@ -125,10 +125,10 @@ impl Terminal {
                 return Ok(status);
             }
             match self.keys.recv_timeout(LOOK) {
-                Ok(keys) if !keys.contains(&ESCAPE) => {
-                    // A program that has ended takes no keys.
+                Ok(key) if key != ESCAPE => {
+                    // A program that has ended takes no key.
                     if let Some(input) = &mut input {
-                        let _ = input.write_all(&keys).and_then(|()| input.flush());
+                        let _ = input.write_all(&[key]).and_then(|()| input.flush());
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
