@@ -922,7 +922,10 @@ mod tests {
             wire::put_u32(&mut host, START + 4, count);
             let mut daemon = [0; text::LEN];
             let result = Layout::Binary.to_daemon(&host, true, &mut daemon);
-            assert_eq!(list(&daemon, text::SUBNETS.start - 2..0), [0, 0]);
+            assert_eq!(
+                list(&daemon, text::SUBNETS.start - 2..text::SUBNETS.start),
+                [0, 0]
+            );
             result
         };
         let too_long = Err(Error::TooLong(Field::Addresses));
