@@ -83,8 +83,17 @@ pub unsafe extern "C" fn set_uint<const MIN: u32, const MAX: u32>(
 ///
 /// # Examples
 ///
-/// ```ignore
+/// ```no_run
+/// # use kernel::prelude::*;
+/// # struct MyModule;
+/// # impl kernel::Module for MyModule {
+/// #     fn init(_: &'static ThisModule) -> Result<Self> {
+/// #         Ok(Self)
+/// #     }
+/// # }
+/// # module! { type: MyModule, name: "my_module", license: "GPL", }
 /// hyperv::module_param_uint!(patience, 0o644, 30, 0..=3600, "Seconds to wait");
+/// # fn main() {}
 /// ```
 #[macro_export]
 macro_rules! module_param_uint {
@@ -115,8 +124,17 @@ macro_rules! module_param_uint {
 ///
 /// # Examples
 ///
-/// ```ignore
+/// ```no_run
+/// # use kernel::prelude::*;
+/// # struct MyModule;
+/// # impl kernel::Module for MyModule {
+/// #     fn init(_: &'static ThisModule) -> Result<Self> {
+/// #         Ok(Self)
+/// #     }
+/// # }
+/// # module! { type: MyModule, name: "my_module", license: "GPL", }
 /// hyperv::module_param_bool!(eager, 0o444, false, "Do it before it is asked for");
+/// # fn main() {}
 /// ```
 #[macro_export]
 macro_rules! module_param_bool {
@@ -137,6 +155,10 @@ macro_rules! module_param_bool {
 /// Common part of the macros above.
 #[doc(hidden)]
 #[macro_export]
+#[allow(
+    clippy::crate_in_macro_def,
+    reason = "the module is that of the caller"
+)]
 macro_rules! module_param {
     ($name:ident, $mode:literal, $default:expr, $type:ty, $ops:expr, $kind:literal, $description:literal) => {
         #[allow(non_upper_case_globals)]
@@ -144,11 +166,28 @@ macro_rules! module_param {
         pub(crate) static $name: $type = $default;
 
         const _: () = {
-            const fn modinfo<const N: usize>(text: &str) -> [u8; N] {
-                let mut bytes = [0; N];
+            // The names of a built-in module's parameters begin with the module's.
+            const MODULE: &[u8] = if cfg!(MODULE) {
+                b""
+            } else {
+                <crate::LocalModule as ::kernel::ModuleMetadata>::NAME.to_bytes()
+            };
+            const PREFIX: usize = if MODULE.is_empty() {
+                0
+            } else {
+                MODULE.len() + 1
+            };
+
+            const fn prefixed<const N: usize>(text: &str) -> [u8; N] {
+                let mut bytes = [b'.'; N];
                 let mut i = 0;
-                while i < N {
-                    bytes[i] = text.as_bytes()[i];
+                while i < MODULE.len() {
+                    bytes[i] = MODULE[i];
+                    i += 1;
+                }
+                i = 0;
+                while i < text.len() {
+                    bytes[PREFIX + i] = text.as_bytes()[i];
                     i += 1;
                 }
                 bytes
@@ -156,22 +195,23 @@ macro_rules! module_param {
 
             const PARMTYPE: &str = concat!("parmtype=", stringify!($name), ":", $kind, "\0");
             const PARM: &str = concat!("parm=", stringify!($name), ":", $description, "\0");
+            const NAME: &str = concat!(stringify!($name), "\0");
+
+            static NAME_BYTES: [u8; PREFIX + NAME.len()] = prefixed(NAME);
 
             #[link_section = ".modinfo"]
             #[used(compiler)]
-            static PARMTYPE_INFO: [u8; PARMTYPE.len()] = modinfo(PARMTYPE);
+            static PARMTYPE_INFO: [u8; PREFIX + PARMTYPE.len()] = prefixed(PARMTYPE);
 
             #[link_section = ".modinfo"]
             #[used(compiler)]
-            static PARM_INFO: [u8; PARM.len()] = modinfo(PARM);
+            static PARM_INFO: [u8; PREFIX + PARM.len()] = prefixed(PARM);
 
             #[link_section = "__param"]
             #[used(compiler)]
             static PARAM: ::kernel::module_param::KernelParam =
                 ::kernel::module_param::KernelParam::new(::kernel::bindings::kernel_param {
-                    name: ::kernel::str::as_char_ptr_in_const_context(::kernel::c_str!(
-                        stringify!($name)
-                    )),
+                    name: (&raw const NAME_BYTES).cast(),
                     mod_: $crate::linux::module::this_module().as_ptr(),
                     ops: $ops,
                     perm: $mode,
