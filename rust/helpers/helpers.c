@@ -67,7 +67,7 @@ bool rust_helper_hv_relates_counters(void)
 #endif
 }
 
-u64 rust_helper_hv_read_reference_counter(void)
+u64 rust_helper_hv_reference_counter(void)
 {
 	return hv_read_reference_counter();
 }

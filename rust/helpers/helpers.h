@@ -25,7 +25,7 @@ void rust_helper_device_unlock(struct device *dev);
 /* filp_open() for reading, with the root of the init process. */
 struct file *rust_helper_filp_open_init(const char *path);
 bool rust_helper_hv_read_counters(struct system_counterval_t *processor, u64 *reference);
-u64 rust_helper_hv_read_reference_counter(void);
+u64 rust_helper_hv_reference_counter(void);
 bool rust_helper_hv_relates_counters(void);
 bool rust_helper_in_vmbus_isr(void);
 struct ptp_clock *rust_helper_ptp_clock_register(struct ptp_clock_info *info,

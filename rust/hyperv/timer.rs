@@ -10,5 +10,5 @@ use crate::bindings;
 /// 100 ns. It does not advance while the machine is saved. May be called in any context.
 pub fn read_reference_counter() -> u64 {
     // SAFETY: Safe to be called in any context.
-    unsafe { bindings::rust_helper_hv_read_reference_counter() }
+    unsafe { bindings::rust_helper_hv_reference_counter() }
 }
