@@ -237,7 +237,27 @@ pub type IdTable<T> = &'static dyn kernel::device_id::IdTable<DeviceId, T>;
 ///
 /// # Examples
 ///
-/// ```ignore
+/// ```no_run
+/// # use hyperv::{channel::Channel, vmbus};
+/// # use kernel::{device::Core, prelude::*};
+/// # struct MyDriver;
+/// # hyperv::vmbus_device_table!(
+/// #     ID_TABLE,
+/// #     (),
+/// #     [(vmbus::DeviceId::from_class(vmbus::Guid::new(1)), ())]
+/// # );
+/// # #[vtable]
+/// # impl vmbus::Driver for MyDriver {
+/// #     type IdInfo = ();
+/// #     type Data<'bound> = ();
+/// #     const ID_TABLE: vmbus::IdTable<()> = &ID_TABLE;
+/// #     fn probe<'bound>(
+/// #         _: &'bound vmbus::Device<Core<'_>>,
+/// #         _: &'bound (),
+/// #     ) -> impl PinInit<(), Error> + 'bound {
+/// #         Ok(())
+/// #     }
+/// # }
 /// hyperv::module_vmbus_driver! {
 ///     type: MyDriver,
 ///     name: "my_driver",
@@ -245,6 +265,7 @@ pub type IdTable<T> = &'static dyn kernel::device_id::IdTable<DeviceId, T>;
 ///     description: "Description",
 ///     license: "GPL",
 /// }
+/// # fn main() {}
 /// ```
 #[macro_export]
 macro_rules! module_vmbus_driver {
@@ -418,4 +439,22 @@ unsafe impl Sync for Device<device::Bound> {}
 pub fn is_hibernation_supported() -> bool {
     // SAFETY: Has no requirements.
     unsafe { bindings::hv_is_hibernation_supported() }
+}
+
+// Upstream only. Here, each module that contains this crate would register the suite.
+#[cfg(not(MODULE))]
+#[kernel::macros::kunit_tests(rust_vmbus)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guid_is_stored_as_in_c() {
+        // HV_SHUTDOWN_GUID.
+        let guid = Guid::new(0x0e0b6031_5213_4934_818b_38d90ced39db);
+        let bytes = [
+            0x31, 0x60, 0x0b, 0x0e, 0x13, 0x52, 0x34, 0x49, 0x81, 0x8b, 0x38, 0xd9, 0x0c, 0xed,
+            0x39, 0xdb,
+        ];
+        assert_eq!(guid.0, bytes);
+    }
 }

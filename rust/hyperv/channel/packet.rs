@@ -100,7 +100,7 @@ impl<'a> Packet<'a> {
 
     /// Sends the payload as the answer to the packet, with the packet's transaction id.
     ///
-    /// The ring has room for an answer that the host waits for, see [`Handler::wants_answer`]. If
+    /// The ring has room for an answer that the host waits for, see [`Handler::wants_answer`](super::Handler::wants_answer). If
     /// the handler has used that room for another answer, this answer is dropped
     /// ([`Sent::NotAwaited`]). Sending fails if the host has rescinded the channel or corrupted the
     /// ring. The error is logged.

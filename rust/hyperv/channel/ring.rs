@@ -66,3 +66,23 @@ pub(super) fn packet_size(len: usize) -> u32 {
     // CAST: Packets are at most 0xffff * 8 bytes long.
     (DESCRIPTOR + len + TRAILER) as u32
 }
+
+// Upstream only. Here, each module that contains this crate would register the suite.
+#[cfg(not(MODULE))]
+#[kernel::macros::kunit_tests(rust_vmbus_ring)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_rings_have_a_header_page_besides() {
+        assert_eq!(RingSize::with_data(1).0, 2 * RingSize::HEADER);
+        let eight = 8 * RingSize::HEADER;
+        assert_eq!(RingSize::with_data(eight).0, eight);
+    }
+
+    #[test]
+    fn packet_has_descriptor_and_trailer() {
+        assert_eq!(packet_size(0), 16 + 8);
+        assert_eq!(packet_size(8), 16 + 8 + 8);
+    }
+}

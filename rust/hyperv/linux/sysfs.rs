@@ -12,7 +12,18 @@
 //! an entry in the table and a function. `Attribute` and `AttributeGroup` are the bus's aliases of
 //! [`Attribute`] and [`Group`].
 //!
-//! ```ignore
+//! ```no_run
+//! # use hyperv::{
+//! #     linux::sysfs::Text,
+//! #     vmbus::{Attribute, AttributeGroup, Device, DeviceId, Driver, Guid, IdTable},
+//! # };
+//! # use kernel::{
+//! #     device::Core,
+//! #     prelude::*,
+//! #     sync::atomic::{Atomic, Relaxed},
+//! # };
+//! # struct MyDriver;
+//! # hyperv::vmbus_device_table!(ID_TABLE, (), [(DeviceId::from_class(Guid::new(1)), ())]);
 //! struct Data {
 //!     packets: Atomic<u64>,
 //!     level: Atomic<u32>,
@@ -31,6 +42,7 @@
 //!     Ok(())
 //! }
 //!
+//! # #[vtable]
 //! impl Driver for MyDriver {
 //!     const ATTRIBUTES: AttributeGroup<Self> = AttributeGroup {
 //!         name: c"my_driver",
@@ -40,7 +52,21 @@
 //!         ],
 //!     };
 //!     // ...
+//! #     type IdInfo = ();
+//! #     type Data<'bound> = Data;
+//! #     const ID_TABLE: IdTable<()> = &ID_TABLE;
+//! #     fn probe<'bound>(
+//! #         _: &'bound Device<Core<'_>>,
+//! #         _: &'bound (),
+//! #     ) -> impl PinInit<Data, Error> + 'bound {
+//! #         Ok(Data {
+//! #             packets: Atomic::new(0),
+//! #             level: Atomic::new(0),
+//! #         })
+//! #     }
 //! }
+//! # hyperv::module_vmbus_driver! { type: MyDriver, name: "my_driver", license: "GPL", }
+//! # fn main() {}
 //! ```
 //!
 //! C headers: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h),

@@ -3,7 +3,7 @@
 //! Work items that cannot outlive their owner or the module.
 //!
 //! `kernel::workqueue` keeps a reference to each queued item until the item has run. But no work of
-//! a device may run after the device is unbound. So a [`DelayedWork`] is owned, and dropping it
+//! a device may run after the device is unbound. So a `DelayedWork` is owned, and dropping it
 //! cancels the work. As safe code could leak a `DelayedWork`, it is private to this crate: each one
 //! is part of a registration that ends when the device is unbound.
 //!
