@@ -208,6 +208,18 @@ check-packages: deb guest-cloud-amd64 host
 	@tests/guest/images.sh packaged-cloud-amd64
 	@FLAVOUR=cloud-amd64 tests/check.sh packaged
 
+## doc                  writes the documents of rust/ to build/doc, and compiles their examples
+doc: root build/modules/amd64/hv_utils.ko
+	@Documentation/rustdoc.sh
+
+## series               writes this module as patches for the kernel to build/series
+series: root build/kdir/amd64/.ready
+	@Documentation/series/series.pl
+
+## check-series         tests these patches; STEPS= selects steps: apply build doc boot (2 h)
+check-series: series
+	@tests/check-series.sh $(STEPS)
+
 ## kernels              builds the module for all supported kernels, boots those for x86, prints a table; K=word (1 h at first)
 kernels: root host
 	@tests/kernels.sh "$(K)"
@@ -236,6 +248,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install samples deb have-kdir kdir kdir-all root host guests demo shell check bench faults mainline check-debug check-systemd check-packages kernels soak clean distclean help
+.PHONY: modules modules_install samples deb have-kdir kdir kdir-all root host guests demo shell check bench faults mainline check-debug check-systemd check-packages doc series check-series kernels soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/disks-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:
