@@ -324,6 +324,18 @@ my %do = (
 		splice @lines, $at, 0, $d->{text};
 		write_file("$work/$name", join '', @lines);
 	},
+	# without DST: removes the first match of the text, a regular expression, until a later patch takes the whole file.
+	without => sub {
+		my ($d, $dst) = @_;
+		my ($pattern, $text) = ($d->{text} =~ s/\n\z//r, read_file("$work/$dst"));
+		$text =~ s/$pattern//ms or die "$dst: there is no\n$pattern\n";
+		write_file("$work/$dst", $text);
+	},
+	# whole DST: takes a file again.
+	whole => sub {
+		my ($d, $dst) = @_;
+		write_file("$work/$dst", read_file("$out/taken/$dst"));
+	},
 	# subst DST: prepare() has done this.
 	subst => sub { },
 );
