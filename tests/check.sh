@@ -621,8 +621,11 @@ step_systemd()
 # make check-packages: a boot of a guest where apt has installed the packages.
 step_packaged()
 {
-	local pattern=packaged_services
-	OUTER_TIMEOUT=3600 scenarios "${FLAVOUR:-cloud-amd64}" --module rust --vcpus 2 --vmbus 6.0
+	local pattern status=0
+	for pattern in $(build/host/scenarios list | grep '^packaged'); do
+		OUTER_TIMEOUT=3600 scenarios "${FLAVOUR:-cloud-amd64}" --module rust --vcpus 2 --vmbus 6.0 || status=$?
+	done
+	return $status
 }
 
 # make soak: runs all fuzzers on the debug kernel for the time $SOAK (90s, 10m, 1h), and the properties of the pure code for

@@ -277,7 +277,7 @@ packaged()
 	bootstrap apt \
 		--customize-hook='mkdir "$1/debs"' --customize-hook="cp $build/deb/hv-utils-rust-*.deb \"\$1/debs/\"" \
 		--customize-hook="chroot \"\$1\" apt-get install -y linux-modules-$release/$suite-backports \
-			linux-base-$release/$suite-backports ${packages[*]}" \
+			linux-base-$release/$suite-backports ${packages[*]} bpftrace" \
 		--customize-hook='chroot "$1" systemctl enable hv-utils-rust-health.service' \
 		--customize-hook='rm -r "$1/debs"'
 	bootable

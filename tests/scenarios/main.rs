@@ -69,6 +69,7 @@ mod said;
 mod sample;
 mod scenario;
 mod selftests;
+mod shown;
 mod shutdown;
 mod sockets;
 mod statistics;

@@ -16,22 +16,41 @@ use host::service::Service;
 use crate::scenario::Context;
 use crate::scenario::Machine;
 use crate::scenario::Scenario;
+use crate::shown;
 use crate::systemd;
 use crate::systemd::wait;
 use crate::systemd::LONG;
 
 /// The scenarios of this file.
-pub const SCENARIOS: &[Scenario] = &[Scenario::new("packaged_services", services)
-    .machine(PACKAGED)
-    .unloaded()
-    .rust_only()
-    .apart()
-    .ends_guest()];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario::new("packaged_services", services)
+        .machine(PACKAGED)
+        .unloaded()
+        .rust_only()
+        .apart()
+        .ends_guest(),
+    Scenario::new("packaged_shows_everything", shown::everything)
+        .machine(PACKAGED)
+        .unloaded()
+        .rust_only()
+        .apart()
+        .expects_log(shown::LOG),
+    Scenario::new("packaged_bpftrace", shown::by_bpftrace)
+        .machine(PACKAGED)
+        .unloaded()
+        .rust_only()
+        .apart()
+        // bpftrace looks there.
+        .expects_log(&["Automounting of tracing to debugfs is deprecated"]),
+];
 
 /// A machine that boots the image with the packages.
 const PACKAGED: Machine = Machine {
     name: "debian with packages",
-    change: |config| systemd::debian(config, "packaged-"),
+    change: |config| {
+        systemd::debian(config, "packaged-");
+        config.memory = 1536;
+    },
 };
 
 /// The daemons of Debian's package.
