@@ -523,7 +523,13 @@ drive_killed()
 	shows 'guest:~# ' || return
 	pid=$(cat "$log.pid")
 	job=$(grep -lF "progress.$pid.reading" build/guest/outer.*.cmd)
-	[ "$(stty -g -F "$(cat "$log.tty")")" != "$(cat "$log.before")" ] || echo "the terminal was not raw"
+	# The guest's shell can be faster than the host.
+	until [ "$(stty -g -F "$(cat "$log.tty")")" != "$(cat "$log.before")" ]; do
+		left=$((left - 1))
+		[ $left -gt 0 ] || { echo "the terminal is not raw"; return 1; }
+		sleep 0.2
+	done
+	left=300
 	kill -KILL "$pid"
 	shows 'ended with 137' || return
 	until [ "$(stty -g -F "$(cat "$log.tty")")" = "$(cat "$log.before")" ] && { [ -z "$job" ] || [ ! -e "$job" ]; }; do

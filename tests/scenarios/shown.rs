@@ -236,9 +236,7 @@ fn requests(seen: &Seen<'_>, service: Service, name: &str) -> Result<()> {
     )?;
     seen.event(
         "hv_utils_reply",
-        &format!(
-            "service={name} transaction=[0-9]+ status={status:#x} latency=[1-9][0-9]* sent=1"
-        ),
+        &format!("service={name} transaction=[0-9]+ status={status:#x} latency=[1-9][0-9]* sent=1"),
     )?;
     if DAEMONS.iter().any(|(other, _)| *other == service) {
         seen.event("hv_utils_asked", &format!("service={name} len=[0-9]+"))?;
