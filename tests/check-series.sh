@@ -9,6 +9,8 @@
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../rust/kdir/lib.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/tell.sh"
 what=check-series
 cd "$top"
 enter=$top/rust/kdir/enter
@@ -17,25 +19,7 @@ source=$(readlink -f "$build/linux-source")
 work=$build/check-series
 tree=$work/linux
 out=$work/out
-failed=0
 alone check-series
-
-# tell NAME CMD...: a test that passes if CMD succeeds. Its output goes to build/log. If it fails, prints the end of it.
-tell()
-{
-	local name=$1 log
-	shift
-	mkdir -p "$build/log"
-	log=$build/log/series-${name//[^A-Za-z0-9.-]/-}.log
-	if "$@" >"$log" 2>&1 </dev/null; then
-		echo "ok - series: $name"
-	else
-		sed 's/^/    /' "$log" | tail -n 30
-		echo "not ok - series: $name"
-		failed=1
-		return 1
-	fi
-}
 
 patches()
 {
@@ -254,7 +238,7 @@ step_doc()
 	if "$enter" sh -c 'command -v sphinx-build' >/dev/null; then
 		tell "Sphinx" silent SPHINXDIRS=virt/hyperv htmldocs || true
 	else
-		echo "ok - series: Sphinx # SKIP sphinx-build is not installed"
+		echo "ok - $what: Sphinx # SKIP sphinx-build is not installed"
 	fi
 }
 

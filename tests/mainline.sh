@@ -6,6 +6,8 @@
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../rust/kdir/lib.sh"
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/tell.sh"
 what=mainline
 cd "$top"
 enter=$top/rust/kdir/enter
@@ -14,24 +16,6 @@ work=$build/mainline
 tree=$work/linux
 source=$build/linux-source
 flavours=(amd64 debug)
-failed=0
-
-# tell NAME CMD...: runs a step, which passes if CMD succeeds. The output is in build/log. A failure also prints it.
-tell()
-{
-	local name=$1 log
-	shift
-	mkdir -p "$build/log"
-	log=$build/log/mainline-${name//[^A-Za-z0-9.-]/-}.log
-	if "$@" >"$log" 2>&1 </dev/null; then
-		echo "ok - mainline: $name"
-	else
-		sed 's/^/    /' "$log" | tail -n 30
-		echo "not ok - mainline: $name"
-		failed=1
-		return 1
-	fi
-}
 
 # copy: copies the sources of hv_utils, and the makefile of their folder. build_for disables the other modules in it.
 copy()
