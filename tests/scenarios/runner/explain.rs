@@ -106,7 +106,7 @@ const RUNS: &[Run] = &[
         "cloud-amd64 --module rust --vcpus 2 --vmbus 6.0",
         "Debian with the packages: this target makes the image.",
     )
-    .of(Selected::Named("packaged_services")),
+    .of(Selected::Named("packaged")),
     run(
         "faults",
         "amd64 --time emulated",
