@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Each attribute and each tracepoint shows what the host has just done, in Debian as apt has installed it.
+//! Each attribute and each tracepoint shows the host's last action, in a Debian with packages that apt has installed.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -26,7 +26,7 @@ use crate::systemd;
 use crate::systemd::wait;
 use crate::systemd::LONG;
 
-/// What the log has after [`everything`].
+/// Texts that [`everything`] leaves in the log.
 pub const LOG: &[&str] = &[
     "no version that is known",
     "unexpected message of type 9",
@@ -37,7 +37,7 @@ pub const LOG: &[&str] = &[
 
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// Those whose devices have the module of this project here.
+/// The services whose devices are bound to this project's module, with their names in the log.
 const SERVICES: [(Service, &str); 5] = [
     (Service::Heartbeat, "Heartbeat"),
     (Service::TimeSync, "TimeSync"),
@@ -46,7 +46,7 @@ const SERVICES: [(Service, &str); 5] = [
     (Service::Vss, "VSS"),
 ];
 
-/// Those of them that a daemon does the work of, with its unit.
+/// The services that have a daemon, with the daemon's unit.
 const DAEMONS: [(Service, &str); 2] = [
     (Service::Kvp, "hv-kvp-daemon"),
     (Service::Vss, "hv-vss-daemon"),
@@ -55,7 +55,7 @@ const DAEMONS: [(Service, &str); 2] = [
 /// An hour, in units of 100 ns.
 const HOUR: u64 = 3600 * 10_000_000;
 
-/// What has been seen.
+/// The attributes and tracepoints that were seen.
 struct Seen<'a> {
     t: &'a Context<'a>,
     attributes: RefCell<BTreeSet<&'static str>>,
@@ -63,7 +63,7 @@ struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// Waits until the attribute says what matches the pattern as a whole.
+    /// Waits until the attribute's whole text matches the pattern.
     fn attribute(&self, service: Service, name: &'static str, pattern: &str) -> Result<()> {
         self.attributes.borrow_mut().insert(name);
         let file = file(service, name);
@@ -74,7 +74,7 @@ impl Seen<'_> {
         })
     }
 
-    /// The number that the attribute says.
+    /// Returns the number in the attribute.
     fn number(&self, service: Service, name: &'static str) -> Result<i64> {
         self.attributes.borrow_mut().insert(name);
         let text = self.t.sh_ok(&format!("cat {}", file(service, name)))?;
@@ -82,7 +82,7 @@ impl Seen<'_> {
             .map_err(|error| format!("{name} of {service}: {text:?}: {error}").into())
     }
 
-    /// `act` makes these attributes larger by one.
+    /// Checks that `act` increases these attributes by one.
     fn grow(
         &self,
         service: Service,
@@ -100,12 +100,12 @@ impl Seen<'_> {
         Ok(())
     }
 
-    /// The milliseconds that the attribute says grow, and are not more than those since `since`.
+    /// Checks that the milliseconds in the attribute grow with time, and do not exceed the time since `since`.
     fn age(&self, service: Service, name: &'static str, since: Instant) -> Result<()> {
         let before = self.number(service, name)?;
         self.t.sh_ok("sleep 1")?;
         let after = self.number(service, name)?;
-        // The clocks of guest and host are not the same.
+        // The guest's clock can run faster than the host's.
         let most = 2 * since.elapsed().as_millis() as i64;
         self.t.check(
             before >= 0 && after >= before + 900 && after <= most,
@@ -113,7 +113,7 @@ impl Seen<'_> {
         )
     }
 
-    /// Waits until there is such an event with these fields, since the last call of [`Seen::forget`].
+    /// Waits until the trace has an event with these fields. [`Seen::forget`] clears the trace.
     fn event(&self, name: &'static str, fields: &str) -> Result<()> {
         self.events.borrow_mut().insert(name);
         wait_for(
@@ -127,7 +127,7 @@ impl Seen<'_> {
         })
     }
 
-    /// Forgets the events so far.
+    /// Clears the trace.
     fn forget(&self) -> Result<()> {
         self.t.sh_ok(&format!("echo >{TRACING}/trace")).map(|_| ())
     }
@@ -142,7 +142,8 @@ fn plain(t: &Context<'_>, service: Service) -> Result<Vec<u8>> {
     })
 }
 
-/// Any host does something of each kind, and each attribute and each tracepoint shows it; none is left out.
+/// The host does something of each kind, and each attribute and each tracepoint shows it. An attribute or a tracepoint
+/// that no step looks at fails the scenario.
 pub fn everything(t: &Context<'_>) -> Result<()> {
     let seen = Seen {
         t,
@@ -194,7 +195,7 @@ pub fn everything(t: &Context<'_>) -> Result<()> {
         .map(|_| ())
 }
 
-/// A negotiation, a request, a request that fails, and a packet that is none.
+/// The host sends a negotiation, a request, a request that fails, and a malformed packet.
 fn requests(seen: &Seen<'_>, service: Service, name: &str) -> Result<()> {
     let t = seen.t;
     let channel = t.channel(service);
@@ -219,7 +220,7 @@ fn requests(seen: &Seen<'_>, service: Service, name: &str) -> Result<()> {
         &format!("service={name} version={major}.{minor}"),
     )?;
 
-    // That to shut down is one that fails.
+    // The request to shut down fails.
     let (numbers, status) = match service {
         Service::Shutdown => (&failed[..], E_FAIL),
         _ => (&answered[..], S_OK),
@@ -261,7 +262,7 @@ fn requests(seen: &Seen<'_>, service: Service, name: &str) -> Result<()> {
     seen.event("hv_utils_ignored", &format!("service={name} reason=short"))
 }
 
-/// A daemon is stopped, and started again.
+/// The daemon is stopped, and started again.
 fn daemons(seen: &Seen<'_>, service: Service, unit: &str) -> Result<()> {
     let t = seen.t;
     seen.attribute(service, "daemon", "registered")?;
@@ -275,7 +276,7 @@ fn daemons(seen: &Seen<'_>, service: Service, unit: &str) -> Result<()> {
     seen.age(service, "daemon_age", since)
 }
 
-/// A daemon that hangs.
+/// The daemon hangs.
 fn too_late(seen: &Seen<'_>) -> Result<()> {
     let t = seen.t;
     let talk = Talk::with(t, Service::Kvp);
@@ -300,7 +301,7 @@ fn too_late(seen: &Seen<'_>) -> Result<()> {
     t.log_has("KVP: no answer from the daemon, time-out: ENUMERATE fails, status 0x80004005")
 }
 
-/// A backup of a file system on a disk.
+/// The host backs up a file system on a RAM disk.
 fn backup(seen: &Seen<'_>) -> Result<()> {
     let t = seen.t;
     t.sh_ok(
@@ -324,7 +325,7 @@ fn backup(seen: &Seen<'_>) -> Result<()> {
     t.sh_ok("umount /mnt && rmmod brd").map(|_| ())
 }
 
-/// The host hears how the applications are.
+/// The host receives the state of the guest's applications.
 fn health(seen: &Seen<'_>) -> Result<()> {
     let t = seen.t;
     let talk = Talk::with(t, Service::Heartbeat);
@@ -343,7 +344,7 @@ fn health(seen: &Seen<'_>) -> Result<()> {
     t.sh_ok(&format!("echo healthy >{file}")).map(|_| ())
 }
 
-/// The host says how good its clock is, and what time it is.
+/// The host sends the quality of its clock, and its time.
 fn clock(seen: &Seen<'_>) -> Result<()> {
     const AHEAD: i64 = 1000;
     let t = seen.t;
@@ -371,7 +372,7 @@ fn clock(seen: &Seen<'_>) -> Result<()> {
     t.log_has("TimeSync: samples ahead of the reference time: 1, the last one by 3")
 }
 
-/// The example of bpftrace in the administrator's page.
+/// The example for bpftrace in `administration.rst`.
 fn example() -> Result<String> {
     let page = build_folder().with_file_name("Documentation/administration.rst");
     let text =
@@ -383,7 +384,7 @@ fn example() -> Result<String> {
     Ok(script.0.to_owned())
 }
 
-/// Debian's bpftrace runs that example, and prints which requests fail, and how long all take.
+/// Debian's bpftrace runs the example. The output has the failed request and the latency of all requests.
 pub fn by_bpftrace(t: &Context<'_>) -> Result<()> {
     systemd::has_driver(t, "uio_hv_generic")?;
     for (service, _) in SERVICES {
@@ -409,14 +410,14 @@ pub fn by_bpftrace(t: &Context<'_>) -> Result<()> {
     let has = |text: &str| -> Result<bool> {
         Ok(t.sh(&format!("grep -q '{text}' /tmp/traced"))?.status == 0)
     };
-    // It does not say when its probes are in place.
+    // bpftrace does not print when its probes are attached.
     while !has("Shutdown fails: 80004005")? {
         if begin.elapsed() > Duration::from_secs(LONG) {
             return Err(said("no request is seen to fail".into()));
         }
         let channel = t.channel(Service::Shutdown);
         channel.transact(&framing::request(t, Service::Shutdown)?)?;
-        // The log has a line for each.
+        // The log has a line for each request, and is rate limited.
         std::thread::sleep(Duration::from_secs(1));
     }
     for service in [Service::Heartbeat, Service::Kvp, Service::Vss] {

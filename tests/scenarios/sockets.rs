@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hyper-V sockets: sessions without a network, such as ssh's. In the guest they are the business of the kernel's
-//! `hv_sock`, and `tests/guest/vsock.c` uses them.
+//! Hyper-V sockets: sessions without a network, such as those of ssh. In the guest, the kernel's `hv_sock` implements them,
+//! and `tests/guest/vsock.c` uses them.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::debug;
 use crate::scenario::Context;
 use crate::scenario::Scenario;
 
-/// The scenarios of this file. The module has no part in them: one will do, and is not inserted.
+/// The scenarios of this file. They do not insert the module. So they run for one module only.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("sockets_carry_bytes", carry_bytes)
         .unloaded()
@@ -34,16 +34,16 @@ pub const SCENARIOS: &[Scenario] = &[
         .ends_guest(),
 ];
 
-/// A port of the guest's.
+/// A port of the guest.
 const PORT: u32 = 5000;
 
-/// A port of the host's.
+/// A port of the host.
 const HOST_PORT: u32 = 6000;
 
-/// How many connections there are at once.
+/// The number of connections at the same time.
 const MANY: u32 = 20;
 
-/// Inserts the kernel's modules.
+/// Inserts the kernel's modules for Hyper-V sockets.
 fn insert(t: &Context<'_>) -> Result<()> {
     t.sh_ok(
         "while read -r name rest; do insmod /modules/sockets/$name $rest || exit; done </modules/sockets/order",
@@ -51,7 +51,7 @@ fn insert(t: &Context<'_>) -> Result<()> {
     .map(|_| ())
 }
 
-/// Removes them, once host and guest have let all connections go.
+/// Removes these modules after host and guest have released all connections.
 fn remove(t: &Context<'_>) -> Result<()> {
     t.wait_no_connections()?;
     t.sh_ok("until rmmod hv_sock 2>/dev/null; do usleep 100000; done; rmmod vsock")
@@ -65,7 +65,7 @@ fn connected(t: &Context<'_>, port: u32) -> Result<Connection> {
     Ok(connection)
 }
 
-/// So many bytes, different ones for each seed.
+/// Returns `count` bytes, which differ for each seed.
 fn bytes(seed: u32, count: usize) -> Vec<u8> {
     (seed..)
         .flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes())
@@ -73,7 +73,7 @@ fn bytes(seed: u32, count: usize) -> Vec<u8> {
         .collect()
 }
 
-/// So many bytes from a connection, or those up to its end.
+/// Reads `count` bytes from a connection, or fewer if the connection ends.
 fn read(connection: &Connection, count: usize) -> Result<Vec<u8>> {
     let mut all = Vec::new();
     while all.len() < count {
@@ -94,8 +94,7 @@ fn wait_file(t: &Context<'_>, file: &str, line: &str) -> Result<()> {
     .map(|_| ())
 }
 
-/// A program of the guest's gets what the host sends, and the host what the program sends: much more than fits into the
-/// rings, in whatever pieces.
+/// The host sends bytes to a program in the guest, which sends them back. The bytes exceed the rings.
 fn carry_bytes(t: &Context<'_>) -> Result<()> {
     insert(t)?;
     t.sh_ok(&format!("vsock listen {PORT} 1 cat"))?;
@@ -112,7 +111,7 @@ fn carry_bytes(t: &Context<'_>) -> Result<()> {
     remove(t)
 }
 
-/// Connections at the same time, each with bytes of its own.
+/// Connections at the same time do not mix their bytes.
 fn many(t: &Context<'_>) -> Result<()> {
     insert(t)?;
     t.sh_ok(&format!("vsock listen {PORT} {MANY} cat"))?;
@@ -134,10 +133,10 @@ fn many(t: &Context<'_>) -> Result<()> {
     remove(t)
 }
 
-/// Who ends what it sends still gets what the other sends.
+/// Each side ends its own direction. The other direction still works.
 fn end_each_direction(t: &Context<'_>) -> Result<()> {
     insert(t)?;
-    // The program counts when the host has ended.
+    // The program prints its count after the host has ended its direction.
     t.sh_ok(&format!("vsock listen {PORT} 1 'wc -c'"))?;
     let connection = connected(t, PORT)?;
     connection.write(&bytes(0, 12_345))?;
@@ -145,7 +144,7 @@ fn end_each_direction(t: &Context<'_>) -> Result<()> {
     t.equal("its count", connection.read_all()?, b"12345\n".to_vec())?;
     drop(connection);
 
-    // The host sends when the program has ended. What it has sent is there although it has hung up.
+    // The host sends after the program has ended its direction. The bytes arrive although the host has hung up.
     let command = "echo first; vsock end; cat >/tmp/got";
     t.sh_ok(&format!("vsock listen {PORT} 1 '{command}'"))?;
     let connection = connected(t, PORT)?;
@@ -186,7 +185,7 @@ fn from_the_guest(t: &Context<'_>) -> Result<()> {
     remove(t)
 }
 
-/// Where nobody listens there is no connection, whoever asks for it; elsewhere there still is.
+/// A connection to a port without a listener fails, in both directions. Ports with a listener still work.
 fn refused(t: &Context<'_>) -> Result<()> {
     insert(t)?;
     t.sh_ok(&format!("vsock listen {PORT} 2 cat"))?;
@@ -208,7 +207,7 @@ fn refused(t: &Context<'_>) -> Result<()> {
     remove(t)
 }
 
-/// A session with much on its way in both directions, which nobody reads.
+/// A session with unread bytes in both directions.
 fn session(t: &Context<'_>) -> Result<Connection> {
     t.sh_ok(&format!("vsock listen {PORT} 1 'yes & cat >/dev/null'"))?;
     let connection = connected(t, PORT)?;
@@ -217,12 +216,12 @@ fn session(t: &Context<'_>) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Whatever ends a session, nothing of it is left: the host hangs up, or the guest goes. A kernel that looks for faults
-/// also looks for memory that is left.
+/// The host hangs up during a session, or the guest powers off. The guest releases each connection, and the modules can be
+/// removed. On the debug kernel, kmemleak finds no leak.
 ///
-/// It does not hibernate amid a session. `vmbus_bus_suspend()` waits for a completion that each earlier connection has left
-/// done, so it goes on before the channel is rescinded, and says so (`hv_sock channel not rescinded!`). The guest then
-/// waits for that for ever.
+/// The guest does not hibernate during a session, because of a fault of hv_vmbus: an earlier connection leaves the
+/// completion done for which `vmbus_bus_suspend()` waits. So the suspend continues before the channel is rescinded
+/// (`hv_sock channel not rescinded!`), and the guest then waits for the rescind forever.
 fn leave_nothing(t: &Context<'_>) -> Result<()> {
     insert(t)?;
     for _ in 0..3 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Programs of this machine reach a port of the guest's, by a Unix socket; ssh is one of them.
+//! Programs of this machine, such as ssh, reach a port of the guest through a Unix socket.
 
 use std::io;
 use std::io::Read;
@@ -32,16 +32,17 @@ use crate::machine::Shared;
 /// The port of sshd.
 pub const SSH_PORT: u32 = 22;
 
-/// What has this program carry its standard input and output to and from a Unix socket, whose path follows.
+/// The option that makes this program copy its standard input and output to and from a Unix socket. The path follows.
 pub const OPTION: &str = "--relay";
 
-/// How long a session may last.
+/// The maximum duration of a session.
 const LONG: Duration = Duration::from_secs(365 * 86400);
 
-/// How many relays this program has had.
+/// The number of relays that this program has created.
 static RELAYS: AtomicU32 = AtomicU32::new(0);
 
-/// A Unix socket of this machine's, each connection to which is one to a port of the guest's. All end with it.
+/// A Unix socket of this machine. Each connection to the socket becomes a connection to a port of the guest. Dropping the
+/// relay ends all of them.
 pub struct Relay {
     path: PathBuf,
     /// See [`ssh_folder`].
@@ -52,7 +53,7 @@ pub struct Relay {
 }
 
 impl Guest {
-    /// Has a Unix socket lead to this port of the guest's.
+    /// Creates a Unix socket that leads to this port of the guest.
     pub fn relay(&self, port: u32) -> Result<Relay> {
         let number = RELAYS.fetch_add(1, Ordering::Relaxed);
         let name = format!("hv-relay.{}.{number}", std::process::id());
@@ -85,13 +86,13 @@ impl Guest {
 }
 
 impl Relay {
-    /// Where the Unix socket is.
+    /// The path of the Unix socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The command that logs in at the guest by this, with the key that its image with systemd was made with; an error if
-    /// it has another image.
+    /// The command that logs in to the guest through the relay, with the key of the guest's systemd image. Fails for
+    /// guests with another image.
     pub fn ssh(&self, user: &str) -> Result<Command> {
         let folder = self
             .ssh
@@ -145,7 +146,7 @@ impl Drop for Relay {
     }
 }
 
-/// Connects to the guest, and carries bytes in both directions until both have ended, or one side is gone.
+/// Connects to the guest, and copies bytes in both directions until both have ended, or one side is gone.
 fn carry(shared: &Arc<Shared>, port: u32, stream: UnixStream) -> Result<Weak<Connection>> {
     let connection = Arc::new(Connection::begin(shared, port)?);
     let weak = Arc::downgrade(&connection);
@@ -164,7 +165,7 @@ fn carry(shared: &Arc<Shared>, port: u32, stream: UnixStream) -> Result<Weak<Con
     Ok(weak)
 }
 
-/// Has the other direction end, too, where one has failed.
+/// Ends the other direction if one has failed.
 fn over_if_failed(connection: &Connection, stream: &UnixStream, result: Result<()>) {
     if result.is_err() {
         connection.hang_up();
@@ -192,7 +193,7 @@ fn to_host(connection: &Connection, mut stream: &UnixStream) -> Result<()> {
     }
 }
 
-/// Carries this program's standard input to a Unix socket, and what comes from there to its standard output.
+/// Copies this program's standard input to a Unix socket, and the socket's bytes to standard output.
 pub fn pipe(path: &Path) -> io::Result<()> {
     let from = UnixStream::connect(path)?;
     let to = from.try_clone()?;
@@ -209,7 +210,7 @@ pub fn pipe(path: &Path) -> io::Result<()> {
     copy(from, output)
 }
 
-/// Copies what comes as it comes. `io::copy()` has the kernel do that, which waits for more where it need not.
+/// Copies bytes as they arrive. `io::copy()` would use a system call that waits for more bytes.
 fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     let mut bytes = [0; 1 << 14];
     loop {

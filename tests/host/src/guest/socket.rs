@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Connections of Hyper-V sockets, as the host's programs use them.
+//! Connections of Hyper-V sockets, for the host's programs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,28 +11,28 @@ use super::TIMEOUT;
 use crate::machine::Shared;
 use crate::vmbus::bus::Bus;
 
-/// Bytes that go in one packet: a ring of the guest's size has room for more than one of these.
+/// The maximum number of bytes in a packet. The guest's ring has room for more than one such packet.
 const PIECE: usize = 8 << 10;
 
-/// The host's end of a connection, which is gone when this is.
+/// The host's end of a connection. Dropping it rescinds the connection.
 pub struct Connection {
     shared: Arc<Shared>,
     number: u32,
 }
 
-/// A port of the host's, at which the guest can connect while this is there.
+/// A port of the host to which the guest can connect until this is dropped.
 pub struct Listener {
     shared: Arc<Shared>,
     port: u32,
 }
 
 impl Guest {
-    /// Offers the guest a connection to this port of its. An error if it is not on the bus.
+    /// Offers the guest a connection to this port of the guest. Fails if the guest is not on the bus.
     pub fn connect(&self, port: u32) -> Result<Connection> {
         Connection::begin(self.machine.shared(), port)
     }
 
-    /// Accepts connections of the guest's at this port.
+    /// Accepts connections of the guest to this port.
     pub fn listen(&self, port: u32) -> Listener {
         self.with_bus(|bus| bus.listen(port));
         Listener {
@@ -41,7 +41,7 @@ impl Guest {
         }
     }
 
-    /// Waits until the guest has released every connection that is gone, and there is no other.
+    /// Waits until no connection exists, and the guest has released all rescinded ones.
     pub fn wait_no_connections(&self) -> Result<()> {
         self.wait_bus("release of all connections", |bus| {
             (bus.sockets() == 0).then_some(())
@@ -64,7 +64,7 @@ impl Connection {
         Ok(Self::new(shared, number))
     }
 
-    /// Waits until `done` gives a value; an error if the machine stops.
+    /// Waits until `done` returns a value. Fails if the machine stops.
     fn wait<R>(
         &self,
         timeout: Duration,
@@ -84,7 +84,7 @@ impl Connection {
         result.map_err(|why| format!("a connection with the guest: {what}: {why}").into())
     }
 
-    /// Waits until the guest has opened it.
+    /// Waits until the guest has opened the connection.
     pub fn wait_connected(&self) -> Result<()> {
         self.wait_connected_within(TIMEOUT)
     }
@@ -100,7 +100,7 @@ impl Connection {
         })
     }
 
-    /// Whether the guest has opened it.
+    /// Whether the guest has opened the connection.
     pub fn is_connected(&self) -> bool {
         self.shared.bus().is_connected(self.number) == Ok(true)
     }
@@ -117,7 +117,7 @@ impl Connection {
         })
     }
 
-    /// Ends what is sent.
+    /// Ends the direction to the guest.
     pub fn finish(&self) -> Result<()> {
         self.finish_within(TIMEOUT)
     }
@@ -132,7 +132,7 @@ impl Connection {
         })
     }
 
-    /// The next bytes that the guest has sent, waiting for them; none at the end.
+    /// Waits for the next bytes from the guest. No bytes at the end.
     pub fn read(&self) -> Result<Vec<u8>> {
         self.read_within(TIMEOUT)
     }
@@ -142,7 +142,7 @@ impl Connection {
         self.wait(timeout, "read", |bus| bus.take_data(self.number))
     }
 
-    /// All that the guest sends from now on.
+    /// Reads all bytes from the guest until the end.
     pub fn read_all(&self) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         loop {
@@ -154,7 +154,7 @@ impl Connection {
         }
     }
 
-    /// Ends it, whatever is on its way.
+    /// Rescinds the connection. Bytes in its rings are lost.
     pub fn hang_up(&self) {
         self.shared.bus().hang_up(self.number);
         self.shared.announce();
@@ -168,7 +168,7 @@ impl Drop for Connection {
 }
 
 impl Listener {
-    /// The next connection of the guest's, waiting for it.
+    /// Waits for the next connection of the guest.
     pub fn accept(&self) -> Result<Connection> {
         let number = self
             .shared

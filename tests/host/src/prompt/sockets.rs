@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Commands about Hyper-V sockets: a connection to a port of the guest's, and ssh over one.
+//! Commands about Hyper-V sockets: a connection to a port of the guest, and ssh.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -14,11 +14,11 @@ use crate::guest::relay::SSH_PORT;
 use crate::guest::Connection;
 use crate::guest::Result;
 
-/// How many lines of what comes back are shown.
+/// The maximum number of received lines to print.
 const SHOWN: usize = 20;
 
 impl Session {
-    /// Connects to a port of the guest's, sends a file, and shows what comes back.
+    /// Connects to a port of the guest, sends a file, and prints the received bytes.
     pub(super) fn connect(&self, port: u32, file: Option<&Path>) -> Outcome {
         self.runs()?;
         let sent = match file.map(std::fs::read).transpose() {
@@ -47,7 +47,7 @@ impl Session {
         Ok(())
     }
 
-    /// Logs in by ssh, to carry out a command or, at a terminal, for a session.
+    /// Logs in by ssh. Runs a command or, at a terminal, a session.
     pub(super) fn ssh(&self, user: &str, line: Option<&str>) -> Outcome {
         self.runs()?;
         let relay = self.guest.relay(SSH_PORT)?;
@@ -72,7 +72,7 @@ impl Session {
     }
 }
 
-/// Sends all, and takes all that comes.
+/// Sends all bytes, and receives until the end.
 fn exchange(connection: &Connection, sent: &[u8]) -> Result<Vec<u8>> {
     std::thread::scope(|scope| {
         // A program may not take all before it answers.

@@ -2,9 +2,9 @@
 
 //! Hyper-V sockets: the ids of their services, and the packets of a connection.
 //!
-//! Source: `net/vmw_vsock/hyperv_transport.c`. A Linux guest knows services by a port of AF_VSOCK: the first 32 bits of
-//! the id, the rest of which is fixed. Packets have a pipe's header, `struct vmpipe_proto_header`: a type, which is 1, and
-//! the number of bytes behind it. A packet without any ends its direction.
+//! Source: `net/vmw_vsock/hyperv_transport.c`. Linux guests identify a service by its AF_VSOCK port: the first 32 bits of
+//! the id. The rest of the id is fixed. Packets have a pipe header, `struct vmpipe_proto_header`: the type 1, and the
+//! number of bytes that follow. A packet without bytes ends its direction.
 
 use crate::bytes::u32_at;
 use crate::guid::Guid;
@@ -16,7 +16,7 @@ use crate::vmbus::packet::DATA_INBAND;
 const DATA: u32 = 1;
 /// Bytes of the header.
 const HEADER: usize = 8;
-/// The most bytes of data that a packet has.
+/// The maximum number of data bytes in a packet.
 pub const MOST: usize = 16 << 10;
 
 /// The id of the service at a port.
@@ -26,13 +26,13 @@ pub fn service_id(port: u32) -> Guid {
     id
 }
 
-/// The port of a service, `None` for an id of another kind.
+/// The port of a service. `None` for an id of another kind.
 pub fn port(id: &Guid) -> Option<u32> {
     let port = u32_at(&id.0, 0)?;
     (service_id(port) == *id).then_some(port)
 }
 
-/// The packet with these bytes, of which there are at most [`MOST`]; with none it is the last one.
+/// The packet with these bytes, at most [`MOST`]. No bytes make the last packet.
 pub fn packet(data: &[u8]) -> Packet {
     let mut payload = Vec::with_capacity(HEADER + data.len());
     payload.extend(DATA.to_le_bytes());
@@ -41,7 +41,7 @@ pub fn packet(data: &[u8]) -> Packet {
     Packet::inband(payload)
 }
 
-/// The bytes that a packet carries; an error says why it is none of a connection's.
+/// The bytes in a packet. Fails if the packet is malformed.
 pub fn data(packet: &Packet) -> Result<&[u8], String> {
     if packet.kind != DATA_INBAND {
         return Err(format!("packet of type {}", packet.kind));

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Connections of Hyper-V sockets: the host asks for them, or the guest does.
+//! Connections of Hyper-V sockets, requested by the host or by the guest.
 //!
-//! Each is a channel. The host offers it, the guest opens it: at once if the guest has asked for it, else if a program
-//! listens. Nobody tells the host that none does. The host rescinds it when both are done.
+//! Each connection is a channel. The host offers the channel, and the guest opens it: at once if the guest has requested
+//! the connection, otherwise if a program listens. If no program listens, the host is not told. The host rescinds the
+//! channel when both sides are done.
 
 use super::Bus;
 use super::Connection;
@@ -14,22 +15,22 @@ use crate::vmbus::channel::Channel;
 use crate::vmbus::channel::Socket;
 use crate::vmbus::socket;
 
-/// How many connections there may be: no more than half of the channels that a guest has numbers for.
+/// The maximum number of connections: half of the channels for which a guest has numbers.
 const MOST: usize = 1024;
 
-/// The host's ends of its connections have ids of this port and those above.
+/// The first port in the ids of the host's ends of its connections.
 const FIRST_PORT: u32 = 0x8000_0000;
 
-/// Why a connection is of no use.
+/// The error of a connection that has ended.
 const GONE: &str = "the connection is gone";
 
 impl Bus {
-    /// Accepts connections of the guest's at this port from now on.
+    /// Begins to accept connections of the guest to this port.
     pub fn listen(&mut self, port: u32) {
         self.listening.insert(port);
     }
 
-    /// Accepts none at this port any more, and takes back those that nobody has claimed.
+    /// Stops to accept connections to this port. Rescinds those that nobody has claimed.
     pub fn stop_listening(&mut self, port: u32) {
         self.listening.remove(&port);
         while let Some(number) = self.accept(port) {
@@ -37,7 +38,7 @@ impl Bus {
         }
     }
 
-    /// Claims a connection of the guest's to this port: its number, if there is one.
+    /// Claims a connection of the guest to this port. Returns the number of the connection, if there is one.
     pub fn accept(&mut self, port: u32) -> Option<u32> {
         let mut sockets = self.channels.iter_mut().filter(|channel| channel.present);
         let socket = sockets.find_map(|channel| {
@@ -48,8 +49,8 @@ impl Bus {
         Some(socket.number)
     }
 
-    /// Offers the guest a connection to this port of its; the number of the connection. An error if the guest is not on the
-    /// bus.
+    /// Offers the guest a connection to this port of the guest. Returns the number of the connection. Fails if the guest is
+    /// not on the bus.
     pub fn connect(&mut self, port: u32) -> Result<u32, String> {
         if !matches!(self.connection, Connection::Connected { offered: true, .. }) {
             return Err("no guest is on the bus".to_owned());
@@ -61,7 +62,7 @@ impl Bus {
         Ok(self.add_socket(socket::service_id(port), instance, port, true))
     }
 
-    /// Whether the guest can have the connection that it asks for.
+    /// Whether the host accepts the connection that the guest requests.
     pub(super) fn accepts(&self, endpoint: &Guid, service: &Guid) -> bool {
         let is_listening = socket::port(service).is_some_and(|port| self.listening.contains(&port));
         // A guest knows a channel by these two.
@@ -70,7 +71,7 @@ impl Bus {
         is_listening && !self.channels.iter().any(is_taken) && self.sockets() < MOST
     }
 
-    /// Offers the guest the connection that it has asked for.
+    /// Offers the guest the connection that the guest has requested.
     pub(super) fn offer_connection(&mut self, endpoint: Guid, service: Guid) {
         let port = socket::port(&service).unwrap_or_default();
         self.add_socket(service, endpoint, port, false);
@@ -94,7 +95,7 @@ impl Bus {
         number
     }
 
-    /// Takes a connection back, whatever is on its way.
+    /// Rescinds a connection. Bytes in its rings are lost.
     pub fn hang_up(&mut self, number: u32) {
         if let Some(index) = self.socket(number) {
             self.unplug(index);
@@ -102,20 +103,20 @@ impl Bus {
         }
     }
 
-    /// How many connections there are, with those that are taken back, but not yet released.
+    /// The number of connections, with those that are rescinded but not yet released.
     pub fn sockets(&self) -> usize {
         let is_socket = |channel: &&Channel| channel.socket.is_some();
         self.channels.iter().filter(is_socket).count()
     }
 
-    /// Where the connection is, if the host has not taken it back.
+    /// The index of the connection's channel, if the host has not rescinded it.
     fn socket(&self, number: u32) -> Option<usize> {
         self.channels.iter().position(|channel| {
             channel.present && channel.socket.is_some_and(|it| it.number == number)
         })
     }
 
-    /// Whether the guest has opened a connection. An error if the connection is gone, or the guest has closed it.
+    /// Whether the guest has opened a connection. Fails if the connection is gone, or the guest has closed it.
     pub fn is_connected(&self, number: u32) -> Result<bool, String> {
         let index = self.socket(number).ok_or(GONE)?;
         let channel = &self.channels[index];
@@ -126,8 +127,8 @@ impl Bus {
         }
     }
 
-    /// Sends bytes on a connection, or with none the end; `None` while the guest has yet to make room for what was sent
-    /// before, or to open it.
+    /// Sends bytes on a connection. No bytes end the direction. `None` while the ring has no room, or the guest has not
+    /// opened the connection yet.
     pub fn send_data(&mut self, number: u32, data: &[u8]) -> Option<Result<(), String>> {
         match self.is_connected(number) {
             Ok(true) => {}
@@ -143,7 +144,7 @@ impl Bus {
         Some(sent.map_err(|error| error.to_string()))
     }
 
-    /// Whether all that was sent on a connection is in its ring.
+    /// Whether all sent bytes are in the connection's ring.
     pub fn is_sent(&self, number: u32) -> Result<bool, String> {
         let index = self.socket(number).ok_or(GONE)?;
         Ok(self.channels[index]
@@ -151,7 +152,7 @@ impl Bus {
             .is_none_or(|open| open.waiting() == 0))
     }
 
-    /// Takes what the guest has sent on a connection: at the end, nothing. `None` while there is nothing yet.
+    /// Takes the bytes that the guest has sent on a connection: no bytes at the end. `None` while nothing has arrived.
     pub fn take_data(&mut self, number: u32) -> Option<Result<Vec<u8>, String>> {
         let is_connected = self.is_connected(number);
         let Some(index) = self.socket(number) else {
@@ -186,7 +187,7 @@ mod tests {
     use crate::vmbus::test_guest::TestGuest;
     use crate::vmbus::test_guest::GPADL;
 
-    /// A guest with a connection from the host to port 22, as channel 3, which it has opened.
+    /// A guest that has opened a connection from the host to port 22, as channel 3.
     fn connected() -> (TestGuest, u32) {
         let mut guest = TestGuest::new((6, 0));
         assert!(guest.contact(4, 0));
@@ -207,7 +208,7 @@ mod tests {
         (guest, number)
     }
 
-    /// The message that asks for a connection to the host's port, from the guest's.
+    /// The message that requests a connection from a guest's port to a host's port.
     fn ask(guest: &mut TestGuest, from: u32, to: u32) -> Vec<u32> {
         let words =
             |id: Guid| -> Vec<u32> { (0..4).filter_map(|at| u32_at(&id.0, at * 4)).collect() };
