@@ -510,8 +510,8 @@ drive_prompt()
 	# Up, then a line that is erased.
 	types '\0033[A\r' && shows '1 pair in pool external' && types 'quit\0025help\r' && shows 'prints this list' &&
 	types '\0035echo "again $((6 * 7))"\r' && shows 'again 42' &&
-	# At the console the guest's shell gets it, and begins again.
-	types '\0004' && shows 'built-in shell' &&
+	# At the console the guest's shell gets it, and begins again. Before its prompt, the shell discards it.
+	shows 'guest:~# ' && types '\0004' && shows 'built-in shell' &&
 	types '\0035' && shows 'host> ' && types '\0004' && shows 'the machine is switched off' &&
 	shows 'ended with 0' && wait "$script" && diff "$log.before" "$log.after"
 }
