@@ -604,7 +604,10 @@ impl Write for Entries<'_> {
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
 #[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_addresses))]
 mod tests {
-    use super::super::tests::shows;
+    use super::super::tests::{
+        bytes,
+        shows, //
+    };
     use super::*;
 
     const BODY_LEN: usize = Layout::Text.host_len();
@@ -630,9 +633,9 @@ mod tests {
     const WHOLE: Result<Omitted, Error> = Ok(Omitted::NOTHING);
 
     fn from_daemon(field: Range<usize>, list: &[u8]) -> Result<Omitted, Error> {
-        let mut from = [0; text::LEN];
+        let mut from = bytes(0, text::LEN);
         put_text(&mut from, &field, list);
-        Layout::Binary.to_host(&from, &mut [0; BODY_LEN])
+        Layout::Binary.to_host(&from, &mut bytes(0, BODY_LEN))
     }
 
     fn host_counts(body: &[u8]) -> [u32; 6] {
@@ -658,32 +661,32 @@ mod tests {
 
     #[test]
     fn text_goes_both_ways() {
-        let mut host = [0; BODY_LEN];
+        let mut host = bytes(0, BODY_LEN);
         host[2 + text::FAMILY] = 1;
         host[2 + text::DHCP] = 1;
         host[2..6].copy_from_slice(b"{\0i\0");
         for (_, at) in TEXT_LISTS {
             host[2 + at.start..][..6].copy_from_slice(b"1\0.\0;\0");
         }
-        let mut daemon = [0; text::LEN];
+        let mut daemon = bytes(0, text::LEN);
         assert_eq!(Layout::Text.to_daemon(&host, true, &mut daemon), Ok(()));
         assert_eq!(daemon[..3], *b"{i\0");
         for (_, at) in TEXT_LISTS {
             assert_eq!(&list(&daemon, at), b"1.;\0");
         }
-        let mut answer = [0; BODY_LEN];
+        let mut answer = bytes(0, BODY_LEN);
         assert_eq!(Layout::Text.to_host(&daemon, &mut answer), WHOLE);
         assert_eq!(answer, host);
     }
 
     #[test]
     fn numbers_go_both_ways() {
-        let mut daemon = [0; text::LEN];
+        let mut daemon = bytes(0, text::LEN);
         for (at, list) in LISTS {
             put_text(&mut daemon, &at, list);
         }
         daemon[text::FAMILY] = 3;
-        let mut host = [0; BODY_LEN];
+        let mut host = bytes(0, BODY_LEN);
         host[START + binary::ADAPTER.start..][..4].copy_from_slice(b"{\0i\0");
         assert_eq!(Layout::Binary.to_host(&daemon, &mut host), WHOLE);
         assert_eq!(host_counts(&host), [2, 1, 1, 1, 1, 1]);
@@ -701,7 +704,7 @@ mod tests {
         assert_eq!(at(3456)[..8], [2, 0, 2, 0, 2, 0, 0, 0]);
 
         host[START + binary::DHCP] = 1;
-        let mut again = [0; text::LEN];
+        let mut again = bytes(0, text::LEN);
         assert_eq!(Layout::Binary.to_daemon(&host, true, &mut again), Ok(()));
         assert_eq!(again[..3], *b"{i\0");
         assert_eq!(again[text::FAMILY..text::ADDRESSES.start], [3, 1]);
@@ -714,12 +717,12 @@ mod tests {
 
     #[test]
     fn addresses_from_dhcp_are_of_another_origin() {
-        let mut daemon = [0; text::LEN];
+        let mut daemon = bytes(0, text::LEN);
         put_text(&mut daemon, &text::ADDRESSES, b"10.0.0.1");
         put_text(&mut daemon, &text::SUBNETS, b"255.0.0.0");
         daemon[text::DHCP] = 1;
         // The answer must not depend on bytes that the host has sent.
-        let mut host = [0xff; BODY_LEN];
+        let mut host = bytes(0xff, BODY_LEN);
         assert_eq!(Layout::Binary.to_host(&daemon, &mut host), WHOLE);
         assert_eq!(host_counts(&host), [1, 0, 0, 0, 0, 0]);
         assert_eq!(host[START + binary::DHCP], 1);
@@ -728,15 +731,15 @@ mod tests {
 
     #[test]
     fn a_get_asks_for_the_adapter_only() {
-        let host = [0xff; BODY_LEN];
-        let mut daemon = [0; text::LEN];
+        let host = bytes(0xff, BODY_LEN);
+        let mut daemon = bytes(0, text::LEN);
         assert_eq!(
             Layout::Binary.to_daemon(&host, false, &mut daemon),
             Err(Error::TooLong(Field::Adapter))
         );
-        let mut host = [0xff; BODY_LEN];
+        let mut host = bytes(0xff, BODY_LEN);
         host[START + binary::ADAPTER.start..][..4].copy_from_slice(b"a\0\0\0");
-        let mut daemon = [0; text::LEN];
+        let mut daemon = bytes(0, text::LEN);
         assert_eq!(Layout::Binary.to_daemon(&host, false, &mut daemon), Ok(()));
         assert_eq!(daemon[..2], *b"a\0");
         assert!(daemon[text::DHCP..].iter().all(|byte| *byte == 0));
@@ -753,8 +756,8 @@ mod tests {
                 (Family::V4, &b"1.2.3.4;"[..], &b"255.0.0.0;"[..]),
                 (Family::V6, b"fd00::1;", b"/64;"),
             ] {
-                let mut daemon = [0; text::LEN];
-                let mut host = [0; BODY_LEN];
+                let mut daemon = bytes(0, text::LEN);
+                let mut host = bytes(0, BODY_LEN);
                 for index in 0..=list.room {
                     put_text(&mut daemon[index * 8..], &at, address);
                     if list.field == Field::Addresses {
@@ -802,14 +805,14 @@ mod tests {
 
     #[test]
     fn a_name_server_that_is_no_address_hides_no_other() {
-        let mut daemon = [0; text::LEN];
+        let mut daemon = bytes(0, text::LEN);
         put_text(
             &mut daemon,
             &text::NAME_SERVERS,
             b"1.2.3.4;x;1.2.3.5;;y;::1",
         );
         put_text(&mut daemon, &text::GATEWAYS, b"z;1.2.3.6");
-        let mut host = [0; BODY_LEN];
+        let mut host = bytes(0, BODY_LEN);
         let omitted = Ok(Omitted {
             subnets: 0,
             not_addresses: 3,
@@ -823,10 +826,10 @@ mod tests {
     #[test]
     fn each_address_has_its_subnet() {
         let result = |addresses: &[u8], subnets: &[u8]| {
-            let mut daemon = [0; text::LEN];
+            let mut daemon = bytes(0, text::LEN);
             put_text(&mut daemon, &text::ADDRESSES, addresses);
             put_text(&mut daemon, &text::SUBNETS, subnets);
-            Layout::Binary.to_host(&daemon, &mut [0; BODY_LEN])
+            Layout::Binary.to_host(&daemon, &mut bytes(0, BODY_LEN))
         };
         for (addresses, subnets) in [(&b""[..], &b"255.0.0.0"[..]), (b"fd00::1", b"/64;/64")] {
             assert_eq!(result(addresses, subnets), Err(Error::TooManySubnets));
@@ -860,9 +863,9 @@ mod tests {
     #[test]
     fn text_without_an_end_is_refused() {
         for (field, at) in TEXT_LISTS {
-            let mut daemon = [0; text::LEN];
+            let mut daemon = bytes(0, text::LEN);
             daemon[at.clone()].fill(b';');
-            let mut host = [0; BODY_LEN];
+            let mut host = bytes(0, BODY_LEN);
             let result = Layout::Binary.to_host(&daemon, &mut host);
             assert_eq!(result, Err(Error::Endless(field)));
             daemon[at.end - 1] = 0;
@@ -874,19 +877,19 @@ mod tests {
     #[test]
     fn what_the_host_cannot_have_is_refused() {
         let refused = |host: &[u8], error| {
-            let result = Layout::Binary.to_daemon(host, true, &mut [0; text::LEN]);
+            let result = Layout::Binary.to_daemon(host, true, &mut bytes(0, text::LEN));
             assert_eq!(result, Err(error));
         };
         for list in [binary::ADDRESSES, binary::GATEWAYS, binary::NAME_SERVERS] {
             for family in [Family::V4, Family::V6] {
                 for count in [list.room as u32 + 1, 0x8000_0000, u32::MAX] {
-                    let mut host = [0; BODY_LEN];
+                    let mut host = bytes(0, BODY_LEN);
                     wire::put_u32(&mut host, START + list.counts[family as usize], count);
                     refused(&host, list.too_many(family));
                 }
             }
         }
-        let mut host = [0; BODY_LEN];
+        let mut host = bytes(0, BODY_LEN);
         wire::put_u32(&mut host, START + 4, 1);
         wire::put_u32(&mut host, START + binary::PREFIXES, 129);
         refused(&host, Error::Invalid(Field::Subnets));
@@ -901,10 +904,10 @@ mod tests {
             ([255, 0, 255, 0], false),
             ([0, 0, 0, 1], false),
         ] {
-            let mut host = [0; BODY_LEN];
+            let mut host = bytes(0, BODY_LEN);
             wire::put_u32(&mut host, START, 1);
             host[START + binary::MASKS..][..4].copy_from_slice(&mask);
-            let result = Layout::Binary.to_daemon(&host, true, &mut [0; text::LEN]);
+            let result = Layout::Binary.to_daemon(&host, true, &mut bytes(0, text::LEN));
             let invalid = Err(Error::Invalid(Field::Subnets));
             assert_eq!(result, if is_valid { Ok(()) } else { invalid });
         }
@@ -914,13 +917,13 @@ mod tests {
     fn what_the_daemon_has_no_room_for_is_refused() {
         // The longest IPv6 addresses have 39 characters. The 52nd address has another length.
         let result = |count, last: &[u8]| {
-            let mut host = [0; BODY_LEN];
+            let mut host = bytes(0, BODY_LEN);
             let (addresses, behind) = (START + 540, START + 540 + 51 * 16);
             host[addresses..START + binary::MASKS].fill(0xff);
             host[behind..behind + 16].fill(0);
             host[behind..behind + last.len()].copy_from_slice(last);
             wire::put_u32(&mut host, START + 4, count);
-            let mut daemon = [0; text::LEN];
+            let mut daemon = bytes(0, text::LEN);
             let result = Layout::Binary.to_daemon(&host, true, &mut daemon);
             assert_eq!(
                 list(&daemon, text::SUBNETS.start - 2..text::SUBNETS.start),

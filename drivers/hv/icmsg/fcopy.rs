@@ -189,11 +189,16 @@ fn write_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize,
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
 #[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_fcopy))]
 mod tests {
+    use super::super::tests::{
+        array,
+        bytes,
+        Bytes, //
+    };
     use super::*;
 
-    /// Returns a `WRITE` of `size` bytes at offset 5, in a body of `N` bytes.
-    fn write<const N: usize>(size: u32) -> [u8; N] {
-        let mut body = [0x77; N];
+    /// Returns a `WRITE` of `size` bytes at offset 5, in a body of `len` bytes.
+    fn write(len: usize, size: u32) -> Bytes {
+        let mut body = bytes(0x77, len);
         wire::put_u32(&mut body, OPERATION, 1);
         wire::put_u64(&mut body, WRITE_OFFSET, 5);
         wire::put_u32(&mut body, WRITE_SIZE, size);
@@ -202,10 +207,10 @@ mod tests {
 
     #[test]
     fn a_piece_is_passed_on() {
-        let mut message = [0; DAEMON_LEN];
-        let body: [u8; WRITE_DATA + 8] = write(7);
+        let mut message = bytes(0, DAEMON_LEN);
+        let body = write(WRITE_DATA + 8, 7);
         assert_eq!(
-            to_daemon(&body, &mut message),
+            to_daemon(&body, array(&mut message)),
             Ok((Operation::Write, WRITE_LEN))
         );
         assert_eq!(wire::u32_native_at(&message, OPERATION), 1);
@@ -217,34 +222,34 @@ mod tests {
 
     #[test]
     fn a_piece_is_no_longer_than_its_message() {
-        let mut message = [0; DAEMON_LEN];
-        let body: [u8; WRITE_DATA + 8] = write(9);
+        let mut message = bytes(0, DAEMON_LEN);
+        let body = write(WRITE_DATA + 8, 9);
         assert_eq!(
-            to_daemon(&body, &mut message),
+            to_daemon(&body, array(&mut message)),
             Err(Status::INVALID_ARGUMENT)
         );
-        let body: [u8; WRITE_LEN + 8] = write(WRITE_DATA_MAX + 1);
+        let body = write(WRITE_LEN + 8, WRITE_DATA_MAX + 1);
         assert_eq!(
-            to_daemon(&body, &mut message),
+            to_daemon(&body, array(&mut message)),
             Err(Status::INVALID_ARGUMENT)
         );
-        let body: [u8; WRITE_LEN + 8] = write(WRITE_DATA_MAX);
+        let body = write(WRITE_LEN + 8, WRITE_DATA_MAX);
         assert_eq!(
-            to_daemon(&body, &mut message),
+            to_daemon(&body, array(&mut message)),
             Ok((Operation::Write, WRITE_LEN))
         );
     }
 
     #[test]
     fn names_become_utf8() {
-        let mut message = [0xff; DAEMON_LEN];
-        let mut body = [0; start::LEN];
+        let mut message = bytes(0xff, DAEMON_LEN);
+        let mut body = bytes(0, start::LEN);
         body[36..40].copy_from_slice(&[0xe4, 0, b'b', 0]);
         body[556..558].copy_from_slice(b"/\0");
         wire::put_u32(&mut body, start::FLAGS, 3);
         wire::put_u64(&mut body, start::SIZE, 1 << 40);
         assert_eq!(
-            to_daemon(&body, &mut message),
+            to_daemon(&body, array(&mut message)),
             Ok((Operation::Start, start::LEN))
         );
         assert_eq!(&message[36..40], "äb\0".as_bytes());
@@ -257,8 +262,8 @@ mod tests {
     fn names_have_all_of_their_room() {
         /// Returns a `START` whose path consists of `count` characters of 3 bytes each, with a
         /// slash after every `each` characters.
-        fn start(count: usize, each: usize) -> [u8; start::LEN] {
-            let mut body = [0; start::LEN];
+        fn start(count: usize, each: usize) -> Bytes {
+            let mut body = bytes(0, start::LEN);
             let mut at = start::NAMES[1].start;
             for number in 0..count {
                 if number > 0 && number % each == 0 {
@@ -270,9 +275,9 @@ mod tests {
             }
             body
         }
-        let mut message = [0; DAEMON_LEN];
+        let mut message = bytes(0, DAEMON_LEN);
         let mut path =
-            |count, each| to_daemon(&start(count, each), &mut message).map(|(_, len)| len);
+            |count, each| to_daemon(&start(count, each), array(&mut message)).map(|(_, len)| len);
         // 255 bytes; 511 with a slash; 518 and 521 with two.
         assert_eq!(path(85, 85), Ok(start::LEN));
         assert_eq!(path(86, 86), Err(Status::NAME_TOO_LONG));
@@ -283,24 +288,27 @@ mod tests {
 
     #[test]
     fn what_is_short_or_unknown_is_refused() {
-        let mut message = [0; DAEMON_LEN];
+        let mut message = bytes(0, DAEMON_LEN);
         for operation in [0, 1, 2, 3] {
             let mut body = [0; HEADER_LEN - 1];
             wire::put_u32(&mut body, OPERATION, operation);
             assert_eq!(
-                to_daemon(&body, &mut message),
+                to_daemon(&body, array(&mut message)),
                 Err(Status::INVALID_ARGUMENT)
             );
         }
         let mut body = [0; HEADER_LEN];
         wire::put_u32(&mut body, OPERATION, 3);
-        let theirs = to_daemon(&body, &mut message);
+        let theirs = to_daemon(&body, array(&mut message));
         assert_eq!(theirs, Ok((Operation::Cancel, HEADER_LEN)));
-        let mut ours = [0x77; DAEMON_LEN];
-        assert_eq!(cancel(&mut ours), HEADER_LEN);
+        let mut ours = bytes(0x77, DAEMON_LEN);
+        assert_eq!(cancel(array(&mut ours)), HEADER_LEN);
         assert_eq!(ours[..HEADER_LEN], message[..HEADER_LEN]);
         wire::put_u32(&mut body, OPERATION, 4);
-        assert_eq!(to_daemon(&body, &mut message), Err(Status::NOT_SUPPORTED));
+        assert_eq!(
+            to_daemon(&body, array(&mut message)),
+            Err(Status::NOT_SUPPORTED)
+        );
     }
 
     #[test]
@@ -320,11 +328,11 @@ mod tests {
 
     #[test]
     fn a_piece_has_a_size() {
-        let mut message = [0; DAEMON_LEN];
-        let body: [u8; WRITE_DATA] = write(0);
-        let asked = to_daemon(&body, &mut message);
+        let mut message = bytes(0, DAEMON_LEN);
+        let body = write(WRITE_DATA, 0);
+        let asked = to_daemon(&body, array(&mut message));
         assert_eq!(asked, Ok((Operation::Write, WRITE_LEN)));
-        let asked = to_daemon(&body[..WRITE_DATA - 1], &mut message);
+        let asked = to_daemon(&body[..WRITE_DATA - 1], array(&mut message));
         assert_eq!(asked, Err(Status::INVALID_ARGUMENT));
     }
 

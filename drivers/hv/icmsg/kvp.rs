@@ -360,13 +360,18 @@ impl From<TooLong> for Status {
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
 #[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_kvp))]
 mod tests {
+    use super::super::tests::{
+        array,
+        bytes,
+        Bytes, //
+    };
     use super::*;
 
     const BODY_LEN: usize = Layout::Text.host_len();
 
     /// Returns a host's body with this operation and pool.
-    fn body(operation: u8, pool: u8) -> [u8; BODY_LEN] {
-        let mut body = [0; BODY_LEN];
+    fn body(operation: u8, pool: u8) -> Bytes {
+        let mut body = bytes(0, BODY_LEN);
         (body[OPERATION], body[POOL]) = (operation, pool);
         body
     }
@@ -380,7 +385,7 @@ mod tests {
     }
 
     /// Returns a `SET` of the key "k" to a value of this type and size, with these bytes.
-    fn set(kind: u32, size: u32, bytes: &[u8]) -> [u8; BODY_LEN] {
+    fn set(kind: u32, size: u32, bytes: &[u8]) -> Bytes {
         let mut body = body(1, 0);
         let key_size = put_text(&mut body[BODY + value::KEY..], b"k");
         wire::put_u32(&mut body, BODY + value::KEY_SIZE, key_size);
@@ -392,9 +397,14 @@ mod tests {
 
     /// Checks that the daemon is asked to set the value `expected`, a text with its NUL.
     fn value_set(body: &[u8], expected: &[u8]) {
-        let mut message = [0xff; DAEMON_LEN];
+        let mut message = bytes(0xff, DAEMON_LEN);
         assert_eq!(
-            to_daemon(Layout::Text, body, Registration::Current, &mut message),
+            to_daemon(
+                Layout::Text,
+                body,
+                Registration::Current,
+                array(&mut message)
+            ),
             Ok(())
         );
         let len = wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize;
@@ -405,9 +415,14 @@ mod tests {
 
     /// Checks that the request in `body` is refused with this status.
     fn refused(body: &[u8], status: Status) {
-        let mut message = [0; DAEMON_LEN];
+        let mut message = bytes(0, DAEMON_LEN);
         assert_eq!(
-            to_daemon(Layout::Text, body, Registration::Current, &mut message),
+            to_daemon(
+                Layout::Text,
+                body,
+                Registration::Current,
+                array(&mut message)
+            ),
             Err(status.into())
         );
     }
@@ -470,14 +485,14 @@ mod tests {
 
     #[test]
     fn a_legacy_daemon_is_not_asked_about_addresses() {
-        let mut message = [0; DAEMON_LEN];
+        let mut message = bytes(0, DAEMON_LEN);
         for operation in [4, 5] {
             assert_eq!(
                 to_daemon(
                     Layout::Text,
                     &body(operation, 0),
                     Registration::Legacy,
-                    &mut message
+                    array(&mut message)
                 ),
                 Err(Status::NOT_SUPPORTED.into())
             );
@@ -488,8 +503,13 @@ mod tests {
     fn a_get_asks_for_the_whole_value_and_returns_it() {
         let mut host = set(0, 0, &[]);
         host[OPERATION] = 0;
-        let mut message = [0; DAEMON_LEN];
-        let asked = to_daemon(Layout::Text, &host, Registration::Current, &mut message);
+        let mut message = bytes(0, DAEMON_LEN);
+        let asked = to_daemon(
+            Layout::Text,
+            &host,
+            Registration::Current,
+            array(&mut message),
+        );
         assert_eq!(asked, Ok(()));
         assert_eq!(
             wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize,
@@ -498,7 +518,12 @@ mod tests {
 
         wire::put_u32_native(&mut message, 0, 0);
         message[BODY + value::VALUE..][..3].copy_from_slice(b"hi\0");
-        let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
+        let told = from_daemon(
+            Layout::Text,
+            Registration::Current,
+            array(&mut message),
+            &mut host,
+        );
         assert_eq!(told, Ok(None));
         assert_eq!(&host[BODY + value::VALUE..][..6], b"h\0i\0\0\0");
         assert_eq!(wire::u32_at(&host, BODY + value::VALUE_SIZE), 6);
@@ -508,11 +533,16 @@ mod tests {
     #[test]
     fn an_enumeration_returns_key_and_value() {
         let mut host = body(3, 2);
-        let mut message = [0; DAEMON_LEN];
+        let mut message = bytes(0, DAEMON_LEN);
         // Neither text ends with a NUL.
         message[BODY + 4 + value::KEY..][..value::KEY_MAX].fill(b'k');
         message[BODY + 4 + value::VALUE..][..value::VALUE_MAX].fill(b'v');
-        let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
+        let told = from_daemon(
+            Layout::Text,
+            Registration::Current,
+            array(&mut message),
+            &mut host,
+        );
         assert_eq!(told, Ok(None));
         let at = |offset| wire::u32_at(&host, BODY + 4 + offset) as usize;
         assert_eq!(at(value::KEY_SIZE), value::KEY_MAX);
@@ -524,9 +554,9 @@ mod tests {
     #[test]
     fn the_daemons_status_is_passed_on() {
         let mut host = body(3, 2);
-        let mut message = [0; DAEMON_LEN];
+        let mut message = bytes(0, DAEMON_LEN);
         wire::put_u32_native(&mut message, 0, Status::NO_MORE_ITEMS.0);
-        let mut answer = |daemon| from_daemon(Layout::Text, daemon, &message, &mut host);
+        let mut answer = |daemon| from_daemon(Layout::Text, daemon, array(&mut message), &mut host);
         let end = Err(Status::NO_MORE_ITEMS.into());
         assert_eq!(answer(Registration::Current), end);
         // A legacy daemon ends the enumeration with an empty key.
@@ -539,8 +569,8 @@ mod tests {
         for (layout, adapter) in [(Layout::Text, 2), (Layout::Binary, 4 + 24)] {
             let mut host = body(4, 1);
             put_text(&mut host[adapter..], b"00:15");
-            let mut message = [0xff; DAEMON_LEN];
-            let asked = to_daemon(layout, &host, Registration::Current, &mut message);
+            let mut message = bytes(0xff, DAEMON_LEN);
+            let asked = to_daemon(layout, &host, Registration::Current, array(&mut message));
             assert_eq!(asked, Ok(()));
             assert_eq!(&message[BODY..][..6], b"00:15\0");
             assert!(message[BODY + 256..].iter().all(|byte| *byte == 0));
@@ -548,7 +578,12 @@ mod tests {
             // A text that cannot be converted to the layout is a failure.
             wire::put_u32_native(&mut message, 0, 0);
             message[BODY + 258..][..2].copy_from_slice(b"x\0");
-            let told = from_daemon(layout, Registration::Current, &message, &mut host);
+            let told = from_daemon(
+                layout,
+                Registration::Current,
+                array(&mut message),
+                &mut host,
+            );
             let why = told.err().and_then(|Refusal { status, why }| {
                 assert_eq!(status, Status::FAIL);
                 why
@@ -562,8 +597,13 @@ mod tests {
     fn what_no_daemon_has_room_for_is_refused_with_a_reason() {
         let mut host = body(5, 1);
         wire::put_u32(&mut host, BODY, 65);
-        let mut message = [0; DAEMON_LEN];
-        let asked = to_daemon(Layout::Binary, &host, Registration::Current, &mut message);
+        let mut message = bytes(0, DAEMON_LEN);
+        let asked = to_daemon(
+            Layout::Binary,
+            &host,
+            Registration::Current,
+            array(&mut message),
+        );
         let (status, why) = asked.map_or_else(|it| (it.status, it.why), |()| (Status::OK, None));
         assert_eq!(status, Status::INVALID_ARGUMENT);
         assert!(why.is_some());
@@ -589,7 +629,7 @@ mod tests {
     #[test]
     fn daemons_register_with_a_number() {
         for (number, known) in [(4, Registration::Legacy), (100, Registration::Current)] {
-            let mut message = [0xff; DAEMON_LEN];
+            let mut message = bytes(0xff, DAEMON_LEN);
             message[OPERATION] = number;
             assert_eq!(registration(&message), Some(known));
             assert_eq!(confirm(known, &mut message), DAEMON_LEN);
@@ -598,7 +638,7 @@ mod tests {
             assert!(message[BODY + 4..].iter().all(|byte| *byte == 0));
         }
         for number in [0, 3, 5, 99, 101] {
-            assert_eq!(registration(&[number; DAEMON_LEN]), None);
+            assert_eq!(registration(&bytes(number, DAEMON_LEN)), None);
         }
     }
 
@@ -607,8 +647,13 @@ mod tests {
         let mut host = body(2, 1);
         let size = put_text(&mut host[BODY + 4..], b"k");
         wire::put_u32(&mut host, BODY, size);
-        let mut message = [0xff; DAEMON_LEN];
-        let asked = to_daemon(Layout::Text, &host, Registration::Legacy, &mut message);
+        let mut message = bytes(0xff, DAEMON_LEN);
+        let asked = to_daemon(
+            Layout::Text,
+            &host,
+            Registration::Legacy,
+            array(&mut message),
+        );
         assert_eq!(asked, Ok(()));
         assert_eq!(message[..2], [2, 1]);
         assert_eq!(wire::u32_native_at(&message, BODY), 2);
@@ -616,7 +661,12 @@ mod tests {
         // The answer says that the key is gone, and no more.
         wire::put_u32_native(&mut message, 0, 0);
         message[BODY..].fill(0xff);
-        let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
+        let told = from_daemon(
+            Layout::Text,
+            Registration::Current,
+            array(&mut message),
+            &mut host,
+        );
         assert_eq!(told, Ok(None));
         assert_eq!(host[..2], [2, 1]);
         assert_eq!(wire::u32_at(&host, BODY), size);
@@ -627,8 +677,13 @@ mod tests {
     fn an_enumeration_has_an_index() {
         let mut host = body(3, 4);
         wire::put_u32(&mut host, BODY, i32::MAX as u32);
-        let mut message = [0xff; DAEMON_LEN];
-        let asked = to_daemon(Layout::Text, &host, Registration::Current, &mut message);
+        let mut message = bytes(0xff, DAEMON_LEN);
+        let asked = to_daemon(
+            Layout::Text,
+            &host,
+            Registration::Current,
+            array(&mut message),
+        );
         assert_eq!(asked, Ok(()));
         assert_eq!(message[..BODY], [3, 4, 0, 0]);
         assert_eq!(wire::u32_native_at(&message, BODY), i32::MAX as u32);
@@ -637,10 +692,15 @@ mod tests {
     #[test]
     fn a_legacy_daemon_says_by_its_key_that_there_is_one() {
         let mut host = body(3, 2);
-        let mut message = [0; DAEMON_LEN];
+        let mut message = bytes(0, DAEMON_LEN);
         wire::put_u32_native(&mut message, 0, Status::FAIL.0);
         message[BODY + 4 + value::KEY] = b'k';
-        let told = from_daemon(Layout::Text, Registration::Legacy, &message, &mut host);
+        let told = from_daemon(
+            Layout::Text,
+            Registration::Legacy,
+            array(&mut message),
+            &mut host,
+        );
         assert_eq!(told, Ok(None));
         assert_eq!(wire::u32_at(&host, BODY + 4 + value::KEY_SIZE), 4);
         assert_eq!(&host[BODY + 4 + value::KEY..][..4], b"k\0\0\0");

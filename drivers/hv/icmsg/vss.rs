@@ -149,6 +149,7 @@ pub(crate) fn confirm(registration: Registration, message: &mut [u8]) -> Option<
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
 #[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_vss))]
 mod tests {
+    use super::super::tests::bytes;
     use super::*;
 
     const V5: Version = Version::new(5, 0);
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn clusters_came_with_version_6() {
-        let mut body = [0xa5; 7312];
+        let mut body = bytes(0xa5, 7312);
         body[OPERATION] = 8;
         assert_eq!(Operation::parse(V5, &body), Err(Status::NOT_SUPPORTED));
         assert_eq!(Operation::parse(V6, &body), Ok(Operation::QueryCluster));
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_recovery_is_a_notice() {
-        let mut body = [0; 6260];
+        let mut body = bytes(0, 6260);
         body[OPERATION] = 7;
         assert_eq!(Operation::parse(V5, &body), Ok(Operation::Notice));
     }
