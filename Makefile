@@ -216,7 +216,7 @@ doc: root build/modules/amd64/hv_utils.ko
 series: root build/kdir/amd64/.ready
 	@Documentation/series/series.pl
 
-## check-series         tests these patches; STEPS= selects steps: apply build doc boot (2 h)
+## check-series         tests these patches; STEPS= selects steps: apply build doc boot (45 min)
 check-series: series
 	@tests/check-series.sh $(STEPS)
 

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 # check-series.sh [STEP]...: tests the patches that make series has written. make check-series calls it. Steps:
 #   apply   each patch applies, passes checkpatch.pl, and refers only to files and symbols that exist (30 s)
-#   build   the tree builds without a warning after each patch that adds code (1 h)
-#   doc     rustdoc and Sphinx have no warnings about files of the series
-#   boot    a kernel of the last tree boots, and its module passes some scenarios (20 min)
+#   build   the tree builds without a warning after each patch that adds code (15 min)
+#   doc     rustdoc, Sphinx and get_abi.py have no warnings about files of the series
+#   boot    the last tree's kernel with the driver built in passes scenarios and KUnit (20 min)
 # Without arguments, runs all steps. Documentation/testing.rst documents them.
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -164,11 +164,15 @@ step_apply()
 
 # ---- build
 
+# Whether the driver is a module (m) or built in (y).
+driver=m
+
 # configuration: prints the debug kernel's configuration without its debugging options, and that of the series.
 configuration()
 {
-	sed -e '/^# What finds faults/,$d' -e '/HYPERV_UTILS\|UIO/d' rust/kdir/debug-kernel.config
+	sed -e '/^# What finds faults/,$d' -e '/HYPERV_UTILS/d' rust/kdir/debug-kernel.config
 	cat Documentation/series/config
+	echo "CONFIG_HYPERV_UTILS_RUST=$driver"
 }
 
 kmake()
@@ -188,13 +192,19 @@ configured()
 	[ -z "$lost" ] || { echo "the configuration lacks: $lost"; return 1; }
 }
 
+# without_warning COMMAND...: runs a command that succeeds, and has no warning about a file of the series.
+without_warning()
+{
+	local said
+	said=$("$@" 2>&1) || { echo "$said"; return 1; }
+	echo "$said"
+	! grep -iE -A 8 'warning' <<<"$said" | grep -qF -f <(patches | xargs sed -n 's|^+++ b/||p')
+}
+
 # silent TARGET...: makes the targets, without a warning about a file of the series.
 silent()
 {
-	local said
-	said=$(kmake "$@" 2>&1) || { echo "$said"; return 1; }
-	echo "$said"
-	! grep -iE -A 8 'warning' <<<"$said" | grep -qF -f <(patches | xargs sed -n 's|^+++ b/||p')
+	without_warning kmake "$@"
 }
 
 # Builds the kernel crate and the driver's folders after each patch, then the kernel.
@@ -235,35 +245,46 @@ step_doc()
 {
 	tell "the tree is configured" whole_tree || return 0
 	tell "rustdoc" silent rustdoc || true
-	if "$enter" sh -c 'command -v sphinx-build' >/dev/null; then
-		tell "Sphinx" silent SPHINXDIRS=virt/hyperv htmldocs || true
-	else
-		echo "ok - $what: Sphinx # SKIP sphinx-build is not installed"
-	fi
+	tell "Sphinx is installed" "$top/rust/kdir/root.sh" "$suite" python3-sphinx python3-yaml || return 0
+	tell "Sphinx" silent SPHINXDIRS=virt/hyperv htmldocs || true
+	tell "the ABI" without_warning "$enter" "$tree/tools/docs/get_abi.py" --dir "$tree/Documentation/ABI" validate || true
 }
 
 # ---- boot
 
-# Boots the kernel as flavour "series". The driver is a module.
+# selftests_image: makes the archive with the selftests, which run as a scenario.
+selftests_image()
+{
+	local selftests=$tree/tools/testing/selftests file files=()
+	for file in "$selftests"/hv_utils/*; do
+		[ ! -f "$file" ] || files+=("/selftests/hv_utils/$(basename "$file")=$file")
+	done
+	tests/guest/module-cpio.sh "$build/guest/rust-series.cpio" "${files[@]}" \
+		"/selftests/kselftest/ktap_helpers.sh=$selftests/kselftest/ktap_helpers.sh"
+}
+
+# Boots the kernel as flavour "series", with the driver built in. Runs the scenarios that neither insert nor remove a module.
 step_boot()
 {
 	local kernel=$build/kernel/series
 	if [ ! -e "$out/arch/x86/boot/bzImage" ]; then
-		tell "the tree is configured" whole_tree || return 0
-		tell "the kernel builds" silent bzImage modules || return 0
+		tell "the tree is created" whole_tree || return 0
 	fi
-	rm -rf "$kernel"
+	driver=y
+	tell "the driver is configured as built in" configured last || return 0
+	tell "the kernel builds with the driver" silent bzImage modules || return 0
+	rm -rf "$kernel" "$build"/guest/*-series.cpio
 	mkdir -p "$kernel"
 	tell "the modules are installed" kmake INSTALL_MOD_PATH="$kernel" modules_install || return 0
 	cp "$out/arch/x86/boot/bzImage" "$kernel/vmlinuz"
-	cp "$out/System.map" "$out/.config" "$kernel/"
 	cp "$out/include/config/kernel.release" "$kernel/release"
+	touch "$kernel/.ready"
+	tell "the host" make -s host build/guest/outer.cpio || return 0
 	tell "the guest's image" tests/guest/images.sh inner-series || return 0
-	tell "the module's image" tests/guest/module-cpio.sh "$build/guest/rust-series.cpio" \
-		"rust/hv_utils.ko=$out/drivers/hv/hv_utils_rust/hv_utils.ko" || return 0
-	for name in heartbeat shutdown timesync framing; do
-		"$enter" build/host/scenarios --flavour series --module rust --whole no check "$name" 2>&1 | sed -u 's/\r//' || failed=1
-	done
+	tell "the daemons' image" tests/guest/images.sh daemons-series || return 0
+	tell "the selftests' image" selftests_image || return 0
+	OUTER_TIMEOUT=${OUTER_TIMEOUT:-3600} "$enter" build/host/scenarios --flavour series --module rust --vcpus 2 --vmbus 6.0 \
+		check 2>&1 </dev/null | sed -u 's/\r//' || failed=1
 }
 
 [ -n "$(patches)" ] || die "there are no patches" "make series writes them"

@@ -365,8 +365,10 @@ inner-*)
 	# The in-tree module in C, with which scenarios also run.
 	modules hv_utils
 	mkdir "$tree/modules/c"
-	mv "$tree/modules/hv_utils.ko" "$tree/modules/c/"
-	sed -i '/^hv_utils\.ko/d' "$tree/modules/order"
+	if [ -e "$tree/modules/hv_utils.ko" ]; then
+		mv "$tree/modules/hv_utils.ko" "$tree/modules/c/"
+		sed -i '/^hv_utils\.ko/d' "$tree/modules/order"
+	fi
 	install -m 755 "$here/inner/init" "$tree/init"
 	# Hyper-V sockets, which only scenarios about them insert.
 	mkdir "$tree/modules/sockets"

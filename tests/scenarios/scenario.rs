@@ -356,13 +356,19 @@ impl<'a> Context<'a> {
         self.guest.insmod(self.module)
     }
 
-    /// Inserts the module with parameters.
+    /// Inserts the module with parameters. Ends the scenario as skipped if the driver is built in.
     pub fn load_with(&self, parameters: &str) -> Result<()> {
+        if self.guest.config().built_in {
+            return Err(skip("a built-in driver has its parameters from the boot"));
+        }
         self.guest.insmod_with(self.module, parameters)
     }
 
     /// Removes the module if it is inserted. Retries for 10 seconds: killed programs may still have a device open.
     pub fn unload(&self) -> Result<()> {
+        if self.guest.config().built_in {
+            return self.guest.rmmod();
+        }
         self.guest
             .sh_ok(
                 "i=0; until ! grep -q '^hv_utils ' /proc/modules || why=$(rmmod hv_utils 2>&1); do \

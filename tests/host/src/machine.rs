@@ -74,6 +74,8 @@ pub struct Config {
     pub persistent: Option<PathBuf>,
     /// The guest is foreign: `command_line` is its kernel's whole command line, and it has no agent.
     pub foreign: bool,
+    /// This project's driver is built into the kernel.
+    pub built_in: bool,
 }
 
 impl Default for Config {
@@ -91,6 +93,7 @@ impl Default for Config {
             clock: Clock::Counter,
             persistent: None,
             foreign: false,
+            built_in: false,
         }
     }
 }

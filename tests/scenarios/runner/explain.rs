@@ -90,6 +90,11 @@ const RUNS: &[Run] = &[
         "Each other kernel of this module. make check runs those that are built.",
     ),
     run(
+        "check-series",
+        "series --module rust --vcpus 2 --vmbus 6.0",
+        "The kernel of make series, with the driver built in.",
+    ),
+    run(
         "soak",
         "debug --module rust --vcpus 2 --vmbus 6.0",
         "As long as SOAK= says, with new seeds.",
@@ -301,6 +306,7 @@ mod tests {
     const CHECK: &str = include_str!("../../check.sh");
     const MAINLINE: &str = include_str!("../../mainline.sh");
     const KERNELS: &str = include_str!("../../kernels.sh");
+    const SERIES: &str = include_str!("../../check-series.sh");
     const MAKEFILE: &str = include_str!("../../../Makefile");
 
     /// The calls of the program in a script that run scenarios: kernel and options, but for those that select nothing.
@@ -344,7 +350,9 @@ mod tests {
 
     #[test]
     fn the_runs_are_those_of_the_scripts() {
-        let mut called = [CHECK, MAINLINE, KERNELS, MAKEFILE].map(calls).concat();
+        let mut called = [CHECK, MAINLINE, KERNELS, SERIES, MAKEFILE]
+            .map(calls)
+            .concat();
         let mut known: Vec<&str> = RUNS.iter().map(|run| run.options).collect();
         called.sort();
         known.sort();

@@ -25,6 +25,9 @@ pub(super) const FLAVOUR: &str = "amd64";
 /// The debug kernel.
 pub(super) const DEBUG: &str = "debug";
 
+/// The kernel with the patches of `make series`. It has this project's driver built in.
+const SERIES: &str = "series";
+
 /// The options of the command line.
 pub struct Options {
     /// Selects the scenarios whose name, label or flavour contains this text.
@@ -163,14 +166,16 @@ impl Options {
         // Whether scenarios other than `Everywhere` run on this kernel.
         let is_usual = match self.flavour.as_str() {
             DEBUG => whole,
-            FLAVOUR => true,
+            FLAVOUR | SERIES => true,
             _ => self.full,
         };
+        let built_in = self.flavour == SERIES;
         sorted.retain(|scenario| match scenario.place() {
             Runs::Apart => scenario.name() == self.filter,
             Runs::Waits => whole && (self.emulated || any_time),
             _ if self.emulated && !any_time => false,
-            Runs::DebugKernel => debug,
+            _ if built_in && scenario.starts_unloaded() => false,
+            Runs::DebugKernel => debug || (built_in && scenario.name() == "kunit"),
             _ if scenario.other_machine().is_some() => whole && is_usual,
             Runs::Once => whole && is_usual,
             Runs::Versions => is_usual,
@@ -235,6 +240,11 @@ impl Options {
             // The debug kernel needs memory for its bookkeeping.
             config.memory *= 2;
             config.command_line = "kunit.autorun=0".to_owned();
+        }
+        if self.flavour == SERIES {
+            config.built_in = true;
+            let parameters = Module::Rust.parameters();
+            config.command_line = format!("kunit.autorun=0 hv_utils.{parameters}");
         }
         config
     }

@@ -17,6 +17,15 @@ const AGENT_READY: u8 = 2;
 /// The agent sends this byte when a command line has ended.
 const AGENT_DONE: u8 = 1;
 
+/// Binds the built-in drivers to their devices. File copy has a driver of its own. The bus refuses other devices.
+const BIND: &str =
+    "cd /sys/bus/vmbus/devices && for id in *; do for driver in ../drivers/hv_utils*; do \
+     echo $id >$driver/bind; done; done 2>/dev/null; true";
+
+/// Unbinds the built-in drivers from their devices.
+const UNBIND: &str = "cd /sys/bus/vmbus/drivers && for device in hv_utils*/*-*; do \
+     [ ! -e $device ] || echo ${device#*/} >${device%/*}/unbind || exit; done";
+
 /// The result of a command in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
@@ -162,13 +171,21 @@ impl Guest {
             .map(|_| ())
     }
 
-    /// Inserts a module from the initramfs, with all its services.
+    /// Inserts a module from the initramfs, with all its services. Binds built-in drivers to their devices instead: their
+    /// parameters are on the kernel's command line.
     pub fn insmod(&self, module: Module) -> Result<()> {
-        self.insmod_with(module, module.parameters())
+        match self.config().built_in {
+            true => self.sh_ok(BIND).map(|_| ()),
+            false => self.insmod_with(module, module.parameters()),
+        }
     }
 
-    /// Removes the module.
+    /// Removes the module. Unbinds built-in drivers from their devices instead.
     pub fn rmmod(&self) -> Result<()> {
-        self.sh_ok("rmmod hv_utils").map(|_| ())
+        let command = match self.config().built_in {
+            true => UNBIND,
+            false => "rmmod hv_utils",
+        };
+        self.sh_ok(command).map(|_| ())
     }
 }
