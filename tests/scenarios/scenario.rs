@@ -356,11 +356,8 @@ impl<'a> Context<'a> {
         self.guest.insmod(self.module)
     }
 
-    /// Inserts the module with parameters. Ends the scenario as skipped if the driver is built in.
+    /// Inserts the module with parameters. Not for a built-in driver.
     pub fn load_with(&self, parameters: &str) -> Result<()> {
-        if self.guest.config().built_in {
-            return Err(skip("a built-in driver has its parameters from the boot"));
-        }
         self.guest.insmod_with(self.module, parameters)
     }
 
