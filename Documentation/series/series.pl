@@ -54,7 +54,6 @@ sub description
 			push @directives, { verb => $verb, arguments => \@arguments, text => '' };
 		}
 	}
-	$directives[-1]{text} =~ s/\n+\z/\n/;
 	return { name => basename($name, '.txt'), message => $message, directives => \@directives };
 }
 

@@ -7,9 +7,8 @@
 //! cancels the work. As safe code could leak a `DelayedWork`, it is private to this crate: each one
 //! is part of a registration that ends when the device is unbound.
 //!
-//! [`Detached`] work is work for which unbinding must not wait. It runs on queues of the module.
-//! Unregistering the module's last driver, which happens when the module is removed, waits for this
-//! work.
+//! [`Detached`] work is work for which unbinding must not wait. It runs on queues that exist while
+//! a driver is registered. The removal of a driver's module waits for this work.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -262,7 +261,7 @@ impl Memory {
 }
 
 /// To be called before a driver is registered. From now on, work can be scheduled. The queues are
-/// named after the module's first driver.
+/// named after the first driver.
 ///
 /// Fails with `ENOMEM`.
 pub(crate) fn driver_registers(name: &CStr) -> Result {
@@ -332,7 +331,7 @@ impl Detached {
     /// Schedules the work to run soon, or to run again if it is running. May be called in any
     /// context.
     ///
-    /// Returns false, and does nothing, while no driver of the module is registered.
+    /// Returns false, and does nothing, while no driver is registered.
     pub fn schedule(this: &Arc<Self>) -> bool {
         USERS.fetch_add(1, Full);
         let queue = this.memory.queue().load(Acquire);
