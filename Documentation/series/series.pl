@@ -391,14 +391,14 @@ sub rustfmt
 	    map { "build/series/taken/$_" } grep { /\.rs$/ } @_);
 }
 
-# Replaces the first occurrence of a rule's old text.
+# Replaces all occurrences of a rule's old text.
 sub replaced
 {
 	my ($name, $text, $rule) = @_;
 	my ($from, $to) = split /^=>\n/m, $rule, 2;
 	die "$name: no \"=>\" in\n$rule" unless defined $to;
 	my $pattern = $from =~ /^~(.*)\n\z/ ? $1 : quotemeta $from;
-	$text =~ s/$pattern/$to/ms or die "$name: there is no\n$from";
+	$text =~ s/$pattern/$to/msg or die "$name: there is no\n$from";
 	return $text;
 }
 
