@@ -223,6 +223,28 @@ small_frames()
 	[ -n "$limit" ] && [ -z "$said" ]
 }
 
+# other OPTION=VALUE...: the last tree builds and links with other options, in a folder of its own.
+other()
+{
+	local out=$work/other option name
+	mkdir -p "$out"
+	configuration >"$work/other.config"
+	for option; do
+		name=CONFIG_${option%%=*}
+		sed -i "/^$name=/d" "$work/other.config"
+		echo "CONFIG_$option" >>"$work/other.config"
+	done
+	kmake KCONFIG_ALLCONFIG="$work/other.config" tinyconfig >/dev/null || return
+	for option; do
+		name=CONFIG_${option%%=*}
+		case $option in
+		*=n) ! grep "^$name=" "$out/.config" ;;
+		*) grep -qx "CONFIG_$option" "$out/.config" ;;
+		esac || { echo "the configuration lacks $option"; return 1; }
+	done
+	silent vmlinux modules
+}
+
 # Builds the kernel crate and the driver's folders after each patch, then the kernel.
 step_build()
 {
@@ -243,6 +265,10 @@ step_build()
 	tell "the configuration is as it should be" configured "$last" || true
 	tell "the kernel builds" silent bzImage modules || true
 	tell "no function has a large stack frame" small_frames || true
+	tell "the kernel builds with PTP as a module" other PTP_1588_CLOCK=m || true
+	tell "the kernel builds without sleep" other HIBERNATION=n SUSPEND=n || true
+	tell "the kernel builds without tracepoints" other FTRACE=n || true
+	tell "the kernel builds without VMBus" other HYPERV=n || true
 	tell "the selftests build" "$enter" make -s -C "$tree/tools/testing/selftests/hv_utils" OUTPUT="$work" || true
 }
 

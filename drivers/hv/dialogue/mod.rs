@@ -3,7 +3,7 @@
 //! The dialogue between a service and its daemon: a state machine for one question at a time.
 //!
 //! This code calls no kernel code, and does not depend on the contents of the messages. So KUnit in
-//! the kernel and `rustc --test` on the build machine can test all sequences of its events.
+//! the kernel and programs in user space can test all sequences of its events.
 
 #[cfg(any(test, CONFIG_KUNIT = "y"))]
 mod model;

@@ -4,7 +4,7 @@
 //! services share.
 //!
 //! This code works on byte slices only. It uses neither the kernel nor the channel. So KUnit in the
-//! kernel and `rustc --test` on the build machine can test it.
+//! kernel and programs in user space can test it.
 //!
 //! A message is the payload of an in-band VMBus packet. All numbers are little-endian:
 //!

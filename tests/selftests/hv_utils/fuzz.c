@@ -8,6 +8,9 @@
  * processes end. The caller has to check the kernel's log.
  *
  * Skips a device that a daemon has open.
+ *
+ * Not for guests that matter: answers a backup's FREEZE without freezing, and sets the state of the
+ * guest's applications, on which a cluster may act.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

@@ -8,7 +8,8 @@ require_driver
 
 clock=$(ptp_clock)
 [ -n "$clock" ] || skip_all "no PTP clock: the host offers no time synchronisation"
-command -v testptp >/dev/null || skip_all "no testptp in PATH (it is in the kernel's selftests)"
+PATH=$PATH:${KSELFTESTS:-$DIR/..}/ptp
+command -v testptp >/dev/null || skip_all "no testptp in PATH or in the kernel's selftests (ptp)"
 
 # now: prints the clock's time in seconds. Prints nothing before the host's first sample.
 now()
