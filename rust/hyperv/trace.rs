@@ -81,7 +81,8 @@ pub fn reply(service: &str, transaction: u64, status: u32, start: Start, was_sen
     let latency = start.map_or(0, |start| start.elapsed().as_nanos());
     let (name, len) = c(service);
 
-    // CAST: `CLOCK_MONOTONIC` does not go back. SAFETY: The name is valid for reads.
+    // CAST: `CLOCK_MONOTONIC` does not go back.
+    // SAFETY: The name is valid for reads.
     unsafe { raw::hv_utils_reply(name, len, transaction, status, latency as u64, was_sent) };
 }
 

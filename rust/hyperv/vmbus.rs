@@ -119,9 +119,10 @@ impl<T: Driver> Adapter<T> {
 
         from_result(|| {
             // SAFETY: `DeviceId` is a `#[repr(transparent)]` wrapper of `struct hv_vmbus_device_id`
-            // and does not add additional invariants, so it's safe to transmute. `id` is valid or
-            // null. `id` is null if `driver_override` or the driver's dynamic ids have changed
-            // since the match.
+            // and does not add additional invariants, so it's safe to transmute. `id` is null if
+            // `driver_override` or the driver's dynamic ids have changed since the match. Otherwise
+            // `id` is valid, except that hv_vmbus does not keep root from removing a dynamic id
+            // (`remove_id`) in this moment. Drivers in C have the same race.
             let id = unsafe { id.cast::<DeviceId>().as_ref() }.ok_or(ENODEV)?;
 
             // SAFETY: `id` is an entry of `T::ID_TABLE`, which is of type `IdArray<_, T::IdInfo>`,
