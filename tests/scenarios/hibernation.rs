@@ -56,14 +56,16 @@ pub const EXPECTED: &[&str] = &[
     "VSS: the backup is not consistent",
 ];
 
-/// Prepares hibernation: no delay at the test level, and memory for the threads that the kernel starts on resume. Skips
-/// the scenario if the kernel has no test levels.
+/// Prepares hibernation: no delay at the test level, and memory for the threads that the kernel starts on resume. The
+/// kernel takes twice that from the memory for the image, so free what other scenarios have left in caches. Skips the
+/// scenario if the kernel has no test levels.
 fn prepare(t: &Context<'_>) -> Result<()> {
     if t.sh("[ -e /sys/power/pm_test ]")?.status != 0 {
         return t.skip("this kernel has no pm_test (CONFIG_PM_DEBUG)");
     }
     t.sh_ok(
-        "echo 0 >/sys/module/hibernate/parameters/pm_test_delay && echo $((32 << 20)) >/sys/power/reserved_size",
+        "echo 0 >/sys/module/hibernate/parameters/pm_test_delay && echo $((24 << 20)) >/sys/power/reserved_size && \
+         sync && echo 3 >/proc/sys/vm/drop_caches",
     )
     .map(|_| ())
 }
