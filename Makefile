@@ -178,6 +178,10 @@ check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \
 		$(MAKE) $(quiet) guest-debug; fi
 	@tests/check.sh $(T)
 
+## check-more           runs the scenarios that make check has no time for; T=word runs those with the word in their names (2 min)
+check-more: guest-amd64 host
+	@tests/check.sh more $(T)
+
 ## bench                measures the instructions, exits and memory of this module and the kernel's own (15 min)
 bench: root guest-$(FLAVOUR) host
 	@$(enter) env OUTER_TIMEOUT=3600 build/host/scenarios --flavour $(FLAVOUR) bench
@@ -248,6 +252,6 @@ distclean: clean
 help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: modules modules_install samples deb have-kdir kdir kdir-all root host guests demo shell check bench faults mainline check-debug check-systemd check-packages doc series check-series kernels soak clean distclean help
+.PHONY: modules modules_install samples deb have-kdir kdir kdir-all root host guests demo shell check bench faults mainline check-debug check-more check-systemd check-packages doc series check-series kernels soak clean distclean help
 .PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/disks-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # check.sh [WORD]: runs the tests, in steps. make check calls this script after the build. With WORD, runs the step
-# of that name, or else the tests with WORD in their names. A step prints "ok - NAME", "not ok - NAME" or
+# of that name, or else the tests with WORD in their names. "check.sh more WORD" runs those of make check-more. A step prints "ok - NAME", "not ok - NAME" or
 # "ok - NAME # SKIP REASON" for each of its tests. This script counts them.
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -604,6 +604,12 @@ step_debug()
 	return $status
 }
 
+# make check-more: the scenarios that make check has no time for.
+step_more()
+{
+	OUTER_TIMEOUT=5400 scenarios amd64 --more yes --vcpus 1 --vmbus 6.0
+}
+
 # ssh_session FLAVOUR: runs ssh at the prompt, to Debian's sshd in the guest.
 ssh_session()
 {
@@ -736,13 +742,13 @@ run()
 
 steps=(format shellcheck choose clippy install checkpatch layers log_texts faults host unit properties coverage shell scenarios kernels bench)
 pattern=$word
-for name in "${steps[@]}" debug systemd packaged soak; do
+for name in "${steps[@]}" debug more systemd packaged soak; do
 	if [ "$name" = "$word" ]; then
 		steps=("$word")
-		pattern=
+		pattern=${2:-}
 	fi
 done
-if [ -n "$pattern" ]; then
+if [ -n "$pattern" ] && [ "$word" != more ]; then
 	steps=(unit scenarios)
 fi
 for name in "${steps[@]}"; do
@@ -781,5 +787,6 @@ echo "check: the slowest scenarios"
 slowest | awk '{ printf "%8.1f s  ", $1; $1 = ""; print substr($0, 2) }'
 sum <"$logs/tallies" | words
 IFS=' ' read -r passed failed skipped < <(awk -F ';' '{ p += $2; f += $3; s += $4 } END { print p + 0, f + 0, s + 0 }' "$logs/tallies")
+echo "$(build/host/scenarios list more | grep -c .) scenarios more: make check-more"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

@@ -23,8 +23,9 @@
 //! The methods of [`scenario::Scenario`] change this: the scenario acts for services of the host (`scripted`), inserts
 //! the module itself (`unloaded`), needs another machine (`machine`), ends the guest (`ends_guest`), waits for minutes
 //! (`waits`), needs the distribution's daemons (`daemons`), runs on each kernel (`everywhere`) or with other VMBus
-//! versions (`versions`), needs two processors (`race`), is not for C (`rust_only`), expects warnings in the log
-//! (`expects_log`), or has messages that depend on chance, so that the modules cannot be compared (`by_chance`).
+//! versions (`versions`), needs two processors (`race`), runs in `make check-more` only (`more`), is not for C
+//! (`rust_only`), expects warnings in the log (`expects_log`), or has messages that depend on chance, so that the modules
+//! cannot be compared (`by_chance`).
 //!
 //! A scenario fails if it returns an error, or if the kernel's log has an unexpected splat or warning. The line of the
 //! result then names a file in `build/results`, which has the transcript.
@@ -57,6 +58,7 @@ mod log;
 mod memory;
 mod packaged;
 mod plot;
+mod processors;
 mod profile;
 mod pushed;
 #[cfg(test)]
@@ -91,8 +93,8 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
        scenarios [OPTION]... demo           shows the module at work
        scenarios [OPTION]... bench [check]  measures both modules; check: only the cheap rows, against the baseline
        scenarios [OPTION]... bench profile ROW   prints the functions that a row of the benchmark spends its time in
-       scenarios list [debug|waits]         lists all scenarios, or those for the debug kernel, or those for emulated
-                                            time
+       scenarios list [debug|waits|more]    lists all scenarios, or those for the debug kernel, or those for emulated
+                                            time, or those of make check-more
        scenarios explain NAME               prints where a scenario runs and why, and what its flags mean
        scenarios list faults <DOCUMENT      prints the table of faults with the document's verdicts
   --flavour F      kernel, a folder of build/kernel (amd64)
@@ -102,6 +104,7 @@ usage: scenarios [OPTION]... check [WORD]   runs the scenarios with WORD (or $T)
   --full yes       all scenarios in all configurations; without it, kernels other than amd64 run few scenarios
   --whole no       only this module, and only scenarios that depend on processors and VMBus version
   --time emulated  only scenarios that wait for minutes, in a QEMU guest whose clock skips idle time
+  --more yes       only the scenarios of make check-more
   --control yes    only C, with the scenarios that are not for C; prints which pass (--time emulated is quicker)
   --patched FILE   initramfs with a C module that replaces the kernel's
   --peer KEY       keep C's results that passed with the same KEY; KEY stands for all that they depend on
@@ -121,6 +124,7 @@ fn all() -> Vec<&'static Scenario> {
         hibernation::SCENARIOS,
         selftests::SCENARIOS,
         sample::SCENARIOS,
+        processors::SCENARIOS,
         reload::SCENARIOS,
         removal::SCENARIOS,
         chardev::SCENARIOS,
@@ -181,11 +185,12 @@ fn main() -> ExitCode {
             let written = std::io::read_to_string(std::io::stdin());
             print(written.map(|written| faults::rewritten(&written)))
         }
-        ["list", which @ ..] if matches!(which, [] | ["debug" | "waits"]) => {
+        ["list", which @ ..] if matches!(which, [] | ["debug" | "waits" | "more"]) => {
             let mut listed = all();
             listed.retain(|scenario| match which {
                 ["debug"] => scenario.place() == Runs::DebugKernel,
                 ["waits"] => scenario.place() == Runs::Waits,
+                ["more"] => scenario.place() == Runs::More,
                 _ => true,
             });
             for scenario in listed {

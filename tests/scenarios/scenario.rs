@@ -46,6 +46,12 @@ impl Machine {
             config.services.push(Service::Echo);
         },
     };
+
+    /// Four processors.
+    pub const FOUR_PROCESSORS: Self = Self {
+        name: "four processors",
+        change: |config| config.vcpus = 4,
+    };
 }
 
 /// A scenario: one line of a table.
@@ -63,7 +69,7 @@ pub struct Scenario {
     runs: Runs,
 }
 
-/// Where `make check` runs a scenario. `make check-debug` runs all but those with [`Runs::Apart`].
+/// Where `make check` runs a scenario. `make check-debug` runs all but those with [`Runs::More`] and [`Runs::Apart`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Runs {
     /// On the stock kernel, with one processor and the newest VMBus version.
@@ -79,6 +85,8 @@ pub enum Runs {
     Waits,
     /// On the debug kernel. For faults that the stock kernel does not notice.
     DebugKernel,
+    /// In `make check-more`, or if the whole name is given. For scenarios for which `make check` has no time.
+    More,
     /// Only if the whole name is given. For scenarios that take long, or need images that `make check` does not build.
     Apart,
 }
@@ -104,6 +112,10 @@ impl Runs {
             Self::DebugKernel => Some((
                 "debug_kernel",
                 "Runs on the debug kernel: the stock kernel does not notice the fault.",
+            )),
+            Self::More => Some((
+                "more",
+                "Runs in make check-more, or if the whole name is given: make check has no time for the scenario.",
             )),
             Self::Apart => Some((
                 "apart",
@@ -154,6 +166,11 @@ impl Scenario {
     /// See [`Runs::DebugKernel`].
     pub const fn debug_kernel(self) -> Self {
         self.runs(Runs::DebugKernel)
+    }
+
+    /// See [`Runs::More`].
+    pub const fn more(self) -> Self {
+        self.runs(Runs::More)
     }
 
     /// See [`Runs::Apart`].

@@ -75,6 +75,11 @@ const RUNS: &[Run] = &[
         "Emulated time, for scenarios that wait for minutes.",
     ),
     run(
+        "check-more",
+        "amd64 --more yes --vcpus 1 --vmbus 6.0",
+        "The stock kernel, with both modules: make check has no time for the scenario.",
+    ),
+    run(
         "check-debug",
         "debug --module rust --vcpus 2 --vmbus 6.0",
         "The debug kernel, for all scenarios of this module.",
@@ -373,7 +378,7 @@ mod tests {
     fn each_scenario_runs_in_make_check() {
         let idle: Vec<&str> = crate::all()
             .into_iter()
-            .filter(|scenario| scenario.place() != Runs::Apart)
+            .filter(|scenario| !matches!(scenario.place(), Runs::Apart | Runs::More))
             .filter(|scenario| {
                 let check = RUNS.iter().filter(|run| run.target == "check");
                 let mut lines = check.filter_map(|run| run.line(scenario, false).unwrap());
@@ -382,6 +387,21 @@ mod tests {
             .map(|scenario| scenario.name())
             .collect();
         assert_eq!(idle, [""; 0]);
+    }
+
+    #[test]
+    fn a_scenario_of_make_check_more_runs_there_only() {
+        for scenario in crate::all() {
+            let targets: Vec<&str> = RUNS
+                .iter()
+                .filter(|run| run.line(scenario, false).unwrap().is_some())
+                .map(|run| run.target)
+                .collect();
+            match scenario.place() {
+                Runs::More => assert_eq!(targets, ["check-more"], "{}", scenario.name()),
+                _ => assert!(!targets.contains(&"check-more"), "{}", scenario.name()),
+            }
+        }
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Options {
     pub(super) whole: bool,
     /// Runs only the scenarios that wait for minutes, in emulated time. If false, runs the others.
     emulated: bool,
+    /// Runs only the scenarios of `make check-more`.
+    more: bool,
     pub(super) repeat: u32,
     /// Stands for all that C's results depend on. Results of a former run with the same key are kept.
     pub(super) peer: Option<String>,
@@ -72,6 +74,7 @@ impl Default for Options {
             full: false,
             whole: true,
             emulated: false,
+            more: false,
             repeat: 1,
             peer: None,
             faults: false,
@@ -106,6 +109,7 @@ impl Options {
             "--full" => self.full = value == "yes",
             "--whole" => self.whole = value != "no",
             "--time" => self.emulated = value == "emulated",
+            "--more" => self.more = value == "yes",
             "--control" => self.control = value == "yes",
             "--patched" => self.patched = Some(value.into()),
             "--peer" => self.peer = Some(value.to_owned()),
@@ -172,6 +176,10 @@ impl Options {
         let built_in = self.flavour == SERIES;
         sorted.retain(|scenario| match scenario.place() {
             Runs::Apart => scenario.name() == self.filter,
+            Runs::More => {
+                whole && is_usual && !self.emulated && (self.more || scenario.name() == self.filter)
+            }
+            _ if self.more => false,
             Runs::Waits => whole && (self.emulated || any_time),
             _ if self.emulated && !any_time => false,
             _ if built_in && scenario.starts_unloaded() => false,
