@@ -111,6 +111,10 @@ build/guest/disks-%.cpio: $(images) | build/kdir/%/.ready
 	@echo "[4/6] xfs and btrfs, $*"
 	@tests/guest/images.sh disks-$*
 
+build/guest/more-%.cpio: $(images) tests/guest/small-daemon.c | build/kdir/%/.ready
+	@echo "[4/6] programs for make check-more, $*"
+	@tests/guest/images.sh more-$*
+
 build/guest/chrony.cpio: $(images) | build/kdir/amd64/.ready
 	@echo "[4/6] chrony"
 	@tests/guest/images.sh chrony
@@ -179,7 +183,7 @@ check: guests $(if $(filter-out scenarios debug soak,$(T)),,guest-debug) \
 	@tests/check.sh $(T)
 
 ## check-more           runs the scenarios that make check has no time for; T=word runs those with the word in their names (2 min)
-check-more: guest-amd64 host
+check-more: guest-amd64 build/guest/more-amd64.cpio host
 	@tests/check.sh more $(T)
 
 ## bench                measures the instructions, exits and memory of this module and the kernel's own (15 min)
@@ -253,5 +257,5 @@ help:
 	@sed -n 's/^## /  /p' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: modules modules_install samples deb have-kdir kdir kdir-all root host guests demo shell check bench faults mainline check-debug check-more check-systemd check-packages doc series check-series kernels soak clean distclean help
-.PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/disks-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
+.PRECIOUS: build/kdir/%/.ready build/guest/inner-%.cpio build/guest/daemons-%.cpio build/guest/disks-%.cpio build/guest/more-%.cpio build/guest/rust-%.cpio build/guest/bench-%.cpio build/modules/%/hv_utils.ko
 .SECONDARY:

@@ -4,7 +4,7 @@
 # vmlinuz. NAME is one of
 #   outer               the outer guest
 #   inner-FLAVOUR       the inner guest
-#   daemons-FLAVOUR, disks-FLAVOUR, chrony
+#   daemons-FLAVOUR, disks-FLAVOUR, more-FLAVOUR, chrony
 #                       further files, to be appended to inner-FLAVOUR
 #   systemd-FLAVOUR     Debian with systemd
 #   packaged-FLAVOUR    Debian with packages that apt has installed
@@ -25,10 +25,11 @@ outer | chrony) flavour=amd64 ;;
 inner-*) flavour=${name#inner-} ;;
 daemons-*) flavour=${name#daemons-} ;;
 disks-*) flavour=${name#disks-} ;;
+more-*) flavour=${name#more-} ;;
 systemd-*) flavour=${name#systemd-} ;;
 packaged-*) flavour=${name#packaged-} ;;
 debian-*) flavour=${name#debian-} ;;
-*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, disks-amd64, chrony, systemd-amd64, packaged-amd64, debian-amd64" ;;
+*) die "no image is called $name" "there are outer, inner-amd64, daemons-amd64, disks-amd64, more-amd64, chrony, systemd-amd64, packaged-amd64, debian-amd64" ;;
 esac
 kernel=$build/kernel/$flavour
 [ -e "$kernel/.ready" ] || die "there is no build/kernel/$flavour" "make kdir FLAVOUR=$flavour creates it"
@@ -164,6 +165,18 @@ disks()
 	program "$debs/$suite-btrfs-progs/usr/sbin/mkfs.btrfs"
 	modules xfs btrfs
 	mv "$tree/modules/"*.ko "$tree/modules/order" "$tree/modules/disks/"
+}
+
+# more: adds programs for the scenarios of make check-more.
+more()
+{
+	local bits
+	mkdir -p "$tree/bin"
+	# A 32-bit compiler looks for the headers of the 64-bit one elsewhere.
+	for bits in 32 64; do
+		gcc "-m$bits" -Os -Wall -static -nostdlib -ffreestanding -fno-stack-protector -fno-pie -no-pie \
+			-idirafter /usr/include/x86_64-linux-gnu -o "$tree/bin/small-daemon-$bits" "$here/small-daemon.c"
+	done
 }
 
 # chrony: adds a time service that reads the PTP clock.
@@ -346,6 +359,7 @@ fi
 case $name in
 daemons-*) daemons ;;
 disks-*) disks ;;
+more-*) more ;;
 chrony) chrony ;;
 systemd-*) systemd ;;
 packaged-*) packaged ;;

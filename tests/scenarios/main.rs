@@ -39,6 +39,7 @@ mod bench;
 mod chardev;
 mod chrony;
 mod compare;
+mod compat;
 mod daemon;
 mod debug;
 mod demo;
@@ -125,6 +126,7 @@ fn all() -> Vec<&'static Scenario> {
         selftests::SCENARIOS,
         sample::SCENARIOS,
         processors::SCENARIOS,
+        compat::SCENARIOS,
         reload::SCENARIOS,
         removal::SCENARIOS,
         chardev::SCENARIOS,

@@ -8,6 +8,7 @@ use host::guest::Error;
 use host::guest::Guest;
 use host::guest::Module;
 use host::guest::Result;
+use host::images;
 use host::machine::Config;
 use host::service::Service;
 
@@ -51,6 +52,12 @@ impl Machine {
     pub const FOUR_PROCESSORS: Self = Self {
         name: "four processors",
         change: |config| config.vcpus = 4,
+    };
+
+    /// The programs of `make check-more`.
+    pub const MORE: Self = Self {
+        name: "more",
+        change: |config| config.initrds.push(images::more("amd64")),
     };
 }
 

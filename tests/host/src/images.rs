@@ -30,6 +30,12 @@ pub fn daemons(flavour: &str) -> PathBuf {
     guest.join(format!("daemons-{flavour}.cpio"))
 }
 
+/// The initramfs archive with programs for the scenarios of `make check-more`.
+pub fn more(flavour: &str) -> PathBuf {
+    let guest = build_folder().join("guest");
+    guest.join(format!("more-{flavour}.cpio"))
+}
+
 /// The folder with Debian's ssh, its libraries, the client's key and the guest's public key. `None` unless `initrds` has
 /// an archive of a guest with systemd.
 pub fn ssh_folder(initrds: &[PathBuf]) -> Option<PathBuf> {
