@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # check.sh [WORD]: runs the tests, in steps. make check calls this script after the build. With WORD, runs the step
-# of that name, or else the tests with WORD in their names. "check.sh more WORD" runs those of make check-more. A step prints "ok - NAME", "not ok - NAME" or
-# "ok - NAME # SKIP REASON" for each of its tests. This script counts them.
+# of that name, or else the tests with WORD in their names. "check.sh more WORD" runs those of make check-more. A step
+# prints "ok - NAME", "not ok - NAME" or "ok - NAME # SKIP REASON" for each of its tests. This script counts them.
 set -eu -o pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/../rust/kdir/lib.sh"
