@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # check-series.sh [STEP]...: tests the patches that make series has written. make check-series calls it. Steps:
 #   apply   each patch applies, passes checkpatch.pl, and refers only to files and symbols that exist (30 s)
-#   build   the tree builds without a warning after each patch that adds code (15 min)
+#   build   the tree builds without a warning after each patch that adds code, and in other configurations (25 min)
 #   doc     rustdoc, Sphinx and get_abi.py have no warnings about files of the series
 #   boot    the last tree's kernel with the driver built in passes scenarios and KUnit (20 min)
 # Without arguments, runs all steps. Documentation/testing.rst documents them.
