@@ -38,6 +38,7 @@ macro_rules! declare_trace {
         /// Returns whether the tracepoint is enabled.
         #[inline(always)]
         #[allow(clippy::multiple_unsafe_ops_per_block, reason = "a macro")]
+        #[cfg_attr(not(CONFIG_TRACEPOINTS), allow(dead_code))]
         $pub fn $is_on() -> bool {
             #[cfg(CONFIG_TRACEPOINTS)]
             {
