@@ -190,11 +190,19 @@ fn write_to_daemon(body: &[u8], message: &mut [u8; DAEMON_LEN]) -> Result<usize,
 #[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_fcopy))]
 mod tests {
     use super::super::tests::{
-        array,
         bytes,
         Bytes, //
     };
     use super::*;
+
+    // The tests' messages are on the heap: take slices instead of arrays.
+    fn to_daemon(body: &[u8], message: &mut [u8]) -> Result<(Operation, usize), Status> {
+        super::to_daemon(body, message.try_into().unwrap())
+    }
+
+    fn cancel(message: &mut [u8]) -> usize {
+        super::cancel(message.try_into().unwrap())
+    }
 
     /// Returns a `WRITE` of `size` bytes at offset 5, in a body of `len` bytes.
     fn write(len: usize, size: u32) -> Bytes {
@@ -210,7 +218,7 @@ mod tests {
         let mut message = bytes(0, DAEMON_LEN);
         let body = write(WRITE_DATA + 8, 7);
         assert_eq!(
-            to_daemon(&body, array(&mut message)),
+            to_daemon(&body, &mut message),
             Ok((Operation::Write, WRITE_LEN))
         );
         assert_eq!(wire::u32_native_at(&message, OPERATION), 1);
@@ -225,17 +233,17 @@ mod tests {
         let mut message = bytes(0, DAEMON_LEN);
         let body = write(WRITE_DATA + 8, 9);
         assert_eq!(
-            to_daemon(&body, array(&mut message)),
+            to_daemon(&body, &mut message),
             Err(Status::INVALID_ARGUMENT)
         );
         let body = write(WRITE_LEN + 8, WRITE_DATA_MAX + 1);
         assert_eq!(
-            to_daemon(&body, array(&mut message)),
+            to_daemon(&body, &mut message),
             Err(Status::INVALID_ARGUMENT)
         );
         let body = write(WRITE_LEN + 8, WRITE_DATA_MAX);
         assert_eq!(
-            to_daemon(&body, array(&mut message)),
+            to_daemon(&body, &mut message),
             Ok((Operation::Write, WRITE_LEN))
         );
     }
@@ -249,7 +257,7 @@ mod tests {
         wire::put_u32(&mut body, start::FLAGS, 3);
         wire::put_u64(&mut body, start::SIZE, 1 << 40);
         assert_eq!(
-            to_daemon(&body, array(&mut message)),
+            to_daemon(&body, &mut message),
             Ok((Operation::Start, start::LEN))
         );
         assert_eq!(&message[36..40], "äb\0".as_bytes());
@@ -277,7 +285,7 @@ mod tests {
         }
         let mut message = bytes(0, DAEMON_LEN);
         let mut path =
-            |count, each| to_daemon(&start(count, each), array(&mut message)).map(|(_, len)| len);
+            |count, each| to_daemon(&start(count, each), &mut message).map(|(_, len)| len);
         // 255 bytes; 511 with a slash; 518 and 521 with two.
         assert_eq!(path(85, 85), Ok(start::LEN));
         assert_eq!(path(86, 86), Err(Status::NAME_TOO_LONG));
@@ -293,22 +301,19 @@ mod tests {
             let mut body = [0; HEADER_LEN - 1];
             wire::put_u32(&mut body, OPERATION, operation);
             assert_eq!(
-                to_daemon(&body, array(&mut message)),
+                to_daemon(&body, &mut message),
                 Err(Status::INVALID_ARGUMENT)
             );
         }
         let mut body = [0; HEADER_LEN];
         wire::put_u32(&mut body, OPERATION, 3);
-        let theirs = to_daemon(&body, array(&mut message));
+        let theirs = to_daemon(&body, &mut message);
         assert_eq!(theirs, Ok((Operation::Cancel, HEADER_LEN)));
         let mut ours = bytes(0x77, DAEMON_LEN);
-        assert_eq!(cancel(array(&mut ours)), HEADER_LEN);
+        assert_eq!(cancel(&mut ours), HEADER_LEN);
         assert_eq!(ours[..HEADER_LEN], message[..HEADER_LEN]);
         wire::put_u32(&mut body, OPERATION, 4);
-        assert_eq!(
-            to_daemon(&body, array(&mut message)),
-            Err(Status::NOT_SUPPORTED)
-        );
+        assert_eq!(to_daemon(&body, &mut message), Err(Status::NOT_SUPPORTED));
     }
 
     #[test]
@@ -330,9 +335,9 @@ mod tests {
     fn a_piece_has_a_size() {
         let mut message = bytes(0, DAEMON_LEN);
         let body = write(WRITE_DATA, 0);
-        let asked = to_daemon(&body, array(&mut message));
+        let asked = to_daemon(&body, &mut message);
         assert_eq!(asked, Ok((Operation::Write, WRITE_LEN)));
-        let asked = to_daemon(&body[..WRITE_DATA - 1], array(&mut message));
+        let asked = to_daemon(&body[..WRITE_DATA - 1], &mut message);
         assert_eq!(asked, Err(Status::INVALID_ARGUMENT));
     }
 

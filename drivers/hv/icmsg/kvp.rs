@@ -361,13 +361,31 @@ impl From<TooLong> for Status {
 #[cfg_attr(not(test), kernel::prelude::kunit_tests(hv_utils_kvp))]
 mod tests {
     use super::super::tests::{
-        array,
         bytes,
         Bytes, //
     };
     use super::*;
 
     const BODY_LEN: usize = Layout::Text.host_len();
+
+    // The tests' messages are on the heap: take slices instead of arrays.
+    fn to_daemon(
+        layout: Layout,
+        body: &[u8],
+        registration: Registration,
+        message: &mut [u8],
+    ) -> Result<(), Refusal> {
+        super::to_daemon(layout, body, registration, message.try_into().unwrap())
+    }
+
+    fn from_daemon(
+        layout: Layout,
+        registration: Registration,
+        answer: &[u8],
+        body: &mut [u8],
+    ) -> Result<Option<Omitted>, Refusal> {
+        super::from_daemon(layout, registration, answer.try_into().unwrap(), body)
+    }
 
     /// Returns a host's body with this operation and pool.
     fn body(operation: u8, pool: u8) -> Bytes {
@@ -399,12 +417,7 @@ mod tests {
     fn value_set(body: &[u8], expected: &[u8]) {
         let mut message = bytes(0xff, DAEMON_LEN);
         assert_eq!(
-            to_daemon(
-                Layout::Text,
-                body,
-                Registration::Current,
-                array(&mut message)
-            ),
+            to_daemon(Layout::Text, body, Registration::Current, &mut message),
             Ok(())
         );
         let len = wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize;
@@ -417,12 +430,7 @@ mod tests {
     fn refused(body: &[u8], status: Status) {
         let mut message = bytes(0, DAEMON_LEN);
         assert_eq!(
-            to_daemon(
-                Layout::Text,
-                body,
-                Registration::Current,
-                array(&mut message)
-            ),
+            to_daemon(Layout::Text, body, Registration::Current, &mut message),
             Err(status.into())
         );
     }
@@ -492,7 +500,7 @@ mod tests {
                     Layout::Text,
                     &body(operation, 0),
                     Registration::Legacy,
-                    array(&mut message)
+                    &mut message
                 ),
                 Err(Status::NOT_SUPPORTED.into())
             );
@@ -504,12 +512,7 @@ mod tests {
         let mut host = set(0, 0, &[]);
         host[OPERATION] = 0;
         let mut message = bytes(0, DAEMON_LEN);
-        let asked = to_daemon(
-            Layout::Text,
-            &host,
-            Registration::Current,
-            array(&mut message),
-        );
+        let asked = to_daemon(Layout::Text, &host, Registration::Current, &mut message);
         assert_eq!(asked, Ok(()));
         assert_eq!(
             wire::u32_native_at(&message, BODY + value::VALUE_SIZE) as usize,
@@ -518,12 +521,7 @@ mod tests {
 
         wire::put_u32_native(&mut message, 0, 0);
         message[BODY + value::VALUE..][..3].copy_from_slice(b"hi\0");
-        let told = from_daemon(
-            Layout::Text,
-            Registration::Current,
-            array(&mut message),
-            &mut host,
-        );
+        let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
         assert_eq!(told, Ok(None));
         assert_eq!(&host[BODY + value::VALUE..][..6], b"h\0i\0\0\0");
         assert_eq!(wire::u32_at(&host, BODY + value::VALUE_SIZE), 6);
@@ -537,12 +535,7 @@ mod tests {
         // Neither text ends with a NUL.
         message[BODY + 4 + value::KEY..][..value::KEY_MAX].fill(b'k');
         message[BODY + 4 + value::VALUE..][..value::VALUE_MAX].fill(b'v');
-        let told = from_daemon(
-            Layout::Text,
-            Registration::Current,
-            array(&mut message),
-            &mut host,
-        );
+        let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
         assert_eq!(told, Ok(None));
         let at = |offset| wire::u32_at(&host, BODY + 4 + offset) as usize;
         assert_eq!(at(value::KEY_SIZE), value::KEY_MAX);
@@ -556,7 +549,7 @@ mod tests {
         let mut host = body(3, 2);
         let mut message = bytes(0, DAEMON_LEN);
         wire::put_u32_native(&mut message, 0, Status::NO_MORE_ITEMS.0);
-        let mut answer = |daemon| from_daemon(Layout::Text, daemon, array(&mut message), &mut host);
+        let mut answer = |daemon| from_daemon(Layout::Text, daemon, &message, &mut host);
         let end = Err(Status::NO_MORE_ITEMS.into());
         assert_eq!(answer(Registration::Current), end);
         // A legacy daemon ends the enumeration with an empty key.
@@ -570,7 +563,7 @@ mod tests {
             let mut host = body(4, 1);
             put_text(&mut host[adapter..], b"00:15");
             let mut message = bytes(0xff, DAEMON_LEN);
-            let asked = to_daemon(layout, &host, Registration::Current, array(&mut message));
+            let asked = to_daemon(layout, &host, Registration::Current, &mut message);
             assert_eq!(asked, Ok(()));
             assert_eq!(&message[BODY..][..6], b"00:15\0");
             assert!(message[BODY + 256..].iter().all(|byte| *byte == 0));
@@ -578,12 +571,7 @@ mod tests {
             // A text that cannot be converted to the layout is a failure.
             wire::put_u32_native(&mut message, 0, 0);
             message[BODY + 258..][..2].copy_from_slice(b"x\0");
-            let told = from_daemon(
-                layout,
-                Registration::Current,
-                array(&mut message),
-                &mut host,
-            );
+            let told = from_daemon(layout, Registration::Current, &message, &mut host);
             let why = told.err().and_then(|Refusal { status, why }| {
                 assert_eq!(status, Status::FAIL);
                 why
@@ -598,12 +586,7 @@ mod tests {
         let mut host = body(5, 1);
         wire::put_u32(&mut host, BODY, 65);
         let mut message = bytes(0, DAEMON_LEN);
-        let asked = to_daemon(
-            Layout::Binary,
-            &host,
-            Registration::Current,
-            array(&mut message),
-        );
+        let asked = to_daemon(Layout::Binary, &host, Registration::Current, &mut message);
         let (status, why) = asked.map_or_else(|it| (it.status, it.why), |()| (Status::OK, None));
         assert_eq!(status, Status::INVALID_ARGUMENT);
         assert!(why.is_some());
@@ -648,12 +631,7 @@ mod tests {
         let size = put_text(&mut host[BODY + 4..], b"k");
         wire::put_u32(&mut host, BODY, size);
         let mut message = bytes(0xff, DAEMON_LEN);
-        let asked = to_daemon(
-            Layout::Text,
-            &host,
-            Registration::Legacy,
-            array(&mut message),
-        );
+        let asked = to_daemon(Layout::Text, &host, Registration::Legacy, &mut message);
         assert_eq!(asked, Ok(()));
         assert_eq!(message[..2], [2, 1]);
         assert_eq!(wire::u32_native_at(&message, BODY), 2);
@@ -661,12 +639,7 @@ mod tests {
         // The answer says that the key is gone, and no more.
         wire::put_u32_native(&mut message, 0, 0);
         message[BODY..].fill(0xff);
-        let told = from_daemon(
-            Layout::Text,
-            Registration::Current,
-            array(&mut message),
-            &mut host,
-        );
+        let told = from_daemon(Layout::Text, Registration::Current, &message, &mut host);
         assert_eq!(told, Ok(None));
         assert_eq!(host[..2], [2, 1]);
         assert_eq!(wire::u32_at(&host, BODY), size);
@@ -678,12 +651,7 @@ mod tests {
         let mut host = body(3, 4);
         wire::put_u32(&mut host, BODY, i32::MAX as u32);
         let mut message = bytes(0xff, DAEMON_LEN);
-        let asked = to_daemon(
-            Layout::Text,
-            &host,
-            Registration::Current,
-            array(&mut message),
-        );
+        let asked = to_daemon(Layout::Text, &host, Registration::Current, &mut message);
         assert_eq!(asked, Ok(()));
         assert_eq!(message[..BODY], [3, 4, 0, 0]);
         assert_eq!(wire::u32_native_at(&message, BODY), i32::MAX as u32);
@@ -695,12 +663,7 @@ mod tests {
         let mut message = bytes(0, DAEMON_LEN);
         wire::put_u32_native(&mut message, 0, Status::FAIL.0);
         message[BODY + 4 + value::KEY] = b'k';
-        let told = from_daemon(
-            Layout::Text,
-            Registration::Legacy,
-            array(&mut message),
-            &mut host,
-        );
+        let told = from_daemon(Layout::Text, Registration::Legacy, &message, &mut host);
         assert_eq!(told, Ok(None));
         assert_eq!(wire::u32_at(&host, BODY + 4 + value::KEY_SIZE), 4);
         assert_eq!(&host[BODY + 4 + value::KEY..][..4], b"k\0\0\0");

@@ -346,17 +346,13 @@ mod tests {
     #[cfg(not(test))]
     pub(super) type Bytes = kernel::alloc::KVec<u8>;
 
-    /// Returns `len` bytes of this value. For long messages: KUnit runs tests on a kernel stack of 16 KiB.
+    /// Returns `len` bytes of this value, for long messages: KUnit runs tests on a kernel stack of
+    /// 16 KiB.
     pub(super) fn bytes(value: u8, len: usize) -> Bytes {
         #[cfg(test)]
         return vec![value; len];
         #[cfg(not(test))]
         return Bytes::from_elem(value, len, kernel::alloc::flags::GFP_KERNEL).unwrap();
-    }
-
-    /// Returns `bytes` as an array.
-    pub(super) fn array<const N: usize>(bytes: &mut [u8]) -> &mut [u8; N] {
-        bytes.try_into().unwrap()
     }
 
     const FRAMEWORKS: [Version; 2] = [Version::new(3, 0), Version::new(1, 0)];
