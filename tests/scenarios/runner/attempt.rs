@@ -69,10 +69,15 @@ fn prepare(scenario: &Scenario, context: &Context<'_>) -> Result<()> {
         return Ok(());
     }
     context.load()?;
-    for &service in &context.config().services {
+    wait_open(context, context.module())
+}
+
+/// Waits until the module has opened the channels of all its services.
+pub(super) fn wait_open(guest: &Guest, module: Module) -> Result<()> {
+    for &service in &guest.config().services {
         // C has no file copy: its daemon uses uio. The echo device is the sample's.
-        if service != Service::Echo && (service, context.module()) != (Service::FCopy, Module::C) {
-            context.channel(service).wait_open()?;
+        if service != Service::Echo && (service, module) != (Service::FCopy, Module::C) {
+            guest.channel(service).wait_open()?;
         }
     }
     Ok(())

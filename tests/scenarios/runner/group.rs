@@ -10,11 +10,11 @@ use host::guest::Guest;
 use host::guest::Module;
 use host::guest::Result;
 use host::machine::Config;
-use host::service::Service;
 use host::service::Version;
 use host::snapshot::Snapshot;
 
 use super::attempt::run_scenario;
+use super::attempt::wait_open;
 use super::attempt::Ran;
 use super::options::Options;
 use super::place::shown;
@@ -29,17 +29,6 @@ use crate::report::Report;
 use crate::scenario::skip;
 use crate::scenario::skip_reason;
 use crate::scenario::Scenario;
-
-/// A built-in driver has bound to its devices during the boot. Unbinds it: scenarios bind it when they want it.
-fn serves_from_boot(guest: &Guest) -> Result<()> {
-    for &service in &guest.config().services {
-        // The echo device is the sample's.
-        if service != Service::Echo {
-            guest.channel(service).wait_open()?;
-        }
-    }
-    guest.rmmod()
-}
 
 /// The emulation of processors failed: the run says nothing about the module.
 struct Breakdown(String);
@@ -135,7 +124,9 @@ impl<'a> Group<'a> {
         let mut guest = Guest::boot(&config)?;
         println!("# booted in {:.1} s", guest.boot_time().as_secs_f64());
         if config.built_in {
-            serves_from_boot(&guest)?;
+            // The driver has bound to its devices during the boot. Scenarios begin without it, as without a module.
+            wait_open(&guest, Module::Rust)?;
+            guest.rmmod()?;
         }
         let snapshot = match more {
             true => Some(guest.save()?),
